@@ -1,0 +1,181 @@
+"""The door: options, help and exit codes. One file a command.
+
+Exit codes: 0 good, 1 a check failed, 2 usage or bad input, 3 not available, 70 a bug in attncli,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import typer
+
+from attncli import __version__
+from attncli.cli import options
+from attncli.cli.compute import compute
+from attncli.errors import AttnError, FileError, InputError, TooLarge
+
+UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
+
+app = typer.Typer(
+    name="attncli",
+    rich_markup_mode=None,  # plain help: calm at 80 columns, and no rich to load
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(cls=options.Command)(compute)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"attncli {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def attncli(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Compute and inspect attention: weights, outputs and stability, from files or a pipe.
+
+    \b
+    Examples:
+      attncli compute qkv.npz --causal
+      attncli compute --help
+    """
+
+
+def main() -> int:
+    """Run the program on ``sys.argv`` and return its exit code. Never raises, never a traceback."""
+    arguments = sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a label must not break an ASCII terminal
+            stream.reconfigure(errors="replace")
+    if "_ATTNCLI_COMPLETE" in os.environ:
+        app(prog_name="attncli")
+    code = 0
+    try:
+        code = _run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()  # whoever read us has seen enough
+    except BaseException as error:
+        if os.environ.get("ATTNCLI_TRACEBACK"):
+            import traceback
+
+            traceback.print_exc()
+        code = _fail(error, arguments)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Parse and run; click's own ``main`` would swallow closed pipes and interrupts."""
+    command = typer.main.get_command(app)
+    try:
+        if not arguments:
+            arguments = ["--help"]
+        with command.make_context("attncli", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    return 0
+
+
+def _fail(error: BaseException, arguments: Sequence[str]) -> int:
+    """Say on stderr (or as JSON) what went wrong and return the exit code."""
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        _say("interrupted")
+        _drop_stdout()
+        return 130
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 2
+    known = _known(error)
+    if known is None:
+        _say(
+            f"internal error: {type(error).__name__}: {str(error)[:300]}\n"
+            "       this is a bug in attncli; for a report, run it again with ATTNCLI_TRACEBACK=1"
+        )
+        _drop_stdout()
+        return 70
+    try:
+        from attncli import render
+
+        names = [a for a in arguments if a in {c.callback.__name__ for c in app.registered_commands if c.callback}]
+        render.show_error(known, json=_wants_json(arguments), command=names[0] if names else None)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+    return known.exit_code
+
+
+def _known(error: BaseException) -> AttnError | None:
+    """Return what the user can mend, or None for a bug."""
+    if isinstance(error, AttnError):
+        return error
+    if isinstance(error, UsageError):
+        return _usage(error)
+    if isinstance(error, MemoryError):
+        return TooLarge(
+            "not enough memory", "compute a part, or leave weights and the like out of --include"
+        )
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "no space left to write" if full else "cannot write"
+        where = error.filename or "standard output"
+        return FileError(f"{what} {where}" + ("" if full else f": {error.strerror or error}"))
+    return None
+
+
+def _usage(error: Any) -> AttnError:
+    """A usage error in our own words, with the nearest thing that exists."""
+    text = str(error.format_message()).split(" (Possible options")[0].rstrip(".")
+    message, _, hint = text.partition(". Did you mean ")
+    path = error.ctx.command_path if error.ctx else "attncli"
+    near = getattr(error, "possibilities", None)
+    wrong = getattr(error, "option_name", None)
+    if near is None and wrong and error.ctx:
+        known = [name for p in error.ctx.command.params for name in p.opts]
+        near = get_close_matches(wrong, known, 1) if wrong not in known else None
+    if near:
+        hint = f"{sorted(near)[0]}?"
+    usage = InputError(
+        message[:1].lower() + message[1:],
+        f"did you mean {hint.rstrip('?')}? " * bool(hint) + f"(all options: {path} --help)",
+    )
+    usage.code = "usage"
+    return usage
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    pairs = zip(arguments, (*arguments[1:], ""), strict=True)
+    return any(a in ("--json", "--format=json") or (a, b) == ("--format", "json") for a, b in pairs)
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, AttributeError):
+        pass  # nobody listens
+
+
+def _drop_stdout() -> None:
+    """Throw away what is left to print, so that Python does not trip over it when it ends."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, AttributeError, ValueError):
+        pass

@@ -1,0 +1,185 @@
+"""``attncli compute``: from files and flags to a report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from attncli.cli import options
+from attncli.errors import AttnError, InputError
+
+if TYPE_CHECKING:
+    from attncli import files, inputs
+    from attncli.report import Labels, Report
+
+EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -"""
+
+
+def compute(
+    bundle: options.Bundle = None,
+    query: options.Query = None,
+    key: options.Key = None,
+    value: options.Value = None,
+    past_key: options.PastKey = None,
+    past_value: options.PastValue = None,
+    kv_lengths: options.KvLengths = None,
+    layout: options.Layout = None,
+    heads: options.Heads = None,
+    kv_heads: options.KvHeads = None,
+    tokens: options.Tokens = None,
+    query_tokens: options.QueryTokens = None,
+    key_tokens: options.KeyTokens = None,
+    mask: options.Mask = None,
+    causal: options.Causal = False,
+    attn_mask: options.AttnMask = None,
+    mask_polarity: options.MaskPolarity = None,
+    scale: options.Scale = None,
+    softcap: options.Softcap = None,
+    sink: options.Sink = None,
+    dtype: options.Dtype = None,
+    softmax_dtype: options.SoftmaxDtype = None,
+    backend: options.Backend = "numpy",
+    threads: options.Threads = None,
+    time: options.Time = False,
+    batch: options.Batch = None,
+    head: options.Head = None,
+    rows: options.Rows = None,
+    keys: options.Keys = None,
+    top: options.Top = None,
+    heatmap: options.Heatmap = False,
+    steps: options.Steps = False,
+    full: options.Full = False,
+    output: options.Output = None,
+    include: options.Include = None,
+    format: options.Format = None,
+    json: options.Json = False,
+    color: options.Color = None,
+    no_color: options.NoColor = False,
+) -> None:
+    """Attention of Q, K, V: weights, output, stability statistics.
+
+    Each query is compared with all keys; the softmax of these scores are the weights, and the
+    output is the mean of the values under these weights: softmax(Q·Kᵀ/√D)·V.
+
+    BUNDLE is a file that holds query, key and value (or q, k, v) by name, or a single tensor for
+    self-attention: JSON, .npy, .npz, .safetensors or a PyTorch file. A missing value is the key,
+    a missing key is the query. Shapes are (L, D), (H, L, D) or (B, H, L, D). Options on the
+    command line win over options in a JSON file.
+
+    With NDJSON on standard input, one problem a line, the results are NDJSON too.
+
+    \b
+    Examples:
+      attncli compute qkv.npz --causal
+      attncli compute -q q.npy -k k.npy -v v.npy -o out.npz
+      attncli compute x.json --tokens 'the cat sat' --steps
+      echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -
+    """
+    shown = options.format_of(format, json)
+    names = options.names_of(include)
+    target = None
+    if output is not None:
+        target = options.target_of(
+            output, names or ("output",), json=shown == "json", is_terminal=sys.stdout.isatty
+        )
+    if bundle is None and query is None:
+        raise InputError("nothing to compute: no BUNDLE and no --query", f"try: {EXAMPLE}")
+    if "-" in (bundle, query) and sys.stdin is not None and sys.stdin.isatty():
+        print('reading {"query": [[…], …], …} from the keyboard; Ctrl-D ends it', file=sys.stderr)
+
+    from attncli import files, inputs, render, report_compute, run
+
+    flags = inputs.Flags(
+        query=query, key=key, value=value, past_key=past_key, past_value=past_value,
+        kv_lengths=kv_lengths, layout=layout, heads=heads, kv_heads=kv_heads, tokens=tokens,
+        query_tokens=query_tokens, key_tokens=key_tokens,
+        mask=(*(mask or ()), *(["causal"] if causal else [])), attn_mask=attn_mask,
+        mask_polarity=mask_polarity, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
+        softmax_dtype=softmax_dtype,
+    )  # fmt: skip
+
+    def answer(
+        source: files.Bundle | None, progress: Callable[[float], None] | None
+    ) -> tuple[Report, Labels]:
+        given = inputs.gather(source, flags)
+        if target:
+            options.keep_inputs(target[0], given.sources)
+        problem = given.pose()
+        labels = given.labels(problem)
+        view = inputs.view(
+            problem, batch=batch, head=head, rows=rows, keys=keys, top=top, heatmap=heatmap,
+            steps=steps, full=full, time=time,
+        )  # fmt: skip
+        want = report_compute.wanted(problem, view, names or (), shown == "json")
+        result = run.solve(
+            problem, backend=backend, threads=threads, want=want, progress=progress
+        )
+        report = report_compute.compute_report(result, labels, view, names, notes=given.notes)
+        return report, labels
+
+    source = None if bundle is None else files.read_many(bundle)
+    if isinstance(source, files.Records):
+        if target or shown not in ("table", "json"):
+            wish = "-o" if target else f"--format {shown}"
+            raise InputError(
+                f"{wish} cannot hold the results of NDJSON, one a line",
+                "leave it out: the results are NDJSON on standard output",
+            )
+        stream_answers(source, lambda one: answer(one, None)[0])
+        return
+    with render.progress() as progress:
+        report, labels = answer(source, progress)
+    render.show_warnings(report.warnings)
+    if target:
+        save(*target, report, labels, names)
+    if target is None or target[0] != "-":
+        when = "never" if no_color else color or "auto"
+        render.show(report, shown, color=when)
+    if target and target[0] != "-":
+        sys.stdout.flush()
+        print(f"wrote {target[0]} ({', '.join(names or ('output',))})", file=sys.stderr)
+    raise typer.Exit(report.exit_code)
+
+
+def stream_answers(records: files.Records, answer: Callable[[files.Bundle], Report]) -> None:
+    """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed."""
+    from attncli import files, render
+
+    failed = False
+    try:
+        for record in records:
+            try:
+                if isinstance(record, AttnError):
+                    raise record
+                report = answer(record)
+            except AttnError as error:
+                failed = True
+                problem = {"code": error.code, "message": error.message, "hint": error.hint}
+                line = files.dumps({"error": problem, "line": records.line})
+                sys.stdout.buffer.write(line + b"\n")
+            else:
+                render.show_warnings([f"line {records.line}: {w}" for w in report.warnings])
+                render.show(report, "ndjson")
+                failed = failed or bool(report.exit_code)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        pass  # nobody reads any more: what happened so far decides
+    raise typer.Exit(1 if failed else 0)
+
+
+def save(
+    path: str, suffix: str, report: Report, labels: Labels, names: tuple[str, ...] | None
+) -> None:
+    """Write the arrays asked for; JSON and safetensors carry the labels along."""
+    from attncli import files
+
+    arrays = report.arrays if names else {"output": report.arrays["output"]}
+    extra: dict[str, Any] = {
+        f"{role}_tokens": tokens if len(tokens) > 1 else tokens[0]
+        for role in ("query", "key")
+        if (tokens := getattr(labels, role)) is not None
+    }
+    files.write(path, arrays, extra=extra, format=suffix)

@@ -1,0 +1,59 @@
+"""Everything that attncli raises on purpose.
+
+AttnError                    a mistake in what was asked; exit code 2
+├── InputError               values, shapes or options that do not fit together
+│   ├── MaskError            a mask that cannot be read or does not fit
+│   └── TooLarge             the result would not fit into memory
+├── FileError                a file that cannot be read or written
+└── Unavailable              a backend, device or optional package that is not there; exit code 3
+
+Anything else that escapes is a bug in attncli, not a mistake of its user.
+"""
+
+from __future__ import annotations
+
+
+class AttnError(Exception):
+    """A mistake in what was asked: ``message`` says what was found, ``hint`` what to do instead."""
+
+    code = "error"
+    exit_code = 2
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class InputError(AttnError):
+    """Values, shapes or options that do not fit together."""
+
+    code = "bad_input"
+
+
+class MaskError(InputError):
+    """A mask expression or tensor that cannot be read or does not fit."""
+
+    code = "bad_mask"
+
+
+class TooLarge(InputError):
+    """The result would not fit into memory."""
+
+    code = "too_large"
+
+
+class FileError(AttnError):
+    """A file that cannot be read or written."""
+
+    code = "bad_file"
+
+
+class Unavailable(AttnError):
+    """A backend, device or optional package that is not there."""
+
+    code = "unavailable"
+    exit_code = 3

@@ -1,0 +1,450 @@
+"""Tensors in and out of files: one table of formats, told by content and never by name.
+
+A tensor reference is ``PATH``, ``PATH::NAME`` or ``-`` (standard input). Reading yields a
+`Bundle`, whose arrays are made when they are asked for; binary formats are memory-mapped, so an
+array may be read-only. Nothing in a file is ever executed.
+
+Anything wrong with a file raises `FileError`; a missing optional package raises `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+from attncli import files_binary, files_json
+from attncli.errors import AttnError, FileError
+from attncli.files_binary import (
+    PICKLE_HINT,
+    READABLE,
+    Array,
+    Buffer,
+    Entry,
+    Header,
+    header_of,
+    listed,
+    reading,
+)
+from attncli.files_json import dumps
+from attncli.files_write import atomic, write
+
+__all__ = [
+    "ROLES",
+    "Bundle",
+    "Header",
+    "Records",
+    "atomic",
+    "dumps",
+    "find",
+    "read",
+    "read_lines",
+    "read_many",
+    "read_tensor",
+    "write",
+]
+
+#: What a tensor may be called in a bundle. Case does not matter.
+ROLES: Mapping[str, tuple[str, ...]] = {
+    "query": ("query", "q"),
+    "key": ("key", "k"),
+    "value": ("value", "v"),
+    "attn_mask": ("attn_mask", "mask", "attention_mask"),
+    "key_padding_mask": ("key_padding_mask",),
+    "hidden_states": ("hidden_states", "x"),
+    "memory": ("memory", "encoder_hidden_states"),
+    "memory_value": ("memory_value",),
+    "past_key": ("past_key", "k_cache"),
+    "past_value": ("past_value", "v_cache"),
+    "kv_lengths": ("kv_lengths", "cache_seqlens"),
+    "positions": ("positions", "position_ids"),
+    "rope_cos": ("rope_cos", "cos"),
+    "rope_sin": ("rope_sin", "sin"),
+    "sink": ("sink", "sinks"),
+    "weights": ("weights", "attn_weights"),
+    "output": ("output", "out", "o"),
+    "lse": ("lse", "softmax_lse", "logsumexp"),
+    "grad_output": ("grad_output", "dout", "do"),
+    "grad_query": ("grad_query", "dq"),
+    "grad_key": ("grad_key", "dk"),
+    "grad_value": ("grad_value", "dv"),
+}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The tensors of one file by name; a bare array has the one name ``""``.
+
+    ``tensors`` makes or maps an array when it is asked for: that may raise `FileError`.
+    ``options`` are the members of a JSON object that are no tensors.
+    """
+
+    source: str
+    kind: str
+    tensors: Mapping[str, Array]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def header(self, name: str) -> Header:
+        """Shape, dtype and size of a tensor; only JSON has to read the data for it."""
+        if name not in self.tensors:
+            raise _unknown_name(self, name)
+        known = self.tensors.header(name) if isinstance(self.tensors, _Lazy) else None
+        return known or header_of(self.tensors[name])
+
+
+class _Lazy(Mapping[str, Array]):
+    """Arrays by name, each made once, on its first use."""
+
+    def __init__(self, entries: Mapping[str, Entry]) -> None:
+        self._entries = dict(entries)
+        self._made: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if name not in self._made:
+            self._made[name] = self._entries[name].load()
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def header(self, name: str) -> Header | None:
+        known = self._entries[name].header
+        return known() if known else None
+
+    def entry(self, name: str) -> Entry:
+        return self._entries[name]
+
+    def only(self, names: list[str]) -> _Lazy:
+        return _Lazy({name: self._entries[name] for name in names})
+
+
+# -- reading ----------------------------------------------------------------------------------
+
+
+def read(ref: str) -> Bundle:
+    """Read one bundle from ``PATH``, ``PATH::NAME``, ``-`` or ``-::NAME``.
+
+    With a NAME only that tensor remains, or all tensors below ``NAME.`` with their whole names.
+    """
+    found = read_many(ref)
+    if isinstance(found, Bundle):
+        return found
+    found.close()
+    raise FileError(
+        f"{_label(_split(ref)[0])} holds several JSON documents, one a line; expected one",
+        "pick one line, as in: sed -n 1p FILE | attncli …",
+    )
+
+
+def read_many(ref: str) -> Bundle | Records:
+    """Like `read`, but NDJSON comes back as an iterator over its bundles and errors.
+
+    It is NDJSON when a line that is a whole document is followed by anything but blank lines, so
+    the first result waits for the second line; from there on each line is handed on as it comes.
+    """
+    path, name = _split(ref)
+    found = _read_stdin() if path == "-" else _read_path(path)
+    if name is None:
+        return found
+    if not isinstance(found, Bundle):
+        found.close()
+        raise FileError(
+            f"{_label(path)} holds several JSON documents: '::{name}' cannot choose from them"
+        )
+    names = [n for n in found.tensors if n == name]
+    names = names or [n for n in found.tensors if n.startswith(name.rstrip(".") + ".")]
+    if not names:
+        raise _unknown_name(found, name)
+    tensors = found.tensors
+    assert isinstance(tensors, _Lazy)
+    return replace(found, tensors=tensors.only(names))
+
+
+def read_tensor(ref: str) -> Array:
+    """Read exactly one tensor, of any shape."""
+    bundle = read(ref)
+    if len(bundle.tensors) == 1:
+        return next(iter(bundle.tensors.values()))
+    if not bundle.tensors:
+        raise FileError(f"{bundle.source} holds no tensor")
+    raise FileError(
+        f"{bundle.source} holds {listed(bundle.tensors)}; expected one tensor",
+        f"name it: {_path(bundle)}::{next(iter(bundle.tensors))}",
+    )
+
+
+def find(bundle: Bundle, role: str) -> tuple[str, Array] | None:
+    """The tensor that plays a role (a key of `ROLES`) under whatever name it has, or None."""
+    wanted = ROLES.get(role, (role.lower(),))
+    names = [name for name in bundle.tensors if name.lower() in wanted]
+    if len(names) > 1:
+        raise FileError(
+            f"{bundle.source} holds {' and '.join(map(repr, names))}: which is the {role}?",
+            f"keep one of them, or name it: {_path(bundle)}::{names[0]}",
+        )
+    return (names[0], bundle.tensors[names[0]]) if names else None
+
+
+class Records(Iterator["Bundle | AttnError"]):
+    """One bundle a line of NDJSON, or the error that stands in its place; blank lines skipped.
+
+    ``line`` is the number of the last line read, from 1.
+    """
+
+    line = 0
+
+    def __init__(self, lines: Iterator[bytes], source: str, close: Callable[[], None]) -> None:
+        self._lines = enumerate(lines, 1)
+        self._source = source
+        self.close = close
+
+    def __next__(self) -> Bundle | AttnError:
+        while True:
+            with reading(self._source):
+                number, line = next(self._lines, (0, b""))
+            if not line:
+                self.close()
+                raise StopIteration
+            if not line.isspace():
+                self.line = number
+                try:
+                    return _json_bundle(line, f"{self._source}, line {number}")
+                except AttnError as error:
+                    return error
+
+
+STDIN = "standard input"
+
+
+def read_lines(stream: BinaryIO, source: str = STDIN) -> Records:
+    """Read NDJSON: a bundle a line as it arrives; a bad line yields its error."""
+    return Records(iter(stream.readline, b""), source, lambda: None)
+
+
+_stdin_bundles: weakref.WeakKeyDictionary[BinaryIO, Bundle] = weakref.WeakKeyDictionary()
+
+
+def _read_stdin() -> Bundle | Records:
+    if sys.stdin is None:
+        raise FileError("standard input is closed")
+    stream: BinaryIO = sys.stdin.buffer
+    if stream not in _stdin_bundles:
+        with reading(STDIN):
+            found = _read_stream(stream, STDIN, lambda: None)
+        if not isinstance(found, Bundle):
+            return found
+        _stdin_bundles[stream] = found  # so that -::query and -::key can both be asked for
+    return _stdin_bundles[stream]
+
+
+def _read_path(path: str) -> Bundle | Records:
+    with reading(path):
+        if os.path.isdir(path):
+            return _read_folder(path)
+        stream = open(path, "rb")  # noqa: SIM115 (NDJSON keeps a pipe open)
+    found: Bundle | Records | None = None
+    try:
+        with reading(path):
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                found = _read_stream(stream, path, stream.close)
+            elif not status.st_size:
+                raise FileError(f"{path} is empty")
+            else:
+                mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                if _is_text(mapped[:64]):
+                    found = _read_stream(mapped, path, stream.close)
+                else:
+                    found = _read_binary(mapped, path, path)
+    finally:
+        if not isinstance(found, Records):
+            stream.close()
+    return found
+
+
+def _read_stream(
+    stream: BinaryIO | mmap.mmap, source: str, close: Callable[[], None]
+) -> Bundle | Records:
+    lines: list[bytes] = []
+
+    def next_line() -> bytes:
+        while line := stream.readline():
+            lines.append(line)
+            if not line.isspace():
+                return line
+        return b""
+
+    first = next_line()
+    if not first:
+        raise FileError(f"{source} is empty{' (only blanks)' if lines else ''}")
+    if not _is_text(first[:64]):
+        return _read_binary(b"".join(lines) + stream.read(), source, None)
+    lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+    if first[-64:].rstrip()[-1:] not in b"[{,:":  # else the document goes on
+        try:
+            only: Bundle | None = _json_bundle(lines[-1], source)
+        except AttnError:
+            only = None
+        second = next_line()
+        if only and not second:
+            return _with_shards(only, source)
+        if only or second[:1] == b"{":
+            return Records(chain(lines, iter(stream.readline, b"")), source, close)
+    return _with_shards(_json_bundle(b"".join(lines) + stream.read(), source), source)
+
+
+def _is_text(head: bytes) -> bool:
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    return b"\0" not in head and (not start or start[:1] in b"{[")
+
+
+def _read_binary(data: Buffer, source: str, path: str | None) -> Bundle:
+    """Read what is no JSON; ``path`` is None when there is no file behind the bytes."""
+    head = data[:64]
+    if head.startswith(b"\x93NUMPY"):
+        return Bundle(source, "npy", _Lazy(files_binary.read_npy(data, source)))
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        members = files_binary.zip_members(data, source, path)
+        if any(n == "data.pkl" or n.endswith("/data.pkl") for n in members):
+            return Bundle(source, "torch", _Lazy(files_binary.read_torch(data, source, path)))
+        return Bundle(source, "npz", _Lazy(files_binary.read_npz(data, source, path)))
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= SAFETENSORS_LIMIT:
+        return Bundle(source, "safetensors", _Lazy(files_binary.read_safetensors(data, source)))
+    if head.startswith(TORCH_LEGACY):
+        return Bundle(source, "torch", _Lazy(files_binary.read_torch(data, source, None)))
+    for magic, what, hint in KNOWN:
+        if head.startswith(magic):
+            raise FileError(f"{source} is {what}, which attncli does not read", hint)
+    raise FileError(
+        f"{source} is in no known format: it begins with {bytes(head[:12])!r}", READABLE
+    )
+
+
+SAFETENSORS_LIMIT = 100_000_000  # of the header, as the safetensors library has it
+TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_UTF16_HINT = "expected UTF-8: iconv -f UTF-16 -t UTF-8 FILE"
+KNOWN: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
+    (b"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip FILE"),
+    (b"BZh", "bzip2-compressed", "unpack it first: bunzip2 FILE"),
+    (b"\xfd7zXZ", "xz-compressed", "unpack it first: unxz FILE"),
+    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first: unzstd FILE"),
+    ((b"\xff\xfe", b"\xfe\xff", b"{\0", b"[\0", b"\0{", b"\0["), "UTF-16 text", _UTF16_HINT),
+    ((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), "a Python pickle", PICKLE_HINT),
+    (b"GGUF", "a GGUF file", READABLE),
+    (b"\x89HDF", "an HDF5 file", READABLE),
+    (b"PAR1", "a Parquet file", READABLE),
+    (b"version https://git-lfs", "a Git LFS pointer, not the data", "fetch it: git lfs pull"),
+)
+
+
+def _read_folder(path: str) -> Bundle:
+    names = sorted(os.listdir(path))
+    tensors = [n for n in names if n.endswith(".safetensors")]
+    wanted = (
+        "model.safetensors.index.json",
+        "model.safetensors",
+        "pytorch_model.bin.index.json",
+        "pytorch_model.bin",
+    )
+    for name in (*wanted, *(tensors if len(tensors) == 1 else ())):
+        if name in names:
+            return read(os.path.join(path, name))
+    raise FileError(
+        f"{path} is a folder without model.safetensors or its index; it holds {listed(names)}",
+        f"name a file: {os.path.join(path, names[0] if names else 'FILE')}",
+    )
+
+
+def _with_shards(bundle: Bundle, source: str) -> Bundle:
+    """The tensors that a shard index points to, or the bundle itself if it is none."""
+    shards = bundle.options.get("weight_map")
+    if not isinstance(shards, dict):
+        return bundle
+    if source == STDIN:
+        raise FileError(
+            "standard input is a shard index: its shards cannot be found from there",
+            "name the file or its folder instead",
+        )
+    files: dict[str, Bundle] = {}
+    entries: dict[str, Entry] = {}
+    for name, file in shards.items():
+        if not isinstance(file, str) or os.path.basename(file) != file or file in ("", ".", ".."):
+            raise FileError(f"{source} keeps '{name}' in {file!r}; expected a file beside it")
+        if file not in files:
+            files[file] = read(os.path.join(os.path.dirname(source), file))
+        shard = files[file].tensors
+        if not isinstance(shard, _Lazy) or name not in shard:
+            raise FileError(f"{source} says that '{name}' is in {file}, but it is not there")
+        entries[name] = shard.entry(name)
+    return Bundle(source, next((b.kind for b in files.values()), "safetensors"), _Lazy(entries))
+
+
+def _json_bundle(data: bytes, source: str) -> Bundle:
+    value = files_json.parse(data, source)
+    if isinstance(value, list):
+        return Bundle(source, "json", _Lazy({"": _json_entry(value, source, "")}))
+    if not isinstance(value, dict):
+        raise FileError(
+            f"{source} is {files_json.described(value)}; expected an array or an object"
+        )
+    tensors = {name: member for name, member in value.items() if files_json.is_tensor(member)}
+    return Bundle(
+        source,
+        "json",
+        _Lazy({name: _json_entry(member, source, name) for name, member in tensors.items()}),
+        MappingProxyType({name: member for name, member in value.items() if name not in tensors}),
+    )
+
+
+def _json_entry(value: list[Any], source: str, name: str) -> Entry:
+    return Entry(lambda: files_json.to_array(value, source, name))
+
+
+def _split(ref: str) -> tuple[str, str | None]:
+    """Path and name; the last '::' parts them whose left side exists."""
+    if "::" not in ref or os.path.exists(ref):
+        return ref, None
+    cut = len(ref)
+    while (cut := ref.rfind("::", 0, cut)) > 0:
+        path, name = ref[:cut], ref[cut + 2 :]
+        if path == "-" or os.path.exists(path):
+            break
+    else:
+        path, _, name = ref.rpartition("::")
+    if not path or not name:
+        raise FileError(
+            f"'{ref}' lacks the {'name after' if path else 'path before'} '::'",
+            "a tensor is named as PATH or PATH::NAME",
+        )
+    return path, name
+
+
+def _path(bundle: Bundle) -> str:
+    return "-" if bundle.source == STDIN else bundle.source
+
+
+def _label(path: str) -> str:
+    return STDIN if path == "-" else path
+
+
+def _unknown_name(bundle: Bundle, name: str) -> FileError:
+    import difflib
+
+    near = difflib.get_close_matches(name, list(bundle.tensors), 1, 0.5)
+    return FileError(
+        f"{bundle.source} has no tensor '{name}'; it holds {listed(bundle.tensors)}",
+        f"did you mean '{near[0]}'?" if near else None,
+    )

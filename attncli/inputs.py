@@ -1,0 +1,411 @@
+"""From files and flags to a problem: which tensor plays which role, and what labels it.
+
+A flag wins over the file. Nothing here knows a command's options by their spelling but for its
+messages, nor computes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from attncli import files, mask_language
+from attncli.errors import FileError, InputError
+from attncli.files import Bundle
+from attncli.problem import Problem, Scale, pose
+from attncli.report import Labels, View
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Tokens = tuple[tuple[str, ...], ...]
+
+#: Members of a bundle that are options; whatever else is in there is left alone.
+OPTIONS = (
+    "mask", "causal", "mask_polarity", "scale", "softcap", "sink", "heads", "kv_heads", "layout",
+    "kv_lengths", "tokens", "query_tokens", "key_tokens",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line says, None where it says nothing. Tensors are references."""
+
+    query: str | None = None
+    key: str | None = None
+    value: str | None = None
+    past_key: str | None = None
+    past_value: str | None = None
+    kv_lengths: str | None = None
+    layout: str | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    tokens: str | None = None
+    query_tokens: str | None = None
+    key_tokens: str | None = None
+    mask: tuple[str, ...] = ()
+    attn_mask: str | None = None
+    mask_polarity: str | None = None
+    scale: str | None = None
+    softcap: float | None = None
+    sink: str | None = None
+    dtype: str | None = None
+    softmax_dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``arguments`` for ``problem.pose``; ``tokens`` by role; ``sources`` are the files read."""
+
+    arguments: Mapping[str, Any]
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+
+    def pose(self) -> Problem:
+        """Return the problem, or raise InputError for what does not fit together."""
+        return pose(**self.arguments)
+
+    def labels(self, problem: Problem) -> Labels:
+        """Return the labels, which must be as many as the positions they label."""
+        roles = {"query": problem.queries, "key": problem.keys}
+        found: dict[str, Tokens] = {}
+        both = self.tokens.get("tokens")
+        if both is not None:
+            unlabelled = [role for role in roles if f"{role}_tokens" not in self.tokens]
+            if len({roles[role] for role in unlabelled}) > 1:
+                raise InputError(
+                    f"tokens labels queries and keys alike, but there are {problem.queries} "
+                    f"queries and {problem.keys} keys",
+                    "give --query-tokens and --key-tokens",
+                )
+            found = dict.fromkeys(unlabelled, both)
+        for role, length in roles.items():
+            name = f"{role}_tokens" if f"{role}_tokens" in self.tokens else "tokens"
+            tokens = self.tokens.get(name)
+            if tokens is not None:
+                _check_tokens(name, tokens, role, length, problem.batch)
+                found[role] = tokens
+        return Labels(found.get("query"), found.get("key"))
+
+
+def gather(bundle: Bundle | None, flags: Flags) -> Inputs:
+    """Find every tensor and option of an attention problem in ``bundle`` and ``flags``.
+
+    Raises InputError or FileError for what is missing, ambiguous or of the wrong type.
+    """
+    return _Gathering(bundle, flags).inputs()
+
+
+class _Gathering:
+    def __init__(self, bundle: Bundle | None, flags: Flags) -> None:
+        self.bundle = bundle
+        self.flags = flags
+        self.notes: list[str] = []
+        self.sources = [bundle.source] if bundle else []
+        self.options: dict[str, Any] = {}
+        if bundle:
+            self.options = {
+                name.lower(): value
+                for name, value in bundle.options.items()
+                if name.lower() in OPTIONS and value is not None
+            }
+
+    def inputs(self) -> Inputs:
+        flags = self.flags
+        scale, source = self.scale()
+        query = self.query()
+        arguments = {
+            "query": query,
+            **{r: self.floats(r) for r in ("key", "value", "past_key", "past_value")},
+            "kv_lengths": self.kv_lengths(),
+            "mask": self.masks(),
+            "scale": scale,
+            "scale_source": source,
+            "softcap": self.pick("softcap", _number, "a positive number"),
+            "sink": self.sink(),
+            "heads": self.pick("heads", _count, "a positive integer"),
+            "kv_heads": self.pick("kv_heads", _count, "a positive integer"),
+            "layout": self.pick("layout", _word, "bhld or blhd") or "bhld",
+            "dtype": flags.dtype,
+            "softmax_dtype": flags.softmax_dtype,
+        }
+        tokens = {n: self.tokens(n) for n in ("tokens", "query_tokens", "key_tokens")}
+        return Inputs(
+            arguments,
+            {name: value for name, value in tokens.items() if value is not None},
+            tuple(dict.fromkeys(self.notes)),
+            tuple(dict.fromkeys(self.sources)),
+        )
+
+    # -- tensors --
+
+    def tensor(self, role: str, ref: str | None = None) -> tuple[Array, str] | None:
+        """The tensor of a role and the kind of its file; ``ref`` wins over the bundle."""
+        if ref is None:
+            found = files.find(self.bundle, role) if self.bundle else None
+            return (found[1], self.bundle.kind) if found and self.bundle else None
+        bundle = files.read(ref)
+        self.sources.append(bundle.source)
+        found = files.find(bundle, role) if len(bundle.tensors) > 1 else None
+        return (found[1] if found else files.read_tensor(ref)), bundle.kind
+
+    def floats(self, role: str) -> Array | None:
+        found = self.tensor(role, getattr(self.flags, role))
+        return self.noted(role, *found) if found else None
+
+    def noted(self, role: str, array: Array, kind: str) -> Array:
+        # JSON has one kind of number; in a binary file an integer was somebody's choice
+        if array.dtype.kind in "iu" and kind != "json":
+            self.notes.append(f"{role} converted from {array.dtype}")
+        return array
+
+    def query(self) -> Array:
+        """The query; failing that hidden states, failing that the only tensor there is."""
+        found = self.tensor("query", self.flags.query)
+        bundle = self.bundle
+        if bundle is None:
+            if found is None:
+                raise InputError("no query", "name it: -q FILE")
+            return self.noted("query", *found)
+        if self.flags.query is not None and "" in bundle.tensors:
+            raise InputError(
+                f"{bundle.source} is one unnamed tensor, but --query is given as well",
+                f"say what it is: -k {bundle.source}",
+            )
+        found = found or self.tensor("hidden_states")
+        if found is None:
+            names = list(bundle.tensors)
+            known = {*OPTIONS, *(alias for aliases in files.ROLES.values() for alias in aliases)}
+            rest = names if len(names) == 1 else [n for n in names if n.lower() not in known]
+            if len(rest) != 1:
+                raise InputError(
+                    f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
+                    f"it holds {_listed(names)}",
+                    f"say which it is: -q {bundle.source}::{rest[0]}" if rest else
+                    'expected at least {"query": [[…], …]}',
+                )  # fmt: skip
+            found = bundle.tensors[rest[0]], bundle.kind
+        return self.noted("query", *found)
+
+    def kv_lengths(self) -> Any:
+        text = self.flags.kv_lengths
+        if text is not None and re.fullmatch(r"[\d,\s]*\d[\d,\s]*", text):
+            return [int(n) for n in text.replace(",", " ").split()]
+        if text is None and "kv_lengths" in self.options:
+            return self.checked("kv_lengths", _count_or_zero, "an integer or a list of integers")
+        found = self.tensor("kv_lengths", text)
+        return found[0] if found else None
+
+    def sink(self) -> Any:
+        text = self.flags.sink
+        if text is not None and (number := _parsed(text)) is not None:
+            return number
+        if text is None and "sink" in self.options:
+            return self.checked("sink", _number, "a number or one per head")
+        found = self.tensor("sink", text)
+        return found[0] if found else None
+
+    # -- masks --
+
+    def masks(self) -> list[Any]:
+        texts = list(self.flags.mask)
+        if not texts:
+            if "mask" in self.options:
+                texts.append(self.checked("mask", _word, "a mask expression, such as \"causal\""))
+            if self.checked("causal", _truth, "true or false"):
+                texts.append("causal")
+        maskers: list[Any] = [mask_language.masker(text) for text in texts]
+        polarity = self.pick("mask_polarity", _word, "keep or ignore")
+        found = self.tensor("attn_mask", self.flags.attn_mask)
+        if found:
+            maskers.append(mask_language.tensor_masker(found[0], polarity or "keep"))
+        elif self.flags.mask_polarity:
+            raise InputError(
+                "--mask-polarity is given, but there is no mask tensor", "add --attn-mask FILE"
+            )
+        return maskers
+
+    # -- options --
+
+    def pick(self, name: str, valid: Callable[[Any], bool], expected: str) -> Any:
+        """The flag of that name, or the file's option, or None."""
+        flag = getattr(self.flags, name)
+        return self.checked(name, valid, expected) if flag is None else flag
+
+    def checked(self, name: str, valid: Callable[[Any], bool], expected: str) -> Any:
+        if name not in self.options:
+            return None
+        value = self.options[name]
+        if not valid(value):
+            assert self.bundle
+            raise InputError(
+                f"{self.bundle.source}: '{name}' is {_shown(value)}", f"expected {expected}"
+            )
+        return value
+
+    def scale(self) -> tuple[Scale, str]:
+        text = self.flags.scale
+        if text is None:
+            value = self.checked("scale", _scale, 'a number, "auto" or "none"')
+            return ("auto", "") if value is None else (value, "from file")
+        if text in ("auto", "none"):
+            return text, ""  # type: ignore[return-value]
+        number = _parsed(text)
+        if number is None:
+            raise InputError(f"--scale is '{text}'", "expected a number, auto or none")
+        return number, "given"
+
+    def tokens(self, name: str) -> Tokens | None:
+        text = getattr(self.flags, name)
+        if text is not None:
+            return self.token_file(text[1:]) if text.startswith("@") else (tuple(text.split()),)
+        if name in self.options:
+            tokens = _token_lists(self.options[name])
+            if tokens is None:
+                self.checked(name, lambda _: False, "a list of strings, or one for each batch")
+            return tokens
+        names = [n for n in self.bundle.tensors if n.lower() == name] if self.bundle else []
+        return _token_lists(self.bundle.tensors[names[0]].tolist()) if names and self.bundle else None
+
+    def token_file(self, path: str) -> Tokens:
+        self.sources.append(path)
+        try:
+            with open(path, encoding="utf-8") as stream:
+                text = stream.read()
+        except UnicodeDecodeError:
+            raise FileError(f"{path} is no UTF-8 text", "expected tokens, one a line") from None
+        except OSError as error:
+            raise FileError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        if not text.lstrip().startswith("["):
+            return (tuple(text.splitlines()),)
+        import json
+
+        try:
+            tokens = _token_lists(json.loads(text))
+        except (ValueError, RecursionError):
+            return (tuple(text.splitlines()),)  # a token such as [CLS] begins like a list
+        if tokens is None:
+            raise FileError(
+                f"{path} is JSON, but no list of tokens", 'expected ["I", "like", "you"]'
+            )
+        return tokens
+
+
+def _check_tokens(name: str, tokens: Tokens, role: str, length: int, batch: int) -> None:
+    if len(tokens) not in (1, batch):
+        raise InputError(
+            f"{name} has {len(tokens)} lists but the batch has {batch}",
+            "give one list for each batch element, or one for all",
+        )
+    for b, some in enumerate(tokens):
+        if len(some) != length:
+            where = f" for batch element {b}" if len(tokens) > 1 else ""
+            raise InputError(
+                f"{name} has {len(some)} tokens{where} but the {role} has length {length}",
+                "give one token for each position (they are split on blanks)",
+            )
+
+
+def _token_lists(value: Any) -> Tokens | None:
+    """A list of tokens, or one for each batch element; token ids are tokens too."""
+    if not isinstance(value, list):
+        return None
+    lists = value if value and all(isinstance(item, list) for item in value) else [value]
+    if not all(type(token) in (str, int) for some in lists for token in some):
+        return None
+    return tuple(tuple(map(str, some)) for some in lists)
+
+
+def view(
+    problem: Problem,
+    *,
+    batch: str | None = None,
+    head: str | None = None,
+    rows: str | None = None,
+    keys: str | None = None,
+    **how: Any,
+) -> View:
+    """Return the part of a problem to show; ``how`` are the other members of View."""
+    return View(
+        batch=selection("--batch", batch, problem.batch),
+        head=selection("--head", head, problem.heads),
+        rows=selection("--rows", rows, problem.queries),
+        keys=selection("--keys", keys, problem.keys),
+        **how,
+    )
+
+
+def selection(name: str, text: str | None, size: int) -> tuple[int, ...] | None:
+    """Return the indices of ``3``, ``0:16``, ``1,4``, ``-1`` or ``0:4,10`` among ``size``.
+
+    Slices are Python's; an index or a slice that hits nothing raises InputError.
+    """
+    if text is None:
+        return None
+    chosen: dict[int, None] = {}
+    for part in text.split(","):
+        pieces = [piece.strip() for piece in part.split(":")]
+        try:
+            numbers = [int(piece) if piece else None for piece in pieces]
+            if len(pieces) > 3 or pieces == [""] or numbers[2:] == [0]:
+                raise ValueError
+        except ValueError:
+            raise InputError(
+                f"{name}: '{part.strip()}' is no selection",
+                "write an index (3, -1), a range (0:16), or several (1,4)",
+            ) from None
+        index = numbers[0]
+        if len(numbers) > 1:
+            hits = range(size)[slice(*numbers)]
+        elif index is not None and -size <= index < size:
+            hits = range(index % size, index % size + 1)
+        else:
+            hits = range(0)
+        if not hits:
+            valid = f"expected {-size} to {size - 1}" if size else "there are none to choose from"
+            raise InputError(f"{name}: {part.strip()} is out of range", valid)
+        chosen.update(dict.fromkeys(hits))
+    return tuple(chosen)
+
+
+def _parsed(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _count_or_zero(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _scale(value: Any) -> bool:
+    return _number(value) or value in ("auto", "none")
+
+
+def _shown(value: Any) -> str:
+    text = files.dumps(value).decode()
+    return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:10]) + ", …" * (len(names) > 10) if names else "no tensors"
