@@ -786,6 +786,22 @@ def test_standard_output(capfdbinary: Any, tmp_path: Path, monkeypatch: pytest.M
         same(files.read_tensor("-"), sample("float64"))
 
 
+@pytest.mark.parametrize(
+    ("trouble", "wanted"),
+    [(BrokenPipeError(), BrokenPipeError), (OSError(28, "No space left"), FileError)],
+)
+def test_standard_output_that_fails(
+    monkeypatch: pytest.MonkeyPatch, trouble: OSError, wanted: type[Exception]
+) -> None:
+    def write(_: bytes) -> None:
+        raise trouble
+
+    stream = SimpleNamespace(write=write, flush=lambda: None)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=stream, flush=lambda: None))
+    with pytest.raises(wanted):
+        files.write("-", {"a": np.ones(1)}, format=".json")
+
+
 def test_binary_is_refused_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
     with pytest.raises(FileError, match="terminal"):

@@ -25,8 +25,6 @@ NESTED_LIMIT = 32
 
 def parse(data: bytes, source: str) -> Any:
     """The value of a JSON text; two members of one name are an error."""
-    import json
-
     import orjson
 
     with _json_errors(source):
@@ -38,6 +36,8 @@ def parse(data: bytes, source: str) -> Any:
             value = _parse_bare_non_finite(data)
         # A member that was dropped leaves its colon behind.
         if data.count(b":") != _colons(value):
+            import json
+
             json.loads(data, object_pairs_hook=lambda pairs: _unique(pairs, source))
     return value
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from attncli.errors import FileError
-from attncli.files_binary import (
+from attncli.files.binary import (
     Array,
     listed,
     native,
@@ -23,7 +23,7 @@ from attncli.files_binary import (
     write_npz,
     write_safetensors,
 )
-from attncli.files_json import dumps
+from attncli.files.text import dumps
 
 
 def write(
@@ -61,9 +61,10 @@ def write(
             f"{suffix} is binary and standard output is a terminal",
             "redirect it (> FILE) or write .json",
         )
-    sys.stdout.flush()
-    WRITERS[suffix](sys.stdout.buffer, arrays, extra)
-    sys.stdout.buffer.flush()
+    with _writing("standard output"):
+        sys.stdout.flush()
+        WRITERS[suffix](sys.stdout.buffer, arrays, extra)
+        sys.stdout.buffer.flush()
 
 
 @contextmanager
@@ -104,6 +105,8 @@ def atomic(path: str) -> Iterator[BinaryIO]:
 def _writing(path: str) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # nobody reads on: not an error of the file
+        raise
     except OSError as error:
         raise os_error(error, path, "write") from None
 

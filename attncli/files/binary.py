@@ -8,6 +8,7 @@ library raises on damaged bytes becomes a `FileError`.
 from __future__ import annotations
 
 import errno
+import contextlib
 import io
 import math
 import mmap
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from attncli.errors import AttnError, FileError, Unavailable
-from attncli.files_json import dumps
+from attncli.files.text import dumps
 
 if TYPE_CHECKING:
     import zipfile
@@ -147,8 +148,11 @@ def _safetensors_length(data: Buffer) -> int:
     return int.from_bytes(data[:8], "little")
 
 
-def read_safetensors(data: Buffer, source: str) -> Entries:
-    """The tensors of a safetensors file, mapped; its header must account for every byte."""
+def read_safetensors(data: Buffer, source: str) -> tuple[Entries, dict[str, Any]]:
+    """The tensors of a safetensors file, mapped, and its metadata.
+
+    Its header must account for every byte. Metadata are strings; one that is JSON is read as such.
+    """
     import orjson
 
     start = 8 + _safetensors_length(data)
@@ -160,7 +164,13 @@ def read_safetensors(data: Buffer, source: str) -> Entries:
     damaged = "a damaged safetensors file"
     with reading(source, damaged):
         described = orjson.loads(data[8:start])
-    described.pop("__metadata__", None)
+    if not isinstance(described, dict):
+        raise FileError(f"{source} is {damaged}: its header is no object")
+    metadata = described.pop("__metadata__", None)
+    options = dict(metadata) if isinstance(metadata, dict) else {}
+    for name, value in options.items():
+        with contextlib.suppress(ValueError, TypeError):
+            options[name] = orjson.loads(value)
     entries: dict[str, Entry] = {}
     spans: list[tuple[int, int, str]] = []
     for name, what in described.items():
@@ -183,7 +193,7 @@ def read_safetensors(data: Buffer, source: str) -> Entries:
             )
         end = b
     _expect_bytes(source, end, len(data) - start)
-    return entries
+    return entries, options
 
 
 def _safetensors_entry(

@@ -20,9 +20,9 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
-from attncli import files_binary, files_json
 from attncli.errors import AttnError, FileError
-from attncli.files_binary import (
+from attncli.files import binary, text
+from attncli.files.binary import (
     PICKLE_HINT,
     READABLE,
     Array,
@@ -33,8 +33,8 @@ from attncli.files_binary import (
     listed,
     reading,
 )
-from attncli.files_json import dumps
-from attncli.files_write import atomic, write
+from attncli.files.text import dumps
+from attncli.files.write import atomic, write
 
 __all__ = [
     "ROLES",
@@ -83,7 +83,8 @@ class Bundle:
     """The tensors of one file by name; a bare array has the one name ``""``.
 
     ``tensors`` makes or maps an array when it is asked for: that may raise `FileError`.
-    ``options`` are the members of a JSON object that are no tensors.
+    ``options`` are the members of a JSON object that are no tensors, or the metadata of a
+    safetensors file.
     """
 
     source: str
@@ -315,16 +316,17 @@ def _read_binary(data: Buffer, source: str, path: str | None) -> Bundle:
     """Read what is no JSON; ``path`` is None when there is no file behind the bytes."""
     head = data[:64]
     if head.startswith(b"\x93NUMPY"):
-        return Bundle(source, "npy", _Lazy(files_binary.read_npy(data, source)))
+        return Bundle(source, "npy", _Lazy(binary.read_npy(data, source)))
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        members = files_binary.zip_members(data, source, path)
+        members = binary.zip_members(data, source, path)
         if any(n == "data.pkl" or n.endswith("/data.pkl") for n in members):
-            return Bundle(source, "torch", _Lazy(files_binary.read_torch(data, source, path)))
-        return Bundle(source, "npz", _Lazy(files_binary.read_npz(data, source, path)))
+            return Bundle(source, "torch", _Lazy(binary.read_torch(data, source, path)))
+        return Bundle(source, "npz", _Lazy(binary.read_npz(data, source, path)))
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= SAFETENSORS_LIMIT:
-        return Bundle(source, "safetensors", _Lazy(files_binary.read_safetensors(data, source)))
+        entries, options = binary.read_safetensors(data, source)
+        return Bundle(source, "safetensors", _Lazy(entries), MappingProxyType(options))
     if head.startswith(TORCH_LEGACY):
-        return Bundle(source, "torch", _Lazy(files_binary.read_torch(data, source, None)))
+        return Bundle(source, "torch", _Lazy(binary.read_torch(data, source, None)))
     for magic, what, hint in KNOWN:
         if head.startswith(magic):
             raise FileError(f"{source} is {what}, which attncli does not read", hint)
@@ -393,14 +395,12 @@ def _with_shards(bundle: Bundle, source: str) -> Bundle:
 
 
 def _json_bundle(data: bytes, source: str) -> Bundle:
-    value = files_json.parse(data, source)
+    value = text.parse(data, source)
     if isinstance(value, list):
         return Bundle(source, "json", _Lazy({"": _json_entry(value, source, "")}))
     if not isinstance(value, dict):
-        raise FileError(
-            f"{source} is {files_json.described(value)}; expected an array or an object"
-        )
-    tensors = {name: member for name, member in value.items() if files_json.is_tensor(member)}
+        raise FileError(f"{source} is {text.described(value)}; expected an array or an object")
+    tensors = {name: member for name, member in value.items() if text.is_tensor(member)}
     return Bundle(
         source,
         "json",
@@ -410,7 +410,7 @@ def _json_bundle(data: bytes, source: str) -> Bundle:
 
 
 def _json_entry(value: list[Any], source: str, name: str) -> Entry:
-    return Entry(lambda: files_json.to_array(value, source, name))
+    return Entry(lambda: text.to_array(value, source, name))
 
 
 def _split(ref: str) -> tuple[str, str | None]:
