@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from attncli.errors import AttnError as AttnError
     from attncli.masks import Mask as Mask
+    from attncli.rope import Rope as Rope
     from attncli.run import Result as Result
     from attncli.run import attend as attend
     from attncli.run import statistics as statistics
 
 __version__ = "0.1.0"
-__all__ = ["AttnError", "Mask", "Result", "__version__", "attend", "statistics"]
+__all__ = ["AttnError", "Mask", "Result", "Rope", "__version__", "attend", "statistics"]
 
 _HOMES = {
     "AttnError": "attncli.errors",
     "Mask": "attncli.masks",
     "Result": "attncli.run",
+    "Rope": "attncli.rope",
     "attend": "attncli.run",
     "statistics": "attncli.run",
 }

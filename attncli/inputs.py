@@ -6,18 +6,23 @@ messages, nor computes anything.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attncli import files, mask_language
 from attncli.errors import FileError, InputError
 from attncli.files import Bundle
+from attncli.masks import Extent
 from attncli.problem import Problem, Scale, pose
 from attncli.report import Labels, View
+
+if TYPE_CHECKING:
+    from attncli.rope import Rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tokens = tuple[tuple[str, ...], ...]
@@ -25,7 +30,8 @@ Tokens = tuple[tuple[str, ...], ...]
 #: Members of a bundle that are options; whatever else is in there is left alone.
 OPTIONS = (
     "mask", "causal", "mask_polarity", "scale", "softcap", "sink", "heads", "kv_heads", "layout",
-    "kv_lengths", "tokens", "query_tokens", "key_tokens",
+    "kv_lengths", "tokens", "query_tokens", "key_tokens", "rope", "rope_theta", "rope_dim",
+    "rope_scaling",
 )  # fmt: skip
 
 
@@ -53,6 +59,13 @@ class Flags:
     sink: str | None = None
     dtype: str | None = None
     softmax_dtype: str | None = None
+    rope: str | None = None
+    rope_theta: float | None = None
+    rope_dim: int | None = None
+    rope_scaling: str | None = None
+    rope_cos: str | None = None
+    rope_sin: str | None = None
+    positions: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +81,7 @@ class Inputs:
         """Return the problem, or raise InputError for what does not fit together."""
         return pose(**self.arguments)
 
-    def labels(self, problem: Problem) -> Labels:
+    def labels(self, problem: Problem | Extent) -> Labels:
         """Return the labels, which must be as many as the positions they label."""
         roles = {"query": problem.queries, "key": problem.keys}
         found: dict[str, Tokens] = {}
@@ -99,6 +112,12 @@ def gather(bundle: Bundle | None, flags: Flags) -> Inputs:
     return _Gathering(bundle, flags).inputs()
 
 
+def gather_tokens(flags: Flags) -> Inputs:
+    """Find the labels among ``flags`` alone."""
+    gathering = _Gathering(None, flags)
+    return Inputs({}, gathering.all_tokens(), sources=tuple(gathering.sources))
+
+
 class _Gathering:
     def __init__(self, bundle: Bundle | None, flags: Flags) -> None:
         self.bundle = bundle
@@ -112,6 +131,8 @@ class _Gathering:
                 for name, value in bundle.options.items()
                 if name.lower() in OPTIONS and value is not None
             }
+            if str(bundle.options.get("schema")).startswith("attncli."):
+                self.options.pop("heads", None)  # in our own results: what each head was like
 
     def inputs(self) -> Inputs:
         flags = self.flags
@@ -131,11 +152,11 @@ class _Gathering:
             "layout": self.pick("layout", _word, "bhld or blhd") or "bhld",
             "dtype": flags.dtype,
             "softmax_dtype": flags.softmax_dtype,
+            "rope": self.rope(),
         }
-        tokens = {n: self.tokens(n) for n in ("tokens", "query_tokens", "key_tokens")}
         return Inputs(
             arguments,
-            {name: value for name, value in tokens.items() if value is not None},
+            self.all_tokens(),
             tuple(dict.fromkeys(self.notes)),
             tuple(dict.fromkeys(self.sources)),
         )
@@ -158,7 +179,7 @@ class _Gathering:
 
     def noted(self, role: str, array: Array, kind: str) -> Array:
         # JSON has one kind of number; in a binary file an integer was somebody's choice
-        if array.dtype.kind in "iu" and kind != "json":
+        if array.dtype.kind == "b" or (array.dtype.kind in "iu" and kind != "json"):
             self.notes.append(f"{role} converted from {array.dtype}")
         return array
 
@@ -208,25 +229,80 @@ class _Gathering:
         found = self.tensor("sink", text)
         return found[0] if found else None
 
+    def rope(self) -> Rope | None:
+        """Rotary positions, when a style is named; what belongs to them means nothing alone."""
+        style = self.pick("rope", _word, "half or interleaved")
+        parts = ("rope_theta", "rope_dim", "rope_scaling", "rope_cos", "rope_sin", "positions")
+        if style is None:
+            lone = next((n for n in parts if getattr(self.flags, n) is not None), None)
+            if lone:
+                raise InputError(
+                    f"--{lone.replace('_', '-')} is given without --rope",
+                    "add --rope half (Llama, GPT-NeoX) or --rope interleaved (GPT-J, Meta's files)",
+                )
+            return None
+        from attncli.rope import Rope
+
+        tables = {n: self.tensor(n, getattr(self.flags, n)) for n in parts[3:]}
+        cos, sin, positions = (found[0] if found else None for found in tables.values())
+        theta = self.pick("rope_theta", _number, "a number such as 10000")
+        return Rope(
+            style, 10000.0 if theta is None else theta,
+            self.pick("rope_dim", _count, "a positive even integer"),
+            positions, cos, sin, self.rope_scaling(),
+        )  # fmt: skip
+
+    def rope_scaling(self) -> Mapping[str, Any] | None:
+        text = self.flags.rope_scaling
+        if text is None:
+            found: Mapping[str, Any] | None = self.checked(
+                "rope_scaling", lambda value: isinstance(value, dict), "an object"
+            )
+            return found
+        import json
+
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise InputError(
+                f"--rope-scaling is '{text[:60]}'",
+                """expected what config.json says: '{"rope_type": "linear", "factor": 2}'""",
+            )
+        return value
+
     # -- masks --
 
     def masks(self) -> list[Any]:
         texts = list(self.flags.mask)
         if not texts:
             if "mask" in self.options:
-                texts.append(self.checked("mask", _word, "a mask expression, such as \"causal\""))
+                texts.append(self.checked("mask", _word, 'a mask expression, such as "causal"'))
             if self.checked("causal", _truth, "true or false"):
                 texts.append("causal")
         maskers: list[Any] = [mask_language.masker(text) for text in texts]
         polarity = self.pick("mask_polarity", _word, "keep or ignore")
         found = self.tensor("attn_mask", self.flags.attn_mask)
         if found:
-            maskers.append(mask_language.tensor_masker(found[0], polarity or "keep"))
+            text = self.mask_text(polarity or "keep")
+            maskers.append(mask_language.tensor_masker(found[0], polarity or "keep", text=text))
         elif self.flags.mask_polarity:
             raise InputError(
                 "--mask-polarity is given, but there is no mask tensor", "add --attn-mask FILE"
             )
         return maskers
+
+    def mask_text(self, polarity: str) -> str | None:
+        """How the mask tensor is written as an expression, when it lies in a file."""
+        path, _, name = (self.flags.attn_mask or "").partition("::")
+        if not path and self.bundle and self.bundle.kind != "json":
+            role = files.find(self.bundle, "attn_mask")
+            path, name = self.bundle.source, role[0] if role else ""
+        if not path or path == "-" or not os.path.exists(path):
+            return None
+        sign = "~" if polarity == "ignore" else ""
+        return f"{sign}file({path!r}, {name!r})" if name else f"{sign}file({path!r})"
 
     # -- options --
 
@@ -258,6 +334,10 @@ class _Gathering:
             raise InputError(f"--scale is '{text}'", "expected a number, auto or none")
         return number, "given"
 
+    def all_tokens(self) -> dict[str, Tokens]:
+        tokens = {n: self.tokens(n) for n in ("tokens", "query_tokens", "key_tokens")}
+        return {name: value for name, value in tokens.items() if value is not None}
+
     def tokens(self, name: str) -> Tokens | None:
         text = getattr(self.flags, name)
         if text is not None:
@@ -268,7 +348,9 @@ class _Gathering:
                 self.checked(name, lambda _: False, "a list of strings, or one for each batch")
             return tokens
         names = [n for n in self.bundle.tensors if n.lower() == name] if self.bundle else []
-        return _token_lists(self.bundle.tensors[names[0]].tolist()) if names and self.bundle else None
+        return (
+            _token_lists(self.bundle.tensors[names[0]].tolist()) if names and self.bundle else None
+        )
 
     def token_file(self, path: str) -> Tokens:
         self.sources.append(path)
@@ -365,7 +447,11 @@ def selection(name: str, text: str | None, size: int) -> tuple[int, ...] | None:
         else:
             hits = range(0)
         if not hits:
-            valid = f"expected {-size} to {size - 1}" if size else "there are none to choose from"
+            valid = (
+                f"expected 0 to {size - 1}, or {-size} to -1 from the end"
+                if size
+                else "there are none"
+            )
             raise InputError(f"{name}: {part.strip()} is out of range", valid)
         chosen.update(dict.fromkeys(hits))
     return tuple(chosen)

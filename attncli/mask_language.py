@@ -68,20 +68,22 @@ def masker(mask: str | Mask | Masker) -> Masker:
     return bind
 
 
-def tensor_masker(tensor: Any, polarity: str = "keep", name: str = "attn_mask") -> Masker:
+def tensor_masker(
+    tensor: Any, polarity: str = "keep", name: str = "attn_mask", text: str | None = None
+) -> Masker:
     """Return the function that binds a mask tensor to an Extent.
 
-    tensor: ``(Lk)``, ``(Lq, Lk)``, ``(H, Lq, Lk)`` or ``(B, H, Lq, Lk)``, dimensions of 1 broadcast,
-    a last one shorter than Lk masks the rest. bool (or 0/1 integers): True = keep, or with
-    ``polarity="ignore"`` True = hide. float: added to the scores.
+    tensor: ``(Lk)``, ``(Lq, Lk)``, ``(H, Lq, Lk)`` or ``(B, H, Lq, Lk)``; dimensions of 1
+    broadcast, a last one shorter than Lk masks the rest. bool (or 0/1 integers): True = keep, or with
+    ``polarity="ignore"`` True = hide. float: added to the scores. ``text`` is how the mask would
+    be written as an expression, if it can be.
     Raises MaskError for anything else.
     """
     if polarity not in ("keep", "ignore"):
         raise MaskError(f"unknown mask polarity '{polarity}'", "it must be keep or ignore")
     array = _mask_values(np.asanyarray(tensor), polarity, name)
-    return lambda extent: Mask(
-        extent, *_cells(array, extent, name), text=f"{name} {array.shape} {array.dtype}"
-    )
+    text = text or f"{name} {array.shape} {array.dtype}"
+    return lambda extent: Mask(extent, *_cells(array, extent, name), text=text)
 
 
 def _same_extent(mask: Mask, extent: Extent) -> Mask:
@@ -256,7 +258,7 @@ class Call:
         return np.array([self.whole(k) for k in range(len(self.args))], np.int64)
 
     def load(self) -> Array:
-        """Return the tensor of the file that the first argument names (``PATH`` or ``PATH::NAME``)."""
+        """Return the tensor of the file that the arguments name: a path, or path and name."""
         from attncli import files
 
         for k, value in enumerate(self.args):

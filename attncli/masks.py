@@ -8,6 +8,7 @@ Both may be pessimistic, neither ever lies. ``& | ~`` combine tiles by Kleene's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -67,7 +68,7 @@ class Extent:
 
 
 class Predicate:
-    """Which cells are allowed. ``b``, ``h`` are integers, ``i``, ``j`` broadcasting index arrays."""
+    """Which cells are allowed: ``b``, ``h`` are integers, ``i``, ``j`` broadcasting indices."""
 
     def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
         """Return bool that broadcasts with ``i`` and ``j``."""
@@ -95,7 +96,7 @@ def _clip(start: int, stop: int, keys: int) -> Spans:
     return ((start, stop),) if start < stop else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Everything(Predicate):
     """Every key."""
 
@@ -106,7 +107,7 @@ class Everything(Predicate):
         return np.full(len(edges) - 1, FULL, np.int8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Band(Predicate):
     """``low <= j - (i + offset) <= high``: causal and window masks."""
 
@@ -135,7 +136,7 @@ class Band(Predicate):
         return _clip(i0 + offset + self.low, i1 + offset + self.high, keys)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KeysBelow(Predicate):
     """``j < stop`` of the batch element: prefix and padding."""
 
@@ -151,12 +152,12 @@ class KeysBelow(Predicate):
         return _clip(0, self.stop[b], keys)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Padding(KeysBelow):
     """KeysBelow that also says: the rest of the sequence is padding, as queries too."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowsBelow(Predicate):
     """``i < stop``: rows that see everything."""
 
@@ -173,7 +174,7 @@ class RowsBelow(Predicate):
         return _clip(0, keys, keys) if i0 < self.stop else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SameSegment(Predicate):
     """Query and key carry the same document id. ids: ``(B, Lq)`` and ``(B, Lk)``."""
 
@@ -202,7 +203,7 @@ class SameSegment(Predicate):
         return _clip(int(hit[0]), int(hit[-1]) + 1, keys) if hit.size else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dilated(Predicate):
     """``j - (i + offset)`` is a multiple of ``step``."""
 
@@ -216,7 +217,7 @@ class Dilated(Predicate):
         return np.full(len(edges) - 1, FULL if self.step == 1 else MIXED, np.int8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blocks(Predicate):
     """Position and key lie in the same block of ``size``."""
 
@@ -240,7 +241,7 @@ class Blocks(Predicate):
         return _clip(first * self.size, (last + 1) * self.size, keys)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Random(Predicate):
     """Each cell with probability ``p``, from a hash of (seed, i, j): the same for any tiling."""
 
@@ -263,7 +264,7 @@ class Random(Predicate):
         return np.full(len(edges) - 1, fill, np.int8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cells(Predicate):
     """A mask tensor, ``(B or 1, H or 1, Lq or 1, Lk' or 1)``.
 
@@ -284,7 +285,9 @@ class Cells(Predicate):
         row = i if rows > 1 else i * 0
         if keys == 1:
             return np.asarray(plane[row, j * 0])
-        return np.asarray(np.where(j < keys, plane[row, np.minimum(j, keys - 1)], plane.dtype.type(0)))
+        return np.asarray(
+            np.where(j < keys, plane[row, np.minimum(j, keys - 1)], plane.dtype.type(0))
+        )
 
     def cut(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
         """Return what ``pick`` does for a tile, by slices: a view where possible."""
@@ -322,7 +325,7 @@ class Cells(Predicate):
         return _clip(0, width if width > 1 else keys, keys)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class And(Predicate):
     """Both allow."""
 
@@ -346,7 +349,7 @@ class And(Predicate):
         return tuple((start, stop) for start, stop in both if start < stop)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Or(Predicate):
     """At least one allows."""
 
@@ -364,9 +367,7 @@ class Or(Predicate):
         return np.maximum(left, right)
 
     def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
-        parts = sorted(
-            self.left.spans(b, h, i0, i1, keys) + self.right.spans(b, h, i0, i1, keys)
-        )
+        parts = sorted(self.left.spans(b, h, i0, i1, keys) + self.right.spans(b, h, i0, i1, keys))
         merged: list[tuple[int, int]] = []
         for start, stop in parts:
             if merged and start <= merged[-1][1]:
@@ -376,7 +377,7 @@ class Or(Predicate):
         return tuple(merged)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Not(Predicate):
     """Does not allow."""
 
@@ -404,7 +405,7 @@ class Bias:
         return self.at(b, h, np.arange(i0, i1)[:, None], np.arange(j0, j1)[None, :])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Alibi(Bias):
     """``-slope_h * |i + offset - j|`` (Press et al. 2022). slopes: ``(H,)``."""
 
@@ -425,7 +426,7 @@ def alibi_slopes(heads: int) -> tuple[float, ...]:
     return tuple(slopes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Relative(Bias):
     """A bias by distance ``j - (i + offset)``, table ``(H or 1, 2n + 1)``; farther ones clip."""
 
@@ -439,7 +440,7 @@ class Relative(Bias):
         return np.asarray(row[distance + reach])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Added(Bias):
     """A float mask tensor, as Cells; past its last key it adds nothing."""
 
@@ -452,7 +453,7 @@ class Added(Bias):
         return self.cells.cut(b, h, i0, i1, j0, j1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask:
     """A predicate and biases bound to an extent; ``text`` is how it was written."""
 
@@ -482,22 +483,60 @@ class Mask:
             predicate = And(self.predicate, other.predicate)
         texts = [f"({m.text})" if "|" in m.text else m.text for m in (self, other) if m.text]
         text = " & ".join(texts) if len(texts) > 1 else self.text or other.text
-        return replace(
-            self, predicate=predicate, biases=self.biases + other.biases, text=text
-        )
+        return replace(self, predicate=predicate, biases=self.biases + other.biases, text=text)
 
     @property
     def lengths(self) -> tuple[int, ...] | None:
         """The valid length of each batch element, when a padding mask says so."""
-        todo, found = [self.predicate], None
+        stops = [node.stop for node in self.conjuncts() if isinstance(node, Padding)]
+        return tuple(map(min, *stops)) if len(stops) > 1 else stops[0] if stops else None
+
+    def conjuncts(self) -> list[Predicate]:
+        """Return the predicates that must all allow."""
+        todo, found = [self.predicate], []
         while todo:
             node = todo.pop()
             if isinstance(node, And):
-                todo += [node.left, node.right]
-            elif isinstance(node, Padding):
-                stops = node.stop if found is None else map(min, found, node.stop)
-                found = tuple(stops)
+                todo += [node.right, node.left]
+            else:
+                found.append(node)
         return found
+
+    def _nodes(self) -> Iterator[Predicate]:
+        todo = [self.predicate]
+        while todo:
+            node = todo.pop()
+            yield node
+            if isinstance(node, And | Or):
+                todo += [node.left, node.right]
+            elif isinstance(node, Not):
+                todo.append(node.inner)
+
+    def offsets(self) -> tuple[int, ...] | None:
+        """Return where query 0 stands in each batch element, if the mask's own corners agree."""
+        found = {node.offset for node in self._nodes() if isinstance(node, Band | Dilated | Blocks)}
+        return found.pop() if len(found) == 1 else None
+
+    def distinct(self) -> tuple[list[int], list[int]]:
+        """Return batch elements and heads that stand for all: just 0 where all are alike."""
+        by_batch = by_head = False
+        for node in self._nodes():
+            match node:
+                case Band() | Dilated() | Blocks():
+                    by_batch |= len(set(node.offset)) > 1
+                case KeysBelow():
+                    by_batch |= len(set(node.stop)) > 1
+                case SameSegment():
+                    by_batch |= any(
+                        not (ids == ids[:1]).all() for ids in (node.query_ids, node.key_ids)
+                    )
+                case Cells():
+                    by_batch |= node.tensor.shape[0] > 1
+                    by_head |= node.tensor.shape[1] > 1
+        e = self.extent
+        return list(range(e.batch if by_batch else min(e.batch, 1))), list(
+            range(e.heads if by_head else min(e.heads, 1))
+        )
 
     def keep(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
         """Return bool ``(i1 - i0, j1 - j0)``: True = the query sees the key."""

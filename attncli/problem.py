@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from attncli.errors import InputError
 from attncli.masks import Extent, Mask, Padding
+
+if TYPE_CHECKING:
+    from attncli.rope import Rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Scale = float | Literal["auto", "none"]
@@ -57,13 +60,14 @@ class Family:
         return array if batched else np.asarray(array[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """Attention to compute.
 
     query ``(B, H, Lq, D)``, key ``(B, G, Lk, D)``, value ``(B, G, Lk, Dv)``, G divides H and head
     h uses group ``h // (H // G)``. ``dtype`` is the arithmetic's type (float32 or float64),
-    ``result_dtype`` what results are rounded to once. ``sink`` is ``(H,)`` or None.
+    ``result_dtype`` what results are rounded to once. ``sink`` is ``(H,)`` or None. With ``rope``,
+    query and key are turned already.
     """
 
     query: Array
@@ -79,6 +83,7 @@ class Problem:
     softmax_dtype: np.dtype[Any] | None
     family: Family
     past: int = 0
+    rope: Rope | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -135,6 +140,7 @@ def pose(
     scale_source: str = "given",
     softcap: float | None = None,
     sink: Any = None,
+    rope: Rope | None = None,
     dtype: str | None = None,
     softmax_dtype: str | None = None,
     heads: int | None = None,
@@ -146,6 +152,8 @@ def pose(
     query ``(L, D)``, ``(H, L, D)`` or ``(B, H, L, D)``; with ``layout="blhd"`` ``(B, L, H, D)``;
     with ``heads`` ``(L, H·D)`` or ``(B, L, H·D)``. A missing value is the key, a missing key the
     query. ``mask`` are functions that bind to the problem's Extent. ``kv_lengths`` ``(B,)``.
+    ``past_key``, ``past_value`` also come as ``(B, G, P, D)`` where the others are packed. ``rope``
+    turns the query and the new keys, not the past (see ``Rope.apply`` for where they stand).
     Raises InputError for anything that does not fit, with the shapes and a guess at the cause.
     """
     given = {
@@ -170,9 +178,15 @@ def pose(
         raise InputError(f"past_{have} is given without past_{miss}", f"give past_{miss} as well")
     _check_against_query(arrays, q, k, v, family)
     if past_key is not None:
+        if kv_lengths is not None:
+            raise InputError(
+                "past_key and kv_lengths are given: two ways to say where the queries stand",
+                "put the cache before the keys yourself, or leave kv_lengths out and hide keys "
+                "with --mask 'padding(…)'",
+            )
         caches = {"past_key": _numeric("past_key", past_key)}
         caches["past_value"] = _numeric("past_value", past_value)
-        pk, pv = (_canonical(n, a, family, kv_heads or heads) for n, a in caches.items())
+        pk, pv = (_cache(n, a, family, kv_heads or heads) for n, a in caches.items())
         _check_past(caches, pk, pv, k, v)
         past = int(pk.shape[2])
         k = np.concatenate([pk, k.astype(np.result_type(pk, k), copy=False)], axis=2)
@@ -185,9 +199,10 @@ def pose(
     )  # fmt: skip
     bound = _bind(mask, extent)
     if lengths is not None:
-        text = f"kv_lengths({', '.join(map(str, lengths))})" if len(lengths) <= 8 else "kv_lengths"
-        bound = bound & Mask(extent, Padding(lengths), text=text)
+        bound = bound & Mask(extent, Padding(lengths))
     arithmetic, result, (q, k, v) = _dtypes((q, k, v), dtype)
+    if rope is not None:
+        q, k = rope.apply(q, k, past=past, lengths=lengths, dtype=arithmetic)
     warnings = []
     number, source = _scale(scale, scale_source, int(q.shape[3]))
     if number <= 0:
@@ -200,7 +215,7 @@ def pose(
         sink=None if sink is None else _sink(sink, int(h)),
         dtype=arithmetic, result_dtype=result,
         softmax_dtype=None if softmax_dtype is None else float_dtype(softmax_dtype),
-        family=family, past=past, warnings=tuple(warnings),
+        family=family, past=past, rope=rope, warnings=tuple(warnings),
     )  # fmt: skip
 
 
@@ -278,6 +293,13 @@ def _canonical(name: str, array: Array, family: Family, heads: int | None) -> Ar
     if family.rank == 3:
         array = array[None]
     return array.swapaxes(1, 2) if family.blhd else array
+
+
+def _cache(name: str, array: Array, family: Family, heads: int | None) -> Array:
+    """As _canonical; a cache may keep its heads apart where new keys come packed, as in ONNX."""
+    if family.packed and array.ndim == family.rank + 1:
+        return array if array.ndim == 4 else array[None]
+    return _canonical(name, array, family, heads)
 
 
 def _shapes(arrays: dict[str, Array], *names: str) -> str:
@@ -390,8 +412,10 @@ def _dtypes(
         kinds = {a.dtype for a in arrays}
         names = {d.name for d in kinds}
         # float16 and bfloat16 have no common half: float32 holds both
-        result = next(iter(kinds)) if len(kinds) == 1 else np.dtype(
-            np.float64 if "float64" in names else np.float32
+        result = (
+            next(iter(kinds))
+            if len(kinds) == 1
+            else np.dtype(np.float64 if "float64" in names else np.float32)
         )
         if not result.isnative:
             result = result.newbyteorder("=")

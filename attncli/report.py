@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Column:
     """A column: its numbers share one format.
 
@@ -26,7 +26,7 @@ class Column:
     keep: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Gap:
     """``count`` rows or columns are left out after the first ``after``."""
 
@@ -34,14 +34,15 @@ class Gap:
     count: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """``rows`` of cells under ``columns``; ``labels`` name the rows. None is an empty cell.
 
     A ``matrix`` has one format for all its numbers and, when too wide, loses columns in its middle
     (``things`` says what they are); other tables lose those with the smallest ``keep``. ``whole``
-    loses none. ``row_gap`` and ``column_gap`` say what was left out before; ``part`` and ``notes``
-    say it in words and ``hint`` how to see it.
+    loses none. With ``fold`` a row goes on below, ``fold`` columns staying together.
+    ``row_gap`` and ``column_gap`` say what was left out before; ``part`` and ``notes`` say it in
+    words and ``hint`` how to see it.
     """
 
     title: str
@@ -56,14 +57,16 @@ class Table:
     matrix: bool = False
     things: str = "columns"
     whole: bool = False
+    fold: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Heatmap:
     """Weights in [0, 1] to be shaded, ``(r, c)``: each the largest of a block of the matrix.
 
     Block i holds the rows ``row_edges[i]:row_edges[i + 1]`` (``r + 1`` edges), likewise columns.
-    ``row_labels``, ``column_labels`` name the single rows and columns, not the blocks.
+    ``row_labels``, ``column_labels`` name the single rows and columns, not the blocks;
+    ``row_positions``, ``column_positions`` say where they stand, when not at 0, 1, 2, …
     """
 
     title: str
@@ -72,10 +75,17 @@ class Heatmap:
     column_edges: Sequence[int]
     row_labels: Sequence[str]
     column_labels: Sequence[str]
+    row_positions: Sequence[int] | None = None
+    column_positions: Sequence[int] | None = None
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Grid(Heatmap):
+    """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
+
+
+@dataclass(frozen=True, eq=False)
 class Text:
     """Lines printed as they are."""
 
@@ -83,7 +93,7 @@ class Text:
     lines: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One stage of a computation: what it is, its numbers, and how some of them came about."""
 
@@ -95,10 +105,10 @@ class Step:
     lines: Sequence[str] = ()
 
 
-Block = Table | Heatmap | Text | Step
+Block = Table | Heatmap | Grid | Text | Step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Records:
     """One tidy table for programs: every row complete, every number in full."""
 
@@ -106,19 +116,19 @@ class Records:
     rows: Iterable[Sequence[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
-    """What a command has to say: for people ``headline`` and ``blocks``, for programs ``data``.
+    """What a command has to say: for people ``headline`` and ``blocks``, for programs the rest.
 
-    ``headline`` are facts for the first line. ``records`` makes the table of ``--format csv``; it
-    may raise AttnError. ``arrays`` are the results to be saved, by name, in the shape family that
-    came in.
+    ``headline`` are facts for the first line. ``data`` makes the JSON object and ``records`` the
+    table of ``--format csv``, when they are asked for; both may raise AttnError. ``arrays`` are the
+    results to be saved, by name, in the shape family that came in.
     """
 
     command: str
     headline: Sequence[str]
     blocks: Sequence[Block]
-    data: Mapping[str, Any]
+    data: Callable[[], Mapping[str, Any]]
     records: Callable[[], Records] | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
     warnings: Sequence[str] = ()
@@ -126,7 +136,7 @@ class Report:
     exit_code: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labels:
     """Token labels, one tuple a batch element (or a single one for all); None: indices."""
 
@@ -134,7 +144,7 @@ class Labels:
     key: tuple[tuple[str, ...], ...] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """What part to show and how. A selection is a tuple of indices, None means all."""
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from attncli.backends import Progress
 from attncli.errors import InputError, TooLarge
+from attncli.masks import Extent
 from attncli.problem import Family, Problem
 from attncli.report import Column, Gap, Heatmap, Labels, Table, View
 from attncli.run import Result, stages_of
@@ -95,7 +96,7 @@ def ranges(indices: Indices) -> str:
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
 
 
-def where(problem: Problem, b: int, h: int) -> str:
+def where(problem: Problem | Extent, b: int, h: int) -> str:
     """Return ' · batch 0 · head 3', without what there is only one of."""
     batch = f" · batch {b}" if problem.batch > 1 else ""
     return batch + (f" · head {h}" if problem.heads > 1 else "")
@@ -160,9 +161,7 @@ def _not_shown(problem: Problem, view: View, chosen: Selection) -> tuple[str, li
     return (f"{', '.join(facts)} not shown" if facts else ""), flags
 
 
-def weights_tables(
-    problem: Problem, labels: Labels, view: View, chosen: Selection
-) -> list[Table]:
+def weights_tables(problem: Problem, labels: Labels, view: View, chosen: Selection) -> list[Table]:
     """Return the weights of the heads shown: whole, or their edges."""
     rows, row_gap = _rows(chosen, view)
     keys, column_gap = excerpt(chosen.keys, view.full, 2 * EDGE_COLUMNS, EDGE_COLUMNS)
@@ -175,9 +174,13 @@ def weights_tables(
                 columns=[Column(label(labels.key, b, j), "weight") for j in keys.tolist()],
                 rows=stage_of(problem, b, h, rows.tolist(), keys.tolist()).tolist(),
                 labels=[label(labels.query, b, i) for i in rows.tolist()],
-                row_gap=row_gap, column_gap=column_gap, matrix=True, things="keys",
-                whole=view.full, **_footer(problem, view, chosen, rows, row_gap, last),
-            )  # fmt: skip
+                row_gap=row_gap,
+                column_gap=column_gap,
+                matrix=True,
+                things="keys",
+                whole=view.full,
+                **_footer(problem, view, chosen, rows, row_gap, last),
+            )
         )
     return tables
 
@@ -217,9 +220,12 @@ def output_tables(result: Result, labels: Labels, view: View, chosen: Selection)
             rows=output[b, h][rows][:, channels].astype(np.float64).tolist(),
             labels=[label(labels.query, b, i) for i in rows.tolist()],
             part=_row_part(rows, problem.queries),
-            row_gap=row_gap, column_gap=column_gap, matrix=True, things="channels",
+            row_gap=row_gap,
+            column_gap=column_gap,
+            matrix=True,
+            things="channels",
             whole=view.full,
-        )  # fmt: skip
+        )
         for b, h in chosen.shown
     ]
 
@@ -237,16 +243,12 @@ def strongest(
             yield int(rows[start + n]), found
 
 
-def top_tables(
-    problem: Problem, labels: Labels, view: View, chosen: Selection
-) -> list[Table]:
+def top_tables(problem: Problem, labels: Labels, view: View, chosen: Selection) -> list[Table]:
     """Return the ``--top`` strongest keys of each row of the heads shown."""
     assert view.top is not None
     rows, row_gap = _rows(chosen, view)
     count = min(view.top, len(chosen.keys))
-    columns = []
-    for rank in range(count):
-        columns += [Column(f"{rank + 1}.", "text", keep=-rank), Column("", "weight", keep=-rank)]
+    columns = [Column("", "text"), Column("", "weight")] * count
     tables = []
     for b, h in chosen.shown:
         cells = []
@@ -258,13 +260,15 @@ def top_tables(
         last = (b, h) == chosen.shown[-1]
         tables.append(
             Table(
-                title="Strongest keys" + where(problem, b, h),
+                title=f"Top {count} keys" + where(problem, b, h),
                 columns=columns,
                 rows=cells,
                 labels=[label(labels.query, b, i) for i in rows.tolist()],
-                row_gap=row_gap, things="columns", whole=view.full,
+                row_gap=row_gap,
+                whole=view.full,
+                fold=2,
                 **_footer(problem, view, chosen, rows, row_gap, last),
-            )  # fmt: skip
+            )
         )
     return tables
 
@@ -298,11 +302,15 @@ def heatmaps(
         maps.append(
             Heatmap(
                 title="Weights" + where(problem, b, h),
-                values=values, row_edges=row_edges, column_edges=column_edges,
+                values=values,
+                row_edges=row_edges,
+                column_edges=column_edges,
                 row_labels=_Names(labels.query, b, chosen.rows),
                 column_labels=_Names(labels.key, b, chosen.keys),
+                row_positions=chosen.rows,
+                column_positions=chosen.keys,
                 notes=[f"{hidden} ({', '.join(flags)})"] if hidden and last else [],
-            )  # fmt: skip
+            )
         )
     return maps
 
@@ -315,9 +323,7 @@ def _edges(size: int) -> list[int]:
 class _Names(Sequence[str]):
     """The labels of a selection, made when they are looked at: there may be very many."""
 
-    def __init__(
-        self, names: tuple[tuple[str, ...], ...] | None, b: int, indices: Indices
-    ) -> None:
+    def __init__(self, names: tuple[tuple[str, ...], ...] | None, b: int, indices: Indices) -> None:
         self._names, self._b, self._indices = names, b, indices
 
     def __len__(self) -> int:
@@ -380,8 +386,8 @@ def _stability_columns(found: Mapping[str, Any], many: bool) -> Iterator[tuple[C
     median = "median" if many else ""
     yield Column("entropy", sub=median, keep=9), one("entropy")
     if many:
-        yield Column("", "range", "p05–p95", keep=5), spread("entropy")
-    yield Column("effective keys", sub=median, keep=7), one("effective_keys")
+        yield Column("", "range", "p05–p95", keep=7), spread("entropy")
+    yield Column("effective keys", sub=median, keep=6), one("effective_keys")
     yield Column("max weight", sub=median, keep=8), one("max_weight")
     if many:
         yield Column("", "range", "p05–p95", keep=3), spread("max_weight")
@@ -392,8 +398,7 @@ def _stability_columns(found: Mapping[str, Any], many: bool) -> Iterator[tuple[C
     yield Column("Jacobian trace", sub=median, keep=3), one("jacobian_trace")
     yield Column("Frobenius", sub=median, keep=2), one("jacobian_frobenius")
     bounds = two(("jacobian_spectral_low", "median"), ("jacobian_spectral_high", "median"))
-    spectral = "medians of bounds" if many else "bounds"
-    yield Column("spectral norm", "range", spectral, keep=1), bounds
+    yield Column("spectral bounds", "range", sub=median and "medians", keep=1), bounds
     yield Column("first key", sub=median, keep=2), one("first_key_mass")
     for title, name in (("dead rows", "dead_rows"), ("not finite", "nonfinite")):
         some = bool(np.any(found[name]))

@@ -19,7 +19,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Running sums over the keys seen so far, each ``(B, H, Lq)`` but the two ``top`` ones.
 
@@ -147,9 +147,7 @@ class Rows:
     def astype(self, dtype: Any) -> Rows:
         """Return the same sums in another float type; counts and keys stay integers."""
         values = {f.name: getattr(self, f.name) for f in fields(Rows)}
-        return Rows(
-            **{k: v if v.dtype.kind == "i" else v.astype(dtype) for k, v in values.items()}
-        )
+        return Rows(**{k: v if v.dtype.kind == "i" else v.astype(dtype) for k, v in values.items()})
 
 
 def _shifted(factor: Array, shift: Array, part: Rows) -> Array:

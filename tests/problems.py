@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
-from attncli.problem import Problem, pose
 from attncli.mask_language import masker, tensor_masker
+from attncli.problem import Problem, pose
 
 DTYPES = {
     "float64": np.dtype(np.float64),
@@ -45,9 +45,7 @@ def leaf_masks(draw: st.DrawFn, batch: int, queries: int, keys: int) -> str:
 
 
 @st.composite
-def mask_expressions(
-    draw: st.DrawFn, batch: int, queries: int, keys: int, depth: int = 2
-) -> str:
+def mask_expressions(draw: st.DrawFn, batch: int, queries: int, keys: int, depth: int = 2) -> str:
     """Draw a mask expression with & | ~ and parentheses."""
     if depth == 0 or draw(st.booleans()):
         return draw(leaf_masks(batch, queries, keys))
@@ -74,7 +72,9 @@ def mask_tensors(draw: st.DrawFn, batch: int, heads: int, queries: int, keys: in
 
 
 @st.composite
-def problems(draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), sparse: bool = True) -> Problem:
+def problems(
+    draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), sparse: bool = True
+) -> Problem:
     """Draw a problem: shapes, grouped heads, masks, dead rows, large logits, softcap, sink."""
     batch, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2))
     heads = groups * draw(st.integers(1, 3))

@@ -719,10 +719,15 @@ def test_what_no_format_holds(tmp_path: Path, suffix: str, dtype: str) -> None:
 def test_failure_in_the_middle(tmp_path: Path, trouble: BaseException) -> None:
     target = put(tmp_path / "x.txt", "old")
     wanted = FileError if isinstance(trouble, OSError) else type(trouble)
-    with pytest.raises(wanted) as caught, files.atomic(target) as stream:
-        stream.write(b"half")
-        assert len(os.listdir(tmp_path)) == 2
-        raise trouble
+
+    def write_half() -> None:
+        with files.atomic(target) as stream:
+            stream.write(b"half")
+            assert len(os.listdir(tmp_path)) == 2
+            raise trouble
+
+    with pytest.raises(wanted) as caught:
+        write_half()
     if isinstance(trouble, OSError):
         assert "no space left" in str(caught.value)
     assert os.listdir(tmp_path) == ["x.txt"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 
 import attncli
-from attncli import measures
+from attncli import measures, run
 from attncli.backends import reference
 from attncli.problem import Problem
 from tests.problems import problems
@@ -55,7 +55,7 @@ def test_row_statistics_are_their_definitions(problem: Problem) -> None:
 @given(problems(dtypes=("float64",)))
 @settings(max_examples=100, deadline=None)
 def test_head_statistics_are_pooled_over_visible_cells(problem: Problem) -> None:
-    result = attncli.run.solve(problem, backend="reference", want={"row_statistics"})
+    result = run.solve(problem, backend="reference", want={"row_statistics"})
     found = attncli.statistics(result)
     for b, h in np.ndindex(problem.batch, problem.heads):
         stage = reference.stages(problem, b, h)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import fields
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_merging_in_any_order_is_the_whole(
     edges = sorted({0, keys} | {c for c in cuts if c < keys})
     parts = [
         Rows.dense(z[:, a:b], s[:, a:b], keep[:, a:b], start=a)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        for a, b in itertools.pairwise(edges)
     ]
     merged = Rows.empty(z.shape[:1])
     for part in data.draw(st.permutations(parts)):

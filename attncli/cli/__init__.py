@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -19,8 +20,10 @@ import typer
 from attncli import __version__
 from attncli.cli import options
 from attncli.cli.compute import compute
+from attncli.cli.mask import mask
 from attncli.errors import AttnError, FileError, InputError, TooLarge
 
+BUG = 70  # EX_SOFTWARE of sysexits.h
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
 
 app = typer.Typer(
@@ -29,7 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(cls=options.Command)(compute)
+for command in (compute, mask):
+    app.command(cls=options.Command)(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -57,7 +61,7 @@ def attncli(
 
 
 def main() -> int:
-    """Run the program on ``sys.argv`` and return its exit code. Never raises, never a traceback."""
+    """Run the program on ``sys.argv`` and return its exit code; never a traceback."""
     arguments = sys.argv[1:]
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a label must not break an ASCII terminal
@@ -71,6 +75,8 @@ def main() -> int:
             sys.stdout.flush()
     except BrokenPipeError:
         _drop_stdout()  # whoever read us has seen enough
+    except SystemExit:  # from typer's own options
+        raise
     except BaseException as error:
         if os.environ.get("ATTNCLI_TRACEBACK"):
             import traceback
@@ -99,24 +105,21 @@ def _fail(error: BaseException, arguments: Sequence[str]) -> int:
         _say("interrupted")
         _drop_stdout()
         return 130
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else 2
-    known = _known(error)
+    command = next((a for a in arguments if not a.startswith("-")), None)
+    known = _usage(error, command) if isinstance(error, UsageError) else _known(error)
     if known is None:
         _say(
             f"internal error: {type(error).__name__}: {str(error)[:300]}\n"
-            "       this is a bug in attncli; for a report, run it again with ATTNCLI_TRACEBACK=1"
+            "       this is a bug in attncli; run it with ATTNCLI_TRACEBACK=1 to see where"
         )
         _drop_stdout()
-        return 70
+        return BUG
     try:
         from attncli import render
 
-        names = [a for a in arguments if a in {c.callback.__name__ for c in app.registered_commands if c.callback}]
-        render.show_error(known, json=_wants_json(arguments), command=names[0] if names else None)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
+        render.show_error(known, json=_wants_json(arguments), command=command)
+    except Exception:  # not even the error could be shown
+        _say(f"error: {known.message}")
         _drop_stdout()
     return known.exit_code
 
@@ -125,8 +128,6 @@ def _known(error: BaseException) -> AttnError | None:
     """Return what the user can mend, or None for a bug."""
     if isinstance(error, AttnError):
         return error
-    if isinstance(error, UsageError):
-        return _usage(error)
     if isinstance(error, MemoryError):
         return TooLarge(
             "not enough memory", "compute a part, or leave weights and the like out of --include"
@@ -139,21 +140,19 @@ def _known(error: BaseException) -> AttnError | None:
     return None
 
 
-def _usage(error: Any) -> AttnError:
+def _usage(error: Any, command: str | None) -> AttnError:
     """A usage error in our own words, with the nearest thing that exists."""
-    text = str(error.format_message()).split(" (Possible options")[0].rstrip(".")
-    message, _, hint = text.partition(". Did you mean ")
-    path = error.ctx.command_path if error.ctx else "attncli"
-    near = getattr(error, "possibilities", None)
-    wrong = getattr(error, "option_name", None)
-    if near is None and wrong and error.ctx:
-        known = [name for p in error.ctx.command.params for name in p.opts]
-        near = get_close_matches(wrong, known, 1) if wrong not in known else None
-    if near:
-        hint = f"{sorted(near)[0]}?"
+    path = error.ctx.command_path if error.ctx else f"attncli {command or ''}".strip()
+    if type(error).__name__ == "NoSuchOption":
+        text = f"no such option: {error.option_name}"
+        names = [n for p in error.ctx.command.params for n in p.opts] if error.ctx else []
+        near = "".join(get_close_matches(error.option_name, names, 1))
+    else:
+        text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
+        near = near.partition("?")[0]
     usage = InputError(
-        message[:1].lower() + message[1:],
-        f"did you mean {hint.rstrip('?')}? " * bool(hint) + f"(all options: {path} --help)",
+        text[:1].lower() + text[1:],
+        (f"did you mean {near}? " if near else "") + f"(all options: {path} --help)",
     )
     usage.code = "usage"
     return usage
@@ -165,17 +164,13 @@ def _wants_json(arguments: Sequence[str]) -> bool:
 
 
 def _say(text: str) -> None:
-    try:
+    with suppress(OSError, AttributeError):  # nobody may listen
         print(text, file=sys.stderr, flush=True)
-    except (OSError, AttributeError):
-        pass  # nobody listens
 
 
 def _drop_stdout() -> None:
     """Throw away what is left to print, so that Python does not trip over it when it ends."""
-    try:
+    with suppress(OSError, AttributeError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
-    except (OSError, AttributeError, ValueError):
-        pass

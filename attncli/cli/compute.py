@@ -1,6 +1,6 @@
 """``attncli compute``: from files and flags to a report."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
 import sys
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from attncli.cli import options
 from attncli.errors import AttnError, InputError
 
 if TYPE_CHECKING:
-    from attncli import files, inputs
+    from attncli import files
     from attncli.report import Labels, Report
 
 EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -"""
@@ -41,7 +41,15 @@ def compute(
     sink: options.Sink = None,
     dtype: options.Dtype = None,
     softmax_dtype: options.SoftmaxDtype = None,
+    rope: options.Rope = None,
+    rope_theta: options.RopeTheta = None,
+    rope_dim: options.RopeDim = None,
+    rope_scaling: options.RopeScaling = None,
+    positions: options.Positions = None,
+    rope_cos: options.RopeCos = None,
+    rope_sin: options.RopeSin = None,
     backend: options.Backend = "numpy",
+    device: options.Device = "auto",
     threads: options.Threads = None,
     time: options.Time = False,
     batch: options.Batch = None,
@@ -98,12 +106,13 @@ def compute(
         query_tokens=query_tokens, key_tokens=key_tokens,
         mask=(*(mask or ()), *(["causal"] if causal else [])), attn_mask=attn_mask,
         mask_polarity=mask_polarity, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
-        softmax_dtype=softmax_dtype,
+        softmax_dtype=softmax_dtype, rope=rope, rope_theta=rope_theta, rope_dim=rope_dim,
+        rope_scaling=rope_scaling, positions=positions, rope_cos=rope_cos, rope_sin=rope_sin,
     )  # fmt: skip
 
     def answer(
-        source: files.Bundle | None, progress: Callable[[float], None] | None
-    ) -> tuple[Report, Labels]:
+        source: "files.Bundle | None", progress: Callable[[float], None] | None
+    ) -> "tuple[Report, Labels]":
         given = inputs.gather(source, flags)
         if target:
             options.keep_inputs(target[0], given.sources)
@@ -113,16 +122,20 @@ def compute(
             problem, batch=batch, head=head, rows=rows, keys=keys, top=top, heatmap=heatmap,
             steps=steps, full=full, time=time,
         )  # fmt: skip
-        want = report_compute.wanted(problem, view, names or (), shown == "json")
+        want = report_compute.wanted(problem, view, names, shown == "json")
         result = run.solve(
-            problem, backend=backend, threads=threads, want=want, progress=progress
+            problem, backend=backend, device=device, threads=threads, want=want, progress=progress
         )
-        report = report_compute.compute_report(result, labels, view, names, notes=given.notes)
+        report = report_compute.compute_report(
+            result, labels, view, names, notes=given.notes, progress=progress
+        )
         return report, labels
 
     source = None if bundle is None else files.read_many(bundle)
     if isinstance(source, files.Records):
-        if target or shown not in ("table", "json"):
+        shown = "json" if shown == "table" else shown
+        if target or shown != "json":
+            source.close()
             wish = "-o" if target else f"--format {shown}"
             raise InputError(
                 f"{wish} cannot hold the results of NDJSON, one a line",
@@ -134,7 +147,7 @@ def compute(
         report, labels = answer(source, progress)
     render.show_warnings(report.warnings)
     if target:
-        save(*target, report, labels, names)
+        save(*target, report, labels)
     if target is None or target[0] != "-":
         when = "never" if no_color else color or "auto"
         render.show(report, shown, color=when)
@@ -144,9 +157,9 @@ def compute(
     raise typer.Exit(report.exit_code)
 
 
-def stream_answers(records: files.Records, answer: Callable[[files.Bundle], Report]) -> None:
+def stream_answers(records: "files.Records", answer: "Callable[[files.Bundle], Report]") -> None:
     """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed."""
-    from attncli import files, render
+    from attncli import render
 
     failed = False
     try:
@@ -157,29 +170,25 @@ def stream_answers(records: files.Records, answer: Callable[[files.Bundle], Repo
                 report = answer(record)
             except AttnError as error:
                 failed = True
-                problem = {"code": error.code, "message": error.message, "hint": error.hint}
-                line = files.dumps({"error": problem, "line": records.line})
-                sys.stdout.buffer.write(line + b"\n")
+                render.show_error(error, json=True, command="compute", line=records.line)
             else:
                 render.show_warnings([f"line {records.line}: {w}" for w in report.warnings])
                 render.show(report, "ndjson")
                 failed = failed or bool(report.exit_code)
-            sys.stdout.flush()
     except BrokenPipeError:
         pass  # nobody reads any more: what happened so far decides
+    finally:
+        records.close()
     raise typer.Exit(1 if failed else 0)
 
 
-def save(
-    path: str, suffix: str, report: Report, labels: Labels, names: tuple[str, ...] | None
-) -> None:
+def save(path: str, suffix: str, report: "Report", labels: "Labels") -> None:
     """Write the arrays asked for; JSON and safetensors carry the labels along."""
     from attncli import files
 
-    arrays = report.arrays if names else {"output": report.arrays["output"]}
     extra: dict[str, Any] = {
         f"{role}_tokens": tokens if len(tokens) > 1 else tokens[0]
         for role in ("query", "key")
         if (tokens := getattr(labels, role)) is not None
     }
-    files.write(path, arrays, extra=extra, format=suffix)
+    files.write(path, report.arrays, extra=extra, format=suffix)

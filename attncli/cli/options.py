@@ -1,6 +1,6 @@
 """The options that commands share: their names, help and place in ``--help``."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -14,14 +14,16 @@ from attncli.errors import FileError, InputError
 
 FORMATS = ("table", "json", "csv", "markdown")
 SAVED = (
-    "output", "weights", "scores", "softcapped", "masked", "lse", "query", "key", "present_key",
-    "present_value", "row_statistics",
+    "output", "weights", "scores", "softcapped", "masked", "lse", "query", "key", "value",
+    "present_key", "present_value", "row_statistics",
 )  # fmt: skip
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUFFIXES = (".npz", ".safetensors", ".json", ".npy")
 
 TENSORS = "Tensors (REF is PATH, PATH::NAME or - for standard input)"
 MASK = "Mask"
 ATTENTION = "Attention"
+ROPE = "Rotary positions"
 ENGINE = "Engine"
 SHOW = "What to show"
 SAVE = "Output"
@@ -36,7 +38,7 @@ class Command(TyperCommand):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record:
-                name = "Arguments" if param.param_type_name == "argument" else "Others"
+                name = "Arguments" if param.param_type_name == "argument" else "Help"
                 panel = getattr(param, "rich_help_panel", None) or name
                 groups.setdefault(panel, []).append(record)
         for name, records in groups.items():
@@ -47,24 +49,41 @@ class Command(TyperCommand):
 def nearest(word: str, words: Collection[str]) -> str:
     """Return a hint that names the nearest of ``words``, or all of them."""
     near = get_close_matches(word, words, 1, 0.5)
-    return f"did you mean '{near[0]}'? " * bool(near) + f"(one of {', '.join(words)})"
+    return (f"did you mean '{near[0]}'? " if near else "") + f"(one of {', '.join(words)})"
 
 
-def one_of(*words: str) -> dict[str, Any]:
+def one_of(*words: str, metavar: str | None = None) -> dict[str, Any]:
     """Return the settings of an option that takes one of ``words``."""
 
-    def check(word: str | None) -> str | None:
+    def check(param: typer.CallbackParam, word: str | None) -> str | None:
         if word is not None and word not in words:
-            raise typer.BadParameter(f"'{word}' is unknown: {nearest(word, words)}")
+            raise InputError(f"unknown {param.opts[0]} '{word}'", nearest(word, words))
         return word
 
-    return {"metavar": "|".join(words), "callback": check, "autocompletion": lambda: list(words)}
+    return {
+        "metavar": metavar or "|".join(words),
+        "callback": check,
+        "autocompletion": lambda: list(words),
+    }
 
 
-def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
-    return typer.Option(
-        *names, help=help, rich_help_panel=panel, show_default=False, **settings
-    )
+def at_least_one(param: typer.CallbackParam, number: int | None) -> int | None:
+    """Let positive integers and None pass, as an option's callback."""
+    if number is not None and number < 1:
+        raise InputError(f"{param.opts[0]} is {number}", "it must be at least 1")
+    return number
+
+
+def at_least_zero(param: typer.CallbackParam, number: int | None) -> int | None:
+    """Let integers from 0 on and None pass, as an option's callback."""
+    if number is not None and number < 0:
+        raise InputError(f"{param.opts[0]} is {number}", "it must be at least 0")
+    return number
+
+
+def option(*names: str, help: str, panel: str, **settings: Any) -> Any:
+    """Return a Typer option in a group of the help, without its default."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **settings)
 
 
 Text = str | None
@@ -77,46 +96,55 @@ Bundle = Annotated[
         show_default=False,
     ),
 ]
-Query = Annotated[Text, _option("--query", "-q", metavar="REF", panel=TENSORS, help="Queries.")]
+Query = Annotated[Text, option("--query", "-q", metavar="REF", panel=TENSORS, help="Queries.")]
 Key = Annotated[
-    Text, _option("--key", "-k", metavar="REF", panel=TENSORS, help="Keys; missing: the queries.")
+    Text, option("--key", "-k", metavar="REF", panel=TENSORS, help="Keys; missing: the queries.")
 ]
 Value = Annotated[
-    Text, _option("--value", "-v", metavar="REF", panel=TENSORS, help="Values; missing: the keys.")
+    Text, option("--value", "-v", metavar="REF", panel=TENSORS, help="Values; missing: the keys.")
 ]
 PastKey = Annotated[
-    Text, _option(metavar="REF", panel=TENSORS, help="Cached keys, put before the new ones.")
+    Text, option(metavar="REF", panel=TENSORS, help="Cached keys, put before the new ones.")
 ]
 PastValue = Annotated[
-    Text, _option(metavar="REF", panel=TENSORS, help="Cached values, put before the new ones.")
+    Text, option(metavar="REF", panel=TENSORS, help="Cached values, put before the new ones.")
 ]
 KvLengths = Annotated[
     Text,
-    _option(
+    option(
         "--kv-lengths", metavar="LIST|REF", panel=TENSORS,
         help="Valid keys of each batch element, as in 18,13,15 (padded cache).",
     ),
 ]  # fmt: skip
 Layout = Annotated[
     Text,
-    _option(
+    option(
         **one_of("bhld", "blhd"), panel=TENSORS,
         help="Order of the dimensions: (B, H, L, D) or (B, L, H, D).",
     ),
 ]  # fmt: skip
 Heads = Annotated[
     int | None,
-    _option(
-        metavar="H", min=1, panel=TENSORS, help="Unpack (L, H·D) or (B, L, H·D) into H heads."
+    option(
+        metavar="H",
+        callback=at_least_one,
+        panel=TENSORS,
+        help="Unpack (L, H·D) or (B, L, H·D) into H heads.",
     ),
 ]
 KvHeads = Annotated[
     int | None,
-    _option("--kv-heads", metavar="G", min=1, panel=TENSORS, help="Key/value heads, if fewer."),
+    option(
+        "--kv-heads",
+        metavar="G",
+        callback=at_least_one,
+        panel=TENSORS,
+        help="Key/value heads, if fewer.",
+    ),
 ]
 Tokens = Annotated[
     Text,
-    _option(
+    option(
         metavar="TEXT|@FILE", panel=TENSORS,
         help="Labels of queries and keys: text split on blanks, or a file with one a line or a "
         "JSON list.",
@@ -124,114 +152,144 @@ Tokens = Annotated[
 ]  # fmt: skip
 QueryTokens = Annotated[
     Text,
-    _option("--query-tokens", metavar="TEXT|@FILE", panel=TENSORS, help="Labels of the queries."),
+    option("--query-tokens", metavar="TEXT|@FILE", panel=TENSORS, help="Labels of the queries."),
 ]
 KeyTokens = Annotated[
-    Text, _option("--key-tokens", metavar="TEXT|@FILE", panel=TENSORS, help="Labels of the keys.")
+    Text, option("--key-tokens", metavar="TEXT|@FILE", panel=TENSORS, help="Labels of the keys.")
 ]
 
 Mask = Annotated[
     list[str] | None,
-    _option(
+    option(
         "--mask", "-m", metavar="EXPR", panel=MASK,
         help="A mask expression, such as 'causal & window(128)'; repeatable: all must allow.",
     ),
 ]  # fmt: skip
-Causal = Annotated[bool, _option("--causal", panel=MASK, help="The same as --mask causal.")]
+Causal = Annotated[bool, option("--causal", panel=MASK, help="The same as --mask causal.")]
 AttnMask = Annotated[
     Text,
-    _option(
+    option(
         "--attn-mask", metavar="REF", panel=MASK,
         help="A mask tensor: bool True = keep, float = added to the scores.",
     ),
 ]  # fmt: skip
 MaskPolarity = Annotated[
     Text,
-    _option("--mask-polarity", **one_of("keep", "ignore"), panel=MASK,
+    option("--mask-polarity", **one_of("keep", "ignore"), panel=MASK,
             help="What True means in --attn-mask (default: keep)."),
 ]  # fmt: skip
 
 Scale = Annotated[
     Text,
-    _option(metavar="FLOAT|auto|none", panel=ATTENTION,
+    option(metavar="FLOAT|auto|none", panel=ATTENTION,
             help="Factor of the scores; auto is 1/√D of the query (the default)."),
 ]  # fmt: skip
 Softcap = Annotated[
     float | None,
-    _option(metavar="C", panel=ATTENTION, help="c·tanh(score/c), before the mask."),
+    option(metavar="C", panel=ATTENTION, help="c·tanh(score/c), before the mask."),
 ]
 Sink = Annotated[
     Text,
-    _option(metavar="FLOAT|REF", panel=ATTENTION,
+    option(metavar="FLOAT|REF", panel=ATTENTION,
             help="An extra logit per head in the denominator, without a value."),
 ]  # fmt: skip
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 Dtype = Annotated[
     Text,
-    _option("--dtype", **one_of(*FLOATS), panel=ATTENTION,
-            help="Arithmetic type (default: the inputs', accumulated in float32 at least)."),
+    option("--dtype", **one_of(*FLOATS, metavar="DTYPE"), panel=ATTENTION,
+            help="Arithmetic type: float64, float32, float16 or bfloat16 (default: the inputs', "
+            "accumulated in float32 at least)."),
 ]  # fmt: skip
 SoftmaxDtype = Annotated[
     Text,
-    _option("--softmax-dtype", **one_of(*FLOATS), panel=ATTENTION,
+    option("--softmax-dtype", **one_of(*FLOATS, metavar="DTYPE"), panel=ATTENTION,
             help="Round the softmax to this type."),
 ]  # fmt: skip
 
+Rope = Annotated[
+    Text,
+    option("--rope", **one_of("half", "interleaved"), panel=ROPE,
+           help="Turn queries and new keys by their positions first."),
+]  # fmt: skip
+RopeTheta = Annotated[
+    float | None, option("--rope-theta", metavar="T", panel=ROPE, help="Its base (default: 10000).")
+]
+RopeDim = Annotated[
+    int | None,
+    option("--rope-dim", metavar="N", panel=ROPE, help="Channels that turn, the first ones.",
+           callback=at_least_one),
+]  # fmt: skip
+RopeScaling = Annotated[
+    Text,
+    option("--rope-scaling", metavar="JSON", panel=ROPE,
+           help="""As in config.json: '{"rope_type": "linear", "factor": 2}'; also dynamic, """
+           "llama3, yarn."),
+]  # fmt: skip
+Positions = Annotated[
+    Text, option("--positions", metavar="REF", panel=ROPE, help="Positions of the new keys.")
+]
+RopeCos = Annotated[
+    Text, option("--rope-cos", metavar="REF", panel=ROPE, help="Cosines given, not computed.")
+]
+RopeSin = Annotated[
+    Text, option("--rope-sin", metavar="REF", panel=ROPE, help="Sines given, not computed.")
+]
+
 Backend = Annotated[
     str,
-    _option("--backend", **one_of("reference", "numpy"), panel=ENGINE,
-            help="The engine (default: numpy); reference is plain and float64."),
+    option("--backend", **one_of("reference", "numpy", "torch"), panel=ENGINE,
+           help="The engine (default: numpy); reference is plain float64, torch needs PyTorch."),
+]  # fmt: skip
+Device = Annotated[
+    str,
+    option("--device", metavar="auto|cpu|cuda[:N]", panel=ENGINE,
+           help="Where torch runs (default: auto, a GPU if there is one)."),
 ]  # fmt: skip
 Threads = Annotated[
-    int | None, _option(metavar="N", min=1, panel=ENGINE, help="At most N threads.")
+    int | None, option(metavar="N", callback=at_least_one, panel=ENGINE, help="At most N threads.")
 ]
-Time = Annotated[
-    bool, _option("--time", panel=ENGINE, help="Time, GFLOP/s, peak memory, engine.")
-]
+Time = Annotated[bool, option("--time", panel=ENGINE, help="Time, GFLOP/s, peak memory, engine.")]
 
 Batch = Annotated[
     Text,
-    _option(metavar="SELECTION", panel=SHOW, help="Batch elements, as 3, 0:16, 1,4 or -1."),
+    option(metavar="SELECTION", panel=SHOW, help="Batch elements, as 3, 0:16, 1,4 or -1."),
 ]
-Head = Annotated[Text, _option(metavar="SELECTION", panel=SHOW, help="Heads.")]
-Rows = Annotated[Text, _option(metavar="SELECTION", panel=SHOW, help="Queries.")]
-Keys = Annotated[Text, _option(metavar="SELECTION", panel=SHOW, help="Keys.")]
+Head = Annotated[Text, option(metavar="SELECTION", panel=SHOW, help="Heads.")]
+Rows = Annotated[Text, option(metavar="SELECTION", panel=SHOW, help="Queries.")]
+Keys = Annotated[Text, option(metavar="SELECTION", panel=SHOW, help="Keys.")]
 Top = Annotated[
     int | None,
-    _option(metavar="N", min=1, panel=SHOW,
+    option(metavar="N", callback=at_least_one, panel=SHOW,
             help="The N strongest keys of each row instead of a matrix."),
 ]  # fmt: skip
-Heatmap = Annotated[
-    bool, _option("--heatmap", panel=SHOW, help="Weights as a map of shades.")
-]
+Heatmap = Annotated[bool, option("--heatmap", panel=SHOW, help="Weights as a map of shades.")]
 Steps = Annotated[
     bool,
-    _option("--steps", panel=SHOW, help="The stages one after the other, with their formulas."),
+    option("--steps", panel=SHOW, help="The stages one after the other, with their formulas."),
 ]
-Full = Annotated[bool, _option("--full", panel=SHOW, help="Whole tables, without ellipses.")]
+Full = Annotated[bool, option("--full", panel=SHOW, help="Whole tables, without ellipses.")]
 
 Output = Annotated[
     Text,
-    _option("--output", "-o", metavar="FILE", panel=SAVE,
+    option("--output", "-o", metavar="FILE", panel=SAVE,
             help="Save to .npz, .safetensors, .json or .npy; - is standard output as .npz, "
             "-.json and so on as another."),
 ]  # fmt: skip
 Include = Annotated[
     Text,
-    _option(metavar="LIST", panel=SAVE, autocompletion=lambda: list(SAVED),
+    option(metavar="LIST", panel=SAVE, autocompletion=lambda: list(SAVED),
             help=f"What to save and to put into JSON: {', '.join(SAVED)} (default: output)."),
 ]  # fmt: skip
 Format = Annotated[
     Text,
-    _option("--format", **one_of(*FORMATS), panel=SAVE, help="What standard output carries."),
+    option("--format", **one_of(*FORMATS), panel=SAVE, help="What standard output carries."),
 ]
-Json = Annotated[bool, _option("--json", panel=SAVE, help="The same as --format json.")]
+Json = Annotated[bool, option("--json", panel=SAVE, help="The same as --format json.")]
 Color = Annotated[
     Text,
-    _option("--color", **one_of("auto", "always", "never"), panel=SAVE,
+    option("--color", **one_of("auto", "always", "never"), panel=SAVE,
             help="Colour (default: auto, on a terminal without NO_COLOR)."),
 ]  # fmt: skip
-NoColor = Annotated[bool, _option("--no-color", panel=SAVE, help="The same as --color never.")]
+NoColor = Annotated[bool, option("--no-color", panel=SAVE, help="The same as --color never.")]
 
 
 def format_of(format: str | None, json: bool) -> str:
@@ -301,6 +359,4 @@ def keep_inputs(output: str, sources: Collection[str]) -> None:
     for source in sources:
         if os.path.exists(source) and os.path.samefile(source, output):
             same = "" if source == output else f" (it is {source})"
-            raise FileError(
-                f"-o {output} would overwrite an input{same}", "write to another file"
-            )
+            raise FileError(f"-o {output} would overwrite an input{same}", "write to another file")

@@ -7,8 +7,8 @@ library raises on damaged bytes becomes a `FileError`.
 
 from __future__ import annotations
 
-import errno
 import contextlib
+import errno
 import io
 import math
 import mmap
@@ -271,6 +271,7 @@ def read_torch(data: Buffer, source: str, path: str | None) -> Entries:
 
 
 def write_npy(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
+    """Write the one array; ``extra`` has no place in .npy."""
     for array in arrays.values():
         if not _is_numeric(array.dtype) or array.dtype.name.startswith("float8"):
             raise FileError(
@@ -280,6 +281,7 @@ def write_npy(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str,
 
 
 def write_npz(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
+    """Write a member for each array, uncompressed; ``extra`` has no place in .npz."""
     import zipfile
 
     with zipfile.ZipFile(stream, "w") as archive:
@@ -292,6 +294,7 @@ def write_npz(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str,
 def write_safetensors(
     stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]
 ) -> None:
+    """Write header and data; ``extra`` becomes metadata."""
     tags = {name: tag for tag, name in SAFETENSORS.items()}
     header: dict[str, Any] = {}
     if extra:
@@ -332,10 +335,12 @@ def _is_numeric(dtype: np.dtype[Any]) -> bool:
 
 
 def header_of(array: Array) -> Header:
+    """Shape, dtype and size of an array."""
     return Header(array.shape, array.dtype.name, array.nbytes)
 
 
 def native(array: Array) -> Array:
+    """The array in this machine's byte order, rows together."""
     return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
 
@@ -378,6 +383,7 @@ def reading(source: str, what: str = "unreadable") -> Iterator[None]:
 
 
 def os_error(error: OSError, path: str, verb: str) -> FileError:
+    """What an operating system's error means for the file, and what to do about it."""
     folder, name = os.path.split(path)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         if not os.path.isdir(folder or "."):

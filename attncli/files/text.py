@@ -186,6 +186,7 @@ def _is_number(value: Any) -> bool:
 
 
 def described(value: Any) -> str:
+    """A JSON value in words: 'null', '"abc" (a string)'."""
     match value:
         case None:
             return "null"

@@ -1,0 +1,363 @@
+"""What `attncli compute` has to say: a Result becomes a Report."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from attncli.backends import STAGES, Progress
+from attncli.errors import InputError
+from attncli.problem import Problem
+from attncli.report import Block, Column, Labels, Report, Table, Text, View
+from attncli.report_parts import (
+    Selection,
+    by_head,
+    heatmaps,
+    output_tables,
+    select,
+    stability_table,
+    stage_of,
+    strongest,
+    top_tables,
+    weights_tables,
+)
+from attncli.report_records import of_head, records_of
+from attncli.run import Result, statistics
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SCHEMA = "attncli.compute/1"
+SMALL = 4096  # numbers that JSON gives without being asked
+INCLUDABLE = (
+    "output", *reversed(STAGES), "lse", "query", "key", "value", "present_key", "present_value",
+    "row_statistics",
+)  # fmt: skip
+LONGEST_MASK = 48
+
+
+def wanted(
+    problem: Problem, view: View, include: Collection[str] | None, machine: bool
+) -> set[str]:
+    """Return what the engine has to make for this report: the stages only when needed whole.
+
+    ``include`` are names of INCLUDABLE (none: the default), ``machine`` says that JSON is printed.
+    Raises InputError for a name or an index that does not exist.
+    """
+    chosen = select(problem, view)
+    unknown = [name for name in include or () if name not in INCLUDABLE]
+    if unknown:
+        close = get_close_matches(unknown[0], INCLUDABLE, 1)
+        raise InputError(
+            f"unknown name '{unknown[0]}' in --include",
+            (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(INCLUDABLE)}",
+        )
+    want = {"output", "lse", "row_statistics"} | {n for n in include or () if n in STAGES}
+    if machine and not include and _whole(view) and _cells(chosen) <= SMALL:
+        want.add("weights")
+    return want
+
+
+def compute_report(
+    result: Result,
+    labels: Labels,
+    view: View,
+    include: Collection[str] | None,
+    *,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Return the report on a Result made with what ``wanted`` said.
+
+    ``include`` names the arrays to save and to put into JSON, by default the output; ``notes`` are
+    facts about the input. ``progress`` hears of maps, which take long for long inputs.
+    Raises InputError for an index that does not exist, or steps of too much.
+    """
+    problem = result.problem
+    chosen = select(problem, view)
+    found = statistics(result)
+    blocks: list[Block] = []
+    if view.steps:
+        from attncli.report_steps import steps
+
+        blocks += steps(problem, labels, view, chosen)
+    else:
+        if view.heatmap:
+            blocks += heatmaps(problem, labels, view, chosen, progress)
+        if view.top is not None:
+            blocks += top_tables(problem, labels, view, chosen)
+        if not view.heatmap and view.top is None:
+            blocks += weights_tables(problem, labels, view, chosen)
+        if not view.heatmap:
+            blocks += output_tables(result, labels, view, chosen)
+        blocks = [_or_nothing(block) for block in blocks]
+        if len(chosen.batch) and len(chosen.head):
+            blocks.append(stability_table(problem, found, view, chosen))
+    timing = _timing(result) if view.time else None
+    if timing:
+        blocks.append(_timing_table(result, timing))
+    return Report(
+        command="compute",
+        headline=headline(result),
+        blocks=blocks,
+        data=lambda: _data(result, labels, view, chosen, include, found, timing, notes),
+        records=lambda: records_of(result, labels, view, chosen, include or (), found),
+        arrays=_saved(result, include or ("output",)),
+        warnings=result.warnings,
+        notes=notes,
+    )
+
+
+def _or_nothing(block: Block) -> Block:
+    """Return a line for a table that has no cells."""
+    if isinstance(block, Table) and not (block.rows and block.columns):
+        return Text("", [f"{block.title}: {len(block.rows)} × {len(block.columns)}, empty"])
+    return block
+
+
+# -- the first line ---------------------------------------------------------------------------
+
+
+def headline(result: Result) -> list[str]:
+    """Return the facts of the first line: shapes in words, scale, mask, engine."""
+    problem, engine = result.problem, result.engine
+    facts = [_shapes_in_words(problem), _scale_in_words(problem)]
+    if problem.rope is not None:
+        facts.append(f"RoPE {problem.rope.text}")
+    if problem.softcap is not None:
+        facts.append(f"softcap {problem.softcap:.4g}")
+    if problem.sink is not None:
+        sinks = sorted(set(problem.sink.tolist()))
+        facts.append(f"sink {sinks[0]:.4g}" if len(sinks) == 1 else "a sink per head")
+    if not problem.mask.trivial:
+        lengths = problem.mask.extent.lengths
+        said = [f"mask {problem.mask.text}"] if problem.mask.text else []
+        said += [f"kv lengths {', '.join(map(str, lengths))}"] if lengths else []
+        for text in said or ["mask given"]:
+            if len(text) > LONGEST_MASK:
+                text = text[: LONGEST_MASK // 2] + "…" + text[-LONGEST_MASK // 2 :]
+            facts.append(text)
+    dtype = engine.dtype
+    if problem.result_dtype.name != dtype:
+        dtype += f" for {problem.result_dtype.name}"
+    device = "" if engine.device == "cpu" else f" on {engine.device}"
+    threads = f", {engine.threads} threads" if engine.threads > 1 else ""
+    return [*facts, f"{engine.backend} {dtype}{device}{threads}"]
+
+
+def _shapes_in_words(problem: Problem) -> str:
+    batch, heads = problem.batch, problem.heads
+    parts = []
+    if batch != 1 or heads != 1:
+        many = f"{batch} × " if batch != 1 else ""
+        text = many + _count(heads, "head")
+        if problem.kv_heads != heads:
+            text += f" ({problem.kv_heads} for keys and values)"
+        parts.append(text)
+    rows, keys = _count(problem.queries, "query", "queries"), _count(problem.keys, "key")
+    past = f" ({problem.past} of them past)" if problem.past else ""
+    parts += [f"{rows} × {keys}{past}", f"width {problem.width}"]
+    if problem.value_width != problem.width:
+        parts.append(f"values of width {problem.value_width}")
+    return ", ".join(parts)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _scale_in_words(problem: Problem) -> str:
+    source = problem.scale_source
+    text = f"scale {problem.scale:.4g}"
+    if source.startswith("1/√"):
+        return f"{text} = {source}"
+    return text if source == "given" else f"{text} ({source})"
+
+
+# -- for programs -----------------------------------------------------------------------------
+
+
+def _data(
+    result: Result,
+    labels: Labels,
+    view: View,
+    chosen: Selection,
+    include: Collection[str] | None,
+    found: Mapping[str, Any],
+    timing: dict[str, Any] | None,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the JSON object (cli.md, "For scripts")."""
+    problem, engine = result.problem, result.engine
+    data: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": "compute",
+        "engine": {
+            "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
+            "threads": engine.threads, "kernel": engine.kernel,
+        },
+        "shapes": {
+            name: list(problem.family.restore(getattr(problem, name)).shape)
+            for name in ("query", "key", "value")
+        } | {"output": list(result.output.shape)},
+        "scale": problem.scale,
+        "scale_source": problem.scale_source,
+        "softcap": problem.softcap,
+        "mask": problem.mask.text or None,
+        "warnings": list(result.warnings),
+    }  # fmt: skip
+    if problem.sink is not None:
+        data["sink"] = problem.sink
+    if problem.rope is not None:  # no option's name: a query that is read back is turned already
+        data["rope_applied"] = problem.rope.text
+    if problem.mask.extent.lengths is not None:
+        data["kv_lengths"] = list(problem.mask.extent.lengths)
+    if notes:
+        data["notes"] = list(notes)
+    if not _whole(view):
+        names = ("batch", "head", "rows", "keys")
+        data["selection"] = {n: list(s) for n in names if (s := getattr(view, n)) is not None}
+    if timing:
+        data["time"] = timing
+    data |= _tokens(labels)
+    data["heads"] = [
+        {"batch": b, "head": h, "statistics": of_head(found, b, h)} for b, h in chosen.pairs
+    ]
+    if view.top is not None:
+        data["top"] = list(_top_data(problem, view.top, chosen))
+    if include:
+        for name in include:
+            data[name] = _array(result, chosen, view, name)
+    else:
+        if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
+            data["output"] = _array(result, chosen, view, "output")
+        if _cells(chosen) <= SMALL:
+            data["weights"] = _array(result, chosen, view, "weights")
+    return data
+
+
+def _whole(view: View) -> bool:
+    return view.batch is view.head is view.rows is view.keys is None
+
+
+def _cells(chosen: Selection) -> int:
+    return len(chosen.batch) * len(chosen.head) * len(chosen.rows) * len(chosen.keys)
+
+
+def _tokens(labels: Labels) -> dict[str, Any]:
+    """Return the labels as the members that a bundle has: tokens, or query_ and key_tokens."""
+
+    def plain(names: tuple[tuple[str, ...], ...]) -> list[Any]:
+        return list(names[0]) if len(names) == 1 else [list(own) for own in names]
+
+    if labels.query and labels.query == labels.key:
+        return {"tokens": plain(labels.query)}
+    found = {"query_tokens": labels.query, "key_tokens": labels.key}
+    return {name: plain(names) for name, names in found.items() if names}
+
+
+def _top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[str, Any]]:
+    for b, h in chosen.pairs:
+        for row, best in strongest(problem, b, h, chosen.rows, chosen.keys, count):
+            yield {
+                "batch": b, "head": h, "query": row,
+                "keys": [j for j, _ in best], "weights": [w for _, w in best],
+            }  # fmt: skip
+
+
+def _array(result: Result, chosen: Selection, view: View, name: str) -> Any:
+    """Return an array of --include for JSON: of what is indexed by query, the selected part."""
+    problem = result.problem
+    if _whole(view) and (name not in STAGES or name in result.stages):
+        return result.row_statistics if name == "row_statistics" else _included(result, name)
+    at = np.ix_(*(np.asarray(s, np.int64) for s in (chosen.batch, chosen.head, chosen.rows)))
+    if name == "output":
+        return problem.family.restore(by_head(problem.family, result.output, problem.heads)[at])
+    if name in STAGES:
+        return problem.family.restore_rows(_stage(result, chosen, name))
+    grid = (problem.batch, problem.heads, problem.queries)
+    if name == "lse":
+        return problem.family.restore_rows(result.lse.reshape(grid)[at])
+    if name == "row_statistics":
+        values = result.row_statistics or {}
+        return {k: problem.family.restore_rows(v.reshape(grid)[at]) for k, v in values.items()}
+    return _included(result, name)
+
+
+def _stage(result: Result, chosen: Selection, name: str) -> Array:
+    """Return the selected part of a stage, ``(b, h, rows, keys)`` in the result's dtype."""
+    problem = result.problem
+    shape = (problem.batch, problem.heads, problem.queries, problem.keys)
+    part = tuple(np.asarray(s, np.int64) for s in (
+        chosen.batch, chosen.head, chosen.rows, chosen.keys
+    ))  # fmt: skip
+    if name in result.stages:
+        return np.asarray(result.stages[name].reshape(shape)[np.ix_(*part)])
+    made = np.empty(tuple(len(p) for p in part), problem.result_dtype)
+    for m, b in enumerate(chosen.batch):
+        for n, h in enumerate(chosen.head):
+            made[m, n] = stage_of(problem, b, h, chosen.rows, chosen.keys, name)
+    return made
+
+
+def _included(result: Result, name: str) -> Array:
+    """Return a whole array of --include, in the shape family that came in."""
+    problem = result.problem
+    if name in STAGES:
+        return result.stages[name]
+    if name in ("output", "lse"):
+        return np.asarray(getattr(result, name))
+    # what was cached is no part of the key and the value that came in
+    kept = {"query": problem.query} | {
+        name: array
+        for kind, array in (("key", problem.key), ("value", problem.value))
+        for name, array in ((kind, array[:, :, problem.past :]), (f"present_{kind}", array))
+    }
+    return problem.family.restore(kept[name])
+
+
+def _saved(result: Result, include: Collection[str]) -> dict[str, Array]:
+    """Return the whole arrays by name; row statistics as 'row_statistics.entropy' …"""
+    arrays: dict[str, Array] = {}
+    for name in include:
+        if name == "row_statistics":
+            values = result.row_statistics or {}
+            arrays |= {f"row_statistics.{key}": value for key, value in values.items()}
+        else:
+            arrays[name] = _included(result, name)
+    return arrays
+
+
+# -- time -------------------------------------------------------------------------------------
+
+
+def _timing(result: Result) -> dict[str, Any]:
+    """Return seconds, GFLOP/s (two products over the visible cells) and peak memory in bytes."""
+    problem = result.problem
+    cells = problem.batch * problem.heads * problem.queries * problem.keys
+    if result.rows is not None:
+        cells = int(result.rows.n.sum())
+    flops = 2 * cells * (problem.width + problem.value_width)
+    rate = flops / result.seconds / 1e9 if result.seconds > 0 else math.nan
+    return {"seconds": result.seconds, "gflops": rate, "peak_memory_bytes": _peak_memory()}
+
+
+def _peak_memory() -> int | None:
+    """Return the most memory this process has had, or None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _timing_table(result: Result, timing: Mapping[str, Any]) -> Table:
+    peak = timing["peak_memory_bytes"]
+    columns = [Column("seconds"), Column("GFLOP/s"), Column("peak memory", sub="MiB")]
+    cells = [timing["seconds"], timing["gflops"], None if peak is None else peak / 2**20]
+    return Table("Time", columns, [cells], [result.engine.kernel or result.engine.backend])

@@ -1,0 +1,400 @@
+"""Rotary position embedding (RoPE, Su et al. 2021): channels turn in pairs with their position.
+
+    angle = position · θ^(−2j/n)  for pair j of n/2       (x, y) → (x cos − y sin, y cos + x sin)
+
+Style ``half`` pairs channels j and j + n/2 (GPT-NeoX, Llama in transformers), ``interleaved`` 2j
+and 2j + 1 (GPT-J, Meta's own Llama files). The scalings are those of transformers'
+modeling_rope_utils under its names; angles are computed in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from attncli.errors import InputError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Pair = tuple[Array, Array]  # cos and sin
+
+STYLES = ("half", "interleaved")
+
+#: The parameters of each scaling: those it needs, those it may have.
+SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor", "max_position_embeddings"), ()),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        (),
+    ),
+    "yarn": (
+        ("factor", "original_max_position_embeddings"),
+        ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate"),
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    """How queries and keys are turned.
+
+    ``dim`` is how many channels turn, the first ones (None: all). ``positions`` ``(L)`` or
+    ``(B, L)`` are those of the L new keys (None: they follow the past, from 0). ``cos`` and ``sin``
+    are given instead of computed: a table by position ``(P, n)``, or rows of the new keys
+    ``(L, n)``, ``(B, L, n)``; n = dim/2, or dim with each pair's number twice. ``scaling`` is a
+    mapping such as config.json's: ``{"rope_type": "linear", "factor": 2}``; see SCALINGS.
+    Raises InputError for what does not fit together.
+    """
+
+    style: str = "half"
+    theta: float = 10000.0
+    dim: int | None = None
+    positions: Any = None
+    cos: Any = None
+    sin: Any = None
+    scaling: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.style not in STYLES:
+            raise InputError(
+                f"unknown RoPE style '{self.style}'", f"it must be {' or '.join(STYLES)}"
+            )
+        if not _is_number(self.theta) or self.theta <= 0:
+            raise InputError(
+                f"the RoPE theta is {self.theta}", "it must be a positive number, such as 10000"
+            )
+        if self.dim is not None and (not _is_count(self.dim) or self.dim < 2 or self.dim % 2):
+            raise InputError(
+                f"the RoPE width is {self.dim}", "channels turn in pairs: give an even number"
+            )
+        if (self.cos is None) != (self.sin is None):
+            have, miss = ("cos", "sin") if self.sin is None else ("sin", "cos")
+            raise InputError(f"RoPE's {have} is given without {miss}", f"give {miss} as well")
+        if self.scaling is not None:
+            if self.cos is not None:
+                raise InputError(
+                    "RoPE's cos and sin are given, and a scaling", "scaled ones need no scaling"
+                )
+            _check_scaling(self.scaling)
+
+    @classmethod
+    def of(cls, rope: Rope | str | Mapping[str, Any]) -> Rope:
+        """Return a Rope from itself, a style, or a mapping of its fields."""
+        if isinstance(rope, Rope):
+            return rope
+        if isinstance(rope, str):
+            return cls(rope)
+        names = [f.name for f in fields(cls)]
+        for name in rope:
+            if name not in names:
+                raise InputError(f"RoPE has no option '{name}'", f"it has {', '.join(names)}")
+        return cls(**rope)
+
+    @property
+    def text(self) -> str:
+        """One line for a report: ``half, θ 10000, 64 channels, yarn ×4``."""
+        kind = _kind(self.scaling)
+        parts = [
+            self.style,
+            "given cos and sin" if self.cos is not None else f"θ {self.theta:g}",
+            "" if self.dim is None else f"{self.dim} channels",
+            "" if kind == "default" else f"{kind} ×{_parameters(self.scaling)['factor']:g}",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def apply(
+        self,
+        query: Array,
+        key: Array,
+        *,
+        past: int = 0,
+        lengths: Sequence[int] | None = None,
+        dtype: Any = np.float64,
+    ) -> tuple[Array, Array]:
+        """Return query ``(B, H, Lq, D)`` and key ``(B, G, past + L, D)`` turned.
+
+        The first ``past`` keys come turned already. As many queries as new keys stand where these
+        do; otherwise the last query stands at the last key (with ``lengths`` ``(B,)``, at the last
+        valid one). The arithmetic is ``dtype``, and each array is rounded once to its own.
+        Raises InputError where positions, cos or sin do not fit.
+        """
+        width = self._width(int(query.shape[3]))
+        batch, queries, new = int(query.shape[0]), int(query.shape[2]), int(key.shape[2]) - past
+        rows = np.arange(queries)[None]  # (1 or B, Lq): the new key that each query stands at
+        if queries != new:
+            ends = [new] if lengths is None else [n - past for n in lengths]
+            rows = rows + np.array(ends, np.int64)[:, None] - queries
+        at_key, at_query = self._cos_sin(width, past, batch, new, rows)
+        turned = rotate(key[:, :, past:], *_over_heads(at_key, dtype), self.style)
+        if past:
+            turned = np.concatenate([key[:, :, :past], turned], axis=2)
+        return rotate(query, *_over_heads(at_query, dtype), self.style), turned
+
+    def _cos_sin(
+        self, width: int, past: int, batch: int, new: int, rows: Array
+    ) -> tuple[Pair, Pair]:
+        """Return cos, sin ``(1 or B, L, n/2)`` of the new keys and of the queries at ``rows``."""
+        given = self._positions(batch, new)
+        tables = None
+        if self.cos is not None:
+            cos, sin = tables = (self._table("cos", width), self._table("sin", width))
+            if cos.ndim == 3:
+                self._check_rows(cos, batch, new)
+            if cos.ndim == 3 or (given is None and len(cos) == new):
+                at_key = (cos, sin) if cos.ndim == 3 else (cos[None], sin[None])
+                what = "RoPE's cos has rows for"
+                return at_key, (_pick(at_key[0], rows, what), _pick(at_key[1], rows, what))
+        if given is None:
+            keyed, queried = past + np.arange(new)[None], past + rows
+        else:
+            keyed, queried = given, _pick(given, rows, "positions has")
+        if tables is not None:
+            k, q = _rows_of(len(cos), keyed), _rows_of(len(cos), queried)
+            return (cos[k], sin[k]), (cos[q], sin[q])
+        longest = max((int(p.max()) + 1 for p in (keyed, queried) if p.size), default=0)
+        inverse, factor = frequencies(width, self.theta, self.scaling, longest)
+        k, q = keyed[..., None] * inverse, queried[..., None] * inverse
+        return (np.cos(k) * factor, np.sin(k) * factor), (np.cos(q) * factor, np.sin(q) * factor)
+
+    def _width(self, width: int) -> int:
+        if self.dim is None and width % 2:
+            raise InputError(
+                f"RoPE turns channels in pairs but the head has {width}",
+                f"turn fewer, an even number: dim {width - 1}" if width > 1 else None,
+            )
+        if self.dim is not None and self.dim > width:
+            raise InputError(
+                f"the RoPE width is {self.dim} but the head has {width} channels",
+                f"give at most {width - width % 2}",
+            )
+        return width if self.dim is None else self.dim
+
+    def _positions(self, batch: int, new: int) -> Array | None:
+        if self.positions is None:
+            return None
+        array = np.asarray(self.positions)
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise InputError(
+                f"positions is {array.dtype} {array.shape}", "expected one finite number per key"
+            )
+        if array.shape not in ((new,), (1, new), (batch, new)):
+            raise InputError(
+                f"positions is {array.shape} but there are {new} new keys in a batch of {batch}",
+                f"expected one position per new key: ({new},) or ({batch}, {new})",
+            )
+        return np.atleast_2d(array)
+
+    def _table(self, name: str, width: int) -> Array:
+        """Return cos or sin, float ``(P, n)`` or ``(B, L, n)``, with one number per pair."""
+        array = np.asarray(getattr(self, name))
+        if array.dtype.kind not in "iuf" and array.dtype.name != "bfloat16":
+            raise InputError(f"RoPE's {name} is {array.dtype}", "expected real numbers")
+        if array.shape != np.shape(self.cos):
+            raise InputError(
+                f"RoPE's sin is {array.shape} but cos is {np.shape(self.cos)}", "they must be alike"
+            )
+        if array.ndim not in (2, 3) or array.shape[-1] not in (width // 2, width):
+            raise InputError(
+                f"RoPE's {name} is {array.shape} but {width} channels turn",
+                f"expected (positions, {width // 2}) or (batch, length, {width // 2}), or "
+                f"{width} wide; --rope-dim says how many channels turn",
+            )
+        if array.shape[-1] == width // 2:
+            return array
+        for style in (self.style, *STYLES):
+            first, second = (array[..., part] for part in _halves(style, width))
+            if np.array_equal(first, second, equal_nan=True):
+                break
+        else:
+            style = ""
+        if style != self.style:
+            raise InputError(
+                f"RoPE's {name} is {width} wide, but the two channels of a pair differ in style "
+                f"{self.style}",
+                f"it looks {style}" if style else "give one number per pair",
+            )
+        return first
+
+    def _check_rows(self, cos: Array, batch: int, new: int) -> None:
+        if self.positions is not None:
+            raise InputError(
+                f"RoPE's cos is {cos.shape}, rows of each key, and positions are given",
+                "positions look rows up in a table (positions, width): leave them out",
+            )
+        if cos.shape[0] not in (1, batch) or cos.shape[1] != new:
+            raise InputError(
+                f"RoPE's cos is {cos.shape} but there are {new} new keys in a batch of {batch}",
+                f"expected ({batch}, {new}, {cos.shape[2]}), or a table by position",
+            )
+
+
+def _over_heads(pair: Pair, dtype: Any) -> Pair:
+    """cos and sin as ``(1 or B, 1, L, n/2)`` in the arithmetic's dtype."""
+    cos, sin = pair
+    return cos[:, None].astype(dtype), sin[:, None].astype(dtype)
+
+
+def rotate(x: Array, cos: Array, sin: Array, style: str = "half") -> Array:
+    """Turn the first 2n channels of x ``(…, L, D)`` by cos, sin ``(…, L, n)``.
+
+    Computed in cos's dtype and rounded once to x's; the other channels stay as they are.
+    """
+    first, second = _halves(style, 2 * cos.shape[-1])
+    turned = x.copy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        a, b = x[..., first].astype(cos.dtype), x[..., second].astype(cos.dtype)
+        turned[..., first] = a * cos - b * sin
+        turned[..., second] = b * cos + a * sin
+    return turned
+
+
+def frequencies(
+    width: int, theta: float = 10000.0, scaling: Mapping[str, Any] | None = None, length: int = 0
+) -> tuple[Array, float]:
+    """Return the angle per position of each pair, ``(width / 2,)``, and the factor of cos and sin.
+
+    ``length`` is that of the sequence, which ``dynamic`` grows with. Sources: linear, kaiokendev
+    2023; dynamic, NTK by bloc97 and emozilla 2023; llama3, Llama 3.1; yarn, Peng et al. 2023.
+    """
+    kind, p = _kind(scaling), _parameters(scaling)
+    powers = np.arange(0, width, 2) / max(width, 1)
+    inverse = theta**-powers
+    if kind == "linear":
+        return inverse / p["factor"], 1.0
+    if kind == "dynamic":
+        if width <= 2:
+            raise InputError(f"dynamic RoPE needs more than {width} channels", "give at least 4")
+        whole = p["max_position_embeddings"]
+        growth = p["factor"] * max(length, whole) / whole - (p["factor"] - 1)
+        return (theta * growth ** (width / (width - 2))) ** -powers, 1.0
+    if kind == "llama3":
+        turns = p["original_max_position_embeddings"] * inverse / (2 * math.pi)
+        low, high = p["low_freq_factor"], p["high_freq_factor"]
+        keep = np.clip((turns - low) / (high - low), 0, 1)
+        return inverse * (keep + (1 - keep) / p["factor"]), 1.0
+    if kind == "yarn":
+        return _yarn(width, theta, inverse, p)
+    return inverse, 1.0
+
+
+def _yarn(width: int, theta: float, inverse: Array, p: Mapping[str, Any]) -> tuple[Array, float]:
+    if theta <= 1:
+        raise InputError(f"yarn needs a theta above 1, not {theta:g}", "10000 is usual")
+    factor, whole = p["factor"], p["original_max_position_embeddings"]
+
+    def pair(turns: float) -> float:
+        """Which pair makes so many turns over the original length."""
+        return width * math.log(whole / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair(p.get("beta_fast") or 32), pair(p.get("beta_slow") or 1)
+    if p.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    high += 0.001 if low == high else 0
+    stretch = np.clip((np.arange(width // 2) - low) / (high - low), 0, 1)
+    attention = p.get("attention_factor")
+    if attention is None:
+
+        def magnitude(weight: float) -> float:
+            return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+        attention = magnitude(1)
+        if p.get("mscale") and p.get("mscale_all_dim"):
+            attention = magnitude(p["mscale"]) / magnitude(p["mscale_all_dim"])
+    return inverse * (1 - stretch + stretch / factor), float(attention)
+
+
+def _kind(scaling: Mapping[str, Any] | None) -> str:
+    scaling = scaling or {}
+    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+
+
+def _parameters(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the scaling says beside its type; null in config.json says nothing."""
+    return {
+        name: value
+        for name, value in (scaling or {}).items()
+        if name not in ("rope_type", "type") and value is not None
+    }
+
+
+def _check_scaling(scaling: Mapping[str, Any]) -> None:
+    kind, parameters = _kind(scaling), _parameters(scaling)
+    names = ", ".join(SCALINGS)
+    if not scaling.get("rope_type") and not scaling.get("type"):
+        raise InputError("the RoPE scaling has no rope_type", f"it must be one of {names}")
+    if kind not in SCALINGS:
+        raise InputError(f"unknown RoPE scaling '{kind}'", f"rope_type must be one of {names}")
+    needed, optional = SCALINGS[kind]
+    for name in needed:
+        if name not in parameters:
+            raise InputError(
+                f"RoPE scaling '{kind}' needs {name}", f"it takes {', '.join(needed + optional)}"
+            )
+    for name, value in parameters.items():
+        if name not in needed + optional:
+            takes = ", ".join(needed + optional) or "no parameters"
+            raise InputError(
+                f"RoPE scaling '{kind}' has no parameter {name}",
+                "theta is an option of its own" if name == "rope_theta" else f"it takes {takes}",
+            )
+        if name == "truncate":
+            good = isinstance(value, bool)
+        else:
+            good = _is_number(value) and (value > 0 or name.startswith("mscale"))
+        if not good:
+            raise InputError(
+                f"RoPE scaling: {name} is {value!r}",
+                "expected true or false" if name == "truncate" else "expected a positive number",
+            )
+    if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:
+        raise InputError(
+            f"RoPE scaling: low_freq_factor {parameters['low_freq_factor']} is not below "
+            f"high_freq_factor {parameters['high_freq_factor']}",
+            "1 and 4 are usual",
+        )
+
+
+def _halves(style: str, width: int) -> tuple[slice, slice]:
+    """Return the first and the second channels of all pairs."""
+    if style == "half":
+        return slice(0, width // 2), slice(width // 2, width)
+    return slice(0, width, 2), slice(1, width, 2)
+
+
+def _pick(given: Array, rows: Array, what: str) -> Array:
+    """Return given ``(1 or B, L, …)`` at rows ``(1 or B, Lq)``, as ``(1 or B, Lq, …)``."""
+    if rows.size and rows.min() < 0:
+        raise InputError(
+            f"{what} {given.shape[1]} keys but there are {rows.shape[1]} queries, and none says "
+            "where the first of them stand",
+            "give as many keys as queries, or leave positions to their default",
+        )
+    return np.asarray(given[np.arange(max(len(given), len(rows)))[:, None] % len(given), rows])
+
+
+def _rows_of(length: int, positions: Array) -> Array:
+    """Return positions as rows of a table, integers; InputError outside it."""
+    rows = positions.astype(np.int64)
+    outside = (rows != positions) | (rows < 0) | (rows >= length)
+    if outside.any():
+        raise InputError(
+            f"RoPE's cos and sin hold positions 0 to {length - 1}, but one is "
+            f"{positions[outside][0]}",
+            "give longer tables, or other positions",
+        )
+    return rows
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,0 +1,64 @@
+"""The README shows what the commands really print, and its samples tell the article's story."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+import attncli
+from attncli.files import read
+from tests.readme import BLOCK, README, ROOT, run
+
+BLOCKS = BLOCK.findall(README.read_text("utf-8"))
+
+
+@pytest.mark.parametrize(("command", "shown"), BLOCKS, ids=[command for command, _ in BLOCKS])
+def test_console_blocks_are_what_is_printed(command: str, shown: str) -> None:
+    assert run(command) == shown
+
+
+def test_lines_fit_the_page() -> None:
+    for command, shown in BLOCKS:
+        if "--json" not in command:
+            assert max(map(len, shown.splitlines())) <= 80, command
+
+
+def test_version_and_changelog_agree() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert "## [Unreleased]" in changelog
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
+    assert not released or released[0] == attncli.__version__
+
+
+def answer(name: str) -> dict[str, np.ndarray]:
+    """Weights and output of a sample through the command."""
+    found = json.loads(run(f"attncli compute samples/{name} --json"))
+    return {key: np.array(found[key]) for key in ("weights", "output")}
+
+
+def test_the_fruit_dictionary() -> None:
+    found = answer("fruit.json")
+    np.testing.assert_allclose(found["weights"], [[0.6, 0.4, 0.0]], atol=5e-4)
+    np.testing.assert_allclose(found["output"], [[8.0]], atol=5e-4)
+
+
+def test_bos_i_like_you() -> None:
+    weights = answer("causal.json")["weights"]
+    assert (np.triu(weights, 1) == 0).all()
+    assert weights[0].tolist() == [1, 0, 0, 0]
+    assert (np.tril(weights)[np.tril_indices(4)] > 0).all()
+
+
+def test_cross_attention_finds_the_translation() -> None:
+    bundle = read(str(ROOT / "samples/translation.json"))
+    best = answer("translation.json")["weights"].argmax(1)
+    assert [bundle.options["key_tokens"][j] for j in best] == ["I", "like", "you"]
+
+
+def test_self_attention_of_a_sentence() -> None:
+    weights = answer("sentence.json")["weights"]
+    assert weights.shape == (5, 5)
+    np.testing.assert_allclose(weights[0], weights[3])  # the same word, the same row
