@@ -1,7 +1,4 @@
 """Row statistics of the tiled engine: grown tile by tile, while a tile is still in the cache.
-
-Tiles are transposed, ``(keys, rows)``: sums over keys are then products with a row of ones and
-maxima are elementwise, which NumPy runs several times faster than reductions along a row.
 """
 
 from __future__ import annotations
@@ -14,7 +11,6 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GRAIN = 128  # keys: the grid on which masks are asked and moments kept
-GROUP = 16  # keys: the two largest logits are looked for in groups
 
 
 class Moments:
@@ -76,86 +72,80 @@ class TileSums:
         self.top_j = np.full((rows, 2), -1, np.int64)
 
     def extremes(self, s: Array, *, both: bool = True) -> None:
-        """Add magnitudes of scores ``(C, R)``; the largest may be left to ``logits``."""
-        np.maximum(self.amax, -s.min(axis=0), out=self.amax)
+        """Add magnitudes of scores ``(R, C)``; the largest may be left to ``logits``."""
+        np.maximum(self.amax, -_at(s, s.argmin(1)), out=self.amax)
         if both:
-            np.maximum(self.amax, s.max(axis=0), out=self.amax)
+            np.maximum(self.amax, largest(s), out=self.amax)
 
-    def scores(self, s: Array, keep: Array | None, spare: Array) -> None:
-        """Add the scores of a tile. s, spare: ``(C, R)``; keep: bool ``(C, R)``, None = all."""
-        hidden = None if keep is None else ~keep
+    def scores(self, s: Array, keep: Array, spare: Array) -> None:
+        """Add the scores of a tile that not all rows see. s, spare, keep (bool): ``(R, C)``."""
+        hidden = ~keep
         np.copyto(spare, s)
-        if hidden is not None:
-            np.copyto(spare, 0, where=hidden)
+        np.copyto(spare, 0, where=hidden)
         self.extremes(spare)
-        n = np.full(s.shape[1], len(s)) if keep is None else np.count_nonzero(keep, axis=0)
-        ones, many = np.ones(len(s), s.dtype), np.maximum(n, 1)
-        mean = (ones @ spare) / many.astype(s.dtype)
-        np.subtract(spare, mean, out=spare)
-        if hidden is not None:
-            np.copyto(spare, 0, where=hidden)
-        left = (ones @ spare) / many  # what rounding left of the mean
-        np.multiply(spare, spare, out=spare)
-        self.merge(n, mean + left, ones @ spare - n * left**2)
+        n = np.count_nonzero(keep, axis=1)
+        many = np.maximum(n, 1)
+        mean = spare.sum(1) / many.astype(s.dtype)
+        np.subtract(spare, mean[:, None], out=spare)
+        np.copyto(spare, 0, where=hidden)
+        left = spare.sum(1) / many  # what rounding left of the mean
+        self.merge(n, mean + left, np.vecdot(spare, spare) - n * left**2)
 
-    def settle(self, moments: Moments, q: Array) -> None:
-        """Add the scores of ``runs``, the keys that all rows see. q: ``(R, D)``, scaled."""
+    def settle(self, moments: Moments, q: Array, start: int, stop: int) -> None:
+        """Add the scores of ``runs``, the keys that all rows see, to rows start:stop.
+
+        q: ``(R, D)``, scaled.
+        """
+        some = slice(start, stop)
+        q = q[some].astype(np.float64)
         for run in self.runs:
             n, mean, scatter = moments.of(*run)
-            self.merge(n, q @ mean, np.vecdot(q @ scatter, q))
+            self.merge(n, q @ mean, np.vecdot(q @ scatter, q), some)
 
-    def merge(self, n: Array | int, mean: Array, m2: Array) -> None:
+    def merge(
+        self, n: Array | int, mean: Array, m2: Array, some: slice = slice(None)
+    ) -> None:
         """Merge the mean and squared deviations of n more scores (Chan et al. 1983)."""
-        total = self.n + n
-        delta, share = mean - self.mean, n / np.maximum(total, 1)
-        self.m2 += m2 + delta**2 * self.n * share
-        self.mean += delta * share
-        self.n = total
+        total = self.n[some] + n
+        delta, share = mean - self.mean[some], n / np.maximum(total, 1)
+        self.m2[some] += m2 + delta**2 * self.n[some] * share
+        self.mean[some] += delta * share
+        self.n[some] = total
 
-    def logits(self, z: Array, j0: int) -> None:
-        """Add the logits of a tile, −∞ where hidden. z: ``(C, R)``, keys from j0 on."""
+    def logits(self, z: Array, j0: int) -> Array:
+        """Add logits ``(R, C)`` of keys j0…, −∞ where hidden; return the largest ``(R,)``."""
         if j0 == 0:
-            self.first[:] = z[0]
-        keys = len(z) - len(z) % GROUP
-        best = z[:keys].reshape(-1, GROUP, z.shape[1]).max(axis=1)  # (groups, R)
-        if keys < len(z):
-            best = np.concatenate([best, z[keys:].max(axis=0, keepdims=True)])
-        peak = best.max(axis=0)  # (R,)
+            self.first[:] = z[:, 0]
+        j = z.argmax(1)
+        peak = _at(z, j)
         np.maximum(self.m, peak, out=self.m)
-        rows = np.flatnonzero(peak > self.top_z[:, 1])
-        if rows.size:
-            self._top(z, best, rows, j0)
+        one, two = self.top_z.T
+        wins = np.flatnonzero(peak > one)
+        next_ = np.flatnonzero((peak > two) & (peak <= one))  # in a tie the earlier key is first
+        self.top_z[next_, 1], self.top_j[next_, 1] = peak[next_], j[next_] + j0
+        if wins.size:
+            self._lead(z, wins, peak[wins], j[wins], j0)
+        return peak
 
-    def _top(self, z: Array, best: Array, rows: Array, j0: int) -> None:
-        """Merge the two largest of a tile into rows whose second place it beats."""
-        best, each = best[:, rows].T.copy(), np.arange(len(rows))  # (k, groups)
-        one = best.argmax(1)
-        best[each, one] = -np.inf
-        two = best.argmax(1)
-        groups = np.stack([np.minimum(one, two), np.maximum(one, two)], 1)  # ascending keys
-        j = groups[:, :, None] * GROUP + np.arange(GROUP)  # (k, 2, GROUP)
-        j = j.reshape(len(rows), -1)
-        inside = j < len(z)
-        inside[one == two, GROUP:] = False  # nothing outside the first group
-        j = np.minimum(j, len(z) - 1)
-        found = np.where(inside, z[j, rows[:, None]], -np.inf)  # (k, 2·GROUP)
-        top_z, top_j = [self.top_z[rows]], [self.top_j[rows]]
-        for _ in range(2):
-            at = found.argmax(1)
-            value = found[each, at]
-            top_z.append(value[:, None])
-            top_j.append(np.where(np.isneginf(value), -1, j[each, at] + j0)[:, None])
-            found[each, at] = -np.inf
-        all_z, all_j = np.concatenate(top_z, 1), np.concatenate(top_j, 1)  # (k, 4)
-        order = np.argsort(-all_z, axis=1, kind="stable")[:, :2]
-        self.top_z[rows] = np.take_along_axis(all_z, order, 1)
-        self.top_j[rows] = np.take_along_axis(all_j, order, 1)
+    def _lead(self, z: Array, rows: Array, peak: Array, j: Array, j0: int) -> None:
+        """Put key j first in rows ``(k,)``; second is the former first or another of this tile."""
+        z[rows, j] = -np.inf
+        others = z if 2 * len(rows) > len(z) else z[rows]
+        at = others.argmax(1)
+        best = _at(others, at)
+        z[rows, j] = peak
+        if others is z:
+            at, best = at[rows], best[rows]
+        old_z, old_j = self.top_z[rows, 0], self.top_j[rows, 0]
+        new = best > old_z
+        self.top_z[rows] = np.column_stack([peak, np.where(new, best, old_z)])
+        self.top_j[rows] = np.column_stack([j + j0, np.where(new, at + j0, old_j)])
 
-    def weights(self, e: Array, z: Array, ones: Array) -> None:
-        """Add Σez, Σe², Σe³. e: ``(C, R)``; z: finite where e is 0, relative to the shift; lost."""
-        self.es += ones @ np.multiply(z, e, out=z)
-        self.e2 += ones @ np.multiply(e, e, out=z)
-        self.e3 += ones @ np.multiply(z, e, out=z)
+    def weights(self, e: Array, z: Array) -> None:
+        """Add Σez, Σe², Σe³. e: ``(R, C)``; z: relative to the shift, finite; it is lost."""
+        self.es += np.vecdot(e, z)
+        self.e2 += np.vecdot(e, e)
+        self.e3 += np.vecdot(np.multiply(e, e, out=z), e)
 
     def decay(self, factor: Array, step: Array, total: Array) -> None:
         """The shift grew by ``-step``, so that all e shrink by ``factor``; total is the old Σe."""
@@ -163,7 +153,9 @@ class TileSums:
         self.e2 *= factor**2
         self.e3 *= factor**3
 
-    def finish(self, total: Array, shift: Array | float, unit: float, plain: bool) -> dict[str, Array]:
+    def finish(
+        self, total: Array, shift: Array | float, unit: float, plain: bool
+    ) -> dict[str, Array]:
         """Return the arrays of ``Rows``: relative to the maximum, and in natural units.
 
         ``total`` is Σe, ``unit`` how much of a natural logarithm one of z is worth;
@@ -180,3 +172,13 @@ class TileSums:
             "m2": self.m2 * unit**2, "amax": amax * unit, "first": self.first * unit,
             "top_z": self.top_z * unit, "top_j": self.top_j,
         }  # fmt: skip
+
+
+def largest(z: Array) -> Array:
+    """Return the largest of each row ``(R,)``: argmax is the fastest maximum that NumPy has."""
+    return _at(z, z.argmax(1))
+
+
+def _at(z: Array, j: Array) -> Array:
+    """Return z[i, j_i]. z: ``(R, C)``, j: ``(R,)``."""
+    return np.asarray(z[np.arange(len(z)), j])
