@@ -123,6 +123,14 @@ class Band(Predicate):
             return distance >= self.low
         return (distance >= self.low) & (distance <= self.high)
 
+    def block(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
+        if i0 >= i1 or j0 >= j1:
+            return np.ones((i1 - i0, j1 - j0), bool)
+        # each row is the one above moved by one: windows of a single line, O(rows + keys)
+        distance = np.arange(j0 - i1 + 1, j1 - i0) - self.offset[b]
+        line = (distance >= self.low) & (distance <= self.high)
+        return np.lib.stride_tricks.sliding_window_view(line, j1 - j0)[::-1]
+
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         nearest = edges[:-1] - (i1 - 1) - self.offset[b]
         farthest = edges[1:] - 1 - i0 - self.offset[b]

@@ -120,14 +120,12 @@ def test_an_index_that_is_not_there() -> None:
 
 def test_too_little_memory_says_so() -> None:
     problem = random_problem(heads=1, queries=64, keys=64, batch=1)
+    large = random_problem(heads=1, queries=4096, keys=4096, batch=1, softcap=5.0)
+    torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(1e-6)
     try:
         with pytest.raises(Unavailable, match=r"ran out of memory(.|\n)*--device cpu"):
-            torch.cuda.empty_cache()
-            solve(
-                random_problem(heads=1, queries=4096, keys=4096, batch=1, softcap=5.0),
-                backend="torch", device="cuda",
-            )  # fmt: skip
+            run(large)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert np.isfinite(run(problem).output).all()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import attncli
@@ -56,21 +56,23 @@ def random_problem(
 
 
 @given(problems())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_output_is_within_the_error_budget(problem: Problem) -> None:
     assert_within_budget(run(problem), ("output",))
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_tiles_and_stages_are_within_the_error_budget(problem: Problem) -> None:
     assert_within_budget(run(problem, "output", "lse"), ("output", "lse"))
     assert_within_budget(run(problem, "output", *STAGES), ("output", "lse", *STAGES))
 
 
 @given(problems(), st.sampled_from(["float16", "float32", "bfloat16"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_softmax_runs_in_the_type_asked_for(problem: Problem, kind: str) -> None:
+    logits = reference.attend(problem, {"masked"}).stages["masked"].astype(np.float64)
+    assume(np.abs(np.where(np.isneginf(logits), 0, logits)).max() < 6e4)  # float16 ends there
     problem = replace(problem, softmax_dtype=DTYPES[kind])
     result = run(problem, "output", "weights")
     assert kind in result.engine.kernel or "weights" in result.engine.kernel
@@ -109,7 +111,7 @@ def rows_are_right(problem: Problem, rows: Rows) -> None:
 
 
 @given(problems(), st.sampled_from(TILINGS))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_running_sums_are_right_and_tiles_change_nothing(
     problem: Problem, tiling: tuple[int, int, int]
 ) -> None:
@@ -238,7 +240,7 @@ def test_what_is_masked_is_not_read(dtype: str, want: tuple[str, ...]) -> None:
 
 
 @given(problems(dtypes=("float32", "float64")), st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_numbers_that_are_not_finite_do_what_the_definition_does(
     problem: Problem, seed: int
 ) -> None:

@@ -34,6 +34,7 @@ BACKENDS = {
 BACKWARD = {
     "reference": "attncli.backends.reference",
     "numpy": "attncli.backends.numpy_backward",
+    "torch": "attncli.backends.torch_backward",
 }
 ON_DEVICES = ("torch",)  # the others know the CPU alone
 DEVICE = r"auto|cpu|cuda(?::(\d{1,4}))?"

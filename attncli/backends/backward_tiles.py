@@ -57,12 +57,11 @@ class Head:
         self.top = self.top.astype(dtype)
         self.rest: Array | None = None
         self.query, self.grad = np.ascontiguousarray(query), np.ascontiguousarray(grad)
-        self.raw, self.bad = (self.query, self.grad), not_finite(query)
-        if not (np.isfinite(grad).all() and not self.bad.size):
-            self.bad = np.union1d(self.bad, not_finite(grad))
+        self.raw, self.bad = (self.query, self.grad), np.union1d(odd_rows(query), odd_rows(grad))
+        if self.bad.size:
             self.query, self.grad = finite(query), finite(grad)
             grad = np.where(out == 0, dtype.type(0), grad)  # a dead row's dO is not read
-        self.delta = np.einsum("id,id->i", grad, out, dtype=np.float64)
+        self.delta = np.vecdot(grad, out)
         self.left = np.empty((len(query), query.shape[1] + 1), dtype)
         np.multiply(query, dtype.type(unit), out=self.left[:, :-1])
         self.left[:, -1] = -self.top * dtype.type(LOG2E) if plain else 0
@@ -79,20 +78,21 @@ class KeyTile:
         value = p.value[b, g, j0:j1].astype(p.dtype, copy=False)  # (C, Dv)
         self.keys_across, self.values_across = self._across(key), self._across(value)
         self.raw = np.ascontiguousarray(key)
-        self.bad = not_finite(key)
+        self.bad = odd_rows(key)
         self.key = finite(key) if self.bad.size else self.raw
         self.grad_key, self.grad_value = (np.zeros(a.shape, p.dtype) for a in (key, value))
 
     def _across(self, array: Array) -> Array:
         """``(C, D)`` as ``(blocks, D + 1, block)``; the last block is filled with zeros."""
         count, width = array.shape
-        blocks = np.zeros((-(-count // self.block), width + 1, self.block), array.dtype)
-        blocks[:, width] = 1
+        blocks = np.empty((-(-count // self.block), width + 1, self.block), array.dtype)
         whole = count - count % self.block
         body = array[:whole].reshape(whole // self.block, self.block, width)
         np.copyto(blocks[: len(body), :width], body.swapaxes(1, 2))
         if whole < count:
+            blocks[-1] = 0
             blocks[-1, :width, : count - whole] = array[whole:].T
+        blocks[:, width] = 1
         return blocks
 
     def times(self, name: str, rows: Array, blocks: Array, a: int, z: int) -> Array:
@@ -116,6 +116,11 @@ def add_product(total: Array, left: Array, right: Array) -> None:
         into = part[some].reshape(chunks, step, width)
         np.matmul(left[some].reshape(chunks, step, inner), right, out=into)
     np.add(total, part, out=total)
+
+
+def odd_rows(array: Array) -> Array:
+    """Return the rows of ``(L, W)`` that are not all finite; a sum tells whether there are any."""
+    return not_finite(array) if not np.isfinite(array.sum()) else np.empty(0, np.int64)
 
 
 def finite(array: Array) -> Array:

@@ -39,6 +39,7 @@ from attncli.problem import Problem
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = tuple[int, int, list[tuple[int, int]]]
 
+HIDDEN = 1024  # most masks of mixed grains that are kept, 16 KiB each
 SLICES = 16  # most jobs of one head: each holds a dQ of its own
 LARGE = 1e3  # an lse this far from 0 has lost digits that the weights need
 
@@ -132,6 +133,7 @@ class Walk:
         self.slices = max(1, min(tiles, SLICES, -(-4 * max(4, threads) // heads)))
         self.states: dict[tuple[int, int], Array] = {}
         self.plans: dict[tuple[int, int, int], list[tuple[int, int, list[Run]]]] = {}
+        self.hidden: dict[tuple[int, int, int, int], Array] = {}
         batches, each = p.mask.distinct()
         self.distinct = len(batches) > 1, len(each) > 1
 
@@ -270,9 +272,9 @@ class Walk:
         self, b: int, head: Head, i0: int, i1: int, tile: KeyTile, run: Run, grad_query: Array
     ) -> Array:
         """Add to grad_query ``(R, D)`` and to the tile's gradients; return dS ``(R, C)``."""
-        (a, z, mixed), keep = run, self.problem.mask.keep
+        a, z, mixed = run
         hide = [
-            (slice(m - a, n - a), ~keep(b, head.h, i0, i1, tile.j0 + m, tile.j0 + n))
+            (slice(m - a, n - a), self._hidden(b, head.h, i0, i1, tile.j0 + m, tile.j0 + n))
             for m, n in mixed
         ]
         weights = tile.times("weights", head.left[i0:i1], tile.keys_across, a, z)  # (R, C)
@@ -305,6 +307,16 @@ class Walk:
             mend_product(tile.grad_key[a:z], ds.T, seen.T, head.raw[0][i0:i1], rows)
             mend_product(tile.grad_value[a:z], weights.T, seen.T, head.raw[1][i0:i1], rows)
         return ds
+
+    def _hidden(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
+        """Return the cells that are masked, bool ``(R, C)``; heads that are alike share them."""
+        b, h = b * self.distinct[0], h * self.distinct[1]
+        found = self.hidden.get((b, h, i0, j0))
+        if found is None:
+            found = ~self.problem.mask.keep(b, h, i0, i1, j0, j1)
+            if len(self.hidden) < HIDDEN:
+                self.hidden[b, h, i0, j0] = found
+        return found
 
     def _weights(
         self, b: int, head: Head, i0: int, i1: int, j0: int, j1: int, s: Array

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MATRIX_CELLS = 1 << 24  # SDPA's "math" kernel makes the whole matrix: up to here it may
+NOT_FINITE = "numbers that are not finite"
 KERNELS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cudnn"}
 
 
@@ -209,11 +210,13 @@ class Inputs:
         return cls(*(to_torch(array, device).to(kind) for array in arrays))
 
     def finite(self) -> bool:
-        """Whether every number is; a sum is, unless it overflows: then each is looked at."""
-        tensors = self.query, self.key, self.value
-        return all(
-            bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()) for tensor in tensors
-        )
+        """Whether every number is."""
+        return all(map(finite, (self.query, self.key, self.value)))
+
+
+def finite(tensor: torch.Tensor) -> bool:
+    """Whether every number is; a sum is, unless it overflows: then each is looked at."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -270,10 +273,13 @@ def compute(
     cells = problem.batch * problem.heads * problem.queries * problem.keys
     if call and call.kernel == "math" and cells > MATRIX_CELLS:
         call, reason = None, "SDPA would make the whole matrix"
-    if call is None:
+    output, dead = call.run() if call else (None, None)
+    # SDPA lets a hidden NaN through; what reached no output is no matter
+    if output is not None and not finite(output):
+        call, reason = None, NOT_FINITE
+    if call is None or output is None:
         sheet = torch_tiles.attend(problem, want, inputs, progress=progress)
         return Done(sheet.output, sheet.lse, sheet.rows, sheet.stages, f"tiles: {reason}")
-    output, dead = call.run()
     kernel = " ".join(filter(None, ["sdpa", call.kernel])) + call.note
     if one_pass is not None:
         lse, rows = one_pass(inputs)
@@ -301,9 +307,8 @@ def _why_tiles(problem: Problem, want: Collection[str], inputs: Inputs) -> str:
         return "scale 0"
     if not all(inputs.query.shape + inputs.value.shape):
         return "nothing to compute"
-    if not inputs.finite():
-        return "numbers that are not finite"
-    return ""
+    statistics = not {"row_statistics", "lse"}.isdisjoint(want)
+    return NOT_FINITE if statistics and not inputs.finite() else ""
 
 
 def _one_pass(problem: Problem, inputs: Inputs) -> tuple[Any, str]:

@@ -33,7 +33,7 @@ Plan = Callable[["Inputs"], tuple[Tensor, dict[str, Tensor]]]
 
 GROUP = 16  # keys of a group, one in every TILE / 16
 FAR = 1 << 30
-NARROW: Shape = 128, 128, 8, 3  # heads up to 128 wide
+NARROW: Shape = 64, 128, 4, 2  # heads up to 128 wide
 WIDE: Shape = 128, 64, 8, 2
 FIELDS = 9  # m, e1, es, e2, e3, Σ(s−c), Σ(s−c)², largest and smallest s
 
@@ -193,7 +193,7 @@ def _sweep(
             True, TILE, WIDTH, GROUP,
         )  # fmt: skip
     m, e1, es, e2, e3, s1, s2, largest, smallest, _, _, one, two = state
-    plane = batch.to(tl.int64) * heads * queries
+    plane = tl.full([], 1, tl.int64) * batch * heads * queries  # Triton makes a size of 1 a constant
     tl.store(sums + here, m, rows)
     tl.store(sums + plane + here, e1, rows)
     tl.store(sums + 2 * plane + here, es, rows)
@@ -281,7 +281,7 @@ def _pick(
         query + i[:, None].to(tl.int64) * qi + d[None, :] * qd, rows[:, None] & wide[None, :], 0.0
     ).to(tl.float32)  # (ROWS, WIDTH)
     here = tl.program_id(1).to(tl.int64) * queries + i
-    plane = batch.to(tl.int64) * heads * queries
+    plane = tl.full([], 1, tl.int64) * batch * heads * queries  # Triton makes a size of 1 a constant
     low, high = tl.load(limits + b), tl.load(limits + batch + b)
     stop = tl.load(limits + 2 * batch + b)
     z1 = tl.zeros([ROWS], tl.float32) - float("inf")
