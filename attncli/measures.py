@@ -6,6 +6,7 @@ fewer than two visible keys, which have no choice to make, are left out of every
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,8 @@ QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}
 class Measure:
     """One statistic: what it is called, its unit, how it reads, where it comes from, its function.
 
-    Those of ``MEASURES`` take Rows (sink included) to ``(B, H, Lq)``; ``second_sweep``, ``sampled``
-    and ``examine`` have tables of their own.
+    Those of ``MEASURES`` take Rows (sink included) to ``(B, H, Lq)``; those of ``OTHERS``
+    what they say; ``second_sweep`` and ``sampled`` have tables of their own.
     """
 
     name: str
@@ -182,7 +183,7 @@ def per_head(rows: Rows, real_rows: Array | None = None) -> dict[str, Mapping[st
         saturated = (choice & (values["max_weight"] > SATURATED)).sum(-1)
         result["saturated_share"] = np.where(count > 0, saturated / np.maximum(count, 1), np.nan)
         result["logit_max"] = np.where(real & (rows.n > 0), rows.amax, 0).max(-1, initial=0)
-        result["logit_std"] = _pooled_std(rows, real & (rows.n > 0))
+        result["logit_std"] = pooled_std(rows, real & (rows.n > 0))
     result["rows"] = real.sum(-1)
     result["rows_with_choice"] = count
     result["dead_rows"] = (real & ~np.isfinite(rows.m) & ~(rows.m > 0) & ~np.isnan(rows.m)).sum(-1)
@@ -190,7 +191,7 @@ def per_head(rows: Rows, real_rows: Array | None = None) -> dict[str, Mapping[st
     return result
 
 
-def _pooled_std(rows: Rows, chosen: Array) -> Array:
+def pooled_std(rows: Rows, chosen: Array) -> Array:
     """Standard deviation of the visible scores of a head, ``(B, H)``, pooled over its rows."""
     n = np.where(chosen, rows.n, 0).astype(np.float64)
     total = n.sum(-1)
@@ -199,3 +200,81 @@ def _pooled_std(rows: Rows, chosen: Array) -> Array:
     between = n * np.where(chosen, rows.mean - mean[..., None], 0) ** 2
     within = np.where(chosen, rows.m2, 0)
     return np.where(total > 0, np.sqrt((between + within).sum(-1) / whole), np.nan)
+
+
+# -- the output and the gradients -------------------------------------------------------------
+
+
+def effective_rank(output: Array) -> float:
+    """exp H(σ/Σσ) of the singular values σ of ``(n, Dv)`` outputs."""
+    if not output.size:
+        return math.nan
+    tall = output if output.shape[0] >= output.shape[1] else output.T
+    values = np.linalg.svd(np.linalg.qr(tall, mode="r"), compute_uv=False)
+    total = values.sum()
+    if not total > 0:
+        return math.nan
+    share = values[values > 0] / total
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+def rank_residual(output: Array) -> float:
+    """‖X − 1x̄ᵀ‖/‖X‖ of ``(n, Dv)`` outputs: 0 when all are the same, NaN for fewer than two."""
+    whole = np.linalg.norm(output)
+    if len(output) < 2 or not whole > 0:
+        return math.nan
+    return float(np.linalg.norm(output - output.mean(0)) / whole)
+
+
+def output_norm(output: Array) -> Array:
+    """‖o_i‖ of each row, ``(…)``."""
+    return np.asarray(np.sqrt(np.vecdot(output, output)))
+
+
+def overflow_room(logit_max: Array, scale: float) -> Array:
+    """65504/max|q·k|: below 1 float16 cannot hold the products. logit_max ``(B, H)``."""
+    with np.errstate(divide="ignore"):
+        return (
+            np.asarray(65504 * abs(scale) / logit_max)
+            if scale
+            else np.full(logit_max.shape, np.nan)
+        )
+
+
+def vanishing_share(norms: Array, chosen: Array, floor: Array) -> Array:
+    """Share of the chosen rows with ‖dS_i‖ < floor. norms ``(B, H, Lq)``, floor ``(B, H)``."""
+    chosen = chosen & np.isfinite(norms)
+    count = chosen.sum(-1)
+    below = (chosen & (norms < floor[..., None])).sum(-1)
+    known = (count > 0) & np.isfinite(floor)
+    return np.where(known, below / np.maximum(count, 1), np.nan)
+
+
+def _norm(name: str) -> Callable[[Mapping[str, Array]], Array]:
+    return lambda norms: norms[name]
+
+
+OTHERS = (
+    Measure("effective_rank", "", "exp H(σ/Σσ) of the output", "Roy & Vetterli 2007",
+            effective_rank),
+    Measure("rank_residual", "", "‖X − 1x̄ᵀ‖/‖X‖ of the output", "Dong et al. 2021", rank_residual),
+    Measure("output_norm", "", "‖o_i‖", "", output_norm),
+    Measure("overflow_room", "", "65504/max|q·k|", "IEEE 754 binary16", overflow_room),
+    Measure("vanishing_share", "", "share of rows with ‖dS‖ < 1e-3 of the median row's at 1/√D",
+            "Vaswani et al. 2017", vanishing_share),
+    Measure("grad_score_norm", "", "‖dS_i‖", "softmax Jacobian", _norm("grad_score_norm")),
+    Measure("grad_query_norm", "", "‖dQ_i‖", "chain rule", _norm("grad_query_norm")),
+    Measure("grad_key_norm", "", "‖dK_j‖", "chain rule", _norm("grad_key_norm")),
+    Measure("grad_value_norm", "", "‖dV_j‖", "chain rule", _norm("grad_value_norm")),
+)  # fmt: skip
+
+
+def with_cv(values: Array, chosen: Array) -> dict[str, Array]:
+    """Return the summary with the coefficient of variation, ``(B, H)`` each."""
+    found = summarize(values, chosen)
+    chosen = chosen & np.isfinite(values)
+    count = np.maximum(chosen.sum(-1), 1)
+    away = np.where(chosen, values - found["mean"][..., None], 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found["cv"] = np.sqrt((away**2).sum(-1) / count) / found["mean"]
+    return found

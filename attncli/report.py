@@ -21,7 +21,7 @@ class Column:
     """
 
     title: str
-    kind: Literal["number", "percent", "count", "text", "range", "weight"] = "number"
+    kind: Literal["number", "percent", "count", "text", "range", "weight", "verdict"] = "number"
     sub: str = ""
     keep: int = 0
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attncli import backends, mask_language, measures
-from attncli.backends import STAGES, WANTS, Progress
+from attncli.backends import GRADIENTS, ON_DEVICES, STAGES, WANTS, Attended, Progress
 from attncli.errors import InputError, TooLarge
+from attncli.gradients import Gradients, restored, upstream
 from attncli.masks import Mask
 from attncli.problem import Masker, Problem, Scale, pose
 from attncli.rows import Rows
 
+if TYPE_CHECKING:
+    from attncli.rope import Rope
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Engine:
     """Which engine really ran, and how."""
 
@@ -31,14 +35,14 @@ class Engine:
     kernel: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """The answer to a Problem.
 
     ``output`` comes in the shape family of the query; ``lse`` and the stages keep heads as a
     dimension of their own and leave out dimensions that were not given. What was not wanted is
-    None. ``rows`` are the running sums ``(B, H, Lq)``, sink included. ``seconds`` is the engine's
-    wall time.
+    None; an ``lse`` that was not wanted may be NaN in rows that see a key. ``rows`` are the running
+    sums ``(B, H, Lq)``, sink included. ``seconds`` is the engine's wall time.
     """
 
     problem: Problem
@@ -49,6 +53,7 @@ class Result:
     stages: Mapping[str, Array]
     seconds: float
     warnings: tuple[str, ...]
+    gradients: Gradients | None = None
 
     @property
     def weights(self) -> Array | None:
@@ -78,14 +83,17 @@ def attend(
     scale: Scale = "auto",
     softcap: float | None = None,
     sink: Any = None,
+    rope: Rope | str | Mapping[str, Any] | None = None,
     dtype: str | None = None,
     softmax_dtype: str | None = None,
     heads: int | None = None,
     kv_heads: int | None = None,
     layout: str = "bhld",
     backend: str = "numpy",
+    device: str = "auto",
     threads: int | None = None,
     want: Collection[str] = ("output",),
+    grad_output: Any = "ones",
     progress: Progress | None = None,
 ) -> Result:
     """Compute attention of arrays in any shape family.
@@ -94,7 +102,12 @@ def attend(
     missing value is the key, a missing key the query. ``mask`` is a mask expression such as
     ``"causal & window(8)"``, or several: all must allow. ``attn_mask`` is a tensor of rank 1 to 4:
     bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores.
-    ``want``: any of output, lse, weights, scores, softcapped, masked, row_statistics.
+    ``rope`` turns query and new keys first: ``"half"``, ``"interleaved"``, a Rope or its fields;
+    ``result.problem`` holds them turned.
+    ``want``: any of output, lse, weights, scores, softcapped, masked, row_statistics, gradients
+    (of Σ output∘``grad_output``: ones, random, random:SEED or an array like the output), grad_bias
+    (that of a float ``attn_mask`` too), gradient_norms (of all rows too).
+    ``device``: auto, cpu, cuda or cuda:N; only the backend torch knows more than the CPU.
     Raises AttnError for anything that does not fit.
 
         >>> attend([[1.0, 0.0], [0.0, 1.0]], mask="causal").output[0]
@@ -106,18 +119,40 @@ def attend(
         maskers.append(mask_language.tensor_masker(attn_mask, mask_polarity))
     problem = pose(
         query, key, value, mask=maskers, past_key=past_key, past_value=past_value,
-        kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
-        softmax_dtype=softmax_dtype, heads=heads, kv_heads=kv_heads, layout=layout,
+        kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink,
+        rope=_rope(rope), dtype=dtype, softmax_dtype=softmax_dtype,
+        heads=heads, kv_heads=kv_heads, layout=layout,
     )  # fmt: skip
-    return solve(problem, backend=backend, threads=threads, want=want, progress=progress)
+    result = solve(
+        problem, backend=backend, device=device, threads=threads, want=want,
+        grad_output=grad_output, progress=progress,
+    )  # fmt: skip
+    if result.gradients is None or result.gradients.bias is None or attn_mask is None:
+        return result
+    *biases, last = result.gradients.biases
+    if last.size == np.size(attn_mask):  # without the dimensions that were not given
+        biases.append(last.reshape(np.shape(attn_mask)))
+        gradients = replace(result.gradients, biases=tuple(biases))
+        return replace(result, gradients=gradients)
+    return result
+
+
+def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:
+    if rope is None:
+        return None
+    from attncli.rope import Rope
+
+    return Rope.of(rope)
 
 
 def solve(
     problem: Problem,
     *,
     backend: str = "numpy",
+    device: str = "auto",
     threads: int | None = None,
     want: Collection[str] = ("output",),
+    grad_output: Any = "ones",
     progress: Progress | None = None,
 ) -> Result:
     """Run a posed problem through an engine. See ``attend`` for ``want`` and what is raised."""
@@ -126,11 +161,21 @@ def solve(
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", "it must be at least 1")
-    engine = backends.load(backend)
+    engine = backends.load(backend, device)
+    where = {"device": device} if backend in ON_DEVICES else {}
     check_memory(problem, want, dense=backend == "reference")
+    wants_gradients = any(name in want for name in GRADIENTS)
+    upward = upstream(grad_output, problem) if wants_gradients else None
+    forward = 0.3 if wants_gradients else 1.0  # the share of the work
     start = time.perf_counter()
-    done = engine.attend(problem, frozenset(want), threads=threads, progress=progress)
+    done = engine.attend(
+        problem, frozenset(want), threads=threads, progress=_share(progress, 0, forward), **where
+    )
     seconds = time.perf_counter() - start
+    gradients = None
+    if upward is not None:
+        later = _share(progress, forward, 1)
+        gradients = _gradients(problem, upward, done, backend, want, threads, later, where)
     family = problem.family
     return Result(
         problem=problem,
@@ -139,9 +184,28 @@ def solve(
         lse=family.restore_rows(done.lse),
         rows=None if done.rows is None else done.rows.with_sink(problem.sink),
         stages={k: family.restore_rows(v) for k, v in done.stages.items()},
-        seconds=seconds,
+        seconds=seconds if done.seconds is None else done.seconds,
         warnings=(*problem.warnings, *_warnings(problem, done.lse)),
+        gradients=gradients,
     )
+
+
+def _share(progress: Progress | None, start: float, stop: float) -> Progress | None:
+    """Return progress for a part of the work, from start to stop."""
+    return progress and (lambda done: progress(start + (stop - start) * done))
+
+
+def _gradients(
+    problem: Problem, grad_output: Array, done: Attended, backend: str, want: Collection[str],
+    threads: int | None, progress: Progress | None, where: Mapping[str, str],
+) -> Gradients:  # fmt: skip
+    """Return gradients in the shapes of the inputs, with norms when wanted."""
+    names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
+    found = backends.load_backward(backend).backward(
+        problem, grad_output, done, want=frozenset(names[name] for name in want if name in names),
+        threads=threads, progress=progress, **where,
+    )  # fmt: skip
+    return restored(found, problem, norms="gradient_norms" in want)
 
 
 def statistics(result: Result) -> dict[str, Any]:
@@ -193,8 +257,12 @@ def check_memory(problem: Problem, want: Collection[str], *, dense: bool = False
     stages = [name for name in STAGES if name in want]
     matrix = rows * problem.keys * problem.dtype.itemsize
     need = rows * problem.value_width * problem.dtype.itemsize + matrix * len(stages)
+    wants_gradients = any(name in want for name in GRADIENTS)
+    if wants_gradients:  # two of each: scaled or transposed, and the result
+        tensors = (problem.query, problem.key, problem.value)
+        need += 2 * sum(t.size for t in tensors) * problem.dtype.itemsize
     if dense:
-        need += 6 * problem.queries * problem.keys * 8
+        need += (12 if wants_gradients else 6) * problem.queries * problem.keys * 8
     room = available_memory()
     if room is None or need <= room:
         return

@@ -70,22 +70,24 @@ class Head:
 
 
 class KeyTile:
-    """Keys j0:j1 of one head, transposed in blocks with a channel of ones, and their gradients."""
+    """Keys j0:j1 of one head, transposed in blocks with a channel of ones; one per thread."""
 
     def __init__(self, p: Problem, b: int, g: int, j0: int, j1: int, block: int) -> None:
         self.j0, self.block = j0, block
         key = p.key[b, g, j0:j1].astype(p.dtype, copy=False)  # (C, D)
         value = p.value[b, g, j0:j1].astype(p.dtype, copy=False)  # (C, Dv)
-        self.keys_across, self.values_across = self._across(key), self._across(value)
+        self.keys_across = self._across("keys", key)
+        self.values_across = self._across("values", value)
         self.raw = np.ascontiguousarray(key)
         self.bad = odd_rows(key)
         self.key = finite(key) if self.bad.size else self.raw
-        self.grad_key, self.grad_value = (np.zeros(a.shape, p.dtype) for a in (key, value))
 
-    def _across(self, array: Array) -> Array:
+    def _across(self, name: str, array: Array) -> Array:
         """``(C, D)`` as ``(blocks, D + 1, block)``; the last block is filled with zeros."""
         count, width = array.shape
-        blocks = np.empty((-(-count // self.block), width + 1, self.block), array.dtype)
+        number = -(-count // self.block)
+        blocks = buffers.take(name, (number, (width + 1) * self.block), array.dtype)
+        blocks = blocks.reshape(number, width + 1, self.block)
         whole = count - count % self.block
         body = array[:whole].reshape(whole // self.block, self.block, width)
         np.copyto(blocks[: len(body), :width], body.swapaxes(1, 2))

@@ -89,11 +89,17 @@ def backward_tiled(
 
 
 def _tiling(p: Problem, threads: int) -> Tiling:
-    """A tile's weights and dS together fill the second-level cache; enough tiles for threads."""
-    keys = 1024
+    """A tile's weights and dS together fill the second-level cache; enough tiles for threads.
+
+    Few rows waste little where a mask ends inside a tile. 240 × 128 × 32 is below the 10⁶
+    multiplications of ``_chunks``, and 256 × 128 × 32 is not.
+    """
+    large = p.mask.trivial and p.queries >= 1024
+    rows = 128 if not large else 256 if max(p.width, p.value_width) <= 64 else 240
+    keys = 512 if large else 1024
     while keys > GRAIN and p.batch * p.kv_heads * -(-p.keys // keys) < 2 * max(4, threads):
         keys //= 2
-    return Tiling(128, keys)
+    return Tiling(rows, keys)
 
 
 @dataclass
@@ -222,7 +228,8 @@ class Walk:
             if group.heads is None:
                 group.heads = [self._head(b, h) for h in self._heads(g)]
         heads = group.heads
-        grad_query = np.zeros((len(heads), p.queries, p.width), p.dtype)
+        own = slice(heads[0].h, heads[-1].h + 1)
+        grad_query = self.query[b, own] if self.slices == 1 else np.zeros_like(self.query[b, own])
         squares = np.zeros((len(heads), p.queries)) if self.norm is not None else None
         for j0, j1 in self.tiles(at):
             tile = KeyTile(p, b, g, j0, j1, self.block)
@@ -232,8 +239,7 @@ class Walk:
                         ds = self._tile(b, head, i0, i1, tile, run, grad_query[n, i0:i1])
                         if squares is not None:
                             squares[n, i0:i1] += np.vecdot(ds, ds)
-            self.key[b, g, j0:j1] = tile.grad_key * p.dtype.type(p.scale)
-            self.value[b, g, j0:j1] = tile.grad_value
+            self.key[b, g, j0:j1] *= p.dtype.type(p.scale)
         with group.lock:
             group.parts[at], group.norms[at] = grad_query, squares
             group.left -= 1
@@ -244,11 +250,10 @@ class Walk:
     def _close(self, group: Group) -> None:
         """Sum what the jobs of a group left, in their order."""
         heads = slice(self._heads(group.g).start, self._heads(group.g).stop)
-        total, *others = (part for part in group.parts if part is not None)
-        for part in others:
+        total = self.query[group.b, heads]
+        for part in group.parts if self.slices > 1 else ():
             total += part
         total *= total.dtype.type(self.problem.scale)
-        self.query[group.b, heads] = total
         if self.norm is not None:
             self.norm[group.b, heads] = sum(part for part in group.norms if part is not None)
         group.heads, group.parts, group.norms = None, [], []
@@ -271,8 +276,9 @@ class Walk:
     def _tile(
         self, b: int, head: Head, i0: int, i1: int, tile: KeyTile, run: Run, grad_query: Array
     ) -> Array:
-        """Add to grad_query ``(R, D)`` and to the tile's gradients; return dS ``(R, C)``."""
+        """Add to grad_query ``(R, D)`` and to the keys' gradients; return dS ``(R, C)``."""
         a, z, mixed = run
+        at = b, self.problem.group(head.h), slice(tile.j0 + a, tile.j0 + z)
         hide = [
             (slice(m - a, n - a), self._hidden(b, head.h, i0, i1, tile.j0 + m, tile.j0 + n))
             for m, n in mixed
@@ -287,7 +293,7 @@ class Walk:
             np.copyto(weights[:, some], 0, where=hidden)
             if slope is not None:
                 np.copyto(slope[:, some], 0, where=hidden)
-        add_product(tile.grad_value[a:z], weights.T, head.grad[i0:i1])
+        add_product(self.value[at], weights.T, head.grad[i0:i1])
         ds = tile.times("ds", head.right[i0:i1], tile.values_across, a, z)  # dP − δ
         np.multiply(ds, weights, out=ds)
         for some, hidden in hide:
@@ -296,7 +302,7 @@ class Walk:
             bias.add(b, head.h, i0, tile.j0 + a, ds)
         if slope is not None:
             np.multiply(ds, slope, out=ds)
-        add_product(tile.grad_key[a:z], ds.T, head.query[i0:i1])
+        add_product(self.key[at], ds.T, head.query[i0:i1])
         add_product(grad_query, ds, tile.key[a:z])
         if head.bad.size or tile.bad.size:
             seen = np.ones(ds.shape, bool)
@@ -304,8 +310,8 @@ class Walk:
                 seen[:, some] = ~hidden
             rows, keys = within(head.bad, i0, i1), within(tile.bad, a, z)
             mend_product(grad_query, ds, seen, tile.raw[a:z], keys)
-            mend_product(tile.grad_key[a:z], ds.T, seen.T, head.raw[0][i0:i1], rows)
-            mend_product(tile.grad_value[a:z], weights.T, seen.T, head.raw[1][i0:i1], rows)
+            mend_product(self.key[at], ds.T, seen.T, head.raw[0][i0:i1], rows)
+            mend_product(self.value[at], weights.T, seen.T, head.raw[1][i0:i1], rows)
         return ds
 
     def _hidden(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:

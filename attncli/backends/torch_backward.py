@@ -97,10 +97,11 @@ class Sums:
         def zeros(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        tensors = (zeros(t.shape, kind) for t in (inputs.query, inputs.key, inputs.value))
         whole = (p.batch, p.heads, p.queries, p.keys)
         return cls(
-            *tensors,
+            query=zeros(inputs.query.shape, kind),
+            key=zeros(inputs.key.shape, kind),
+            value=zeros(inputs.value.shape, kind),
             sink=None if p.sink is None else zeros((p.heads,)),
             biases=[zeros(s, kind if s == whole else torch.float64) for s in float_masks(p)]
             if "biases" in want
@@ -125,7 +126,8 @@ class Back:
         """grad: ``(B, H, Lq, Dv)``; ``finite``: all of it and of the inputs is."""
         self.job, self.sums, self.finite = job, sums, finite
         groups = job.heads.start // (len(job.heads) // job.g)
-        self.at = job.b, *(slice(some.start, some.stop) for some in (job.heads, job.rows))
+        self.heads, self.rows = (slice(some.start, some.stop) for some in (job.heads, job.rows))
+        self.at = job.b, self.heads, self.rows
         self.kv = job.b, slice(groups, groups + job.g)
         flat = job.g, len(job.heads) // job.g * job.n
         self.query = inputs.query[self.at].to(job.kind).reshape(*flat, -1)  # (g, N, D)
@@ -158,7 +160,7 @@ class Back:
                 sums.squares[self.at] += ds.square().sum(-1).double()
             seen = None if keep is None else keep.expand(s.shape).reshape(job.g, -1, j1 - j0)
             weights, ds = (x.view(job.g, -1, j1 - j0) for x in (weights, ds))  # (g, N, c)
-            part = *self.kv, slice(j0, j1)
+            part = (*self.kv, slice(j0, j1))
             back = None if seen is None else seen.mT
             sums.value[part] += self._product(weights.mT, self.grad, back)
             sums.key[part] += self._product(ds.mT, self.query, back) * p.scale
@@ -171,11 +173,11 @@ class Back:
         acc, total, top = job._tiles(width, None)  # total and top in float64
         denominator = total
         if p.sink is not None:
-            sink = torch.tensor(p.sink[self.at[1]], device=job.device)[:, None]  # (h, 1)
+            sink = torch.tensor(p.sink[self.heads], device=job.device)[:, None]  # (h, 1)
             # a sink far above all keys: count from there
             higher = torch.maximum(top, sink)
             shift = torch.where(total == 0, torch.where(sink.isneginf(), 0, sink), higher)
-            scale = (top - shift).exp()
+            scale = torch.where(total == 0, 0, (top - shift).exp())
             total, acc, top = total * scale, acc * scale[..., None].to(job.kind), shift
             denominator = total + (sink - top).exp()
         dead = total == 0
@@ -187,18 +189,20 @@ class Back:
             grad = torch.where(dead[..., None], 0, grad)  # a dead row's dO is not read
         delta = (grad.double() * out.double()).sum(-1)
         if p.sink is not None and self.sums.sink is not None:
-            self.sums.sink[self.at[1]] -= ((sink - top - rest).exp() * delta).sum(-1)
-        return tuple(x.to(job.kind)[..., None] for x in (top, rest, delta))  # type: ignore[return-value]
+            self.sums.sink[self.heads] -= ((sink - top - rest).exp() * delta).sum(-1)
+        top, rest, delta = (x.to(job.kind)[..., None] for x in (top, rest, delta))
+        return top, rest, delta
 
     def _add_bias(self, total: Tensor, dz: Tensor, j0: int, j1: int) -> None:
         """Add dZ ``(h, n, c)`` of keys j0:j1 to a total ``(B or 1, H or 1, Lq or 1, Lk or 1)``."""
         where: list[slice] = []
-        spans = (self.at[1], self.at[2], slice(j0, j1))
+        spans = (self.heads, self.rows, slice(j0, j1))
         for axis, span in enumerate(spans):
             if total.shape[axis + 1] == 1:
                 dz, span = dz.sum(axis, keepdim=True, dtype=total.dtype), slice(0, 1)
             where.append(span)
-        view = total[(self.job.b % total.shape[0], *where)]
+        heads, rows, keys = where
+        view = total[self.job.b % total.shape[0], heads, rows, keys]
         view += dz[..., : view.shape[-1]]
 
     def _product(self, left: Tensor, right: Tensor, seen: Tensor | None) -> Tensor:

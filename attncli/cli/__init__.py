@@ -20,6 +20,7 @@ import typer
 from attncli import __version__
 from attncli.cli import options
 from attncli.cli.compute import compute
+from attncli.cli.inspect import inspect
 from attncli.cli.mask import mask
 from attncli.errors import AttnError, FileError, InputError, TooLarge
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compute, mask):
+for command in (compute, mask, inspect):
     app.command(cls=options.Command)(command)
 
 

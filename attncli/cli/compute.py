@@ -157,7 +157,9 @@ def compute(
     raise typer.Exit(report.exit_code)
 
 
-def stream_answers(records: "files.Records", answer: "Callable[[files.Bundle], Report]") -> None:
+def stream_answers(
+    records: "files.Records", answer: "Callable[[files.Bundle], Report]", command: str = "compute"
+) -> None:
     """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed."""
     from attncli import render
 
@@ -170,7 +172,7 @@ def stream_answers(records: "files.Records", answer: "Callable[[files.Bundle], R
                 report = answer(record)
             except AttnError as error:
                 failed = True
-                render.show_error(error, json=True, command="compute", line=records.line)
+                render.show_error(error, json=True, command=command, line=records.line)
             else:
                 render.show_warnings([f"line {records.line}: {w}" for w in report.warnings])
                 render.show(report, "ndjson")

@@ -131,18 +131,18 @@ def mask(
     Query i sees key j where the mask allows it; o is the position of query 0 among the keys:
 
     \b
-      causal                  j ≤ i + o
-      window(left, right)     i + o − left ≤ j ≤ i + o + right; inf opens a side
-      prefix(n)               j < n
-      padding(n1, n2, …)      j < the length of the batch element; or padding('file')
-      segments(id, id, …)     the same document; or segments('file')
-      global_rows(n)          i < n
-      dilated(step)           j − i − o a multiple of step
-      blocks(size)            the same block of that size
-      random(p, seed)         each cell with probability p
-      file('path', 'name')    a mask tensor
-      alibi, alibi(s1, …)     a bias of −slope·|i + o − j|
-      relative('file')        a bias by distance j − i − o
+      causal                j ≤ i + o
+      window(left, right)   i + o − left ≤ j ≤ i + o + right; inf opens
+      prefix(n)             j < n
+      padding(n1, n2, …)    j < the length of the sequence, or ('file')
+      segments(id, id, …)   the same document, or ('file')
+      global_rows(n)        i < n
+      dilated(step)         j − i − o a multiple of step
+      blocks(size)          the same block of that size
+      random(p, seed)       each cell with probability p
+      file('path', 'name')  a mask tensor
+      alibi, alibi(s1, …)   a bias of −slope·|i + o − j|
+      relative('file')      a bias by distance j − i − o
 
     With as many queries as keys o is 0. Otherwise say which corner: causal(top_left) is o = 0,
     causal(bottom_right) lets the last query stand at the last key; window(2, 0, top_left) alike.

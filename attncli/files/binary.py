@@ -108,21 +108,19 @@ def zip_members(data: Buffer, source: str, path: str | None) -> list[str]:
 
 def read_npz(data: Buffer, source: str, path: str | None) -> Entries:
     """The members of a .npz file, each read when it is asked for."""
-    members = zip_members(data, source, path)
+    with reading(source, "a truncated or damaged zip file"):
+        archive = _opened(data, path)  # once: opening reads the whole directory
+    members = archive.namelist()
 
     def entry(member: str) -> Entry:
         label = f"{source}::{member.removesuffix('.npy')}"
 
         def load() -> Array:
-            with reading(label, "a damaged zip member"), _opened(data, path) as archive:
+            with reading(label, "a damaged zip member"):
                 return _npy_array(archive.read(member), label)
 
         def header() -> Header:
-            with (
-                reading(label, "a damaged zip member"),
-                _opened(data, path) as archive,
-                archive.open(member) as stream,
-            ):
+            with reading(label, "a damaged zip member"), archive.open(member) as stream:
                 shape, _, dtype, _ = _npy_header(stream.read(HEAD), label)
             return Header(shape, dtype.name, math.prod(shape) * dtype.itemsize)
 

@@ -132,7 +132,7 @@ def _percent(share: float) -> str:
 def texts(column: Column, values: Sequence[Any]) -> list[str]:
     """Return the cells of one column; None is an empty cell, '–' in a column of numbers."""
     present = [v for v in values if v is not None]
-    if column.kind == "text":
+    if column.kind in ("text", "verdict"):
         made = [visible(str(v)) for v in present]
     elif column.kind == "percent":
         made = [_percent(v) for v in present]
@@ -144,7 +144,7 @@ def texts(column: Column, values: Sequence[Any]) -> list[str]:
     else:
         made = numbers(present, spare=column.kind == "weight")
     cells = iter(made)
-    empty = "" if column.kind in ("text", "weight") else "–"
+    empty = "" if column.kind in ("text", "verdict", "weight") else "–"
     return [empty if v is None else next(cells) for v in values]
 
 

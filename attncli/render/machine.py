@@ -96,7 +96,7 @@ def _pipe_table(table: Table) -> Iterator[str]:
         column = table.columns[max(n, 0)]
         title = visible(column.title) or title  # a column without one continues the one before
         heads.append("…" if n < 0 else f"{title}, {column.sub}" if column.sub else title)
-        lines.append(":--" if n >= 0 and column.kind == "text" else "--:")
+        lines.append(":--" if n >= 0 and column.kind in ("text", "verdict") else "--:")
     yield _row([table.title, *heads])
     yield _row([":--", *lines], escape=False)
     for r, label in enumerate(table.labels):

@@ -27,6 +27,11 @@ class Paint:
         """What explains."""
         return f"\x1b[2m{text}\x1b[0m" if self.color and text else text
 
+    def verdict(self, text: str) -> str:
+        """Green, yellow or red beside the word."""
+        color = {"ok": 32, "watch": 33, "critical": 31}.get(text.strip())
+        return f"\x1b[{color}m{text}\x1b[0m" if self.color and color else text
+
     def shade(self, text: str, share: float) -> str:
         """Return text on the shade of a weight; a weight near 0 has none."""
         step = level(share, len(RAMP))

@@ -97,8 +97,10 @@ def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Ite
             if n < 0:
                 cells.append(" " * gap + ELLIPSIS)
                 continue
-            cell = pad(body[n][r], widths[n], left=table.columns[n].kind == "text")
+            cell = pad(body[n][r], widths[n], left=table.columns[n].kind in ("text", "verdict"))
             value = table.rows[r][n]
+            if table.columns[n].kind == "verdict":
+                cell = paint.verdict(cell)
             if table.columns[n].kind == "weight" and value is not None:
                 cell = paint.shade(cell, value)
             cells.append(" " * gap + cell)
@@ -111,7 +113,7 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 
 def _head(table: Table, text: str, width: int, n: int) -> str:
-    return pad(text, width, left=table.columns[n].kind == "text")
+    return pad(text, width, left=table.columns[n].kind in ("text", "verdict"))
 
 
 def _width(title: str, sub: str, cells: Sequence[str]) -> int:

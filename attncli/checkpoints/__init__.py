@@ -1,0 +1,120 @@
+"""Attention layers in pretrained checkpoints, recognised by their names and config.json.
+
+``find_layers`` reads names and shapes alone; a weight is read when ``Layer.projections`` asks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attncli.checkpoints.families import FAMILIES, family_named
+from attncli.checkpoints.layer import Layer, Norm, PositionBias, Projections
+from attncli.checkpoints.layouts import check_readable, match, nothing_found
+from attncli.checkpoints.reading import Reading
+from attncli.checkpoints.shapes import Said
+from attncli.errors import FileError, InputError
+from attncli.files import Bundle
+
+__all__ = [
+    "FAMILIES", "Layer", "Norm", "PositionBias", "Projections", "choose", "config_beside",
+    "find_layers", "read_config",
+]  # fmt: skip
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Read config.json (or Meta's params.json). Raises FileError for anything but an object."""
+    import json
+
+    try:
+        with open(path, encoding="utf-8") as stream:
+            found = json.load(stream)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise FileError(f"{path} holds no object", "expected a model's config.json")
+    return found
+
+
+def config_beside(ref: str) -> dict[str, Any] | None:
+    """Return the config.json (or params.json) beside a checkpoint, or None without one."""
+    path = ref
+    while "::" in path and not os.path.exists(path):
+        path = path.rpartition("::")[0]
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    for name in ("config.json", "params.json"):
+        beside = os.path.join(folder, name)
+        if path != "-" and os.path.isfile(beside):
+            return read_config(beside)
+    return None
+
+
+def find_layers(
+    bundle: Bundle,
+    config: Mapping[str, Any] | None = None,
+    arch: str = "auto",
+    *,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    skipped: list[str] | None = None,
+) -> list[Layer]:
+    """Return every attention layer, from names, shapes and ``config`` alone.
+
+    ``arch`` is a model_type that stands in for config.json's. With ``skipped`` a layer that cannot
+    be read leaves its error there, as long as another one can. Raises InputError for what fits no
+    layout, for quantised weights, and where only a flag can say what the weights mean.
+    """
+    names = list(bundle.tensors)
+    if arch != "auto":
+        family_named(arch)
+    found = match(names)
+    if not found:
+        check_readable(names, bundle.source)
+        raise nothing_found(names, bundle.source)
+    flags = Said(heads, kv_heads, head_dim)
+    layers: list[Layer] = []
+    errors: list[InputError] = []
+    for one in found:
+        try:
+            layers.append(Reading(one, bundle, config, arch, flags, names).layer())
+        except InputError as error:
+            errors.append(error)
+    if errors and (skipped is None or not layers):
+        raise errors[0]
+    if skipped is not None:
+        skipped += [error.message for error in errors]
+    return layers
+
+
+def choose(layers: Sequence[Layer], which: int | str | None = None) -> Layer:
+    """Return one layer by its number or (a part of) its name; InputError when that is not one."""
+    if which is None:
+        if len(layers) == 1:
+            return layers[0]
+        raise InputError(
+            f"there are {len(layers)} attention layers and none is chosen", _choices(layers)
+        )
+    text = str(which)
+    if text.isdigit():
+        number = int(text)
+        hits = [a for a in layers if a.index == number or (a.shared > 1 and number < a.shared)]
+    else:
+        path = text.strip(".")
+        hits = [a for a in layers if a.name == path] or [
+            a for a in layers if f".{path}." in f".{a.name}."
+        ]
+    if not hits:
+        raise InputError(f"there is no attention layer '{text}'", _choices(layers))
+    if len(hits) > 1:
+        raise InputError(f"--layer {text} means {len(hits)} layers", _choices(hits))
+    return hits[0]
+
+
+def _choices(layers: Sequence[Layer]) -> str:
+    names = [f"{layer.name} ({layer.kind})" for layer in layers[:6]]
+    more = f" and {len(layers) - 6} more (--list shows them)" if len(layers) > 6 else ""
+    return f"choose with --layer, by number or name: {', '.join(names)}{more}"

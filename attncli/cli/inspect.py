@@ -1,0 +1,299 @@
+"""``attncli inspect``: is this attention healthy? And what is in this file?"""
+
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from attncli.cli import options
+from attncli.cli.compute import save, stream_answers
+from attncli.errors import InputError
+
+if TYPE_CHECKING:
+    from attncli import files
+    from attncli.report import Labels, Report
+
+HEALTH = "Health"
+FILE = "Any tensor file"
+SAVED = ("row_statistics",)
+WIDEST = 1 << 16
+
+WhatIf = Annotated[
+    list[str] | None,
+    options.option(
+        "--what-if", metavar="CHANGE", panel=HEALTH,
+        help="Also with scale=none, softcap=50, sink=0, qk_norm, qk_clip=100 or dtype=bfloat16; "
+        "several together with commas; repeatable.",
+    ),
+]  # fmt: skip
+SweepDim = Annotated[
+    str | None,
+    options.option(
+        "--sweep-dim", metavar="D,D,…", panel=HEALTH,
+        help="Unit-normal Q and K of these widths, with and without 1/√d. Needs no tensors.",
+    ),
+]  # fmt: skip
+FailOn = Annotated[
+    str | None,
+    options.option("--fail-on", **options.one_of("watch", "critical"), panel=HEALTH,
+                   help="Exit with 1 when a head is as bad as that."),
+]  # fmt: skip
+Policy = Annotated[
+    str | None,
+    options.option("--policy", metavar="FILE.toml", panel=HEALTH,
+                   help="Limits of the verdicts that differ: [saturated] watch = 0.6."),
+]  # fmt: skip
+Seed = Annotated[
+    int,
+    options.option("--seed", metavar="N", panel=HEALTH, callback=options.at_least_zero,
+                   help="Of the upstream gradient, of samples and of --sweep-dim (default: 0)."),
+]  # fmt: skip
+Header = Annotated[
+    bool,
+    options.option("--header", panel=FILE, help="Shapes, dtypes and bytes alone: no data read."),
+]
+Filter = Annotated[
+    list[str] | None,
+    options.option(
+        "--filter", metavar="GLOB", panel=FILE, help="Tensors of these names; repeatable."
+    ),
+]
+Sort = Annotated[
+    str | None,
+    options.option("--sort", metavar="COLUMN", panel=FILE,
+                   help="Largest first, by bytes, max, std, nan, …; -COLUMN: smallest first."),
+]  # fmt: skip
+Include = Annotated[
+    str | None,
+    options.option("--include", metavar="LIST", panel=options.SAVE,
+                   autocompletion=lambda: list(SAVED),
+                   help="row_statistics: the statistics of every row, into JSON or -o."),
+]  # fmt: skip
+
+
+def inspect(
+    bundle: options.Bundle = None,
+    query: options.Query = None,
+    key: options.Key = None,
+    value: options.Value = None,
+    past_key: options.PastKey = None,
+    past_value: options.PastValue = None,
+    kv_lengths: options.KvLengths = None,
+    layout: options.Layout = None,
+    heads: options.Heads = None,
+    kv_heads: options.KvHeads = None,
+    tokens: options.Tokens = None,
+    query_tokens: options.QueryTokens = None,
+    key_tokens: options.KeyTokens = None,
+    mask: options.Mask = None,
+    causal: options.Causal = False,
+    attn_mask: options.AttnMask = None,
+    mask_polarity: options.MaskPolarity = None,
+    scale: options.Scale = None,
+    softcap: options.Softcap = None,
+    sink: options.Sink = None,
+    dtype: options.Dtype = None,
+    rope: options.Rope = None,
+    rope_theta: options.RopeTheta = None,
+    rope_dim: options.RopeDim = None,
+    rope_scaling: options.RopeScaling = None,
+    positions: options.Positions = None,
+    rope_cos: options.RopeCos = None,
+    rope_sin: options.RopeSin = None,
+    what_if: WhatIf = None,
+    sweep_dim: SweepDim = None,
+    fail_on: FailOn = None,
+    policy: Policy = None,
+    seed: Seed = 0,
+    header: Header = False,
+    filter: Filter = None,
+    sort: Sort = None,
+    backend: options.Backend = "numpy",
+    device: options.Device = "auto",
+    threads: options.Threads = None,
+    batch: options.Batch = None,
+    head: options.Head = None,
+    full: options.Full = False,
+    output: options.Output = None,
+    include: Include = None,
+    format: options.Format = None,
+    json: options.Json = False,
+    color: options.Color = None,
+    no_color: options.NoColor = False,
+) -> None:
+    """Is this attention healthy? Statistics, gradients, what-ifs, verdicts; or any tensor file.
+
+    BUNDLE with query, key and value (as for compute): a row a head with its verdict (ok, watch,
+    critical), the reasons, what it looks at, and what the scale 1/√D does for its gradient. The
+    gradients are those for a random upstream gradient.
+
+    BUNDLE without a query: a row a tensor with shape, dtype, range, NaN, and room in float16.
+
+    \b
+    Examples:
+      attncli inspect qkv.npz --causal --what-if scale=none --what-if softcap=50
+      attncli inspect qkv.npz --fail-on critical --policy limits.toml
+      attncli inspect --sweep-dim 8,64,512,1000,4096
+      attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
+    """
+    shown = options.format_of(format, json)
+    names = _names(include)
+    target = None
+    if output is not None:
+        target = options.target_of(
+            output, names or SAVED, json=shown == "json", is_terminal=sys.stdout.isatty
+        )
+        names = names or SAVED
+    when = "never" if no_color else color or "auto"
+    if sweep_dim is not None:
+        widths = _widths(sweep_dim)
+        if bundle or query:
+            raise InputError(
+                "--sweep-dim makes tensors of its own, but there are others as well",
+                "leave one of the two out",
+            )
+        from attncli import effects, render, report_inspect
+
+        with render.progress("widths") as progress:
+            found = list(effects.sweep_dim(widths, seed=seed, threads=threads, progress=progress))
+        render.show(report_inspect.sweep_report(found, seed), shown, color=when)
+        return
+    if bundle is None and query is None:
+        raise InputError(
+            "nothing to inspect: no BUNDLE and no --query",
+            "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
+        )
+
+    from attncli import examine, files, inputs, render, report_inspect, verdicts
+    from attncli import what_if as changes
+
+    limits = verdicts.read_policy(policy) if policy is not None else verdicts.POLICY
+    what_ifs = [changes.parse(text) for text in what_if or ()]
+    flags = inputs.Flags(
+        query=query, key=key, value=value, past_key=past_key, past_value=past_value,
+        kv_lengths=kv_lengths, layout=layout, heads=heads, kv_heads=kv_heads, tokens=tokens,
+        query_tokens=query_tokens, key_tokens=key_tokens,
+        mask=(*(mask or ()), *(["causal"] if causal else [])), attn_mask=attn_mask,
+        mask_polarity=mask_polarity, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
+        rope=rope, rope_theta=rope_theta, rope_dim=rope_dim, rope_scaling=rope_scaling,
+        positions=positions, rope_cos=rope_cos, rope_sin=rope_sin,
+    )  # fmt: skip
+
+    def answer(
+        source: "files.Bundle | None", progress: Callable[[float], None] | None
+    ) -> "tuple[Report, Labels]":
+        given = inputs.gather(source, flags)
+        if target:
+            options.keep_inputs(target[0], given.sources)
+        problem = given.pose()
+        labels = given.labels(problem)
+        view = inputs.view(problem, batch=batch, head=head, full=full)
+        examined = examine.examine(
+            problem, tokens=labels.key, what_ifs=what_ifs, policy=limits,
+            grad_output=f"random:{seed}", backend=backend, device=device, threads=threads,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+        report = report_inspect.inspect_report(
+            examined, labels, view, fail_on=fail_on, include=names, notes=given.notes
+        )
+        return report, labels
+
+    source = None if bundle is None else files.read_many(bundle)
+    if isinstance(source, files.Records):
+        if target or shown in ("csv", "markdown"):
+            source.close()
+            raise InputError(
+                f"{'-o' if target else f'--format {shown}'} cannot hold the results of NDJSON",
+                "leave it out: the results are NDJSON on standard output",
+            )
+        stream_answers(source, lambda one: answer(one, None)[0], command="inspect")
+        return
+    about_file = header or filter is not None or sort is not None
+    if source is not None and query is None and (about_file or files.find(source, "query") is None):
+        asked = {
+            "--what-if": what_if, "--fail-on": fail_on, "--policy": policy,
+            "--mask": mask or causal,
+            "--include": include, "--output": output, "--key": key, "--value": value,
+        }  # fmt: skip
+        _check_tensors(source, [name for name, given in asked.items() if given], about_file)
+        with render.progress("tensors") as progress:
+            report = _tensors(
+                source, header=header, filter=filter, sort=sort, full=full, threads=threads,
+                progress=progress,
+            )  # fmt: skip
+        render.show_warnings(report.warnings)
+        render.show(report, shown, color=when)
+        raise typer.Exit(report.exit_code)
+    with render.progress() as progress:
+        report, labels = answer(source, progress)
+    render.show_warnings(report.warnings)
+    if target:
+        save(*target, report, labels)
+    if target is None or target[0] != "-":
+        render.show(report, shown, color=when)
+    if target and target[0] != "-":
+        sys.stdout.flush()
+        print(f"wrote {target[0]} ({', '.join(names)})", file=sys.stderr)
+    raise typer.Exit(report.exit_code)
+
+
+def _names(include: str | None) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(n.strip() for n in (include or "").split(",") if n.strip()))
+    for name in names:
+        if name not in SAVED:
+            raise InputError(f"--include: nothing is called '{name}'", options.nearest(name, SAVED))
+    if include is not None and not names:
+        raise InputError("--include names nothing", f"name {', '.join(SAVED)}")
+    return names
+
+
+def _widths(text: str) -> list[int]:
+    """Return the widths of ``--sweep-dim``."""
+    widths = []
+    for piece in filter(None, (part.strip() for part in text.split(","))):
+        width = int(piece) if piece.isascii() and piece.isdecimal() else 0
+        if not 1 <= width <= WIDEST:
+            raise InputError(
+                f"--sweep-dim: '{piece}' is no width", f"expected 1 to {WIDEST}, as in 8,64,512"
+            )
+        widths.append(width)
+    if not widths:
+        raise InputError("--sweep-dim names no width", "as in --sweep-dim 8,64,512,1000,4096")
+    return widths
+
+
+def _check_tensors(source: "files.Bundle", asked: list[str], about_file: bool) -> None:
+    """Raise InputError when what was asked for needs attention, which this is not."""
+    if not asked:
+        return
+    names = list(source.tensors)
+    holds = ", ".join(name or "one tensor" for name in names[:6]) + ", …" * (len(names) > 6)
+    if about_file:
+        raise InputError(
+            f"{asked[0]} is about attention, --header, --filter and --sort about any file",
+            "leave one of them out",
+        )
+    raise InputError(
+        f"{asked[0]} is about attention, but {source.source} has no query: it holds "
+        f"{holds or 'no tensors'}",
+        f"say which it is: -q {source.source}::NAME -k … -v …; without {asked[0]}, inspect lists "
+        "the tensors",
+    )
+
+
+def _tensors(source: "files.Bundle", **how: Any) -> "Report":
+    """Return the report on a file's tensors; say what is missing when it is nearly attention."""
+    from dataclasses import replace
+
+    from attncli import files
+    from attncli.report_tensors import tensors_report
+
+    report = tensors_report(source, **how)
+    roles = [role for role in ("key", "value") if files.find(source, role) is not None]
+    if roles and files.find(source, "query") is None:
+        missing = f"{' and '.join(roles)} but no query: its tensors, not its attention (-q REF)"
+        report = replace(report, notes=(*report.notes, missing))
+    return report

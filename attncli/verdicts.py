@@ -1,0 +1,241 @@
+"""When is attention ``ok``, ``watch`` or ``critical``? One table, each limit with its source.
+
+The labels are this tool's policy, not a fact: ``--policy FILE.toml`` overrides the table,
+
+    [saturated]
+    watch = 0.6
+    critical = false      # never
+
+A limit is calibrated so that healthy pretrained models (MiniLM, SmolLM2, DINOv2, Whisper, ALBERT)
+have no ``critical`` head: their logits go to 282, and whole heads look at the previous token alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any
+
+from attncli.errors import FileError, InputError
+
+LEVELS = ("ok", "watch", "critical")
+LIMITS = ("hint", "watch", "critical")
+COUNTED = ("nonfinite_share", "dead_share", "output_norm")  # true of however few rows
+FEW = 4  # rows with a choice: fewer give hints, not verdicts, on shares and quantiles
+PLACED = 0.8  # of a head's mass on fixed places: there it may be as sharp as it likes
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A finding: the ``statistic`` (and its quantile) is above, or below, a limit.
+
+    ``hint`` says so without changing the verdict. ``words`` take the value as ``{}``. ``placed``
+    excuses heads that look at fixed places (first token, previous token, separators, …), unless
+    their logits are large; ``chosen`` asks that the head chooses at all (neither flat nor a sink).
+    ``number``: how the value is written.
+    """
+
+    name: str
+    statistic: str
+    words: str
+    source: str
+    quantile: str = ""
+    below: bool = False
+    hint: float | None = None
+    watch: float | None = None
+    critical: float | None = None
+    placed: bool = False
+    chosen: bool = False
+    number: str = "g"
+
+    def limit(self, value: float) -> str | None:
+        """Return the highest of hint, watch and critical that the value passes."""
+        passed = None
+        for name in LIMITS:
+            limit = getattr(self, name)
+            if limit is not None and (value < limit if self.below else value > limit):
+                passed = name
+        return passed
+
+
+POLICY = (
+    Rule("not_finite", "nonfinite_share", "{} of its rows are NaN or infinite",
+         "a single NaN spreads through the layers above", critical=0.0, number="%"),
+    Rule("dead", "dead_share", "{} of its rows see no key, their output is 0",
+         "a mask that hides everything", watch=0.0, critical=0.5, number="%"),
+    Rule("silent", "output_norm", "its output is 0 in every row: values are 0 or a sink takes all",
+         "a pruned or dying head", quantile="max", below=True, watch=1e-30),
+    Rule("saturated", "saturated_share", "{} of its rows have max weight > 0.99",
+         "healthy heads: 8–18 % of rows above 0.9, and whole heads on fixed places",
+         watch=0.5, critical=0.9, placed=True, number="%"),
+    Rule("collapsed", "entropy", "half of its rows have an entropy of at most {} nats",
+         "entropy collapse, Zhai et al. 2023", quantile="median", below=True,
+         watch=0.02, critical=1e-4, placed=True),
+    Rule("flat", "normalized_entropy",
+         "95 % of its rows weigh all keys alike (entropy ≥ {} of ln n)",
+         "healthy heads: at most 0.91 of ln n", quantile="p05", watch=0.98, critical=0.9999),
+    Rule("vanishing", "vanishing_share", "the gradient of {} of its rows is under 1/1000 of the "
+         "median row's at scale 1/√D", "Vaswani et al. 2017, note 4", watch=0.1, critical=0.5,
+         placed=True, number="%"),
+    Rule("large_logits", "logit_max", "its largest logit is {}",
+         "QK-Clip's threshold, Kimi K2 2025; healthy vision models reach 282",
+         hint=100.0, watch=1000.0),
+    Rule("frozen", "logit_std_ratio", "its logits spread {} times as far as a softmax over n keys "
+         "can weigh", "random energy model, Derrida 1981; healthy heads: about 1",
+         quantile="median", hint=2.0, watch=4.0, placed=True),
+    Rule("duplicate", "head_similarity", "its weights are those of head {other} (distance {})",
+         "redundant heads, Michel et al. 2019", below=True, watch=0.01, chosen=True),
+    Rule("rank_collapse", "rank_residual", "all rows have nearly the same output (residual {})",
+         "Dong et al. 2021", below=True, watch=0.01, placed=True),
+    Rule("overflow", "overflow_room", "q·k reaches {reach}, past float16's 65504",
+         "IEEE 754 binary16", below=True, watch=1.0),
+    Rule("overflow_now", "overflow_room_now", "q·k reaches {reach}, past the inputs' own float16: "
+         "kernels that store scores in it overflow", "IEEE 754 binary16", below=True, critical=1.0),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that a head's statistics pass: ``level`` is hint, watch or critical."""
+
+    name: str
+    level: str
+    value: float
+    limit: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``ok``, ``watch`` or ``critical``, and why."""
+
+    level: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def reasons(self) -> list[str]:
+        """The findings in words, the worst first."""
+        return [finding.reason for finding in self.findings]
+
+
+def judge(
+    found: Mapping[str, Any], placed: float, policy: Sequence[Rule] = POLICY, sink: bool = False
+) -> Verdict:
+    """Return the verdict on one head.
+
+    found: its statistics, a number or a mapping of quantiles each; placed: its mass on fixed
+    places; sink: whether one key takes most of it.
+    """
+    rules = {rule.name: rule for rule in policy}
+    large = rules["large_logits"].hint
+    calm = large is None or not _value(found, "logit_max") > large
+    flat = rules["flat"].limit(_value(found, "normalized_entropy", "p05")) is not None
+    findings = []
+    for rule in policy:
+        value = _value(found, rule.statistic, rule.quantile)
+        level = None if math.isnan(value) else rule.limit(value)
+        if level is None or (rule.chosen and (flat or sink)):
+            continue
+        reason = rule.words.format(
+            _number(value, rule.number), other=found.get("similar_head"),
+            reach=_number(65504 / value if value else math.inf, "g"),
+        )  # fmt: skip
+        if rule.placed and placed >= PLACED and calm and level != "hint":
+            level, reason = "hint", f"{reason} (normal on a fixed place)"
+        statistical = (
+            rule.placed or rule.quantile != "" or rule.number == "%"
+        ) and rule.statistic not in COUNTED
+        if statistical and level != "hint" and found.get("rows_with_choice", FEW) < FEW:
+            level, reason = "hint", f"{reason} (few rows: a hint only)"
+        limit = getattr(rule, level)
+        findings.append(
+            Finding(rule.name, level, value, math.nan if limit is None else limit, reason)
+        )
+    findings.sort(key=lambda finding: -LIMITS.index(finding.level))
+    worst = findings[0].level if findings else "hint"
+    return Verdict("ok" if worst == "hint" else worst, tuple(findings))
+
+
+def _value(found: Mapping[str, Any], name: str, quantile: str = "") -> float:
+    value = found.get(name, math.nan)
+    if isinstance(value, Mapping):
+        value = value.get(quantile or "median", math.nan)
+    return math.nan if value is None else float(value)
+
+
+def _number(value: float, kind: str) -> str:
+    if kind == "%":
+        return f"{100 * value:.0f} %" if value >= 0.005 else "<1 %"
+    return f"{value:.3g}"
+
+
+# -- a policy file ----------------------------------------------------------------------------
+
+
+def read_policy(path: str) -> tuple[Rule, ...]:
+    """Return the table with what a TOML file changes.
+
+    Raises FileError where it cannot be read, InputError for unknown names and wrong types.
+    """
+    import tomllib
+
+    try:
+        with open(path, "rb") as stream:
+            given = tomllib.load(stream)
+    except OSError as error:
+        raise FileError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileError(
+            f"{path} is no TOML: {error}", "expected sections such as [saturated] with watch = 0.5"
+        ) from None
+    return changed(given, path)
+
+
+def changed(given: Mapping[str, Any], where: str = "policy") -> tuple[Rule, ...]:
+    """Return the table with the limits of ``{rule: {"hint" | "watch" | "critical": limit}}``."""
+    rules = {rule.name: rule for rule in POLICY}
+    for name, limits in given.items():
+        if name not in rules:
+            raise InputError(f"{where}: no rule is called '{name}'", nearest(name, rules))
+        if not isinstance(limits, Mapping):
+            raise InputError(
+                f"{where}: '{name}' is {_toml(limits)}, not a section",
+                f"write [{name}] on a line of its own, and watch = … under it",
+            )
+        for level, limit in limits.items():
+            if level not in LIMITS:
+                raise InputError(f"{where}: [{name}] has no '{level}'", nearest(level, LIMITS))
+            if limit is not False and (type(limit) not in (int, float) or math.isnan(limit)):
+                raise InputError(
+                    f"{where}: {level} of [{name}] is {_toml(limit)}",
+                    "expected a number, or false for never",
+                )
+            change: dict[str, Any] = {level: None if limit is False else float(limit)}
+            rules[name] = replace(rules[name], **change)
+        _check_order(rules[name], where)
+    return tuple(rules.values())
+
+
+def _check_order(rule: Rule, where: str) -> None:
+    limits = [(n, value) for n in LIMITS if (value := getattr(rule, n)) is not None]
+    for (milder, a), (worse, b) in pairwise(limits):
+        if (b > a) if rule.below else (b < a):
+            raise InputError(
+                f"{where}: [{rule.name}] is {worse} at {b:g} but {milder} at {a:g}",
+                f"{rule.statistic} must be {'below' if rule.below else 'above'} a limit, so that "
+                f"{worse} must be the {'smaller' if rule.below else 'larger'} one",
+            )
+
+
+def nearest(word: str, words: Any) -> str:
+    """Return a hint that names the nearest of ``words``, and all of them."""
+    near = get_close_matches(word, list(words), 1, 0.5)
+    return (f"did you mean '{near[0]}'? " if near else "") + f"(one of {', '.join(words)})"
+
+
+def _toml(value: Any) -> str:
+    text = "true" if value is True else "false" if value is False else repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
