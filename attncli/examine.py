@@ -27,7 +27,7 @@ from attncli.effects import (
 )
 from attncli.measures import summarize, vanishing_share, with_cv
 from attncli.problem import Problem
-from attncli.roles import SEPARATORS, Role, roles
+from attncli.roles import Role, looks_at
 from attncli.run import Result
 from attncli.verdicts import POLICY, Rule, Verdict, judge
 from attncli.what_if import WhatIf
@@ -191,13 +191,10 @@ def _head(
 ) -> Head:  # fmt: skip
     own = of_head(found, b, h)
     labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
-    separators, rows = math.nan, int(swept.rows[b, h])
-    if labels and rows:
-        at = [j for j, token in enumerate(labels[: p.keys]) if token in SEPARATORS]
-        separators = float(swept.received[b, h, at].sum()) / rows
-    visible = float(swept.cells[b, h]) / rows if rows else 0.0
-    known = second_sweep.positions(p) is not None
-    what, placed = roles(own, separators, visible, labels, known)
+    what, placed = looks_at(
+        own, swept.received[b, h], int(swept.rows[b, h]), int(swept.cells[b, h]), labels,
+        second_sweep.positions(p) is not None,
+    )  # fmt: skip
     many = max(own["rows"], 1)
     lost = max(own[name] for name in ("nonfinite", "nonfinite_outputs", "nonfinite_scores"))
     half = p.result_dtype.name == "float16"

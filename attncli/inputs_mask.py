@@ -79,7 +79,9 @@ def gather_mask(
             "nothing says how long the mask is",
             "give --length 8, or --query-length and --key-length, or --tokens 'I like you'",
         )
-    queries, keys = queries if queries is not None else keys, keys if keys is not None else queries
+    if keys is None and queries is not None:
+        keys = queries + (past or 0)  # the new keys follow those of the cache
+    queries = keys if queries is None else queries
     assert queries is not None and keys is not None
     if lengths is not None and past is not None:
         raise InputError("--past and --kv-lengths are both given", "a cache is one or the other")

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from attncli.backends import Progress
-from attncli.masks import EMPTY, FULL, MIXED, Mask
+from attncli.errors import TooLarge
+from attncli.masks import EMPTY, FULL, MIXED, Extent, Mask
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 TILE = 128  # what block-sparse kernels skip by
+MOST_TILES = 1 << 33
+SHOWN = 100  # differing cells that are named one by one
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,12 @@ def positions(mask: Mask) -> tuple[int, ...] | None:
 
 
 def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
-    """Count what a mask keeps. Time goes with its mixed tiles, memory with one row of tiles."""
+    """Count what a mask keeps. Time goes with its mixed tiles, memory with one row of tiles.
+
+    Raises TooLarge for a mask of more tiles than can be counted in minutes.
+    """
     e = mask.extent
+    check_size(e)
     offsets = positions(mask)
     kept = empty_rows = future_rows = 0
     first_empty: tuple[int, int, int] | None = None
@@ -108,14 +115,28 @@ def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
     )  # fmt: skip
 
 
+def check_size(extent: Extent) -> None:
+    """Raise TooLarge for an extent of more tiles than can be counted in minutes."""
+    tiles = -(-extent.queries // TILE) * -(-extent.keys // TILE)
+    if tiles > MOST_TILES:
+        raise TooLarge(
+            f"a mask of {extent.queries} × {extent.keys} has {tiles:.0e} tiles of 128 × 128",
+            f"give lengths up to {int(MOST_TILES**0.5) * TILE}",
+        )
+
+
 @dataclass(frozen=True)
 class Difference:
-    """The cells where two masks differ; ``first`` is (batch, head, query, key)."""
+    """The cells where two masks differ.
+
+    ``first`` is (batch, head, query, key); ``some`` are the first SHOWN of them.
+    """
 
     cells: int
     only_one: int
     only_other: int
     first: tuple[int, int, int, int] | None
+    some: tuple[tuple[int, int, int, int], ...] = ()
 
 
 def difference(one: Mask, other: Mask, progress: Progress | None = None) -> Difference:
@@ -123,7 +144,8 @@ def difference(one: Mask, other: Mask, progress: Progress | None = None) -> Diff
     e = one.extent
     edges, row_edges = _edges(e.keys, 512), _edges(e.queries, 512)
     only_one = only_other = 0
-    first: tuple[int, int, int, int] | None = None
+    some: list[tuple[int, int, int, int]] = []
+    check_size(e)
     batches = sorted({*one.distinct()[0], *other.distinct()[0]})
     heads = sorted({*one.distinct()[1], *other.distinct()[1]})
     times = (e.batch // max(len(batches), 1)) * (e.heads // max(len(heads), 1))
@@ -136,12 +158,13 @@ def difference(one: Mask, other: Mask, progress: Progress | None = None) -> Diff
                     a, c = one.keep(b, h, i0, i1, j0, j1), other.keep(b, h, i0, i1, j0, j1)
                     only_one += times * int((a & ~c).sum())
                     only_other += times * int((c & ~a).sum())
-                    if first is None and (a != c).any():
-                        i, j = np.argwhere(a != c)[0]
-                        first = (b, h, i0 + int(i), j0 + int(j))
+                    if len(some) < SHOWN:
+                        cells = np.argwhere(a != c)[: SHOWN - len(some)].tolist()
+                        some += [(b, h, i0 + i, j0 + j) for i, j in cells]
                 if progress:
                     progress(i1 / max(e.queries, 1))
-    return Difference(e.batch * e.heads * e.queries * e.keys, only_one, only_other, first)
+    size = e.batch * e.heads * e.queries * e.keys
+    return Difference(size, only_one, only_other, some[0] if some else None, tuple(some))
 
 
 def kept_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -44,7 +44,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Masker = Callable[[Extent], Mask]
 Part = tuple[Predicate, tuple[Bias, ...]]
 
-LONGEST, DEEPEST = 20_000, 100
+LONGEST, DEEPEST = 20_000, 100  # characters, levels of parentheses
+LARGEST = 2**53
 CORNERS = ("top_left", "bottom_right")
 
 
@@ -62,7 +63,7 @@ def masker(mask: str | Mask | Masker) -> Masker:
     tree = _parse(text)
 
     def bind(extent: Extent) -> Mask:
-        predicate, biases = _Binder(text, extent).part(tree)
+        predicate, biases = _Binder(text, tree, extent).part(tree)
         return Mask(extent, predicate, biases, text=text)
 
     return bind
@@ -74,9 +75,9 @@ def tensor_masker(
     """Return the function that binds a mask tensor to an Extent.
 
     tensor: ``(Lk)``, ``(Lq, Lk)``, ``(H, Lq, Lk)`` or ``(B, H, Lq, Lk)``; dimensions of 1
-    broadcast, a last one shorter than Lk masks the rest. bool (or 0/1 integers): True = keep, or with
-    ``polarity="ignore"`` True = hide. float: added to the scores. ``text`` is how the mask would
-    be written as an expression, if it can be.
+    broadcast, a last one shorter than Lk masks the rest. bool (or 0/1 integers): True = keep, or
+    with ``polarity="ignore"`` True = hide. float: added to the scores. ``text`` is how the mask
+    would be written as an expression, if it can be.
     Raises MaskError for anything else.
     """
     if polarity not in ("keep", "ignore"):
@@ -175,7 +176,7 @@ def _parse(text: str) -> ast.expr:
     except SyntaxError as error:
         if "nested" in (error.msg or "") or "recursion" in (error.msg or ""):
             raise _too_deep() from None
-        at = min(max((error.offset or 1) - 1, 0), len(text))
+        at = min(error.offset - 1, len(text)) if error.offset else len(text)
         _fail(text, at, at + 1, "cannot read the mask", f"{error.msg} (masks join with & | ~ +)")
     except (RecursionError, MemoryError):
         raise _too_deep() from None
@@ -195,12 +196,27 @@ def _too_deep() -> MaskError:
 
 def _depth(tree: ast.AST) -> int:
     level, depth = [tree], 0
-    while level:
+    while level and depth <= DEEPEST:
         depth += 1
-        level = [child for node in level for child in ast.iter_child_nodes(node)]
-        if depth > 4 * DEEPEST:
-            break
+        level = [child for node in level for child in _below(node)]
     return depth
+
+
+def _below(node: ast.AST) -> list[ast.AST]:
+    """What stands one level deeper; a chain of one operator is a single level."""
+    if isinstance(node, ast.BinOp):
+        return list(_operands(node))
+    return list(ast.iter_child_nodes(node))
+
+
+def _operands(node: ast.BinOp) -> list[ast.expr]:
+    """Return a, b, c of a & b & c."""
+    found: list[ast.expr] = []
+    left: ast.expr = node
+    while isinstance(left, ast.BinOp) and type(left.op) is type(node.op):
+        found.append(left.right)
+        left = left.left
+    return [left, *reversed(found)]
 
 
 @dataclass(frozen=True)
@@ -211,6 +227,7 @@ class Call:
     args: tuple[Any, ...]
     nodes: tuple[ast.expr, ...]
     corner: str | None
+    usual_corner: str | None  # the only one that the expression names anywhere
     node: ast.expr
     text: str
     extent: Extent
@@ -239,6 +256,8 @@ class Call:
             self.fail(f"{self.name} needs a whole number, not {value!r},", k)
         if value < low:
             self.fail(f"{self.name} needs at least {low}, not {value},", k)
+        if abs(value) > LARGEST:
+            self.fail(f"{self.name} needs at most {LARGEST}, not so large a number,", k)
         return int(value)
 
     def numbers(self) -> list[float]:
@@ -246,6 +265,8 @@ class Call:
         for k, value in enumerate(self.args):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 self.fail(f"{self.name} needs numbers, not {value!r},", k)
+            if not abs(value) <= 1e300:
+                self.fail(f"{self.name} needs finite numbers,", k)
         return [float(value) for value in self.args]
 
     def values(self) -> Array:
@@ -276,7 +297,12 @@ class Call:
 
     def offset(self, form: str) -> tuple[int, ...]:
         """Return the position of query 0 by the corner that is written, or by the extent."""
-        return self.extent.offsets(self.corner, form)
+        try:
+            return self.extent.offsets(self.corner, form)
+        except MaskError:
+            if self.usual_corner is None:
+                raise
+            return self.extent.offsets(self.usual_corner)
 
 
 def _causal(call: Call) -> Predicate:
@@ -399,12 +425,22 @@ FORMS = {name: form for name, (form, _, _) in MASKS.items()}
 CORNERED = {"causal", "window", "segments", "dilated", "blocks", "alibi", "relative"}
 
 
+def _balanced(join: type[And] | type[Or], parts: Sequence[Predicate]) -> Predicate:
+    """Join predicates as a tree of logarithmic depth: a long chain must not exhaust the stack."""
+    if len(parts) == 1:
+        return parts[0]
+    half = len(parts) // 2
+    return join(_balanced(join, parts[:half]), _balanced(join, parts[half:]))
+
+
 class _Binder:
     """Walks a parsed expression and builds what it says for one extent."""
 
-    def __init__(self, text: str, extent: Extent) -> None:
+    def __init__(self, text: str, tree: ast.expr, extent: Extent) -> None:
         self.text = text
         self.extent = extent
+        named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in CORNERS}
+        self.corner = named.pop() if len(named) == 1 else None
 
     def fail(self, node: ast.expr, what: str, hint: str) -> NoReturn:
         raw = self.text.encode()
@@ -437,22 +473,23 @@ class _Binder:
         return predicate
 
     def joined(self, node: ast.BinOp) -> Part:
+        operands = _operands(node)
         if isinstance(node.op, ast.BitOr):
-            return Or(self.plain(node.left, "|"), self.plain(node.right, "|")), ()
+            return _balanced(Or, [self.plain(operand, "|") for operand in operands]), ()
         if not isinstance(node.op, ast.BitAnd | ast.Add):
             self.fail(node, "unknown operator", "masks are joined with & | ~, biases with +")
-        (left, ours), (right, theirs) = self.part(node.left), self.part(node.right)
-        if isinstance(node.op, ast.Add) and not (ours or theirs):
+        parts = [self.part(operand) for operand in operands]
+        biases = tuple(bias for _, some in parts for bias in some)
+        if isinstance(node.op, ast.Add) and not biases:
             self.fail(node, "+ without a bias", "join two masks with & (both allow) or | (either)")
-        if isinstance(left, Everything) or isinstance(right, Everything):
-            return (right if isinstance(left, Everything) else left), ours + theirs
-        return And(left, right), ours + theirs
+        kept = [predicate for predicate, _ in parts if not isinstance(predicate, Everything)]
+        return (_balanced(And, kept) if kept else Everything()), biases
 
     def built(self, node: ast.expr, name: ast.Name, args: list[ast.expr]) -> Part:
         if name.id not in MASKS:
             import difflib
 
-            near = difflib.get_close_matches(name.id, MASKS, 1)
+            near = difflib.get_close_matches(name.id.lower(), MASKS, 1)
             guess = f"did you mean '{near[0]}'? " if near else f"known: {', '.join(MASKS)} "
             self.fail(name, f"unknown mask '{name.id}'", f"{guess}(all masks: attncli mask --help)")
         corner = None
@@ -462,7 +499,9 @@ class _Binder:
                 self.fail(args[-1], f"unknown word '{corner}'", f"expected {FORMS[name.id]}")
             args = args[:-1]
         literals = tuple(self.literal(arg) for arg in args)
-        call = Call(name.id, literals, tuple(args), corner, node, self.text, self.extent)
+        call = Call(
+            name.id, literals, tuple(args), corner, self.corner, node, self.text, self.extent
+        )
         made = MASKS[name.id][2](call)
         if isinstance(made, Predicate):
             return made, ()

@@ -566,6 +566,16 @@ class Mask:
         """Return ascending, disjoint key ranges outside which rows i0:i1 see nothing."""
         return self.predicate.spans(b, h, i0, i1, self.extent.keys)
 
+    def zero_one(self) -> bool:
+        """Whether a float mask holds 0 and 1 and nothing else: most likely meant as bool."""
+        tensors = [bias.cells.tensor for bias in self.biases if isinstance(bias, Added)]
+        return any(
+            t.size > 1
+            and bool(((t == 0) | (t == 1)).all())
+            and bool((t == 0).any() & (t == 1).any())
+            for t in tensors
+        )
+
     def sentinel(self) -> float | None:
         """Return the lowest finite number of a float mask that was meant as −∞, if any."""
         lowest = [

@@ -47,8 +47,9 @@ def entropy(rows: Rows) -> Array:
 
 
 def normalized_entropy(rows: Rows) -> Array:
-    """Entropy over its largest value, ln n."""
-    return np.where(rows.n > 1, entropy(rows) / np.log(np.maximum(rows.n, 2)), np.nan)
+    """Entropy over its largest value, ln n; a sink is one more outcome."""
+    outcomes = rows.n + rows.others
+    return np.where(rows.n > 1, entropy(rows) / np.log(np.maximum(outcomes, 2)), np.nan)
 
 
 def effective_keys(rows: Rows) -> Array:
@@ -180,9 +181,13 @@ def per_head(rows: Rows, real_rows: Array | None = None) -> dict[str, Mapping[st
     }
     with np.errstate(invalid="ignore", divide="ignore"):
         count = choice.sum(-1)
-        saturated = (choice & (values["max_weight"] > SATURATED)).sum(-1)
-        result["saturated_share"] = np.where(count > 0, saturated / np.maximum(count, 1), np.nan)
-        result["logit_max"] = np.where(real & (rows.n > 0), rows.amax, 0).max(-1, initial=0)
+        told = choice & np.isfinite(values["max_weight"])
+        saturated = (told & (values["max_weight"] > SATURATED)).sum(-1)
+        whole = told.sum(-1)
+        result["saturated_share"] = np.where(whole > 0, saturated / np.maximum(whole, 1), np.nan)
+        seen = real & (rows.n > 0)
+        largest = np.where(seen, rows.amax, 0).max(-1, initial=0)
+        result["logit_max"] = np.where(seen.any(-1), largest, np.nan)
         result["logit_std"] = pooled_std(rows, real & (rows.n > 0))
     result["rows"] = real.sum(-1)
     result["rows_with_choice"] = count

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attncli.errors import InputError
-from attncli.masks import Extent, Mask, Padding
+from attncli.masks import Extent, KeysBelow, Mask
 
 if TYPE_CHECKING:
     from attncli.rope import Rope
@@ -199,15 +199,18 @@ def pose(
     )  # fmt: skip
     bound = _bind(mask, extent)
     if lengths is not None:
-        bound = bound & Mask(extent, Padding(lengths))
+        bound = bound & Mask(extent, KeysBelow(lengths))
     arithmetic, result, (q, k, v) = _dtypes((q, k, v), dtype)
     if rope is not None:
-        q, k = rope.apply(q, k, past=past, lengths=lengths, dtype=arithmetic)
+        at = bound.offsets() if past_key is None and lengths is None else None
+        q, k = rope.apply(q, k, past=past, lengths=lengths, offsets=at, dtype=arithmetic)
     warnings = []
     number, source = _scale(scale, scale_source, int(q.shape[3]))
     if number <= 0:
-        sign = "0: every visible key gets the same weight" if number == 0 else "negative"
-        warnings.append(f"the scale is {sign}")
+        sign = "0: every visible key gets the same weight"
+        if number < 0:
+            sign = "negative: the keys least like the query get most weight"
+        warnings.append(f"the scale is {sign}; auto is 1/√{q.shape[3]}")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
         raise InputError(f"softcap is {softcap:g}", "it must be a positive number, such as 50")
     return Problem(

@@ -122,7 +122,8 @@ class Report:
 
     ``headline`` are facts for the first line. ``data`` makes the JSON object and ``records`` the
     table of ``--format csv``, when they are asked for; both may raise AttnError. ``arrays`` are the
-    results to be saved, by name, in the shape family that came in.
+    results to be saved, by name, in the shape family that came in; ``options`` go along into files
+    that hold options.
     """
 
     command: str
@@ -131,6 +132,7 @@ class Report:
     data: Callable[[], Mapping[str, Any]]
     records: Callable[[], Records] | None = None
     arrays: Mapping[str, Array] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     exit_code: int = 0

@@ -57,7 +57,7 @@ def wanted(
             (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(INCLUDABLE)}",
         )
     want = {"output", "lse", "row_statistics"} | {n for n in include or () if n in STAGES}
-    if machine and not include and _whole(view) and _cells(chosen) <= SMALL:
+    if machine and not include and is_whole(view) and cells(chosen) <= SMALL:
         want.add("weights")
     return want
 
@@ -97,9 +97,9 @@ def compute_report(
         blocks = [_or_nothing(block) for block in blocks]
         if len(chosen.batch) and len(chosen.head):
             blocks.append(stability_table(problem, found, view, chosen))
-    timing = _timing(result) if view.time else None
+    timing = timing_of(result) if view.time else None
     if timing:
-        blocks.append(_timing_table(result, timing))
+        blocks.append(timing_table(result, timing))
     return Report(
         command="compute",
         headline=headline(result),
@@ -192,10 +192,35 @@ def _data(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Return the JSON object (cli.md, "For scripts")."""
+    problem = result.problem
+    data = {"schema": SCHEMA, "command": "compute", **facts_of(result)}
+    data["shapes"]["output"] = list(result.output.shape)
+    if notes:
+        data["notes"] = list(notes)
+    data |= selection_of(view)
+    if timing:
+        data["time"] = timing
+    data |= tokens_of(labels)
+    data["heads"] = [
+        {"batch": b, "head": h, "statistics": of_head(found, b, h)} for b, h in chosen.pairs
+    ]
+    if view.top is not None:
+        data["top"] = list(top_data(problem, view.top, chosen))
+    if include:
+        for name in include:
+            data[name] = array_of(result, chosen, view, name)
+    else:
+        if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
+            data["output"] = array_of(result, chosen, view, "output")
+        if cells(chosen) <= SMALL:
+            data["weights"] = array_of(result, chosen, view, "weights")
+    return data
+
+
+def facts_of(result: Result) -> dict[str, Any]:
+    """Return what JSON says of any attention: engine, shapes, scale, mask, warnings."""
     problem, engine = result.problem, result.engine
     data: dict[str, Any] = {
-        "schema": SCHEMA,
-        "command": "compute",
         "engine": {
             "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
             "threads": engine.threads, "kernel": engine.kernel,
@@ -203,7 +228,7 @@ def _data(
         "shapes": {
             name: list(problem.family.restore(getattr(problem, name)).shape)
             for name in ("query", "key", "value")
-        } | {"output": list(result.output.shape)},
+        },
         "scale": problem.scale,
         "scale_source": problem.scale_source,
         "softcap": problem.softcap,
@@ -216,39 +241,28 @@ def _data(
         data["rope_applied"] = problem.rope.text
     if problem.mask.extent.lengths is not None:
         data["kv_lengths"] = list(problem.mask.extent.lengths)
-    if notes:
-        data["notes"] = list(notes)
-    if not _whole(view):
-        names = ("batch", "head", "rows", "keys")
-        data["selection"] = {n: list(s) for n in names if (s := getattr(view, n)) is not None}
-    if timing:
-        data["time"] = timing
-    data |= _tokens(labels)
-    data["heads"] = [
-        {"batch": b, "head": h, "statistics": of_head(found, b, h)} for b, h in chosen.pairs
-    ]
-    if view.top is not None:
-        data["top"] = list(_top_data(problem, view.top, chosen))
-    if include:
-        for name in include:
-            data[name] = _array(result, chosen, view, name)
-    else:
-        if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
-            data["output"] = _array(result, chosen, view, "output")
-        if _cells(chosen) <= SMALL:
-            data["weights"] = _array(result, chosen, view, "weights")
     return data
 
 
-def _whole(view: View) -> bool:
+def selection_of(view: View) -> dict[str, Any]:
+    """Return the member that says which part was selected, if one was."""
+    if is_whole(view):
+        return {}
+    names = ("batch", "head", "rows", "keys")
+    return {"selection": {n: list(s) for n in names if (s := getattr(view, n)) is not None}}
+
+
+def is_whole(view: View) -> bool:
+    """Return whether everything is selected."""
     return view.batch is view.head is view.rows is view.keys is None
 
 
-def _cells(chosen: Selection) -> int:
+def cells(chosen: Selection) -> int:
+    """Return how many weights are selected."""
     return len(chosen.batch) * len(chosen.head) * len(chosen.rows) * len(chosen.keys)
 
 
-def _tokens(labels: Labels) -> dict[str, Any]:
+def tokens_of(labels: Labels) -> dict[str, Any]:
     """Return the labels as the members that a bundle has: tokens, or query_ and key_tokens."""
 
     def plain(names: tuple[tuple[str, ...], ...]) -> list[Any]:
@@ -260,7 +274,8 @@ def _tokens(labels: Labels) -> dict[str, Any]:
     return {name: plain(names) for name, names in found.items() if names}
 
 
-def _top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[str, Any]]:
+def top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[str, Any]]:
+    """Return the strongest keys of each selected row, for JSON."""
     for b, h in chosen.pairs:
         for row, best in strongest(problem, b, h, chosen.rows, chosen.keys, count):
             yield {
@@ -269,10 +284,10 @@ def _top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[
             }  # fmt: skip
 
 
-def _array(result: Result, chosen: Selection, view: View, name: str) -> Any:
+def array_of(result: Result, chosen: Selection, view: View, name: str) -> Any:
     """Return an array of --include for JSON: of what is indexed by query, the selected part."""
     problem = result.problem
-    if _whole(view) and (name not in STAGES or name in result.stages):
+    if is_whole(view) and (name not in STAGES or name in result.stages):
         return result.row_statistics if name == "row_statistics" else _included(result, name)
     at = np.ix_(*(np.asarray(s, np.int64) for s in (chosen.batch, chosen.head, chosen.rows)))
     if name == "output":
@@ -335,7 +350,7 @@ def _saved(result: Result, include: Collection[str]) -> dict[str, Array]:
 # -- time -------------------------------------------------------------------------------------
 
 
-def _timing(result: Result) -> dict[str, Any]:
+def timing_of(result: Result) -> dict[str, Any]:
     """Return seconds, GFLOP/s (two products over the visible cells) and peak memory in bytes."""
     problem = result.problem
     cells = problem.batch * problem.heads * problem.queries * problem.keys
@@ -356,7 +371,8 @@ def _peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _timing_table(result: Result, timing: Mapping[str, Any]) -> Table:
+def timing_table(result: Result, timing: Mapping[str, Any]) -> Table:
+    """Return a row for what ``timing_of`` says."""
     peak = timing["peak_memory_bytes"]
     columns = [Column("seconds"), Column("GFLOP/s"), Column("peak memory", sub="MiB")]
     cells = [timing["seconds"], timing["gflops"], None if peak is None else peak / 2**20]

@@ -10,10 +10,18 @@ import numpy as np
 from attncli.backends import Progress
 from attncli.dialects import Spoken, additive_tensor, keep_tensor, speak
 from attncli.errors import InputError, TooLarge
-from attncli.mask_facts import Difference, MaskFacts, difference, kept_blocks, mask_facts
+from attncli.mask_facts import (
+    SHOWN,
+    Difference,
+    MaskFacts,
+    check_size,
+    difference,
+    kept_blocks,
+    mask_facts,
+)
 from attncli.masks import Mask
 from attncli.report import Block, Grid, Labels, Records, Report, Text, View
-from attncli.report_parts import label, where
+from attncli.report_parts import Names, label, where
 from attncli.run import available_memory, readable_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,6 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = 4096  # cells that JSON carries unasked
 MAP_BLOCKS = 512  # resolution of a grid before the window fits it to the screen
 LONGEST_VIEW = 200  # tokens that a reader can take in
+NAMED = 12  # differing cells that are named in words
 HIDDEN = "[MASK]"
 
 
@@ -49,6 +58,7 @@ def mask_report(
     spoken = speak(mask, dialect) if dialect else None
     facts = mask_facts(mask, progress)
     found = difference(mask, against, progress) if against is not None else None
+    check_size(e)
     b = view.batch[0] if view.batch else 0
     h = view.head[0] if view.head else 0
     blocks: list[Block] = []
@@ -87,7 +97,7 @@ def mask_report(
             said["against"] = {
                 "mask": against.text, "cells": found.only_one + found.only_other,
                 "kept_only_here": found.only_one, "kept_only_there": found.only_other,
-                "first": found.first,
+                "first": found.first, "some": found.some,
             }  # fmt: skip
         if spoken is not None:
             said["dialect"] = {
@@ -178,6 +188,9 @@ def _sentences(mask: Mask, facts: MaskFacts) -> list[str]:
             )
         )  # fmt: skip
         lines.append(f"tiles of 128 × 128: {shares}")
+    batches, heads = mask.distinct()
+    if len(batches) > 1 or len(heads) > 1:
+        lines.append("other batch elements or heads differ: see them with --batch and --head")
     if mask.has_bias:
         kinds = ", ".join(type(bias).__name__.lower() for bias in mask.biases)
         lines.append(f"adds to the scores: {kinds}")
@@ -197,8 +210,8 @@ def _grid(mask: Mask, labels: Labels, b: int, h: int) -> Grid:
         values=kept_blocks(mask, b, h, rows, keys),
         row_edges=np.linspace(0, e.queries, rows + 1).astype(int).tolist(),
         column_edges=np.linspace(0, e.keys, keys + 1).astype(int).tolist(),
-        row_labels=[label(labels.query, b, i) for i in range(e.queries)],
-        column_labels=[label(labels.key, b, j) for j in range(e.keys)],
+        row_labels=Names(labels.query, b, range(e.queries)),
+        column_labels=Names(labels.key, b, range(e.keys)),
     )
 
 
@@ -231,10 +244,14 @@ def _dialect(spoken: Spoken) -> Text:
 def _differences(mask: Mask, other: Mask, found: Difference) -> list[str]:
     if found.first is None:
         return [f"the same cells as {other.text}"]
-    b, h, i, j = found.first
     cells = found.only_one + found.only_other
-    return [
+    lines = [
         f"{cells} of {found.cells} cells differ from {other.text}: {found.only_one} kept only "
         f"here, {found.only_other} only there",
-        f"the first is query {i}, key {j}{_plane(mask, b, h)}",
     ]
+    for b, h, i, j in found.some[:NAMED]:
+        side = "here" if mask.keep(b, h, i, i + 1, j, j + 1)[0, 0] else "there"
+        lines.append(f"  query {i}, key {j}{_plane(mask, b, h)}: kept only {side}")
+    if cells > NAMED:
+        lines.append(f"  … and {cells - NAMED} more (--json names {min(cells, SHOWN)})")
+    return lines

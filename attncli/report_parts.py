@@ -208,26 +208,33 @@ def _footer(
 def output_tables(result: Result, labels: Labels, view: View, chosen: Selection) -> list[Table]:
     """Return the output of the heads shown: whole, or its edges."""
     problem = result.problem
-    rows, row_gap = _rows(chosen, view)
-    channels, column_gap = excerpt(
-        range(problem.value_width), view.full, 2 * EDGE_COLUMNS, EDGE_COLUMNS
-    )
     output = by_head(problem.family, result.output, problem.heads)
     return [
-        Table(
-            title="Output" + where(problem, b, h),
-            columns=[Column(str(d)) for d in channels.tolist()],
-            rows=output[b, h][rows][:, channels].astype(np.float64).tolist(),
-            labels=[label(labels.query, b, i) for i in rows.tolist()],
-            part=_row_part(rows, problem.queries),
-            row_gap=row_gap,
-            column_gap=column_gap,
-            matrix=True,
-            things="channels",
-            whole=view.full,
-        )
+        rows_table("Output" + where(problem, b, h), output[b, h], b, labels, view, chosen)
         for b, h in chosen.shown
     ]
+
+
+def rows_table(
+    title: str, values: Array, b: int, labels: Labels, view: View, chosen: Selection
+) -> Table:
+    """Return a table of what each query has ``(Lq, N)``: its edges, or the whole."""
+    rows, row_gap = _rows(chosen, view)
+    channels, column_gap = excerpt(
+        range(values.shape[1]), view.full, 2 * EDGE_COLUMNS, EDGE_COLUMNS
+    )
+    return Table(
+        title=title,
+        columns=[Column(str(d)) for d in channels.tolist()],
+        rows=values[rows][:, channels].astype(np.float64).tolist(),
+        labels=[label(labels.query, b, i) for i in rows.tolist()],
+        part=_row_part(rows, len(values)),
+        row_gap=row_gap,
+        column_gap=column_gap,
+        matrix=True,
+        things="channels",
+        whole=view.full,
+    )
 
 
 def strongest(
@@ -288,12 +295,7 @@ def heatmaps(
         values = np.zeros((len(row_edges) - 1, len(column_edges) - 1))
         if values.size:
             block = np.repeat(np.arange(len(row_edges) - 1), np.diff(row_edges))
-            some = np.asarray(chosen.keys, np.int64)
-            for start, stages in chunks(problem, b, h, chosen.rows):
-                weights = stages["weights"]
-                if view.keys is not None:
-                    weights = weights[:, some]
-                pooled = np.maximum.reduceat(weights, column_edges[:-1], axis=1)
+            for start, pooled in _pooled_rows(problem, b, h, view, chosen, column_edges):
                 np.maximum.at(values, block[start : start + len(pooled)], pooled)
                 if progress:
                     done = (start + len(pooled)) / len(chosen.rows)
@@ -305,8 +307,8 @@ def heatmaps(
                 values=values,
                 row_edges=row_edges,
                 column_edges=column_edges,
-                row_labels=_Names(labels.query, b, chosen.rows),
-                column_labels=_Names(labels.key, b, chosen.keys),
+                row_labels=Names(labels.query, b, chosen.rows),
+                column_labels=Names(labels.key, b, chosen.keys),
                 row_positions=chosen.rows,
                 column_positions=chosen.keys,
                 notes=[f"{hidden} ({', '.join(flags)})"] if hidden and last else [],
@@ -315,12 +317,35 @@ def heatmaps(
     return maps
 
 
+def _pooled_rows(
+    problem: Problem, b: int, h: int, view: View, chosen: Selection, edges: Sequence[int]
+) -> Iterator[tuple[int, Array]]:
+    """Yield (where a chunk of rows starts, the largest weight of each block of keys)."""
+    column = np.repeat(np.arange(len(edges) - 1), np.diff(edges))  # the block of each chosen key
+    if view.keys is not None:
+        some = np.asarray(chosen.keys, np.int64)
+        for start, stages in chunks(problem, b, h, chosen.rows):
+            yield start, np.maximum.reduceat(stages["weights"][:, some], edges[:-1], axis=1)
+        return
+    step = max(1, CHUNK // max(1, problem.keys))
+    for start in range(0, len(chosen.rows), step):
+        rows = np.asarray(chosen.rows[start : start + step], np.int64)
+        spans = problem.mask.spans(b, h, int(rows.min()), int(rows.max()) + 1)
+        pooled = np.zeros((len(rows), len(edges) - 1))
+        if spans:
+            keys = np.concatenate([np.arange(*span) for span in spans])
+            weights = stages_of(problem, b, h, rows, keys)["weights"]
+            blocks, firsts = np.unique(column[keys], return_index=True)
+            pooled[:, blocks] = np.maximum.reduceat(weights, firsts, axis=1)
+        yield start, pooled
+
+
 def _edges(size: int) -> list[int]:
     blocks = min(size, MAP_BLOCKS)
     return [size * k // blocks for k in range(blocks + 1)] if blocks else [0]
 
 
-class _Names(Sequence[str]):
+class Names(Sequence[str]):
     """The labels of a selection, made when they are looked at: there may be very many."""
 
     def __init__(self, names: tuple[tuple[str, ...], ...] | None, b: int, indices: Indices) -> None:

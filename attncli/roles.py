@@ -50,6 +50,21 @@ class Role:
         return {"role": self.name, **token, evidence: self.share, "sink": self.sink}
 
 
+def looks_at(
+    found: Mapping[str, Any], received: Sequence[float], rows: int, cells: int,
+    tokens: Sequence[str] | None, self_attention: bool = True,
+) -> tuple[list[Role], float]:  # fmt: skip
+    """Return what ``roles`` says of a head whose keys received so much mass from its rows.
+
+    received ``(Lk)``: of each key, summed over ``rows`` rows that see ``cells`` keys in all.
+    """
+    separators = float("nan")
+    if tokens and rows:
+        at = [j for j in range(min(len(tokens), len(received))) if tokens[j] in SEPARATORS]
+        separators = float(sum(received[j] for j in at)) / rows
+    return roles(found, separators, cells / rows if rows else 0.0, tokens, self_attention)
+
+
 def roles(
     found: Mapping[str, Any], separators: float, visible: float, tokens: Sequence[str] | None,
     self_attention: bool = True,

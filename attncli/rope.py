@@ -114,19 +114,23 @@ class Rope:
         *,
         past: int = 0,
         lengths: Sequence[int] | None = None,
+        offsets: Sequence[int] | None = None,
         dtype: Any = np.float64,
     ) -> tuple[Array, Array]:
         """Return query ``(B, H, Lq, D)`` and key ``(B, G, past + L, D)`` turned.
 
         The first ``past`` keys come turned already. As many queries as new keys stand where these
-        do; otherwise the last query stands at the last key (with ``lengths`` ``(B,)``, at the last
-        valid one). The arithmetic is ``dtype``, and each array is rounded once to its own.
+        do. Otherwise ``offsets`` ``(B,)`` say at which key query 0 stands (the mask's corner), or
+        the last query stands at the last key (with ``lengths`` ``(B,)``, at the last valid one).
+        The arithmetic is ``dtype``, and each array is rounded once to its own.
         Raises InputError where positions, cos or sin do not fit.
         """
         width = self._width(int(query.shape[3]))
         batch, queries, new = int(query.shape[0]), int(query.shape[2]), int(key.shape[2]) - past
         rows = np.arange(queries)[None]  # (1 or B, Lq): the new key that each query stands at
-        if queries != new:
+        if queries != new and offsets is not None:
+            rows = rows + np.array(offsets, np.int64)[:, None]
+        elif queries != new:
             ends = [new] if lengths is None else [n - past for n in lengths]
             rows = rows + np.array(ends, np.int64)[:, None] - queries
         at_key, at_query = self._cos_sin(width, past, batch, new, rows)

@@ -11,7 +11,7 @@ memory is O(L), never O(L²). Rabe & Staats 2021 merge m and e1; the others foll
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class Rows:
     ``n``, ``mean``, ``m2``, ``amax`` are count, mean, sum of squared deviations and largest
     magnitude of the visible scores (scaled; before softcap and bias). ``first`` is the logit of
     key 0 (−∞ when hidden). ``top_z``, ``top_j`` ``(B, H, Lq, 2)`` are the two largest logits and
-    their keys (−1: a sink, or none). A row that has seen nothing has m = −∞ and zero sums.
+    their keys (−1: a sink, or none). ``others`` counts outcomes of the softmax that are no keys
+    (sinks). A row that has seen nothing has m = −∞ and zero sums.
     """
 
     m: Array
@@ -41,6 +42,10 @@ class Rows:
     first: Array
     top_z: Array
     top_j: Array
+    others: Array = field(default_factory=lambda: np.zeros((), np.int64))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "others", np.broadcast_to(self.others, np.shape(self.n)))
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: Any = np.float64) -> Rows:
@@ -125,6 +130,7 @@ class Rows:
             first=np.maximum(self.first, other.first),
             top_z=np.take_along_axis(top_z, order, -1),
             top_j=np.take_along_axis(top_j, order, -1),
+            others=self.others + other.others,
         )
 
     def with_sink(self, sink: Array | None) -> Rows:
@@ -141,7 +147,7 @@ class Rows:
         top_z = state.top_z.copy()
         top_z[..., 0] = z
         values = {f.name: getattr(state, f.name) for f in fields(Rows)}
-        values.update(m=z, e1=one, e2=one, e3=one, top_z=top_z)
+        values.update(m=z, e1=one, e2=one, e3=one, top_z=top_z, others=seen.astype(np.int64))
         return self.merge(Rows(**values))
 
     def astype(self, dtype: Any) -> Rows:

@@ -185,7 +185,10 @@ def solve(
         rows=None if done.rows is None else done.rows.with_sink(problem.sink),
         stages={k: family.restore_rows(v) for k, v in done.stages.items()},
         seconds=seconds if done.seconds is None else done.seconds,
-        warnings=(*problem.warnings, *_warnings(problem, done.lse)),
+        warnings=(
+            *problem.warnings,
+            *_warnings(problem, done.lse, bool({"lse", "row_statistics"} & set(want))),
+        ),
         gradients=gradients,
     )
 
@@ -221,9 +224,15 @@ def statistics(result: Result) -> dict[str, Any]:
     return measures.per_head(result.rows, result.problem.real_rows)
 
 
-def stages_of(problem: Problem, b: int, h: int, rows: Array) -> dict[str, Array]:
-    """Return scores, softcapped, masked, weights, each ``(n, Lk)`` float64, of some rows."""
-    found: dict[str, Array] = backends.load("reference").stages(problem, b, h, np.asarray(rows))
+def stages_of(
+    problem: Problem, b: int, h: int, rows: Array, keys: Array | None = None
+) -> dict[str, Array]:
+    """Return scores, softcapped, masked, weights, each ``(n, Lk)`` float64, of some rows.
+
+    ``keys`` are those to look at, ascending, which must be all that the rows see (None: all).
+    """
+    reference = backends.load("reference")
+    found: dict[str, Array] = reference.stages(problem, b, h, np.asarray(rows), keys)
     return found
 
 
@@ -282,7 +291,7 @@ def check_memory(problem: Problem, want: Collection[str], *, dense: bool = False
     )
 
 
-def _warnings(problem: Problem, lse: Array) -> list[str]:
+def _warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
     found = []
     for name in ("query", "key", "value"):
         array = getattr(problem, name)
@@ -301,6 +310,19 @@ def _warnings(problem: Problem, lse: Array) -> list[str]:
         found.append(
             f"{count} of {dead.size} rows see no key; their output is 0 and they are left out of "
             f"the statistics. The first is (batch, head, query) {where}"
+        )
+    lost = np.isnan(lse) | np.isposinf(lse)
+    if not found and known_lse and lost.any():
+        where = tuple(int(x) for x in np.argwhere(lost)[0])
+        found.append(
+            f"{int(lost.sum())} of {lost.size} rows have scores that are NaN or infinite, though "
+            f"query and key are finite: they overflow {problem.dtype.name}, or the mask adds such "
+            f"numbers. The first is (batch, head, query) {where}"
+        )
+    if problem.mask.zero_one():
+        found.append(
+            "the float mask holds only 0 and 1: they are added to the scores and hide nothing. "
+            "A mask that hides is bool (True = keep), or float with -inf"
         )
     sentinel = problem.mask.sentinel()
     if sentinel is not None:

@@ -19,7 +19,7 @@ import numpy as np
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from attncli.checkpoints import Layer
-from attncli.multihead import MultiheadResult, load, multihead
+from attncli.layers import MultiheadResult, load, multihead
 from attncli.rope import Rope
 from tests.budget import eps, truth
 

@@ -15,7 +15,7 @@ from attncli.checkpoints import Layer, choose, config_beside, find_layers
 from attncli.checkpoints.families import FAMILIES
 from attncli.errors import FileError, InputError
 from attncli.files import Bundle
-from attncli.multihead import load, multihead
+from attncli.layers import load, multihead
 from tests import families
 from tests.budget import assert_close
 

@@ -57,7 +57,12 @@ EXTENT = Extent(2, 2, 4, 4)
         ("x" * 100_000, "100000 characters"),
         ("(" * 1000 + "causal" + ")" * 1000, "nested"),
         ("~" * 5000 + "causal", "nested"),
-        ("causal" + " & causal" * 1500, "nested"),
+        ("padding(99999999999999999999999)", "so large a number"),
+        ("random(0.5, " + "9" * 400 + ")", "finite numbers"),
+        ("alibi(" + "9" * 400 + ")", "finite numbers"),
+        ("alibi(inf)", "finite numbers"),
+        ("CAUSAL", "did you mean 'causal'?"),
+        ("causal &", "invalid syntax"),
     ],
 )
 def test_bad_expressions_are_refused_in_words(text: str, fragment: str) -> None:
@@ -77,6 +82,22 @@ def test_carets_stand_under_the_place(text: str) -> None:
     start, count = hint.index("^"), hint.count("^")
     name = message.split("'")[1]
     assert message[start : start + count] == name
+
+
+def test_a_long_chain_is_one_level_deep() -> None:
+    dense = masker("causal")(EXTENT).dense()
+    assert (masker("causal" + " & causal" * 1500)(EXTENT).dense() == dense).all()
+    assert (masker("causal" + " | causal" * 1500)(EXTENT).dense() == dense).all()
+
+
+def test_a_corner_holds_for_the_whole_expression() -> None:
+    wide = Extent(1, 1, 2, 4)
+    both = masker("alibi(1) & causal(bottom_right)")(wide)
+    bias = both.bias(0, 0, 0, 2, 0, 4)
+    assert bias is not None
+    assert bias.tolist() == [[-2, -1, 0, -1], [-3, -2, -1, 0]]
+    with pytest.raises(MaskError, match="ambiguous"):
+        masker("causal(top_left) & window(1, 0, bottom_right) & blocks(2)")(wide)
 
 
 def test_every_mask_says_how_it_is_written() -> None:

@@ -152,6 +152,18 @@ def test_joining_masks_keeps_both_texts_and_adds_biases() -> None:
     assert (trivial & masker("causal")(extent)).text == "causal"
 
 
+def test_a_band_s_tile_is_its_predicate() -> None:
+    band = masker("window(2, 1)")(Extent(1, 1, 6, 6, past=None)).predicate
+    dense = band.allows(0, 0, np.arange(6)[:, None], np.arange(6)[None])
+    for i0 in range(7):
+        for i1 in range(i0, 7):
+            for j0 in range(7):
+                for j1 in range(j0, 7):
+                    block = band.block(0, 0, i0, i1, j0, j1)
+                    assert block.shape == (i1 - i0, j1 - j0)
+                    assert (block == dense[i0:i1, j0:j1]).all()
+
+
 def test_padding_says_how_long_each_sequence_is() -> None:
     extent = Extent(2, 1, 4, 4)
     assert masker("padding(3, 2) & causal")(extent).lengths == (3, 2)

@@ -150,7 +150,7 @@ def agrees(p: Problem, got: Attended) -> None:
     clear = np.isfinite(gap) & (gap > 1e-3)
     np.testing.assert_array_equal(got.rows.top_j[clear][:, 0], want.rows.top_j[clear][:, 0])
     for field in fields(Rows):
-        wanted = np.int64 if field.name in ("n", "top_j") else np.float64
+        wanted = np.int64 if field.name in ("n", "top_j", "others") else np.float64
         assert getattr(got.rows, field.name).dtype == wanted
 
 

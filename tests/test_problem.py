@@ -84,6 +84,18 @@ def test_past_goes_before_the_new_keys_and_moves_causal() -> None:
     assert cached.problem.past == 4
 
 
+def test_rope_stands_where_the_mask_s_corner_says() -> None:
+    q, k = normal(2, 4), normal(6, 4)
+    first = attncli.attend(q, k, rope="half", mask="causal(top_left)", backend="reference")
+    alone = attncli.attend(q, k[:2], rope="half", mask="causal", backend="reference")
+    np.testing.assert_allclose(first.problem.query, alone.problem.query)
+    last = attncli.attend(q, k, rope="half", mask="causal(bottom_right)", backend="reference")
+    whole = attncli.attend(
+        np.concatenate([k[:4], q]), k, rope="half", mask="causal", backend="reference"
+    )
+    np.testing.assert_allclose(last.problem.query[0, 0], whole.problem.query[0, 0, 4:])
+
+
 def test_kv_lengths_hide_the_rest_of_the_cache() -> None:
     padded = attncli.attend(Q, K, V, kv_lengths=[2, 4], mask="causal", backend="reference")
     for b, n in enumerate((2, 4)):

@@ -24,16 +24,21 @@ def missing() -> str | None:
     return None
 
 
-def stages(problem: Problem, b: int, h: int, rows: Array | None = None) -> dict[str, Array]:
+def stages(
+    problem: Problem, b: int, h: int, rows: Array | None = None, keys: Array | None = None
+) -> dict[str, Array]:
     """Return the stages of one head for some query rows (all by default), each ``(n, Lk)``.
+
+    ``keys`` leaves out keys that none of the rows sees: they would change nothing.
 
     ``scores``, ``softcapped``, ``masked``, ``weights`` in float64, ``keep`` in bool: the taps of
     ONNX's Attention (qk_matmul_output_mode 0 to 3). A row that sees no key has zero weights.
     """
     rows = np.arange(problem.queries) if rows is None else rows
-    i, j = rows[:, None], np.arange(problem.keys)[None, :]
+    i, j = rows[:, None], (np.arange(problem.keys) if keys is None else keys)[None, :]
     q = np.asarray(problem.query[b, h][rows], np.float64)
-    k = np.asarray(problem.key[b, problem.group(h)], np.float64)
+    key = problem.key[b, problem.group(h)]
+    k = np.asarray(key if keys is None else key[keys], np.float64)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         scores = problem.scale * (q @ k.T)  # (n, Lk)
         capped = scores

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from attncli.errors import AttnError, InputError, MaskError
-from attncli.multihead import load, multihead, project, random_weights
-from attncli.multihead.masks import buckets
+from attncli.layers import load, multihead, project, random_weights
+from attncli.layers.masks import buckets
 from attncli.rope import Rope
 from tests.budget import assert_close, eps, truth
 
