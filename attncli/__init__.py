@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from attncli.errors import AttnError as AttnError
+    from attncli.layers import multihead as multihead
     from attncli.masks import Mask as Mask
     from attncli.rope import Rope as Rope
     from attncli.run import Result as Result
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from attncli.run import statistics as statistics
 
 __version__ = "0.1.0"
-__all__ = ["AttnError", "Mask", "Result", "Rope", "__version__", "attend", "statistics"]
+__all__ = [
+    "AttnError", "Mask", "Result", "Rope", "__version__", "attend", "multihead", "statistics",
+]  # fmt: skip
 
 _HOMES = {
     "AttnError": "attncli.errors",
@@ -26,6 +29,7 @@ _HOMES = {
     "Result": "attncli.run",
     "Rope": "attncli.rope",
     "attend": "attncli.run",
+    "multihead": "attncli.layers",
     "statistics": "attncli.run",
 }
 

@@ -16,7 +16,7 @@ from attncli import measures
 from attncli.backends import Progress
 from attncli.gradients import upstream
 from attncli.measures import quantile, summarize, vanishing_share, with_cv
-from attncli.problem import Problem, Scale, _canonical, pose
+from attncli.problem import Problem, Scale, canonical, pose
 from attncli.rows import Rows
 from attncli.run import Result, solve
 
@@ -100,7 +100,7 @@ def measure(
         problem=p,
         rows=done.rows,
         chosen=_chosen(p, done.rows),
-        output=_canonical("output", done.output, p.family, p.heads),
+        output=canonical("output", done.output, p.family, p.heads),
         score_norm=norms["grad_score_norm"],
         norms=norms,
         result=done,

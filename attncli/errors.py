@@ -13,6 +13,11 @@ Anything else that escapes is a bug in attncli, not a mistake of its user.
 from __future__ import annotations
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun, as messages have it: '1 key', '12,000 queries'."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 class AttnError(Exception):
     """A mistake in what was asked: ``message`` says what was found, ``hint`` what to do instead."""
 

@@ -192,7 +192,7 @@ def _head(
     own = of_head(found, b, h)
     labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
     what, placed = looks_at(
-        own, swept.received[b, h], int(swept.rows[b, h]), int(swept.cells[b, h]), labels,
+        own, swept.received[b, h].tolist(), int(swept.rows[b, h]), int(swept.cells[b, h]), labels,
         second_sweep.positions(p) is not None,
     )  # fmt: skip
     many = max(own["rows"], 1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from attncli.errors import InputError
 from attncli.masks import Added
-from attncli.problem import Problem, _canonical
+from attncli.problem import Problem, canonical, turn
 from attncli.rope import Rope
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -86,7 +86,7 @@ def upstream(spec: Any, problem: Problem) -> Array:
             f"the gradient of the output is {array.shape} but the output is {expected}", hint
         )
     with np.errstate(over="ignore"):
-        return _canonical("grad_output", array, p.family, p.heads).astype(p.dtype)
+        return canonical("grad_output", array, p.family, p.heads).astype(p.dtype)
 
 
 def restored(gradients: Gradients, problem: Problem, *, norms: bool = False) -> Gradients:
@@ -128,9 +128,7 @@ def _turned_back(rope: Rope, query: Array, key: Array, p: Problem) -> tuple[Arra
     second = slice(width // 2, width) if rope.style == "half" else slice(1, width, 2)
     sign = np.ones(p.width, p.dtype)
     sign[second] = -1
-    query, key = rope.apply(
-        query * sign, key * sign, past=p.past, lengths=p.mask.extent.lengths, dtype=p.dtype
-    )
+    query, key = turn(rope, query * sign, key * sign, p.mask, p.past, p.dtype)
     return query * sign, key * sign
 
 

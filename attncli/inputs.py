@@ -6,17 +6,18 @@ messages, nor computes anything.
 
 from __future__ import annotations
 
+import ast
 import os
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attncli import files, mask_language
-from attncli.errors import FileError, InputError
+from attncli import files, inputs_names, mask_language
+from attncli.errors import FileError, InputError, counted
 from attncli.files import Bundle
+from attncli.inputs_names import DTYPES, KNOWN, OPTIONS, without_role
 from attncli.masks import Extent
 from attncli.problem import Problem, Scale, pose
 from attncli.report import Labels, View
@@ -26,13 +27,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tokens = tuple[tuple[str, ...], ...]
-
-#: Members of a bundle that are options; whatever else is in there is left alone.
-OPTIONS = (
-    "mask", "causal", "mask_polarity", "scale", "softcap", "sink", "heads", "kv_heads", "layout",
-    "kv_lengths", "tokens", "query_tokens", "key_tokens", "rope", "rope_theta", "rope_dim",
-    "rope_scaling",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,10 +70,12 @@ class Inputs:
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def pose(self) -> Problem:
         """Return the problem, or raise InputError for what does not fit together."""
-        return pose(**self.arguments)
+        problem = pose(**self.arguments)
+        return replace(problem, warnings=(*self.warnings, *problem.warnings))
 
     def labels(self, problem: Problem | Extent) -> Labels:
         """Return the labels, which must be as many as the positions they label."""
@@ -90,8 +86,9 @@ class Inputs:
             unlabelled = [role for role in roles if f"{role}_tokens" not in self.tokens]
             if len({roles[role] for role in unlabelled}) > 1:
                 raise InputError(
-                    f"tokens labels queries and keys alike, but there are {problem.queries} "
-                    f"queries and {problem.keys} keys",
+                    "tokens labels queries and keys alike, but there are "
+                    f"{counted(problem.queries, 'query', 'queries')} and "
+                    f"{counted(problem.keys, 'key')}",
                     "give --query-tokens and --key-tokens",
                 )
             found = dict.fromkeys(unlabelled, both)
@@ -109,34 +106,50 @@ def gather(bundle: Bundle | None, flags: Flags) -> Inputs:
 
     Raises InputError or FileError for what is missing, ambiguous or of the wrong type.
     """
-    return _Gathering(bundle, flags).inputs()
+    return Gathering(bundle, flags).inputs()
+
+
+def upstream(spec: str | None) -> Any:
+    """Return the gradient of the output that ``--grad-output`` means: a word or a tensor."""
+    if spec is None or (spec.partition(":")[0] in ("ones", "random") and not os.path.exists(spec)):
+        return spec or "ones"
+    bundle = files.read(spec)
+    found = files.find(bundle, "grad_output") if len(bundle.tensors) > 1 else None
+    return found[1] if found else files.read_tensor(spec)
 
 
 def gather_tokens(flags: Flags) -> Inputs:
     """Find the labels among ``flags`` alone."""
-    gathering = _Gathering(None, flags)
+    gathering = Gathering(None, flags)
     return Inputs({}, gathering.all_tokens(), sources=tuple(gathering.sources))
 
 
-class _Gathering:
+class Gathering:
+    """Finds the tensors and options of one problem; the lists grow as it does."""
+
     def __init__(self, bundle: Bundle | None, flags: Flags) -> None:
         self.bundle = bundle
         self.flags = flags
         self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.taken: set[str] = set()  # tensors of the bundle that something read
         self.sources = [bundle.source] if bundle else []
         self.options: dict[str, Any] = {}
         if bundle:
             self.options = {
                 name.lower(): value
                 for name, value in bundle.options.items()
-                if name.lower() in OPTIONS and value is not None
+                if name.lower() in OPTIONS
+                and value is not None
+                and (bundle.kind == "json" or name.lower() not in DTYPES)
             }
-            if str(bundle.options.get("schema")).startswith("attncli."):
+            if files.is_result(bundle):
                 self.options.pop("heads", None)  # in our own results: what each head was like
 
     def inputs(self) -> Inputs:
-        flags = self.flags
         scale, source = self.scale()
+        if self.bundle:
+            inputs_names.refuse_slips(self.bundle, [n for n, v in vars(self.flags).items() if v])
         query = self.query()
         arguments = {
             "query": query,
@@ -150,16 +163,23 @@ class _Gathering:
             "heads": self.pick("heads", _count, "a positive integer"),
             "kv_heads": self.pick("kv_heads", _count, "a positive integer"),
             "layout": self.pick("layout", _word, "bhld or blhd") or "bhld",
-            "dtype": flags.dtype,
-            "softmax_dtype": flags.softmax_dtype,
+            **{name: self.pick(name, _word, "a dtype such as float32") for name in DTYPES},
             "rope": self.rope(),
         }
+        tokens = self.all_tokens()
+        self.warn_of_unread()
         return Inputs(
             arguments,
-            self.all_tokens(),
+            tokens,
             tuple(dict.fromkeys(self.notes)),
             tuple(dict.fromkeys(self.sources)),
+            tuple(dict.fromkeys(self.warnings)),
         )
+
+    def warn_of_unread(self) -> None:
+        """Put what nothing has read, now that all is gathered, among the warnings."""
+        if self.bundle:
+            self.warnings += inputs_names.unread(self.bundle, self.taken)
 
     # -- tensors --
 
@@ -167,7 +187,12 @@ class _Gathering:
         """The tensor of a role and the kind of its file; ``ref`` wins over the bundle."""
         if ref is None:
             found = files.find(self.bundle, role) if self.bundle else None
-            return (found[1], self.bundle.kind) if found and self.bundle else None
+            if not (found and self.bundle):
+                if self.bundle and role not in ("attn_mask", "kv_lengths", "sink"):  # or options
+                    files.demand_numbers(self.bundle, role)
+                return None
+            self.taken.add(found[0])
+            return found[1], self.bundle.kind
         bundle = files.read(ref)
         self.sources.append(bundle.source)
         found = files.find(bundle, role) if len(bundle.tensors) > 1 else None
@@ -178,6 +203,8 @@ class _Gathering:
         return self.noted(role, *found) if found else None
 
     def noted(self, role: str, array: Array, kind: str) -> Array:
+        if kind == "json" and array.ndim == 1:
+            raise _flat(role, array)
         # JSON has one kind of number; in a binary file an integer was somebody's choice
         if array.dtype.kind == "b" or (array.dtype.kind in "iu" and kind != "json"):
             self.notes.append(f"{role} converted from {array.dtype}")
@@ -198,23 +225,22 @@ class _Gathering:
             )
         found = found or self.tensor("hidden_states")
         if found is None:
-            names = list(bundle.tensors)
-            known = {*OPTIONS, *(alias for aliases in files.ROLES.values() for alias in aliases)}
-            rest = names if len(names) == 1 else [n for n in names if n.lower() not in known]
-            if len(rest) != 1:
-                raise InputError(
-                    f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
-                    f"it holds {_listed(names)}",
-                    f"say which it is: -q {bundle.source}::{rest[0]}" if rest else
-                    'expected at least {"query": [[…], …]}',
-                )  # fmt: skip
+            rest = [name for name in without_role(bundle) if name.lower() not in KNOWN]
+            if len(rest) != 1 or files.is_result(bundle):
+                raise inputs_names.no_query(bundle, rest)
+            self.taken.add(rest[0])
             found = bundle.tensors[rest[0]], bundle.kind
         return self.noted("query", *found)
 
     def kv_lengths(self) -> Any:
         text = self.flags.kv_lengths
-        if text is not None and re.fullmatch(r"[\d,\s]*\d[\d,\s]*", text):
-            return [int(n) for n in text.replace(",", " ").split()]
+        numbers = _numbers(text)
+        if numbers is not None:
+            if not all(n >= 0 and n.is_integer() for n in numbers):
+                raise InputError(
+                    f"--kv-lengths is '{text}'", "expected numbers of keys, as in 18,13,15"
+                )
+            return [int(n) for n in numbers]
         if text is None and "kv_lengths" in self.options:
             return self.checked("kv_lengths", _count_or_zero, "an integer or a list of integers")
         found = self.tensor("kv_lengths", text)
@@ -222,8 +248,9 @@ class _Gathering:
 
     def sink(self) -> Any:
         text = self.flags.sink
-        if text is not None and (number := _parsed(text)) is not None:
-            return number
+        numbers = _numbers(text)
+        if numbers is not None:
+            return numbers[0] if len(numbers) == 1 else np.array(numbers)
         if text is None and "sink" in self.options:
             return self.checked("sink", _number, "a number or one per head")
         found = self.tensor("sink", text)
@@ -234,10 +261,13 @@ class _Gathering:
         style = self.pick("rope", _word, "half or interleaved")
         parts = ("rope_theta", "rope_dim", "rope_scaling", "rope_cos", "rope_sin", "positions")
         if style is None:
-            lone = next((n for n in parts if getattr(self.flags, n) is not None), None)
+            lone = [f"--{n.replace('_', '-')}" for n in parts if getattr(self.flags, n) is not None]
+            if self.bundle:
+                there = {n.lower() for n in self.bundle.tensors} | {*self.options}
+                lone += [f"{self.bundle.source}: '{n}'" for n in parts[:5] if n in there]
             if lone:
                 raise InputError(
-                    f"--{lone.replace('_', '-')} is given without --rope",
+                    f"{lone[0]} is given without {'--rope' if lone[0][0] == '-' else 'rope'}",
                     "add --rope half (Llama, GPT-NeoX) or --rope interleaved (GPT-J, Meta's files)",
                 )
             return None
@@ -275,12 +305,19 @@ class _Gathering:
     # -- masks --
 
     def masks(self) -> list[Any]:
-        texts = list(self.flags.mask)
-        if not texts:
-            if "mask" in self.options:
-                texts.append(self.checked("mask", _word, 'a mask expression, such as "causal"'))
-            if self.checked("causal", _truth, "true or false"):
-                texts.append("causal")
+        own = []
+        if "mask" in self.options:
+            own.append(self.checked("mask", _word, 'a mask expression, such as "causal"'))
+        if self.checked("causal", _truth, "true or false"):
+            own.append("causal")
+        texts = list(self.flags.mask) or own
+        for lost in own:
+            if not any(_spaceless(lost) in _spaceless(text) for text in texts):
+                self.warnings.append(
+                    f"-m replaces the file's mask {lost}; to keep both add -m '{lost}'"
+                )
+        for text in texts:
+            self.sources += files_in(text)
         maskers: list[Any] = [mask_language.masker(text) for text in texts]
         polarity = self.pick("mask_polarity", _word, "keep or ignore")
         found = self.tensor("attn_mask", self.flags.attn_mask)
@@ -312,15 +349,31 @@ class _Gathering:
         return self.checked(name, valid, expected) if flag is None else flag
 
     def checked(self, name: str, valid: Callable[[Any], bool], expected: str) -> Any:
-        if name not in self.options:
+        value = self.options.get(name)
+        if value is None:
+            value = self.scalar(name, expected)
+        if value is None:
             return None
-        value = self.options[name]
         if not valid(value):
             assert self.bundle
             raise InputError(
                 f"{self.bundle.source}: '{name}' is {_shown(value)}", f"expected {expected}"
             )
         return value
+
+    def scalar(self, name: str, expected: str) -> Any:
+        """An option that the bundle holds as a tensor, as .npz files do."""
+        names = [n for n in self.bundle.tensors if n.lower() == name] if self.bundle else []
+        if not (names and self.bundle):
+            return None
+        array = self.bundle.tensors[names[0]]
+        if array.ndim == 0:
+            return array.item() if array.dtype.kind in "biu" else float(array)
+        if name == "heads":  # what multihead writes of each head
+            return None
+        raise InputError(
+            f"{self.bundle.source}: '{name}' has shape {array.shape}", f"expected {expected}"
+        )
 
     def scale(self) -> tuple[Scale, str]:
         text = self.flags.scale
@@ -343,7 +396,8 @@ class _Gathering:
         if text is not None:
             return self.token_file(text[1:]) if text.startswith("@") else (tuple(text.split()),)
         if name in self.options:
-            tokens = _token_lists(self.options[name])
+            value = self.options[name]
+            tokens = _token_lists(value.split() if isinstance(value, str) else value)
             if tokens is None:
                 self.checked(name, lambda _: False, "a list of strings, or one for each batch")
             return tokens
@@ -379,14 +433,15 @@ class _Gathering:
 def _check_tokens(name: str, tokens: Tokens, role: str, length: int, batch: int) -> None:
     if len(tokens) not in (1, batch):
         raise InputError(
-            f"{name} has {len(tokens)} lists but the batch has {batch}",
+            f"{name} has {counted(len(tokens), 'list')} but the batch has {batch}",
             "give one list for each batch element, or one for all",
         )
     for b, some in enumerate(tokens):
         if len(some) != length:
             where = f" for batch element {b}" if len(tokens) > 1 else ""
             raise InputError(
-                f"{name} has {len(some)} tokens{where} but the {role} has length {length}",
+                f"{name} has {counted(len(some), 'token')}{where} "
+                f"but the {role} has length {length}",
                 "give one token for each position (they are split on blanks)",
             )
 
@@ -452,9 +507,52 @@ def selection(name: str, text: str | None, size: int) -> tuple[int, ...] | None:
                 if size
                 else "there are none"
             )
+            ends = [n for n in numbers if n is not None]
+            if len(numbers) == len(ends) == 2 and ends[0] >= ends[1]:
+                low, high = ends[1], max(ends[0], ends[1] + 1)
+                raise InputError(
+                    f"{name}: {part.strip()} is an empty range",
+                    f"write it as {low}:{high}; {valid}",
+                )
             raise InputError(f"{name}: {part.strip()} is out of range", valid)
         chosen.update(dict.fromkeys(hits))
     return tuple(chosen)
+
+
+def files_in(expression: str) -> list[str]:
+    """Return the texts in a mask expression, which may name files."""
+    try:
+        nodes = ast.walk(ast.parse(expression.strip(), mode="eval"))
+        return [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+
+
+def _flat(role: str, array: Array) -> InputError:
+    """Return what to say to a list of numbers where rows of them are expected."""
+    if not len(array):
+        return InputError(f"{role} is an empty list", "expected rows of numbers: [[1, 0], [0, 1]]")
+    shown = array[:3].tolist()
+    more = ", …" if len(array) > 3 else ""
+    rows = f"{shown}{more}"
+    if role.endswith("value"):
+        rows = ", ".join(f"[{x}]" for x in shown) + more
+    return InputError(
+        f"{role} is a list of {counted(len(array), 'number')}; expected rows",
+        f"write [{rows}], one row a {'query' if role == 'query' else 'key'}",
+    )
+
+
+def _spaceless(text: str) -> str:
+    return "".join(text.split())
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    """Return the numbers that an option lists, or None when it names something else."""
+    try:
+        return [float(part) for part in (text or "").replace(",", " ").split()] or None
+    except ValueError:
+        return None
 
 
 def _parsed(text: str) -> float | None:
@@ -491,7 +589,3 @@ def _scale(value: Any) -> bool:
 def _shown(value: Any) -> str:
     text = files.dumps(value).decode()
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + ", …" * (len(names) > 10) if names else "no tensors"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from attncli import files, mask_language
-from attncli.errors import FileError, InputError, MaskError
-from attncli.inputs import Flags, gather_tokens
+from attncli.errors import FileError, InputError, MaskError, counted
+from attncli.inputs import Flags, files_in, gather_tokens
 from attncli.masks import Extent, Mask
 from attncli.problem import Masker
 from attncli.report import Labels
@@ -22,11 +22,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class GivenMask:
-    """A bound mask, the one it is compared with, and the labels of its rows and columns."""
+    """A bound mask, the one it is compared with, labels of rows and columns, the files read."""
 
     mask: Mask
     against: Mask | None
     labels: Labels
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,14 @@ def gather_mask(
     if lengths is not None and past is not None:
         raise InputError("--past and --kv-lengths are both given", "a cache is one or the other")
     if past is not None and past > keys:
-        raise InputError(f"--past is {past} but there are {keys} keys", "give the past within them")
+        raise InputError(f"--past is {past} but there {_are(keys, 'key')}", "it is among them")
     for n in lengths or ():
         if n > keys:
-            raise InputError(f"--kv-lengths has {n} but there are {keys} keys")
+            raise InputError(f"--kv-lengths has {n} but there {_are(keys, 'key')}")
     size = batch or told("batch") or (len(lengths) if lengths else 1)
     if lengths is not None and len(lengths) not in (1, size):
-        raise InputError(f"--kv-lengths has {len(lengths)} numbers for a batch of {size}")
+        found = counted(len(lengths), "number")
+        raise InputError(f"--kv-lengths has {found} for a batch of {size}")
     extent = Extent(
         size, heads or told("heads") or 1, queries, keys, past=past,
         lengths=None if lengths is None else tuple(lengths) * (size if len(lengths) == 1 else 1),
@@ -100,7 +102,13 @@ def gather_mask(
     mask = Mask(extent)
     for source in sources:
         mask = mask & source.masker(extent)
-    return GivenMask(mask, other.masker(extent) if other else None, words.labels(extent))
+    texts = [*expressions, *([against] if against else [])]
+    read = (*texts, *(name for text in texts for name in files_in(text)), *words.sources)
+    return GivenMask(mask, other.masker(extent) if other else None, words.labels(extent), read)
+
+
+def _are(number: int, one: str) -> str:
+    return f"{'is' if number == 1 else 'are'} {counted(number, one)}"
 
 
 def _first(*numbers: int | None) -> int | None:

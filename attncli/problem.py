@@ -171,7 +171,7 @@ def pose(
             f"kv_heads {kv_heads} needs a key of its own: without one the key is the query",
             "give the key, or leave kv_heads out",
         )
-    q, k, v = (_canonical(name, a, family, counts[name]) for name, a in arrays.items())
+    q, k, v = (canonical(name, a, family, counts[name]) for name, a in arrays.items())
     past = 0
     if (past_key is None) != (past_value is None):
         have, miss = ("key", "value") if past_value is None else ("value", "key")
@@ -202,8 +202,7 @@ def pose(
         bound = bound & Mask(extent, KeysBelow(lengths))
     arithmetic, result, (q, k, v) = _dtypes((q, k, v), dtype)
     if rope is not None:
-        at = bound.offsets() if past_key is None and lengths is None else None
-        q, k = rope.apply(q, k, past=past, lengths=lengths, offsets=at, dtype=arithmetic)
+        q, k = turn(rope, q, k, bound, past, arithmetic)
     warnings = []
     number, source = _scale(scale, scale_source, int(q.shape[3]))
     if number <= 0:
@@ -220,6 +219,15 @@ def pose(
         softmax_dtype=None if softmax_dtype is None else float_dtype(softmax_dtype),
         family=family, past=past, rope=rope, warnings=tuple(warnings),
     )  # fmt: skip
+
+
+def turn(
+    rope: Rope, query: Array, key: Array, mask: Mask, past: int, dtype: Any
+) -> tuple[Array, Array]:
+    """Return query and key turned by RoPE, the queries standing where the mask says they do."""
+    e = mask.extent
+    offsets = mask.offsets() if e.past is None and e.lengths is None else None
+    return rope.apply(query, key, past=past, lengths=e.lengths, offsets=offsets, dtype=dtype)
 
 
 def float_dtype(name: str) -> np.dtype[Any]:
@@ -270,7 +278,7 @@ def _family(query: Array, heads: int | None, layout: str) -> Family:
     return Family(query.ndim, packed=True)
 
 
-def _canonical(name: str, array: Array, family: Family, heads: int | None) -> Array:
+def canonical(name: str, array: Array, family: Family, heads: int | None) -> Array:
     """Bring to ``(B, H, L, D)``; a view where possible."""
     if array.ndim != family.rank:
         raise InputError(
@@ -299,10 +307,10 @@ def _canonical(name: str, array: Array, family: Family, heads: int | None) -> Ar
 
 
 def _cache(name: str, array: Array, family: Family, heads: int | None) -> Array:
-    """As _canonical; a cache may keep its heads apart where new keys come packed, as in ONNX."""
+    """As ``canonical``; a cache may keep its heads apart where new keys come packed, as in ONNX."""
     if family.packed and array.ndim == family.rank + 1:
         return array if array.ndim == 4 else array[None]
-    return _canonical(name, array, family, heads)
+    return canonical(name, array, family, heads)
 
 
 def _shapes(arrays: dict[str, Array], *names: str) -> str:

@@ -26,7 +26,7 @@ class Column:
     keep: int = 0
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Gap:
     """``count`` rows or columns are left out after the first ``after``."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from attncli import measures
 from attncli.backends import STAGES, Progress
 from attncli.errors import InputError
 from attncli.problem import Problem
@@ -35,18 +36,24 @@ SCHEMA = "attncli.compute/1"
 SMALL = 4096  # numbers that JSON gives without being asked
 INCLUDABLE = (
     "output", *reversed(STAGES), "lse", "query", "key", "value", "present_key", "present_value",
-    "row_statistics",
+    "row_statistics", "grad_query", "grad_key", "grad_value",
 )  # fmt: skip
+GRADIENTS = INCLUDABLE[-3:]
 LONGEST_MASK = 48
 
 
 def wanted(
-    problem: Problem, view: View, include: Collection[str] | None, machine: bool
+    problem: Problem,
+    view: View,
+    include: Collection[str] | None,
+    machine: bool,
+    gradients: bool = False,
 ) -> set[str]:
     """Return what the engine has to make for this report: the stages only when needed whole.
 
-    ``include`` are names of INCLUDABLE (none: the default), ``machine`` says that JSON is printed.
-    Raises InputError for a name or an index that does not exist.
+    ``include`` are names of INCLUDABLE (none: the default), ``machine`` says that JSON is printed,
+    ``gradients`` that there is an upstream gradient. Raises InputError for a name or an index that
+    does not exist, or gradients without an upstream one.
     """
     chosen = select(problem, view)
     unknown = [name for name in include or () if name not in INCLUDABLE]
@@ -57,6 +64,13 @@ def wanted(
             (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(INCLUDABLE)}",
         )
     want = {"output", "lse", "row_statistics"} | {n for n in include or () if n in STAGES}
+    asked = [name for name in include or () if name in GRADIENTS]
+    if asked and not gradients:
+        raise InputError(
+            f"--include {asked[0]} needs the gradient of the output", "add --grad-output ones"
+        )
+    if gradients:
+        want |= {"gradients", "gradient_norms"}
     if machine and not include and is_whole(view) and cells(chosen) <= SMALL:
         want.add("weights")
     return want
@@ -80,6 +94,14 @@ def compute_report(
     problem = result.problem
     chosen = select(problem, view)
     found = statistics(result)
+    if result.gradients is not None:
+        norms = gradient_norms(result)
+        real = np.broadcast_to(problem.real_rows[:, None], norms["grad_query_norm"].shape)
+        found |= {
+            name: measures.summarize(norm, real)
+            for name, norm in norms.items()
+            if norm.shape[1:] == (problem.heads, problem.queries)
+        }
     blocks: list[Block] = []
     if view.steps:
         from attncli.report_steps import steps
@@ -97,6 +119,10 @@ def compute_report(
         blocks = [_or_nothing(block) for block in blocks]
         if len(chosen.batch) and len(chosen.head):
             blocks.append(stability_table(problem, found, view, chosen))
+            if result.gradients is not None:
+                blocks.append(gradient_table(problem, gradient_norms(result), chosen))
+        else:
+            blocks = [Text("", ["nothing to show: the batch is empty or has no heads"])]
     timing = timing_of(result) if view.time else None
     if timing:
         blocks.append(timing_table(result, timing))
@@ -117,6 +143,41 @@ def _or_nothing(block: Block) -> Block:
     if isinstance(block, Table) and not (block.rows and block.columns):
         return Text("", [f"{block.title}: {len(block.rows)} × {len(block.columns)}, empty"])
     return block
+
+
+def gradient_norms(result: Result) -> dict[str, Array]:
+    """Return the row norms of the gradients, ``(B, H, Lq)`` or ``(B, G, Lk)``, by name."""
+    p = result.problem
+    assert result.gradients is not None
+    rows, keys = (p.batch, p.heads, p.queries), (p.batch, p.kv_heads, -1)
+    return {
+        name: norm.reshape(rows if name in ("grad_query_norm", "grad_score_norm") else keys)
+        for name, norm in result.gradients.norms.items()
+    }
+
+
+def gradient_table(problem: Problem, norms: Mapping[str, Array], chosen: Selection) -> Table:
+    """Return a row a head: medians and p05 of the norms of each row of dQ, dS, dK and dV."""
+    columns, cells = [], []
+    for name, symbol in (("query", "‖dQ‖"), ("score", "‖dS‖"), ("key", "‖dK‖"), ("value", "‖dV‖")):
+        if f"grad_{name}_norm" in norms:
+            columns += [Column(symbol, sub="median"), Column("", sub="p05", keep=-1)]
+    for b, h in chosen.pairs:
+        row: list[float] = []
+        for name in ("query", "score", "key", "value"):
+            if f"grad_{name}_norm" not in norms:
+                continue
+            ours = name in ("query", "score")
+            norm = norms[f"grad_{name}_norm"][b, h if ours else problem.group(h)]
+            norm = norm[problem.real_rows[b]] if ours else norm
+            ordered = np.sort(norm[np.isfinite(norm)])
+            row += [
+                measures.quantile(ordered, share) if len(ordered) else math.nan
+                for share in (0.5, 0.05)
+            ]
+        cells.append(row)
+    names = [f"head {h}" if problem.batch == 1 else f"batch {b} head {h}" for b, h in chosen.pairs]
+    return Table("Gradients", columns, cells, names)
 
 
 # -- the first line ---------------------------------------------------------------------------
@@ -214,6 +275,8 @@ def _data(
             data["output"] = array_of(result, chosen, view, "output")
         if cells(chosen) <= SMALL:
             data["weights"] = array_of(result, chosen, view, "weights")
+        if result.gradients is not None and problem.query.size + problem.key.size <= SMALL:
+            data |= {name: array_of(result, chosen, view, name) for name in GRADIENTS}
     return data
 
 
@@ -324,6 +387,9 @@ def _included(result: Result, name: str) -> Array:
     problem = result.problem
     if name in STAGES:
         return result.stages[name]
+    if name in GRADIENTS:
+        assert result.gradients is not None
+        return np.asarray(getattr(result.gradients, name.removeprefix("grad_")))
     if name in ("output", "lse"):
         return np.asarray(getattr(result, name))
     # what was cached is no part of the key and the value that came in

@@ -13,7 +13,7 @@ from attncli.examine import Examination, Head, of_head
 from attncli.problem import Problem
 from attncli.report import Block, Column, Gap, Labels, Records, Report, Table, Text, View
 from attncli.report_compute import headline
-from attncli.report_parts import select
+from attncli.report_parts import select, sentences
 from attncli.verdicts import LEVELS, POLICY
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -46,7 +46,7 @@ def inspect_report(
     if heads:
         blocks = [_summary(heads), _head_table(examined, heads, view)]
         blocks += _reasons(problem, heads)
-        blocks += [_scale_table(examined), _sentences(scale_sentence(examined.scale))]
+        blocks += [_scale_table(examined), sentences(scale_sentence(examined.scale))]
     if examined.what_ifs:
         blocks.append(_what_if_table(examined))
     arrays = _row_statistics(examined) if "row_statistics" in include else {}
@@ -203,16 +203,7 @@ def _reasons(problem: Problem, heads: Sequence[Head]) -> list[Block]:
         lines.append(f"{start}{level}: {'; '.join(head.verdict.reasons)}")
     if len(told) > LINES:
         lines.append(f"… and {len(told) - LINES} more heads (--format csv, --json)")
-    return [_sentences(*lines, indent="  ")]
-
-
-def _sentences(*lines: str, indent: str = "") -> Text:
-    """Return lines broken at blanks, so that they fit 80 columns."""
-    from textwrap import wrap
-
-    whole = [line.replace(" %", "~%") for line in lines]  # a number stays with its unit
-    parts = [part for line in whole for part in wrap(line, 79, subsequent_indent=indent)]
-    return Text("", [part.replace("~%", " %") for part in parts])
+    return [sentences(*lines, indent="  ")]
 
 
 # -- the scale and other changes --------------------------------------------------------------
@@ -441,7 +432,7 @@ def sweep_report(
             "unit-normal Q, K, V and dO", f"{SWEPT} queries × {SWEPT} keys",
             f"values of width {SWEPT_VALUES}", f"seed {seed}", "numpy float64",
         ],
-        blocks=[table, _sentences(*lines)] if lines else [table],
+        blocks=[table, sentences(*lines)] if lines else [table],
         data=lambda: {
             "schema": SCHEMA, "command": "inspect", "seed": seed,
             "shapes": {"queries": SWEPT, "keys": SWEPT, "value_width": SWEPT_VALUES},

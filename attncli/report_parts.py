@@ -17,7 +17,7 @@ from attncli.backends import Progress
 from attncli.errors import InputError, TooLarge
 from attncli.masks import Extent
 from attncli.problem import Family, Problem
-from attncli.report import Column, Gap, Heatmap, Labels, Table, View
+from attncli.report import Column, Gap, Heatmap, Labels, Table, Text, View
 from attncli.run import Result, stages_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -429,3 +429,12 @@ def _stability_columns(found: Mapping[str, Any], many: bool) -> Iterator[tuple[C
         some = bool(np.any(found[name]))
         if some or name == "dead_rows":
             yield Column(title, "count", keep=10 if some else 0), one(name)
+
+
+def sentences(*lines: str, indent: str = "") -> Text:
+    """Return lines broken at blanks, so that they fit 80 columns."""
+    from textwrap import wrap
+
+    whole = [line.replace(" %", "~%") for line in lines]  # a number stays with its unit
+    parts = [part for line in whole for part in wrap(line, 79, subsequent_indent=indent)]
+    return Text("", [part.replace("~%", " %") for part in parts])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attncli.errors import InputError
-from attncli.problem import Problem
+from attncli.problem import Problem, turn
 from attncli.report import Block, Column, Labels, Step, Table, Text, View
 from attncli.report_parts import Selection, label, where
 from attncli.run import stages_of
@@ -23,8 +23,9 @@ MINUS_INFINITY = "−∞"
 
 
 def steps(problem: Problem, labels: Labels, view: View, chosen: Selection) -> list[Block]:
-    """Return the stages of one head: scores, scaled, (softcapped,) masked, weights, output.
+    """Return the stages of one head.
 
+    They are (turned,) scores, scaled, (softcapped,) masked, weights, output.
     All selected rows stand in the tables; the arithmetic is of the rows asked for, or of the first.
     Raises InputError when there are more than MOST rows or keys.
     """
@@ -52,6 +53,7 @@ class _Lesson:
         self.b, self.h = chosen.shown[0]
         rows, self.keys = np.asarray(chosen.rows), np.asarray(chosen.keys)
         self.others = np.setdiff1d(np.arange(problem.keys), self.keys)
+        self.rows = rows
         self.query = np.asarray(problem.query[self.b, self.h][rows], np.float64)  # (n, D)
         group = problem.group(self.h)
         self.key = np.asarray(problem.key[self.b, group], np.float64)  # (Lk, D)
@@ -59,14 +61,15 @@ class _Lesson:
         self.stages = stages_of(problem, self.b, self.h, rows)  # (n, Lk) each
         with np.errstate(all="ignore"):
             self.products = self.query @ self.key.T  # (n, Lk)
-        self.row_names = [label(labels.query, self.b, int(i)) for i in rows]
-        self.key_names = [label(labels.key, self.b, int(j)) for j in self.keys]
         self.worked = range(len(rows)) if view.rows is not None else range(1)
-        self.q_names = _spoken(self.row_names, "q", labels.query is not None)
-        self.k_names = _spoken(self.key_names, "k", labels.key is not None)
+        names = [label(labels.query, self.b, int(i)) for i in rows]
+        self.q_names = _spoken(names, "q", labels.query is not None)
+        names = [label(labels.key, self.b, int(j)) for j in self.keys]
+        self.k_names = _spoken(names, "k", labels.key is not None)
 
     def steps(self) -> list[Step]:
-        made = [self.scores(), self.scaled()]
+        made = [self.turned()] if self.problem.rope is not None else []
+        made += [self.scores(), self.scaled()]
         if self.problem.softcap is not None:
             made.append(self.softcapped())
         made += [self.masked(), self.weights(), self.output()]
@@ -78,12 +81,58 @@ class _Lesson:
     def table(self, stage: Array, kind: Any = "number") -> Table:
         return Table(
             title="",
-            columns=[Column(name, kind) for name in self.key_names],
+            columns=[Column(name, kind) for name in self.k_names],
             rows=stage[:, self.keys].tolist(),
-            labels=self.row_names,
+            labels=self.q_names,
             matrix=True,
             things="keys",
         )
+
+    def turned(self) -> Step:
+        """Return the step of RoPE: queries and keys as they are after it, and how one pair turned.
+
+        The problem holds them turned; the angle is seen on a pair (1, 0) that is turned likewise.
+        """
+        p = self.problem
+        assert p.rope is not None
+        second = (p.rope.dim or p.width) // 2 if p.rope.style == "half" else 1
+        pairs = np.zeros((p.batch, 1, max(p.queries, p.keys), p.width))
+        pairs[..., 0] = 1
+        at_query, at_key = turn(
+            p.rope, pairs[:, :, : p.queries], pairs[:, :, : p.keys], p.mask, p.past, np.float64
+        )  # (B, 1, Lq, D), (B, 1, Lk, D): cosine and sine of each angle
+        queries = [
+            (f"query {name}", self.query[r], at_query[self.b, 0, self.rows[r]])
+            for r, name in enumerate(self.q_names)
+        ]
+        keys = [
+            (f"key {name}", self.key[j], at_key[self.b, 0, j])
+            for name, j in zip(self.k_names, self.keys, strict=True)
+            if j >= p.past
+        ]
+        lines = []
+        for name, after, (cos, sin) in (
+            (name, row[[0, second]], angle[[0, second]])
+            for name, row, angle in [*(queries[r] for r in self.worked), *keys]
+        ):
+            size = math.hypot(cos, sin) or 1.0
+            x, y = after
+            before = ((x * cos + y * sin) / size**2, (y * cos - x * sin) / size**2)
+            longer = "" if abs(size - 1) < 1e-6 else f" and made {_number(size)} times as long"
+            lines.append(
+                f"{name} [0, {second}]: ({_number(before[0])}, {_number(before[1])}) turned by "
+                f"{math.degrees(math.atan2(sin, cos)):.1f}°{longer}"
+                f" = ({_number(x)}, {_number(y)})"
+            )
+        table = Table(
+            title="", columns=[Column(str(d)) for d in range(p.width)],
+            rows=[row.tolist() for _, row, _ in [*queries, *keys]],
+            labels=[name for name, _, _ in [*queries, *keys]], matrix=True, things="channels",
+        )  # fmt: skip
+        meaning = "pairs of channels turn with their position, so that q·k knows the distance"
+        if p.past:
+            meaning += "; cached keys are turned already"
+        return Step(0, "turned", f"RoPE {p.rope.text}", meaning, table, lines)
 
     def scores(self) -> Step:
         lines = []
@@ -140,7 +189,9 @@ class _Lesson:
         if mask.trivial:
             return Step(0, "masked", "(no mask)", "every query sees every key")
         meaning = f"a hidden key gets {MINUS_INFINITY}, and so no weight"
-        if mask.has_bias:
+        if mask.has_bias and self.stages["keep"].all():
+            meaning = "a bias is added to each score"
+        elif mask.has_bias:
             meaning = f"a bias is added; {meaning}"
         return Step(0, "masked", mask.text or "(mask)", meaning, self.table(self.stages["masked"]))
 
@@ -203,7 +254,7 @@ class _Lesson:
                     rest = float(weights[r, self.others] @ visible[r, self.others, d])
                     terms.append(f"{_bracket(_number(rest))} of {len(self.others)} other keys")
                 sums = f"{_sum(terms, len(terms))} = {_number(output[r, d])}"
-                several = len(self.row_names) > 1 or width > 1
+                several = len(self.q_names) > 1 or width > 1
                 lines.append(f"{self.q_names[r]} [{d}]: {sums}" if several else sums)
             if width > CHANNELS:
                 lines.append(f"… and {width - CHANNELS} more channels alike")
@@ -212,13 +263,20 @@ class _Lesson:
             return Step(0, "output", "weights · V", lines[0])
         table = Table(
             title="", columns=[Column(str(d)) for d in range(width)], rows=output.tolist(),
-            labels=self.row_names, matrix=True, things="channels",
+            labels=self.q_names, matrix=True, things="channels",
         )  # fmt: skip
         return Step(0, "output", "weights · V", meaning, table, lines)
 
 
 def _spoken(names: Sequence[str], letter: str, labelled: bool) -> list[str]:
-    return [name if labelled else letter + name for name in names]
+    """Return the names in tables and arithmetic alike, blanks at their ends visible."""
+    if not labelled:
+        return [letter + name for name in names]
+    ends = [(len(n) - len(n.lstrip(" ")), len(n.rstrip(" "))) for n in names]
+    return [
+        "␣" * start + n[start:stop] + "␣" * (len(n) - max(start, stop))
+        for n, (start, stop) in zip(names, ends, strict=True)
+    ]
 
 
 def _sum(terms: Sequence[str], most: int = TERMS) -> str:

@@ -8,6 +8,7 @@ The labels are this tool's policy, not a fact: ``--policy FILE.toml`` overrides 
 
 A limit is calibrated so that healthy pretrained models (MiniLM, SmolLM2, DINOv2, Whisper, ALBERT)
 have no ``critical`` head: their logits go to 282, and whole heads look at the previous token alone.
+The last rules judge heads by their weights alone (``weight_facts``).
 """
 
 from __future__ import annotations
@@ -94,6 +95,24 @@ POLICY = (
          "IEEE 754 binary16", below=True, watch=1.0),
     Rule("overflow_now", "overflow_room_now", "q·k reaches {reach}, past the inputs' own float16: "
          "kernels that store scores in it overflow", "IEEE 754 binary16", below=True, critical=1.0),
+    # of heads judged by their weights alone
+    Rule("weights_not_finite", "nonfinite_weights", "{} of its weights are NaN or infinite",
+         "a single NaN spreads through the layers above", critical=0.0),
+    Rule("dead_qk", "largest_logit", "its W_Q W_Kᵀ is nearly 0 ({}): all keys weigh the same",
+         "a pruned or dying head", below=True, watch=1e-8),
+    Rule("dead_ov", "ov_norm", "its W_O W_V is nearly 0 ({}): it writes nothing",
+         "a pruned or dying head", below=True, watch=1e-8),
+    Rule("logit_outlier", "logit_outlier",
+         "its W_Q W_Kᵀ is large among the heads ({} robust standard deviations)",
+         "Iglewicz & Hoaglin 1993; MiniLM's previous-token head: 7.7", hint=3.5, watch=20.0),
+    Rule("ov_outlier", "ov_outlier",
+         "its W_O W_V is large among the heads ({} robust standard deviations)",
+         "Iglewicz & Hoaglin 1993", hint=3.5, watch=20.0),
+    Rule("low_rank_qk", "qk_rank_share", "its W_Q W_Kᵀ uses {} of its width (effective rank)",
+         "Roy & Vetterli 2007; MiniLM: at least 67 %", below=True, hint=0.3, watch=0.05,
+         number="%"),
+    Rule("duplicate_qk", "qk_similarity", "its W_Q W_Kᵀ is that of head {other} (cosine {})",
+         "redundant heads, Michel et al. 2019; MiniLM: at most 0.46", hint=0.9, watch=0.99),
 )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import pickle
@@ -104,7 +106,9 @@ def test_color_only_when_asked(door: Run, fruit: Path, monkeypatch: pytest.Monke
 def test_ascii_only_terminal(attncli: Run, fruit: Path) -> None:
     ran = attncli("compute", fruit, PYTHONUTF8="0", PYTHONIOENCODING="ascii", LC_ALL="C")
     assert ran.code == 0
-    assert ran.out.startswith("1 query ? 3 keys")
+    assert ran.out.startswith("1 query x 3 keys")
+    ran = attncli("mask", "causal", "-l", 2, PYTHONUTF8="0", PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert [line.split()[1:] for line in ran.out.splitlines()[-2:]] == [["#", "."], ["#", "#"]]
 
 
 # -- options reach the mathematics ------------------------------------------------------------
@@ -483,13 +487,15 @@ BAD_FILES: dict[str, tuple[bytes | str, str]] = {
     "safetensors data too long": (struct.pack("<Q", len(HEADER)) + HEADER + bytes(99), "99"),
     "object npy": (npy(np.array([Trap()], object)), "never loaded"),
     "pickle": (pickle.dumps([Trap()]), "never loaded"),
-    "ragged": ('{"x": [[1, 2], [3]]}', "x[1] has 1 numbers but x[0] has 2"),
+    "ragged": ('{"x": [[1, 2], [3]]}', "x[1] has 1 number but x[0] has 2"),
     "ragged depth": ('{"x": [[1, 2], 3]}', "x[1]"),
     "string inside": ('{"x": [[1, 2], [3, "four"]]}', "x[1][1]"),
     "null inside": ('{"x": [[1, null], [3, 4]]}', "x[0][1] is null"),
     "nested deep": ("[" * 100_000 + "]" * 100_000, "depth"),
     "broken JSON": ('{"x": [[1, 2]', "no valid JSON"),
-    "number": ("3", "no known format"),
+    "number": ("3", "is JSON, but 3 (a number)"),
+    "null": ("null", "is JSON, but null"),
+    "string": ('"hi"', 'is JSON, but "hi" (a string)'),
     "no tensors": ('{"mask": "causal"}', "no tensors"),
     "0-d": (npy(np.float64(3)), "0 dimensions"),
     "1-d": (npy(np.ones(3)), "[[…]]"),
@@ -697,3 +703,206 @@ def test_time_says_what_ran(door: Run, fruit: Path) -> None:
     assert ran.code == 0
     assert "GFLOP/s" in ran.out
     assert "reference" in ran.out
+
+
+# -- pipes, streams, conflicts ----------------------------------------------------------------
+
+
+def test_a_result_is_a_bundle_or_says_how_to_write_one(attncli: Run, fruit: Path) -> None:
+    whole = attncli("compute", fruit, "--json", "--include", "query,key,value").out
+    again = attncli("compute", "-", "--json", stdin=whole)
+    assert (again.code, again.err) == (0, "")
+    assert again.data["output"] == [[pytest.approx(8.0)]]
+    again = attncli("compute", "-", stdin=attncli("compute", fruit, "--json").out)
+    assert again.code == 2
+    assert "it holds output, weights" in again.err
+    assert "--include query,key,value" in again.err
+
+
+def test_output_onto_a_file_that_a_mask_names(door: Run, tmp_path: Path) -> None:
+    for name, array in (("x", X), ("lengths", np.array([4])), ("bias", np.zeros(7))):
+        np.save(tmp_path / f"{name}.npy", array)
+    before = (tmp_path / "lengths.npy").read_bytes()
+    for expression, target in (
+        ("padding('lengths.npy')", "lengths.npy"),
+        ("causal & segments('bias.npy')", "./bias.npy"),
+        ("file('bias.npy', '')", "bias.npy"),
+    ):
+        for command in (["compute", "x.npy", "-m"], ["mask", "-l", 7]):
+            ran = door(*command, expression, "-o", target)
+            assert ran.code == 2
+    assert_bad(door, "compute", "x.npy", "-m", "padding('lengths.npy')", "-o", "lengths.npy",
+               expected="would overwrite an input", code="bad_file")  # fmt: skip
+    assert_bad(door, "mask", "padding('lengths.npy')", "-l", 4, "-o", "lengths.npy",
+               expected="would overwrite an input", code="bad_file")  # fmt: skip
+    assert (tmp_path / "lengths.npy").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell's redirection")
+def test_standard_error_may_be_closed(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    for options, code in (("x.npy -m '~prefix(4)' -o o.npz", 0), ("nothing.npy", 2)):
+        done = subprocess.run(
+            ["sh", "-c", f"exec {sys.executable} -m attncli compute {options} 2>&-"],
+            cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, check=False,
+        )  # fmt: skip
+        assert done.returncode == code
+        assert b"wrote" not in done.stdout
+        assert (b"Output" in done.stdout) == (code == 0)
+    assert (tmp_path / "o.npz").exists()
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv = ["attncli", "compute", "x.json"]
+from attncli.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["typer", "attncli.cli.mask", "numpy", "attncli.report_compute"])
+def test_an_interrupt_while_loading_shows_no_traceback(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.json").write_text("[[1, 0]]")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(name=name)],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_the_handler_is_given_back() -> None:
+    import attncli.cli  # noqa: F401
+
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_explicit_ndjson_answers_the_first_line_at_once(tmp_path: Path) -> None:
+    with running(tmp_path, "compute", "-", "--format", "ndjson") as process:
+        assert process.stdin
+        assert process.stdout
+        for n in (1, 2):
+            process.stdin.write(b'{"query": [[1, 0]]}\n')
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())  # and the pipe stays open
+            assert (answer["line"], answer["output"]) == (n, [[1.0, 0.0]])
+        process.stdin.close()
+        assert process.wait() == 0
+
+
+def test_lines_are_counted_as_an_editor_does(attncli: Run) -> None:
+    stdin = '\n{"query": [[1]]}\n\n{"query": [[1}\n3\n{"query": [[2]]}\n'
+    ran = attncli("compute", "-", stdin=stdin)
+    assert ran.code == 1
+    assert [one["line"] for one in ran.lines] == [2, 4, 5, 6]
+    assert ["error" in one for one in ran.lines] == [False, True, True, False]
+    message = ran.lines[1]["error"]["message"]
+    assert message.startswith("standard input, line 4 is no valid JSON: ")
+    assert message.count("line") == 1
+    assert "column 14" in message
+
+
+def test_explicit_ndjson_takes_any_first_line_and_any_file(attncli: Run, tmp_path: Path) -> None:
+    ran = attncli("compute", "-", "--format", "ndjson", stdin='garbage\n{"query": [[1]]}\n')
+    assert ran.code == 1
+    assert [one["line"] for one in ran.lines] == [1, 2]
+    assert "no valid JSON" in ran.lines[0]["error"]["message"]
+    np.save(tmp_path / "x.npy", X)
+    (one,) = attncli("compute", "x.npy", "--format", "ndjson").lines
+    assert one["schema"] == "attncli.compute/1"
+
+
+@pytest.mark.parametrize("option", ["--format=table", "--format=csv", "--steps", "--heatmap"])
+def test_what_cannot_show_ndjson_is_refused(attncli: Run, option: str) -> None:
+    ran = attncli("compute", "-", option, stdin='{"query": [[1]]}\n{"query": [[2]]}\n')
+    assert (ran.code, ran.out) == (2, "")
+    assert f"error: {option.replace('=', ' ')} cannot hold the results of NDJSON" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--heatmap", "--json"], "json has no place for it"),
+        (["--steps", "--format", "json"], "json has no place for it"),
+        (["--heatmap", "--format", "csv"], "csv has no place for it"),
+        (["--steps", "--format", "ndjson"], "ndjson has no place for it"),
+        (["--steps", "--heatmap"], "--steps and --heatmap are two ways"),
+        (["--steps", "--top", 2], "--steps and --top are two ways"),
+    ],
+)
+def test_ways_to_show_that_exclude_each_other(
+    door: Run, fruit: Path, options: list[object], expected: str
+) -> None:
+    ran = door("compute", fruit, *options)
+    assert ran.code == 2
+    assert expected in ran.out + ran.err
+
+
+def test_top_and_heatmap_are_both_shown(door: Run, fruit: Path) -> None:
+    ran = door("compute", fruit, "--top", 2, "--heatmap")
+    assert ran.code == 0
+    assert "largest 0.600" in ran.out
+    assert "Top 2 keys" in ran.out
+
+
+def test_standard_output_as_json_takes_the_reports_place(door: Run, fruit: Path) -> None:
+    for options in (["-o", "-", "--json"], ["-o", "-.json"]):
+        ran = door("compute", fruit, *options)
+        assert (ran.code, ran.err) == (0, "")
+        assert {*ran.data} >= {"output", "query_tokens", "key_tokens"}
+        assert "heads" not in ran.data
+
+
+def test_a_selection_does_not_limit_what_is_saved(door: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    assert door("compute", "x.npy", "--rows", 0, "-o", "o.npy").code == 0
+    assert np.load(tmp_path / "o.npy").shape == X.shape
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and folders in use")
+def test_where_output_cannot_go(attncli: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "dangling.npz").symlink_to(tmp_path / "nowhere" / "o.npz")
+    for target, expected in (
+        ("nodir/o.npz", "make it first: mkdir -p nodir"),
+        ("dangling.npz", "dangling.npz is a link into a folder that is not there: "),
+        ("/proc/o.npz", "/proc"),
+    ):
+        ran = attncli("compute", "x.npy", "-o", target)
+        assert (ran.code, ran.out) == (2, "") or target.startswith("/proc")
+        assert ran.code == 2
+        assert expected in ran.err
+        assert "no such file" not in ran.err
+    done = subprocess.run(
+        ["sh", "-c", f"mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} -m attncli "
+         f"compute {tmp_path}/x.npy -o o.npz"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "o.npz cannot be written: the current folder was deleted" in done.stderr
+
+
+def test_csv_keeps_labels_as_they_are(door: Run, tmp_path: Path) -> None:
+    tokens = ["a\nb", " c\t", "\x1b[1m"]
+    x = np.eye(3).tolist()
+    (tmp_path / "x.json").write_text(json.dumps({"query": x, "tokens": tokens}))
+    ran = door("compute", "x.json", "--format", "csv", "--include", "output")
+    rows = list(csv.DictReader(io.StringIO(ran.out, newline="")))
+    assert [rows[n]["query_token"] for n in (0, 3, 6)] == ["a\nb", " c\t", "\\x1b[1m"]
+
+
+def test_nothing_to_show(door: Run, tmp_path: Path) -> None:
+    for shape in ((0, 2, 3), (0, 1, 2, 3)):
+        np.save(tmp_path / "x.npy", np.ones(shape))
+        for options in ([], ["--top", 2], ["--heatmap"]):
+            assert "nothing to show" in door("compute", "x.npy", *options).out
+    np.save(tmp_path / "x.npy", np.ones((0, 3)))
+    stability = door("compute", "x.npy").out.splitlines()[-2].split()
+    assert {*stability[2:]} == {"–"}

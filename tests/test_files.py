@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import warnings
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -192,7 +193,10 @@ def test_bare_torch_tensor_and_refusal_of_code(tmp_path: Path) -> None:
     torch.save(torch.nn.Parameter(torch.ones(2)), path)
     same(files.read_tensor(path), np.ones(2, np.float32))
     torch.save({"a": SimpleNamespace()}, path)
-    refused(path, "no PyTorch file of plain tensors")
+    refused(path, "holds more than plain tensors", "it asks for types.SimpleNamespace")
+    with pytest.raises(FileError) as caught:
+        files.read(path)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_without_torch_it_says_what_to_install(
@@ -307,7 +311,7 @@ def test_json_options_and_laziness(tmp_path: Path) -> None:
     [
         ('{"q": [[1,2,3],[1,2,3],[1,2,3],[1,2]]}',
          ["q[3] has 2 numbers but q[0] has 3 (ragged)"]),
-        ('{"q": [[[1],[2]],[[1]]]}', ["q[1] has 1 rows but q[0] has 2"]),
+        ('{"q": [[[1],[2]],[[1]]]}', ["q[1] has 1 row but q[0] has 2"]),
         ('{"q": [[1],[2,"abc"]]}', ["q[1] has 2 numbers but q[0] has 1"]),
         ('{"q": [[1,2],[2,"abc"]]}', ['q[1][1] is "abc" (a string)', "expected a number"]),
         ('{"q": [[1,2],[2,"1"]]}', ['q[1][1] is "1" (a string)']),
@@ -319,11 +323,11 @@ def test_json_options_and_laziness(tmp_path: Path) -> None:
         ('{"q": [1, [2]]}', ["q[1] is a list"]),
         ('{"q": [[1], 2]}', ["q[1] is 2 (a number) but q[0] is a list"]),
         ('{"q": [1, {}]}', ["q[1] is an object"]),
-        ("[[1, 2], [3]]", ["[1] has 1 numbers but [0] has 2"]),
+        ("[[1, 2], [3]]", ["[1] has 1 number but [0] has 2"]),
         ('{"q": [1], "q": [2]}', ["two members named 'q'"]),
         ('{"q": [1], "\\u0071": [2]}', ["two members named 'q'"]),
         ('{"o": {"a": 1, "a": 2}}', ["two members named 'a'"]),
-        ('{"q": [1]} x', ["no valid JSON", "line 1 column 12"]),
+        ('{"q": [1]} x', ["no valid JSON", "at column 12"]),
         ('{"q": [1],\n "k": [1,]}', ["no valid JSON", "line 2 column 9"]),
         ('{"q": [1', ["no valid JSON"]),
         ("[" * 100_000, ["no valid JSON", "depth"]),
@@ -335,7 +339,10 @@ def test_json_options_and_laziness(tmp_path: Path) -> None:
         (b'{"q\xff": [1]}', ["no valid JSON"]),
         ("", ["is empty"]),
         (" \n \t\n", ["is empty", "blanks"]),
-        ("3.5", ["no known format", "begins with b'3.5'"]),
+        ("3.5", ["is JSON, but 3.5 (a number)", "expected an array or an object"]),
+        ("null", ["is JSON, but null", "expected an array or an object"]),
+        ('"hi"', ['is JSON, but "hi" (a string)', "expected an array or an object"]),
+        ("3.5 or so", ["no known format", "begins with b'3.5 or so'"]),
         ('{"q": [1]}'.encode("utf-16"), ["UTF-16", "iconv"]),
         ('{"q": [1]}'.encode("utf-16-le"), ["UTF-16", "iconv"]),
         ('{"q": [1]}\n{"q": [2]}\n', ["several JSON documents", "one a line"]),
@@ -875,3 +882,41 @@ def test_small_json_imports_nothing_heavy(tmp_path: Path) -> None:
     """)
     done = subprocess.run([sys.executable, "-c", program, path], capture_output=True, check=True)
     assert done.stdout.strip() == b""
+
+
+def test_an_npz_with_two_members_of_one_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(2))
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            archive.write(tmp_path / "x.npy", "q.npy")
+    refused(str(tmp_path / "x.npz"), "two members named 'q.npy'", "keep one of them")
+
+
+def test_a_safetensors_header_longer_than_the_file(tmp_path: Path) -> None:
+    for length in (100, 10**9, 10**11):
+        path = put(tmp_path / "x.safetensors", length.to_bytes(8, "little") + b'{"a": 1}')
+        refused(path, "is truncated: its safetensors header has", f"{length} bytes, 8 are there")
+
+
+def test_a_name_for_an_unnamed_tensor(tmp_path: Path) -> None:
+    np.save(tmp_path / "ok.npy", np.ones(2))
+    refused(f"{tmp_path / 'ok.npy'}::query", "one unnamed tensor: '::query' names nothing")
+
+
+def test_a_folder_that_takes_no_files() -> None:
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("no /proc")
+    with pytest.raises(FileError) as caught:
+        files.write("/proc/x.npz", {"x": np.ones(2)})
+    assert "no such file" not in str(caught.value)
+
+
+def test_explicit_lines_need_no_second(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.ndjson", '{"q": [1]}\n')
+    assert isinstance(files.read_many(path), files.Bundle)
+    records = files.read_many(path, lines=True)
+    assert isinstance(records, files.Records)
+    (only,) = records
+    assert isinstance(only, files.Bundle)
+    assert only.tensors["q"].tolist() == [1]

@@ -55,7 +55,7 @@ def test_missing_value_is_the_key_and_missing_key_the_query() -> None:
     assert (problem.key == problem.query).all()
 
 
-@pytest.mark.parametrize("name", ["x", "hidden_states", "X", "embedding", "key"])
+@pytest.mark.parametrize("name", ["x", "hidden_states", "X", "embedding"])
 def test_a_single_tensor_is_self_attention(name: str) -> None:
     problem = posed(**{name: Q.tolist()}, tokens=["a", "b"])
     assert (problem.query[0, 0] == Q).all()
@@ -186,7 +186,6 @@ def test_flags_win_over_options_of_the_file() -> None:
         ("causal", "yes", "expected true or false"),
         ("sink", "0", "expected a number"),
         ("kv_lengths", "3", "expected an integer or a list"),
-        ("tokens", "a b", "expected a list of strings"),
         ("tokens", ["a", None], "expected a list of strings"),
         ("key_tokens", [["a"], "b"], "expected a list of strings"),
     ],
@@ -213,12 +212,12 @@ def test_scale_that_is_no_number() -> None:
 
 def test_kv_lengths() -> None:
     x = np.ones((2, 1, 3, 2)).tolist()
-    assert posed(Flags(kv_lengths="3,1"), x=x).mask.lengths == (3, 1)
-    assert posed(Flags(kv_lengths="2"), x=x).mask.lengths == (2, 2)
+    assert posed(Flags(kv_lengths="3,1"), x=x).mask.extent.lengths == (3, 1)
+    assert posed(Flags(kv_lengths="2"), x=x).mask.extent.lengths == (2, 2)
     np.save("lengths.npy", np.array([1, 2]))
-    assert posed(Flags(kv_lengths="lengths.npy"), x=x).mask.lengths == (1, 2)
-    assert posed(x=x, kv_lengths=[2, 3]).mask.lengths == (2, 3)
-    assert posed(x=x, kv_lengths=2).mask.lengths == (2, 2)
+    assert posed(Flags(kv_lengths="lengths.npy"), x=x).mask.extent.lengths == (1, 2)
+    assert posed(x=x, kv_lengths=[2, 3]).mask.extent.lengths == (2, 3)
+    assert posed(x=x, kv_lengths=2).mask.extent.lengths == (2, 2)
     assert gather(bundle(x=x, kv_lengths=[2, 3]), Flags()).notes == ()
 
 
@@ -291,7 +290,7 @@ def test_tokens_for_more_keys_than_queries() -> None:
 
 @pytest.mark.parametrize("flag", ["a", "a b c"])
 def test_wrong_number_of_tokens_says_both_numbers(flag: str) -> None:
-    with pytest.raises(InputError, match=f"{len(flag.split())} tokens.*length 2"):
+    with pytest.raises(InputError, match=f"{len(flag.split())} tokens?.*length 2"):
         labels(gather(bundle(**QKV), Flags(query_tokens=flag)))
 
 
@@ -303,7 +302,7 @@ def test_one_list_for_each_batch_element() -> None:
     )
     with pytest.raises(InputError, match="3 lists but the batch has 2"):
         labels(gather(bundle(x=x, tokens=[["a", "b"]] * 3), Flags()))
-    with pytest.raises(InputError, match="1 tokens for batch element 1"):
+    with pytest.raises(InputError, match="1 token for batch element 1"):
         labels(gather(bundle(x=x, tokens=[["a", "b"], ["c"]]), Flags()))
 
 
@@ -383,3 +382,153 @@ def test_view_counts_what_the_problem_has() -> None:
     assert (found.rows, found.keys, found.head, found.top) == ((1,), (3,), None, 3)
     with pytest.raises(AttnError, match="--batch"):
         view(problem, batch="1")
+
+
+# -- names that nothing reads -----------------------------------------------------------------
+
+X = [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("members", "name", "meant"),
+    [
+        ({"query": X, "keys": X, "values": X}, "keys", "key"),
+        ({"query": X, "key": X, "vlaue": X}, "vlaue", "value"),
+        ({"keys": X}, "keys", "key"),
+        ({"x": X, "attn_msk": X}, "attn_msk", "attn_mask"),
+        ({"query": X, "kv_length": [2]}, "kv_length", "kv_lengths"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "npz"])
+def test_a_misspelt_role_is_refused(
+    members: dict[str, Any], name: str, meant: str, suffix: str
+) -> None:
+    path = f"b.{suffix}"
+    if suffix == "json":
+        Path(path).write_text(json.dumps(members))
+    else:
+        np.savez(path, **members)
+    with pytest.raises(InputError, match=f"'{name}' is not read; did you mean '{meant}'?"):
+        gather(files.read(path), Flags())
+
+
+def test_no_slip_where_the_role_is_played_otherwise() -> None:
+    np.save("k.npy", K)
+    given = gather(bundle(query=Q.tolist(), keys=[[1.0]]), Flags(key="k.npy"))
+    assert given.warnings == ("b.json: 'keys' is not read",)
+    assert gather(bundle(querys=Q.tolist(), key=K.tolist()), Flags()).warnings == ()
+
+
+def test_what_nothing_reads_is_warned_about_in_one_line() -> None:
+    given = gather(bundle(query=X, labels=[1], extra=[2], sclae=3, note="b"), Flags())
+    assert given.warnings == (
+        "b.json: 'labels', 'extra' are not read",
+        "b.json: 'sclae' is not read; did you mean 'scale'?",
+    )
+    assert given.pose().warnings == given.warnings
+    known = dict.fromkeys(("output", "weights", "lse", "grad_query", "masked", "present_key"), X)
+    assert gather(bundle(query=X, **known), Flags()).warnings == ()
+    ours = bundle(schema="attncli.compute/1", query=X, extra=X, keys=X, warnings=[])
+    assert gather(ours, Flags()).warnings == ()
+
+
+@pytest.mark.parametrize("name", ["key", "value", "weights", "output", "attn_mask", "lse"])
+def test_a_tensor_with_another_role_is_no_query(name: str) -> None:
+    with pytest.raises(InputError, match=f"no tensor named query.*it holds {name}"):
+        gather(bundle(**{name: X}), Flags())
+
+
+def test_a_result_without_its_query_says_what_it_holds() -> None:
+    found = bundle(schema="attncli.compute/1", output=X, weights=X, warnings=[], heads=[])
+    with pytest.raises(
+        InputError, match=r"result of attncli compute.*holds output, weights\n.*--in"
+    ):
+        gather(found, Flags())
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ([["1", "2"]], r'query\[0\]\[0\] is "1" \(a string\); expected a number'),
+        ("the cat", r'query is "the cat" \(a string\); expected numbers'),
+        ({"cat": [1, 2]}, "query is an object; expected numbers"),
+        ([1, 2], r"query is a list of 2 numbers; expected rows\nwrite \[\[1, 2\]\], one row a q"),
+        ([], "query is an empty list"),
+    ],
+)
+def test_what_is_no_matrix_says_where(value: Any, expected: str) -> None:
+    with pytest.raises(AttnError, match=expected):
+        gather(bundle(query=value), Flags())
+
+
+def test_a_list_of_values_says_how_to_write_it() -> None:
+    with pytest.raises(InputError, match=r"write \[\[10\], \[20\]\], one row a key"):
+        gather(bundle(query=X, value=[10, 20]), Flags())
+    with pytest.raises(InputError, match="key is an empty list"):
+        gather(bundle(query=X, key=[]), Flags())
+
+
+# -- options ----------------------------------------------------------------------------------
+
+
+def test_dtypes_are_options_of_json_but_not_of_metadata() -> None:
+    asked = posed(query=X, dtype="float16", softmax_dtype="float32")
+    assert asked.result_dtype == np.float16
+    assert asked.softmax_dtype == np.float32
+    assert posed(Flags(dtype="float32"), query=X, dtype="float16").result_dtype == np.float32
+    with pytest.raises(InputError, match="unknown dtype 'float31'"):
+        posed(query=X, dtype="float31")
+    files.write("b.safetensors", {"query": np.eye(2)}, extra={"dtype": "float16"})
+    given = gather(files.read("b.safetensors"), Flags())
+    assert given.pose().result_dtype == np.float64
+
+
+def test_a_number_in_npz_is_an_option_too() -> None:
+    np.savez("b.npz", query=np.eye(2), scale=0.25, causal=True)
+    problem = gather(files.read("b.npz"), Flags()).pose()
+    assert problem.scale == 0.25
+    assert problem.mask.text == "causal"
+    with pytest.raises(InputError, match=r"'scale' has shape \(1,\)\nexpected a number"):
+        posed(query=X, scale=[1])
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "rope_dim", "rope_cos"])
+def test_rope_options_in_the_file_need_rope(name: str) -> None:
+    value = [[1.0]] if name == "rope_cos" else 2
+    with pytest.raises(InputError, match=f"b.json: '{name}' is given without rope\nadd --rope"):
+        gather(bundle(query=X, **{name: value}), Flags())
+    assert gather(bundle(query=X, position_ids=[0, 1]), Flags()).warnings == ()
+
+
+def test_tokens_in_json_are_split_like_the_flag() -> None:
+    assert labels(gather(bundle(query=X, tokens="the  cat"), Flags()))[0] == (("the", "cat"),)
+
+
+def test_a_mask_that_replaces_the_files_is_warned_about() -> None:
+    given = gather(bundle(query=X, mask="padding(2)"), Flags(mask=("causal",)))
+    assert given.warnings == (
+        "-m replaces the file's mask padding(2); to keep both add -m 'padding(2)'",
+    )
+    for kept in (("causal", "padding(2)"), ("causal & padding( 2 )",), ()):
+        assert gather(bundle(query=X, mask="padding(2)"), Flags(mask=kept)).warnings == ()
+
+
+def test_lists_of_numbers_are_no_files() -> None:
+    for text in ("-1,1", "1.5,1", "nan"):
+        with pytest.raises(InputError, match=r"--kv-lengths is .*\nexpected numbers of keys"):
+            gather(bundle(query=X), Flags(kv_lengths=text))
+    heads = np.ones((2, 3, 4)).tolist()
+    sink = posed(Flags(sink="1,2"), x=heads).sink
+    assert sink is not None
+    assert sink.tolist() == [1, 2]
+
+
+def test_files_in_an_expression_are_sources() -> None:
+    np.save("kv.npy", np.array([2]))
+    assert "kv.npy" in gather(bundle(query=X), Flags(mask=("padding('kv.npy')",))).sources
+
+
+@pytest.mark.parametrize(("text", "meant"), [("9:2", "2:9"), ("3:3", "3:4"), ("-1:-3", "-3:-1")])
+def test_a_range_that_ends_before_it_begins(text: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"{text} is an empty range\nwrite it as {meant}"):
+        selection("--rows", text, 18)

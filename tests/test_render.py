@@ -19,7 +19,7 @@ from attncli import mask_language
 from attncli.errors import FileError, InputError
 from attncli.problem import Problem, pose
 from attncli.render import progress, show, show_error, show_warnings
-from attncli.render.cells import cut, numbers, pad, texts, visible, wide, wrap
+from attncli.render.cells import cut, in_encoding, numbers, pad, texts, visible, wide, wrap
 from attncli.render.paint import RAMP, level
 from attncli.report import Column, Gap, Heatmap, Labels, Report, Step, Table, Text, View
 from attncli.report_compute import compute_report, wanted
@@ -540,7 +540,16 @@ def test_an_encoding_that_has_no_such_character() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     show(report_of(headline=["width 2 × 3"]), stream=stream)
-    assert raw.getvalue() == b"width 2 ? 3\n"
+    assert raw.getvalue() == b"width 2 x 3\n"
+
+
+def test_an_encoding_keeps_marks_apart_and_columns_in_line() -> None:
+    assert in_encoding("a   ■  ▒  · …", "ascii") == "a   #  +  . ~"
+    assert in_encoding("x     −∞", "ascii") == "x   -inf"
+    assert in_encoding("1/√2 · ∞", "ascii") == "1/sqrt2 . inf"
+    assert in_encoding("× 語 \udc80", "latin-1") == "× ? ?"
+    assert in_encoding("語 ×", "utf-8") == "語 ×"
+    assert in_encoding("×", "no such encoding") == "x"
 
 
 def test_standard_output_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -616,3 +625,13 @@ def test_progress_goes_away_when_the_work_fails() -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert stream.getvalue().endswith("\r\x1b[K")
+
+
+def test_one_huge_column_leaves_the_others_alone() -> None:
+    columns = [Column("0"), Column("1")]
+    table = Table("Output", columns, [[1e30, 0.25], [-2e30, 1.5]], ["a", "b"], matrix=True)
+    text = printed(report_of(table))
+    rows = [line.split() for line in text.splitlines() if line.startswith(("a", "b"))]
+    assert rows == [["a", "1.00e+30", "0.250"], ["b", "-2.00e+30", "1.500"]]
+    alike = Table("Output", columns, [[10.5, 0.25]], ["a"], matrix=True)
+    assert "10.50   0.25" in printed(report_of(alike))

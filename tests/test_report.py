@@ -19,6 +19,7 @@ from attncli.render import show
 from attncli.report import Gap, Heatmap, Labels, Report, Step, Table, View
 from attncli.report_compute import INCLUDABLE, compute_report, wanted
 from attncli.report_parts import by_head, excerpt, ranges, select, stage_of
+from attncli.rope import Rope
 from attncli.run import Result, solve, stages_of
 
 RNG = np.random.default_rng(7)
@@ -338,7 +339,7 @@ def test_included_arrays_are_the_results_in_the_family_that_came_in() -> None:
     past = RNG.standard_normal((2, 2, 4))
     new = RNG.standard_normal((2, 3, 4))
     asked = pose(new, past_key=past, past_value=past, mask=[mask_language.masker("causal")])
-    report = reported(asked, include=INCLUDABLE)
+    report = reported(asked, include=[n for n in INCLUDABLE if not n.startswith("grad_")])
     shapes = {name: array.shape for name, array in report.arrays.items()}
     assert shapes["query"] == shapes["key"] == shapes["value"] == shapes["output"] == (2, 3, 4)
     assert shapes["present_key"] == shapes["present_value"] == (2, 5, 4)
@@ -407,7 +408,7 @@ def test_csv_of_weights_is_long_and_tidy() -> None:
     ]  # fmt: skip
     assert len(rows) == 9
     assert {r["head"] for r in rows} == {"1"}
-    assert [r["key_token"] for r in rows[:3]] == ["a,b", 'say "hi"', "line\\nbreak"]
+    assert [r["key_token"] for r in rows[:3]] == ["a,b", 'say "hi"', "line\nbreak"]
     weights = stages_of(asked, 0, 1, np.arange(3))["weights"]
     np.testing.assert_allclose([float(r["weight"]) for r in rows], weights.reshape(-1))
 
@@ -518,3 +519,53 @@ def test_long_inputs_are_answered_at_once_and_small() -> None:
     assert "rows 0–4, 19995–19999 of 20000" in text
     assert "of 20000 keys" in text
     assert len(printed(report, "json")) < 10_000
+
+
+def test_steps_show_how_rope_turned() -> None:
+    asked = pose([[1.0, 0.0], [0.5, 2.0]], rope=Rope("half"), scale=1)
+    steps = [b for b in reported(asked, View(steps=True, rows=(1,))).blocks if isinstance(b, Step)]
+    assert [s.name for s in steps[:2]] == ["turned", "scores"]
+    assert steps[0].formula == "RoPE half, θ 10000"
+    assert steps[0].table
+    assert steps[0].table.labels == ["query q1", "key k0", "key k1"]
+    c, s = np.cos(1), np.sin(1)
+    np.testing.assert_allclose(steps[0].table.rows[0], [0.5 * c - 2 * s, 2 * c + 0.5 * s])
+    assert steps[0].lines[0] == "query q1 [0, 1]: (0.500, 2.000) turned by 57.3° = (-1.413, 1.501)"
+    assert steps[0].lines[1] == "key k0 [0, 1]: (1.000, 0.000) turned by 0.0° = (1.000, 0.000)"
+
+
+def test_steps_of_rope_with_cached_keys_and_pairs_side_by_side() -> None:
+    new, past = RNG.standard_normal((2, 4)), RNG.standard_normal((3, 4))
+    asked = pose(
+        new, new, new, past_key=past, past_value=past, rope=Rope("interleaved", dim=2)
+    )  # fmt: skip
+    steps = [b for b in reported(asked, View(steps=True)).blocks if isinstance(b, Step)]
+    assert steps[0].table
+    assert steps[0].table.labels == ["query q0", "query q1", "key k3", "key k4"]
+    assert "cached keys are turned already" in steps[0].meaning
+    first = f"({new[0, 0]:.3f}, {new[0, 1]:.3f}) turned by 171.9°"
+    assert steps[0].lines[0].startswith(f"query q0 [0, 1]: {first}")
+
+
+def test_steps_claim_no_infinity_for_a_finite_bias() -> None:
+    for bias, hides in (([[0.5, -1.0]], False), ([[0.5, -np.inf]], True)):
+        asked = pose(
+            [[1.0]], [[1.0], [2.0]], [[1.0], [2.0]],
+            mask=[mask_language.tensor_masker(np.array(bias), "keep")],
+        )  # fmt: skip
+        steps = [b for b in reported(asked, View(steps=True)).blocks if isinstance(b, Step)]
+        masked = next(s for s in steps if s.name == "masked")
+        assert "a bias is added" in masked.meaning
+        assert ("−∞" in masked.meaning) == hides
+
+
+def test_steps_name_rows_and_keys_alike_in_tables_and_arithmetic() -> None:
+    asked = problem(queries=2)
+    for labels, names in ((None, ["q0", "q1"]), (Labels(((" a", "b "),)), ["␣a", "b␣"])):
+        steps = list(reported(asked, View(steps=True), labels=labels).blocks)[-4:]
+        assert isinstance(steps[0], Step)
+        first = next(s for s in steps if isinstance(s, Step) and s.table)
+        assert first.table
+        assert list(first.table.labels) == names
+        worked = [line for s in steps if isinstance(s, Step) for line in s.lines]
+        assert any(f"sum for {names[0]}" in line for line in worked)

@@ -104,4 +104,4 @@ def test_completion_is_offered(attncli: Callable[..., Ran]) -> None:
     ran = attncli(
         _ATTNCLI_COMPLETE="complete_bash", COMP_WORDS="attncli compute --format ", COMP_CWORD="3"
     )
-    assert ran.out.split() == ["table", "json", "csv", "markdown"]
+    assert ran.out.split() == ["table", "json", "csv", "markdown", "ndjson"]

@@ -193,7 +193,7 @@ def _sweep(
             True, TILE, WIDTH, GROUP,
         )  # fmt: skip
     m, e1, es, e2, e3, s1, s2, largest, smallest, _, _, one, two = state
-    plane = tl.full([], 1, tl.int64) * batch * heads * queries  # Triton makes a size of 1 a constant
+    plane = tl.full([], 1, tl.int64) * batch * heads * queries  # a size of 1 is a constant here
     tl.store(sums + here, m, rows)
     tl.store(sums + plane + here, e1, rows)
     tl.store(sums + 2 * plane + here, es, rows)
@@ -281,7 +281,7 @@ def _pick(
         query + i[:, None].to(tl.int64) * qi + d[None, :] * qd, rows[:, None] & wide[None, :], 0.0
     ).to(tl.float32)  # (ROWS, WIDTH)
     here = tl.program_id(1).to(tl.int64) * queries + i
-    plane = tl.full([], 1, tl.int64) * batch * heads * queries  # Triton makes a size of 1 a constant
+    plane = tl.full([], 1, tl.int64) * batch * heads * queries  # a size of 1 is a constant here
     low, high = tl.load(limits + b), tl.load(limits + batch + b)
     stop = tl.load(limits + 2 * batch + b)
     z1 = tl.zeros([ROWS], tl.float32) - float("inf")

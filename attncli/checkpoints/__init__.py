@@ -19,7 +19,7 @@ from attncli.files import Bundle
 
 __all__ = [
     "FAMILIES", "Layer", "Norm", "PositionBias", "Projections", "choose", "config_beside",
-    "find_layers", "read_config",
+    "find_layers", "holds_layers", "read_config",
 ]  # fmt: skip
 
 
@@ -50,6 +50,11 @@ def config_beside(ref: str) -> dict[str, Any] | None:
         if path != "-" and os.path.isfile(beside):
             return read_config(beside)
     return None
+
+
+def holds_layers(bundle: Bundle) -> bool:
+    """Return whether some names are those of an attention layer."""
+    return bool(match(bundle.tensors))
 
 
 def find_layers(

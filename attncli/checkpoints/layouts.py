@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from attncli.checkpoints.layer import PLAIN
-from attncli.errors import InputError
+from attncli.errors import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -291,9 +291,9 @@ def nothing_found(names: Iterable[str], source: str) -> InputError:
             f"{source} holds no attention layer that is known; the nearest: {'; '.join(near)}",
             "give the missing tensors, or a bundle with wq, wk, wv and wo",
         )
-    some = ", ".join(known[:4]) + (", …" if len(known) > 4 else "")
+    some = ", ".join(name or "unnamed" for name in known[:4]) + (", …" if len(known) > 4 else "")
     first = ", ".join(sorted({next(iter(row.inputs.values())) for row in LAYOUTS}))
     return InputError(
-        f"{source} holds no attention layer that is known; it holds {len(known)} tensors ({some})",
+        f"{source} holds no attention layer that is known; it holds {counted(len(known), 'tensor')} ({some})",
         f"a layer is recognised by its query or fused weight: {first}",
     )

@@ -6,6 +6,8 @@ Exit codes: 0 good, 1 a check failed, 2 usage or bad input, 3 not available, 70 
 
 from __future__ import annotations
 
+from attncli.cli import interrupt  # isort: skip  (first: what follows takes a while to load)
+
 import errno
 import io
 import os
@@ -22,6 +24,7 @@ from attncli.cli import options
 from attncli.cli.compute import compute
 from attncli.cli.inspect import inspect
 from attncli.cli.mask import mask
+from attncli.cli.multihead import multihead
 from attncli.errors import AttnError, FileError, InputError, TooLarge
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -33,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compute, mask, inspect):
+for command in (compute, mask, multihead, inspect):
     app.command(cls=options.Command)(command)
 
 
@@ -70,20 +73,21 @@ def main() -> int:
     if "_ATTNCLI_COMPLETE" in os.environ:
         app(prog_name="attncli")
     code = 0
-    try:
-        code = _run(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_stdout()  # whoever read us has seen enough
-    except SystemExit:  # from typer's own options
-        raise
-    except BaseException as error:
-        if os.environ.get("ATTNCLI_TRACEBACK"):
-            import traceback
+    with interrupt.watched():
+        try:
+            code = _run(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_stdout()  # whoever read us has seen enough
+        except SystemExit:  # from typer's own options
+            raise
+        except BaseException as error:
+            if os.environ.get("ATTNCLI_TRACEBACK"):
+                import traceback
 
-            traceback.print_exc()
-        code = _fail(error, arguments)
+                traceback.print_exc()
+            code = _fail(error, arguments)
     return code
 
 
@@ -102,10 +106,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _fail(error: BaseException, arguments: Sequence[str]) -> int:
     """Say on stderr (or as JSON) what went wrong and return the exit code."""
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, KeyboardInterrupt | typer.Abort) or interrupt.happened():
         _say("interrupted")
         _drop_stdout()
-        return 130
+        return interrupt.INTERRUPTED
     command = next((a for a in arguments if not a.startswith("-")), None)
     known = _usage(error, command) if isinstance(error, UsageError) else _known(error)
     if known is None:
@@ -160,13 +164,19 @@ def _usage(error: Any, command: str | None) -> AttnError:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
+    machine = ("json", options.LINES)
     pairs = zip(arguments, (*arguments[1:], ""), strict=True)
-    return any(a in ("--json", "--format=json") or (a, b) == ("--format", "json") for a, b in pairs)
+    return any(
+        a in ("--json", *(f"--format={name}" for name in machine))
+        or (a == "--format" and b in machine)
+        for a, b in pairs
+    )
 
 
 def _say(text: str) -> None:
-    with suppress(OSError, AttributeError):  # nobody may listen
-        print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody may listen
+        if sys.stderr is not None:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _drop_stdout() -> None:
@@ -175,3 +185,6 @@ def _drop_stdout() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
+
+
+interrupt.loaded()

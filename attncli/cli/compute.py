@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,6 +51,7 @@ def compute(
     backend: options.Backend = "numpy",
     device: options.Device = "auto",
     threads: options.Threads = None,
+    grad_output: options.GradOutput = None,
     time: options.Time = False,
     batch: options.Batch = None,
     head: options.Head = None,
@@ -62,7 +63,7 @@ def compute(
     full: options.Full = False,
     output: options.Output = None,
     include: options.Include = None,
-    format: options.Format = None,
+    format: options.FormatOrLines = None,
     json: options.Json = False,
     color: options.Color = None,
     no_color: options.NoColor = False,
@@ -77,7 +78,7 @@ def compute(
     a missing key is the query. Shapes are (L, D), (H, L, D) or (B, H, L, D). Options on the
     command line win over options in a JSON file.
 
-    With NDJSON on standard input, one problem a line, the results are NDJSON too.
+    With NDJSON, one problem a line, the results are NDJSON too, each with the number of its line.
 
     \b
     Examples:
@@ -87,16 +88,20 @@ def compute(
       echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -
     """
     shown = options.format_of(format, json)
+    options.check_view(shown, top=top, heatmap=heatmap, steps=steps)
     names = options.names_of(include)
     target = None
     if output is not None:
         target = options.target_of(
-            output, names or ("output",), json=shown == "json", is_terminal=sys.stdout.isatty
+            output,
+            names or ("output",),
+            json=shown in ("json", options.LINES),
+            is_terminal=sys.stdout.isatty,
         )
     if bundle is None and query is None:
         raise InputError("nothing to compute: no BUNDLE and no --query", f"try: {EXAMPLE}")
     if "-" in (bundle, query) and sys.stdin is not None and sys.stdin.isatty():
-        print('reading {"query": [[…], …], …} from the keyboard; Ctrl-D ends it', file=sys.stderr)
+        options.say('reading {"query": [[…], …], …} from the keyboard; Ctrl-D ends it')
 
     from attncli import files, inputs, render, report_compute, run
 
@@ -122,25 +127,23 @@ def compute(
             problem, batch=batch, head=head, rows=rows, keys=keys, top=top, heatmap=heatmap,
             steps=steps, full=full, time=time,
         )  # fmt: skip
-        want = report_compute.wanted(problem, view, names, shown == "json")
+        machine = shown in ("json", options.LINES)
+        want = report_compute.wanted(problem, view, names, machine, grad_output is not None)
         result = run.solve(
-            problem, backend=backend, device=device, threads=threads, want=want, progress=progress
-        )
+            problem, backend=backend, device=device, threads=threads, want=want,
+            grad_output=inputs.upstream(grad_output), progress=progress,
+        )  # fmt: skip
         report = report_compute.compute_report(
             result, labels, view, names, notes=given.notes, progress=progress
         )
         return report, labels
 
-    source = None if bundle is None else files.read_many(bundle)
+    source = None
+    if bundle is not None:
+        source = files.read_many(bundle, lines=shown == options.LINES)
     if isinstance(source, files.Records):
-        shown = "json" if shown == "table" else shown
-        if target or shown != "json":
-            source.close()
-            wish = "-o" if target else f"--format {shown}"
-            raise InputError(
-                f"{wish} cannot hold the results of NDJSON, one a line",
-                "leave it out: the results are NDJSON on standard output",
-            )
+        refuse_lines(source, format, {"-o": target, "--steps": steps, "--heatmap": heatmap})
+        shown = options.LINES
         stream_answers(source, lambda one: answer(one, None)[0])
         return
     with render.progress() as progress:
@@ -152,9 +155,23 @@ def compute(
         when = "never" if no_color else color or "auto"
         render.show(report, shown, color=when)
     if target and target[0] != "-":
-        sys.stdout.flush()
-        print(f"wrote {target[0]} ({', '.join(names or ('output',))})", file=sys.stderr)
+        options.say_wrote(target[0], names or ("output",))
     raise typer.Exit(report.exit_code)
+
+
+def refuse_lines(
+    records: "files.Records", format: str | None, asked: "Mapping[str, object]"
+) -> None:
+    """Raise InputError for an option that NDJSON has no place for."""
+    wishes = [name for name, wish in asked.items() if wish]
+    if format not in (None, "json", options.LINES):
+        wishes.append(f"--format {format}")
+    if wishes:
+        records.close()
+        raise InputError(
+            f"{wishes[0]} cannot hold the results of NDJSON, one a line",
+            "leave it out: the results are NDJSON on standard output",
+        )
 
 
 def stream_answers(
@@ -175,7 +192,7 @@ def stream_answers(
                 render.show_error(error, json=True, command=command, line=records.line)
             else:
                 render.show_warnings([f"line {records.line}: {w}" for w in report.warnings])
-                render.show(report, "ndjson")
+                render.show(report, "ndjson", line=records.line)
                 failed = failed or bool(report.exit_code)
     except BrokenPipeError:
         pass  # nobody reads any more: what happened so far decides
@@ -185,7 +202,7 @@ def stream_answers(
 
 
 def save(path: str, suffix: str, report: "Report", labels: "Labels") -> None:
-    """Write the arrays asked for; JSON and safetensors carry the labels along."""
+    """Write the arrays asked for; JSON and safetensors carry labels and options along."""
     from attncli import files
 
     extra: dict[str, Any] = {
@@ -193,4 +210,4 @@ def save(path: str, suffix: str, report: "Report", labels: "Labels") -> None:
         for role in ("query", "key")
         if (tokens := getattr(labels, role)) is not None
     }
-    files.write(path, report.arrays, extra=extra, format=suffix)
+    files.write(path, report.arrays, extra={**report.options, **extra}, format=suffix)

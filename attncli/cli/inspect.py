@@ -236,7 +236,7 @@ def inspect(
         render.show(report, shown, color=when)
     if target and target[0] != "-":
         sys.stdout.flush()
-        print(f"wrote {target[0]} ({', '.join(names)})", file=sys.stderr)
+        options.say_wrote(target[0], names)
     raise typer.Exit(report.exit_code)
 
 

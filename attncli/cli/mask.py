@@ -1,6 +1,5 @@
 """``attncli mask``: build, see, combine, check, convert and save masks."""
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -173,7 +172,7 @@ def mask(
         tokens=tokens, query_tokens=query_tokens, key_tokens=key_tokens, polarity=mask_polarity,
     )  # fmt: skip
     if target:
-        options.keep_inputs(target[0], [e for e in expressions if os.path.exists(e)])
+        options.keep_inputs(target[0], given.sources)
     extent = given.mask.extent
     chosen = View(
         batch=inputs.selection("--batch", batch, extent.batch),
@@ -195,6 +194,5 @@ def mask(
     if target is None or target[0] != "-":
         render.show(report, shown, color="never" if no_color else color or "auto")
     if target and target[0] != "-":
-        sys.stdout.flush()
-        print(f"wrote {target[0]} ({', '.join(report.arrays)})", file=sys.stderr)
+        options.say_wrote(target[0], list(report.arrays))
     raise typer.Exit(report.exit_code)

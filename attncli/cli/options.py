@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
 import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -13,9 +14,10 @@ from typer.core import TyperCommand
 from attncli.errors import FileError, InputError
 
 FORMATS = ("table", "json", "csv", "markdown")
+LINES = "ndjson"  # of commands that answer line by line
 SAVED = (
     "output", "weights", "scores", "softcapped", "masked", "lse", "query", "key", "value",
-    "present_key", "present_value", "row_statistics",
+    "present_key", "present_value", "row_statistics", "grad_query", "grad_key", "grad_value",
 )  # fmt: skip
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUFFIXES = (".npz", ".safetensors", ".json", ".npy")
@@ -191,7 +193,8 @@ Softcap = Annotated[
 Sink = Annotated[
     Text,
     option(metavar="FLOAT|REF", panel=ATTENTION,
-            help="An extra logit per head in the denominator, without a value."),
+            help="An extra logit per head in the denominator, without a value: one number for "
+            "all, or one per head as in 0,0.5."),
 ]  # fmt: skip
 Dtype = Annotated[
     Text,
@@ -249,6 +252,12 @@ Threads = Annotated[
 ]
 Time = Annotated[bool, option("--time", panel=ENGINE, help="Time, GFLOP/s, peak memory, engine.")]
 
+GradOutput = Annotated[
+    Text,
+    option("--grad-output", metavar="ones|random[:SEED]|REF", panel=ENGINE,
+           help="Also dQ, dK, dV, for this gradient of the output."),
+]  # fmt: skip
+
 Batch = Annotated[
     Text,
     option(metavar="SELECTION", panel=SHOW, help="Batch elements, as 3, 0:16, 1,4 or -1."),
@@ -271,8 +280,9 @@ Full = Annotated[bool, option("--full", panel=SHOW, help="Whole tables, without 
 Output = Annotated[
     Text,
     option("--output", "-o", metavar="FILE", panel=SAVE,
-            help="Save to .npz, .safetensors, .json or .npy; - is standard output as .npz, "
-            "-.json and so on as another."),
+            help="Save to .npz, .safetensors, .json or .npy, whole whatever --rows and the like "
+            "select; - is standard output in place of the report, as .npz, with --json as .json; "
+            "-.json and so on name another."),
 ]  # fmt: skip
 Include = Annotated[
     Text,
@@ -283,6 +293,12 @@ Format = Annotated[
     Text,
     option("--format", **one_of(*FORMATS), panel=SAVE, help="What standard output carries."),
 ]
+FormatOrLines = Annotated[
+    Text,
+    option("--format", **one_of(*FORMATS, LINES), panel=SAVE,
+           help="What standard output carries. ndjson: read one problem a line and answer each at "
+           "once (found out by itself, but for the first line)."),
+]  # fmt: skip
 Json = Annotated[bool, option("--json", panel=SAVE, help="The same as --format json.")]
 Color = Annotated[
     Text,
@@ -299,16 +315,16 @@ def format_of(format: str | None, json: bool) -> str:
     return "json" if json else format or "table"
 
 
-def names_of(include: str | None) -> tuple[str, ...] | None:
-    """Split the names of ``--include``; InputError for one that cannot be saved."""
+def names_of(include: str | None, saved: Sequence[str] = SAVED) -> tuple[str, ...] | None:
+    """Split the names of ``--include``; InputError for one that is not among ``saved``."""
     if include is None:
         return None
     names = tuple(dict.fromkeys(name.strip() for name in include.split(",") if name.strip()))
     for name in names:
-        if name not in SAVED:
-            raise InputError(f"--include: nothing is called '{name}'", nearest(name, SAVED))
+        if name not in saved:
+            raise InputError(f"--include: nothing is called '{name}'", nearest(name, saved))
     if not names:
-        raise InputError("--include names nothing", f"name some of {', '.join(SAVED)}")
+        raise InputError("--include names nothing", f"name some of {', '.join(saved)}")
     return names
 
 
@@ -340,11 +356,21 @@ def target_of(
                 "redirect it (> FILE), or write text: -o -.json",
             )
         return path, suffix
-    folder = os.path.dirname(os.path.realpath(path))
+    try:
+        folder = os.path.dirname(os.path.realpath(path))
+    except FileNotFoundError:
+        raise FileError(
+            f"{path} cannot be written: the current folder was deleted", "write to a whole path"
+        ) from None
     if os.path.isdir(path):
         raise FileError(f"{path} is a folder", f"name a file: {os.path.join(path, 'out.npz')}")
     if not os.path.isdir(folder):
-        raise FileError(f"no such folder: {os.path.dirname(path)}", "make it first: mkdir -p")
+        link = f"{path} is a link into a folder that is not there: " if os.path.islink(path) else ""
+        named = folder if link else os.path.dirname(path)
+        raise FileError(
+            f"{link}{named}" if link else f"no such folder: {named}",
+            f"make it first: mkdir -p {named}",
+        )
     there = os.path.exists(path)
     writable = os.access(path if there else folder, os.W_OK)
     if not writable or (os.path.isfile(path) and not os.access(folder, os.W_OK)):
@@ -356,7 +382,34 @@ def keep_inputs(output: str, sources: Collection[str]) -> None:
     """Raise FileError when ``output`` is one of the files that were read, under any name."""
     if output == "-" or not os.path.isfile(output):
         return
-    for source in sources:
+    # a reference may name a tensor as well as its file
+    for source in dict.fromkeys(s for r in sources for s in (r, r.rpartition("::")[0]) if s):
         if os.path.exists(source) and os.path.samefile(source, output):
             same = "" if source == output else f" (it is {source})"
             raise FileError(f"-o {output} would overwrite an input{same}", "write to another file")
+
+
+def say(text: str) -> None:
+    """Print a line on standard error, if there is one."""
+    if sys.stderr is not None:  # print() would take standard output instead
+        print(text, file=sys.stderr)
+
+
+def say_wrote(path: str, names: Collection[str]) -> None:
+    """Say on standard error what was written, after all that stands on standard output."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    say(f"wrote {path} ({', '.join(names)})")
+
+
+def check_view(shown: str, *, top: int | None, heatmap: bool, steps: bool) -> None:
+    """Raise InputError for ways to show a result that exclude each other."""
+    asked = {"--steps": steps, "--heatmap": heatmap, "--top": top is not None}
+    named = [name for name, given in asked.items() if given]
+    if steps and len(named) > 1:
+        raise InputError(f"--steps and {named[1]} are two ways to show a result", "choose one")
+    if named and named[0] != "--top" and shown not in ("table", "markdown"):
+        raise InputError(
+            f"{named[0]} is for people to look at: {shown} has no place for it",
+            f"leave out {named[0]}, or --format {shown}",
+        )

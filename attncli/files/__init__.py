@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import stat
 import sys
 import weakref
@@ -42,8 +43,10 @@ __all__ = [
     "Header",
     "Records",
     "atomic",
+    "demand_numbers",
     "dumps",
     "find",
+    "is_result",
     "read",
     "read_lines",
     "read_many",
@@ -150,14 +153,15 @@ def read(ref: str) -> Bundle:
     )
 
 
-def read_many(ref: str) -> Bundle | Records:
+def read_many(ref: str, *, lines: bool = False) -> Bundle | Records:
     """Like `read`, but NDJSON comes back as an iterator over its bundles and errors.
 
     It is NDJSON when a line that is a whole document is followed by anything but blank lines, so
     the first result waits for the second line; from there on each line is handed on as it comes.
+    With ``lines`` text is NDJSON from its first line, and nothing waits.
     """
     path, name = _split(ref)
-    found = _read_stdin() if path == "-" else _read_path(path)
+    found = _read_stdin(lines) if path == "-" else _read_path(path, lines)
     if name is None:
         return found
     if not isinstance(found, Bundle):
@@ -199,6 +203,18 @@ def find(bundle: Bundle, role: str) -> tuple[str, Array] | None:
     return (names[0], bundle.tensors[names[0]]) if names else None
 
 
+def demand_numbers(bundle: Bundle, role: str) -> None:
+    """Raise FileError where a member of JSON has a tensor's name but is something else."""
+    for name, value in bundle.options.items() if bundle.kind == "json" else ():
+        if name.lower() in ROLES[role] and value is not None:
+            raise text.no_numbers(value, bundle.source, name)
+
+
+def is_result(bundle: Bundle) -> bool:
+    """Whether attncli itself wrote the bundle, as with ``--json``."""
+    return str(bundle.options.get("schema")).startswith("attncli.")
+
+
 class Records(Iterator["Bundle | AttnError"]):
     """One bundle a line of NDJSON, or the error that stands in its place; blank lines skipped.
 
@@ -238,20 +254,20 @@ def read_lines(stream: BinaryIO, source: str = STDIN) -> Records:
 _stdin_bundles: weakref.WeakKeyDictionary[BinaryIO, Bundle] = weakref.WeakKeyDictionary()
 
 
-def _read_stdin() -> Bundle | Records:
+def _read_stdin(as_lines: bool = False) -> Bundle | Records:
     if sys.stdin is None:
         raise FileError("standard input is closed")
     stream: BinaryIO = sys.stdin.buffer
     if stream not in _stdin_bundles:
         with reading(STDIN):
-            found = _read_stream(stream, STDIN, lambda: None)
+            found = _read_stream(stream, STDIN, lambda: None, as_lines)
         if not isinstance(found, Bundle):
             return found
         _stdin_bundles[stream] = found  # so that -::query and -::key can both be asked for
     return _stdin_bundles[stream]
 
 
-def _read_path(path: str) -> Bundle | Records:
+def _read_path(path: str, as_lines: bool = False) -> Bundle | Records:
     with reading(path):
         if os.path.isdir(path):
             return _read_folder(path)
@@ -261,13 +277,13 @@ def _read_path(path: str) -> Bundle | Records:
         with reading(path):
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
-                found = _read_stream(stream, path, stream.close)
+                found = _read_stream(stream, path, stream.close, as_lines)
             elif not status.st_size:
                 raise FileError(f"{path} is empty")
             else:
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-                if _is_text(mapped[:64]):
-                    found = _read_stream(mapped, path, stream.close)
+                if _is_text(mapped[:64]) or as_lines:
+                    found = _read_stream(mapped, path, stream.close, as_lines)
                 else:
                     found = _read_binary(mapped, path, path)
     finally:
@@ -277,7 +293,7 @@ def _read_path(path: str) -> Bundle | Records:
 
 
 def _read_stream(
-    stream: BinaryIO | mmap.mmap, source: str, close: Callable[[], None]
+    stream: BinaryIO | mmap.mmap, source: str, close: Callable[[], None], as_lines: bool
 ) -> Bundle | Records:
     lines: list[bytes] = []
 
@@ -291,9 +307,11 @@ def _read_stream(
     first = next_line()
     if not first:
         raise FileError(f"{source} is empty{' (only blanks)' if lines else ''}")
-    if not _is_text(first[:64]):
+    if not _is_text(first[:64]) and not (as_lines and _is_line(first)):
         return _read_binary(b"".join(lines) + stream.read(), source, None)
     lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+    if as_lines:
+        return Records(chain(lines, iter(stream.readline, b"")), source, close)
     if first[-64:].rstrip()[-1:] not in b"[{,:":  # else the document goes on
         try:
             only: Bundle | None = _json_bundle(lines[-1], source)
@@ -312,6 +330,14 @@ def _is_text(head: bytes) -> bool:
     return b"\0" not in head and (not start or start[:1] in b"{[")
 
 
+def _is_line(line: bytes) -> bool:
+    """Whether this is a line of text, if perhaps not of JSON."""
+    try:
+        return b"\0" not in line.decode().encode()
+    except UnicodeDecodeError:
+        return False
+
+
 def _read_binary(data: Buffer, source: str, path: str | None) -> Bundle:
     """Read what is no JSON; ``path`` is None when there is no file behind the bytes."""
     head = data[:64]
@@ -322,11 +348,20 @@ def _read_binary(data: Buffer, source: str, path: str | None) -> Bundle:
         if any(n == "data.pkl" or n.endswith("/data.pkl") for n in members):
             return Bundle(source, "torch", _Lazy(binary.read_torch(data, source, path)))
         return Bundle(source, "npz", _Lazy(binary.read_npz(data, source, path)))
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= SAFETENSORS_LIMIT:
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < SAFETENSORS_LIMIT:
         entries, options = binary.read_safetensors(data, source)
         return Bundle(source, "safetensors", _Lazy(entries), MappingProxyType(options))
     if head.startswith(TORCH_LEGACY):
         return Bundle(source, "torch", _Lazy(binary.read_torch(data, source, None)))
+    if re.match(rb"""\s*(["\d-]|null|true|false|NaN|Infinity)""", head):
+        try:
+            value = text.parse(bytes(data[:LITERAL]), source)
+        except FileError:
+            pass
+        else:
+            raise FileError(
+                f"{source} is JSON, but {text.described(value)}", "expected an array or an object"
+            )
     for magic, what, hint in KNOWN:
         if head.startswith(magic):
             raise FileError(f"{source} is {what}, which attncli does not read", hint)
@@ -335,7 +370,8 @@ def _read_binary(data: Buffer, source: str, path: str | None) -> Bundle:
     )
 
 
-SAFETENSORS_LIMIT = 100_000_000  # of the header, as the safetensors library has it
+LITERAL = 1 << 16  # bytes in which a lone number or string of JSON ends
+SAFETENSORS_LIMIT = 1 << 40  # of the header; a longer one means that it is something else
 TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 _UTF16_HINT = "expected UTF-8: iconv -f UTF-16 -t UTF-8 FILE"
 KNOWN: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
@@ -400,7 +436,12 @@ def _json_bundle(data: bytes, source: str) -> Bundle:
         return Bundle(source, "json", _Lazy({"": _json_entry(value, source, "")}))
     if not isinstance(value, dict):
         raise FileError(f"{source} is {text.described(value)}; expected an array or an object")
-    tensors = {name: member for name, member in value.items() if text.is_tensor(member)}
+    ours = str(value.get("schema")).startswith("attncli.")  # its empty lists are no tensors
+    tensors = {
+        name: member
+        for name, member in value.items()
+        if text.is_tensor(member) and not (ours and member == [])
+    }
     return Bundle(
         source,
         "json",
@@ -443,6 +484,11 @@ def _label(path: str) -> str:
 def _unknown_name(bundle: Bundle, name: str) -> FileError:
     import difflib
 
+    if list(bundle.tensors) == [""]:
+        return FileError(
+            f"{bundle.source} is one unnamed tensor: '::{name}' names nothing",
+            f"leave the name out: {_path(bundle)}",
+        )
     near = difflib.get_close_matches(name, list(bundle.tensors), 1, 0.5)
     return FileError(
         f"{bundle.source} has no tensor '{name}'; it holds {listed(bundle.tensors)}",

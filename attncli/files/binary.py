@@ -111,6 +111,9 @@ def read_npz(data: Buffer, source: str, path: str | None) -> Entries:
     with reading(source, "a truncated or damaged zip file"):
         archive = _opened(data, path)  # once: opening reads the whole directory
     members = archive.namelist()
+    for name in members if len(set(members)) < len(members) else ():
+        if members.count(name) > 1:
+            raise FileError(f"{source} has two members named '{name}'", "keep one of them")
 
     def entry(member: str) -> Entry:
         label = f"{source}::{member.removesuffix('.npy')}"
@@ -219,16 +222,26 @@ def read_torch(data: Buffer, source: str, path: str | None) -> Entries:
             f"{source} is a PyTorch file, and PyTorch is not installed",
             "pip install 'attncli[torch]', or save it as .safetensors",
         ) from None
+    import pickle
+    import re
     import warnings
 
     with reading(source, "no PyTorch file of plain tensors"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = torch.load(
-            path if path is not None else io.BytesIO(data),
-            map_location="cpu",
-            weights_only=True,
-            mmap=path is not None,
-        )
+        try:
+            loaded = torch.load(
+                path if path is not None else io.BytesIO(data),
+                map_location="cpu",
+                weights_only=True,
+                mmap=path is not None,
+            )
+        except pickle.UnpicklingError as error:  # its own advice is to load the code
+            wish = re.search(r"GLOBAL (\S+)", str(error))
+            raise FileError(
+                f"{source} holds more than plain tensors"
+                + (f": it asks for {wish[1].rstrip('.,`')}" if wish else ""),
+                "code in a file is never run; save the tensors alone, as .safetensors",
+            ) from None
     entries: dict[str, Entry] = {}
 
     def entry(tensor: Any, label: str) -> Entry:
@@ -386,6 +399,8 @@ def os_error(error: OSError, path: str, verb: str) -> FileError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         if not os.path.isdir(folder or "."):
             return FileError(f"no such folder: {folder}", f"to {verb} {name}, make it or fix it")
+        if verb == "write":
+            return FileError(f"{path} cannot be written: {folder or 'the folder'} takes no files")
         import difflib
 
         near = difflib.get_close_matches(name, os.listdir(folder or "."), 1)

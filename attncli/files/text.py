@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from attncli.errors import FileError, InputError
+from attncli.errors import FileError, InputError, counted
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +27,7 @@ def parse(data: bytes, source: str) -> Any:
     """The value of a JSON text; two members of one name are an error."""
     import orjson
 
-    with _json_errors(source):
+    with _json_errors(source, b"\n" in data.strip()):
         try:
             value = _without_gc(orjson.loads, data)
         except orjson.JSONDecodeError:
@@ -90,15 +90,20 @@ def _unique(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _json_errors(source: str) -> Iterator[None]:
+def _json_errors(source: str, several_lines: bool) -> Iterator[None]:
     try:
         yield
     except RecursionError:
         raise FileError(f"{source} is nested too deep; tensors have a few levels") from None
     except ValueError as error:
+        import json
+
         where = str(error)
         if isinstance(error, UnicodeDecodeError):
             where = f"not UTF-8 at byte {error.start}"
+        elif isinstance(error, json.JSONDecodeError):
+            line = f"line {error.lineno} " if several_lines else ""
+            where = f"{error.msg} at {line}column {error.colno}"
         raise FileError(f"{source} is no valid JSON: {where}") from None
 
 
@@ -170,15 +175,28 @@ def _refuse(value: list[Any], source: str, name: str) -> NoReturn:
         if not isinstance(item, list):
             raise FileError(f"{source}: {at} is {described(item)} but {first} is a list")
         if len(item) != shape[depth]:
-            what = "numbers" if depth + 1 == len(shape) else "rows"
+            what = "number" if depth + 1 == len(shape) else "row"
             raise FileError(
-                f"{source}: {at} has {len(item)} {what} but {first} has {shape[depth]} (ragged)"
+                f"{source}: {at} has {counted(len(item), what)} but {first} has {shape[depth]} "
+                "(ragged)"
             )
         for i, inner in enumerate(item):
             look(inner, f"{at}[{i}]", f"{first}[0]", depth + 1)
 
     look(value, name, name, 0)
     raise FileError(f"{source}: {name} holds an integer beyond float64")
+
+
+def no_numbers(value: Any, source: str, name: str) -> FileError:
+    """Return the error for a member that should be nested lists of numbers, and where it is not."""
+    try:
+        if isinstance(value, list):
+            _refuse(value, source, name)
+    except FileError as error:
+        return error
+    return FileError(
+        f"{source}: {name} is {described(value)}; expected numbers", "as in [[1, 0], [0, 1]]"
+    )
 
 
 def _is_number(value: Any) -> bool:

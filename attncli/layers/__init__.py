@@ -38,7 +38,9 @@ from attncli.run import Result, solve
 Array = np.ndarray[Any, np.dtype[Any]]
 AnyMask = str | Mask | Masker
 
-__all__ = ["Heads", "MultiheadResult", "load", "multihead", "project", "random_weights"]
+__all__ = [
+    "Heads", "MultiheadResult", "every_layer", "load", "multihead", "project", "random_weights",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class MultiheadResult:
 
     output ``(B, L, Eo)`` in x's dtype and order; concat ``(B, L, H·Dv)``, heads ``(B, H, L, Dv)``;
     ``attention`` is the attention's Result with ``stages``, ``rows`` and ``problem``. ``cross``
-    says whether keys and values came from elsewhere.
+    says whether keys and values came from elsewhere, ``seq_first`` that the output is
+    ``(L, B, Eo)``.
     """
 
     layer: Layer
@@ -56,6 +59,14 @@ class MultiheadResult:
     output: Array
     cross: bool
     warnings: tuple[str, ...]
+    seq_first: bool = False
+
+    @property
+    def batched_output(self) -> Array:
+        """The output as ``(B, L, Eo)``, whatever came in."""
+        if self.output.ndim == 2:
+            return self.output[None]
+        return self.output.swapaxes(0, 1) if self.seq_first else self.output
 
     @property
     def heads(self) -> Array:
@@ -122,6 +133,30 @@ def load(
     ``config`` is a file or what it holds; None looks for config.json beside the weights.
     Raises InputError or FileError where the layer is not there, or not clear.
     """
+    found, skipped = every_layer(
+        weights, config=config, arch=arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim
+    )
+    try:
+        return choose(found, layer)
+    except InputError as error:
+        if skipped:
+            error.hint = f"{error.hint}; {len(skipped)} more cannot be read: {skipped[0]}"
+        raise
+
+
+def every_layer(
+    weights: str | Bundle | Mapping[str, Any],
+    *,
+    config: str | Mapping[str, Any] | None = None,
+    arch: str = "auto",
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+) -> tuple[list[Layer], list[str]]:
+    """Return every attention layer of a checkpoint, as ``load`` takes it, and why some are not.
+
+    Raises InputError or FileError where there is none.
+    """
     if isinstance(weights, str):
         config = config_beside(weights) if config is None else config
         bundle = files.read(weights)
@@ -134,12 +169,7 @@ def load(
     found = find_layers(
         bundle, read, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
     )
-    try:
-        return choose(found, layer)
-    except InputError as error:
-        if skipped:
-            error.hint = f"{error.hint}; {len(skipped)} more cannot be read: {skipped[0]}"
-        raise
+    return found, skipped
 
 
 def random_weights(
@@ -275,7 +305,9 @@ def multihead(
     if seq_first and made.batched:
         output = output.swapaxes(0, 1)
     warnings = (*_overridden(own, made.cross, mask), *attention.warnings)
-    return MultiheadResult(own, made.weights, attention, output, made.cross, warnings)
+    return MultiheadResult(
+        own, made.weights, attention, output, made.cross, warnings, seq_first and made.batched
+    )
 
 
 def _overridden(layer: Layer, cross: bool, mask: Any) -> list[str]:

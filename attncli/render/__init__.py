@@ -26,8 +26,9 @@ def show(
     color: str = "auto",
     width: int | None = None,
     height: int | None = None,
+    line: int | None = None,
 ) -> None:
-    """Print a report. ``json`` and ``ndjson`` are one object on one line.
+    """Print a report. ``json`` and ``ndjson`` are one object on one line, with ``line`` in it.
 
     ``color`` is auto, always or never; ``width`` and ``height`` are cells, by default the
     terminal's. Raises AttnError where a report has no such format, OSError from the stream.
@@ -40,7 +41,7 @@ def show(
     if format in ("json", "ndjson"):
         from attncli.render import machine
 
-        _write_bytes(out, machine.json_line(report))
+        _write_bytes(out, machine.json_line(report, {} if line is None else {"line": line}))
         return
     if format == "csv":
         from attncli.render import machine
@@ -73,7 +74,8 @@ def show_error(
     if json:
         from attncli.render import machine
 
-        _write_bytes(sys.stdout, machine.error_line(error, command, more))
+        if sys.stdout is not None:
+            _write_bytes(sys.stdout, machine.error_line(error, command, more))
         return
     from attncli.render.cells import escaped
 
@@ -129,8 +131,7 @@ class _Bar:
             full = round(share * self.WIDTH)
             left = f"{(now - self._start) * (1 - share) / share:.0f} s left" if share else ""
             bar = "█" * full + "░" * (self.WIDTH - full)
-            self._out.write(f"\r{self._label}  {bar} {100 * share:3.0f} %  {left}\x1b[K")
-            self._out.flush()
+            _write(self._out, [f"\r{self._label}  {bar} {100 * share:3.0f} %  {left}\x1b[K"])
             self._drawn = True
 
     def clear(self) -> None:
@@ -164,14 +165,17 @@ def _size(out: TextIO) -> tuple[int, int]:
     return columns, rows
 
 
-def _write(out: TextIO, lines: Iterable[str]) -> None:
-    """Write text as it comes; what the stream's encoding does not have becomes '?'."""
+def _write(out: TextIO | None, lines: Iterable[str]) -> None:
+    """Write text as it comes, in signs that the stream's encoding has; nothing if it is closed."""
+    if out is None:
+        return
     encoding = getattr(out, "encoding", None) or "utf-8"
     for line in lines:
-        try:
-            out.write(line)
-        except UnicodeEncodeError:
-            out.write(line.encode(encoding, "replace").decode(encoding))
+        if not line.isascii():
+            from attncli.render.cells import in_encoding
+
+            line = in_encoding(line, encoding)
+        out.write(line)
     out.flush()
 
 

@@ -28,11 +28,44 @@ def visible(text: str) -> str:
     return "␣" * before + bare + "␣" * (len(shown) - before - len(bare))
 
 
-def escaped(text: str) -> str:
-    r"""Return text whose control characters are spelled out: '\x1b'."""
+def escaped(text: str, but: str = "") -> str:
+    r"""Return text whose control characters, ``but`` those, are spelled out: '\x1b'."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in but else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+PLAINER = {
+    "…": "~", "–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "√": "sqrt", "∞": "inf",
+    "θ": "theta", "σ": "s", "Σ": "sum", "≥": ">=", "≤": "<=", "≠": "!=", "±": "+-", "→": "->",
+    "‖": "||", "␣": "_", "°": " deg", "ᵀ": "T", "₀": "0", "₁": "1", "₂": "2", "₃": "3",
+    "■": "#", "█": "#", "▓": "*", "▒": "+", "░": ".", "▀": "^",
+}  # fmt: skip
+
+
+def in_encoding(line: str, encoding: str) -> str:
+    """Return the line in signs that an encoding has; blanks give way to signs that grow."""
+    import re
+
+    def plain(found: re.Match[str]) -> str:
+        blanks, word = found.groups()
+        known = "".join(c if _has(encoding, c) else PLAINER.get(c, "?") for c in word)
+        room = max(len(blanks) - max(len(known) - len(word), 0), min(len(blanks), 1))
+        return blanks[:room] + known
+
+    if _has(encoding, line):
+        return line
+    return re.sub(r"( *)([^ ]*[^\x00-\x7f][^ ]*)", plain, line)
+
+
+def _has(encoding: str, text: str) -> bool:
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def wide(text: str) -> int:
@@ -149,10 +182,18 @@ def texts(column: Column, values: Sequence[Any]) -> list[str]:
 
 
 def columns_of(table: Table) -> list[list[str]]:
-    """Return the cells of a table, column by column; the numbers of a matrix share one format."""
+    """Return the cells of a table, column by column.
+
+    The numbers of a matrix share one format, unless its columns are of very different size.
+    """
     columns = [[row[c] for row in table.rows] for c in range(len(table.columns))]
     if not table.matrix:
         return [texts(c, values) for c, values in zip(table.columns, columns, strict=True)]
+    if not all(c.kind == "weight" for c in table.columns):
+        tops = [max((abs(v) for v in some if math.isfinite(v)), default=0) for some in columns]
+        tops = [top for top in tops if top]
+        if tops and max(tops) / min(tops) >= 1000:
+            return [numbers(values, spare=True) for values in columns]
     height = len(table.rows)
     cells = numbers([v for values in columns for v in values], spare=True)
     return [cells[c * height : (c + 1) * height] for c in range(len(columns))]

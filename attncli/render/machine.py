@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attncli import files
 from attncli.errors import InputError
-from attncli.render.cells import columns_of, visible
+from attncli.render.cells import columns_of, escaped, visible
 from attncli.render.paint import Paint
 from attncli.render.terminal import block_lines
 from attncli.report import Report, Step, Table
@@ -21,9 +22,11 @@ COLUMNS = 12  # of a matrix in Markdown
 FLUSH = 1 << 16
 
 
-def json_line(report: Report) -> bytes:
-    """Return the report's data as one object on one line, strict JSON."""
-    return files.dumps(report.data()) + b"\n"
+def json_line(report: Report, more: Mapping[str, Any] = MappingProxyType({})) -> bytes:
+    """Return the report's data and ``more`` as one object on one line, strict JSON."""
+    data = report.data()
+    head = {name: data[name] for name in ("schema", "command") if name in data}
+    return files.dumps({**head, **more, **data}) + b"\n"
 
 
 def error_line(error: AttnError, command: str | None, more: Mapping[str, Any]) -> bytes:
@@ -38,8 +41,9 @@ def error_line(error: AttnError, command: str | None, more: Mapping[str, Any]) -
 def csv_lines(report: Report) -> Iterator[str]:
     """Return the report's one tidy table as CSV with a header line, in pieces.
 
-    Numbers are written in full, NaN and inf as Python's float reads them, labels with their
-    control characters spelled out. Raises InputError where a report has no such table.
+    Numbers are written in full, NaN and inf as Python's float reads them, labels as they are but
+    for control characters other than tab and newline, which are spelled out.
+    Raises InputError where a report has no such table.
     """
     import csv
 
@@ -52,7 +56,7 @@ def csv_lines(report: Report) -> Iterator[str]:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(records.columns)
     for row in records.rows:
-        writer.writerow([visible(x) if isinstance(x, str) and x else x for x in row])
+        writer.writerow([escaped(x, "\t\n") if isinstance(x, str) else x for x in row])
         if buffer.tell() > FLUSH:
             yield buffer.getvalue()
             buffer.seek(0)

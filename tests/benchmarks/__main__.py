@@ -37,6 +37,7 @@ from attncli.problem import Problem, pose  # noqa: E402
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[], Any]
 THREADS = 2
+RESULTS = Path(__file__).with_name("results.json")
 STATISTICS = ("output", "lse", "row_statistics")
 
 
@@ -55,18 +56,25 @@ class Line:
 
 
 def in_turn(runs: dict[str, Run], seconds: float) -> dict[str, list[float]]:
-    """Time each run again and again, in turn; return the seconds of every round."""
+    """Time each run again and again, in turn; return the seconds of every round.
+
+    A pool of threads spins on for a while after its work, and a pool that rested is slow to wake:
+    each turn waits for the one before to fall asleep, runs once untimed, then is timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
-    until = time.perf_counter() + seconds
-    while len(times[next(iter(times))]) < 5 or time.perf_counter() < until:
+    spent = 0.0
+    while len(times[next(iter(times))]) < 6 or spent < seconds:
         for name, run in runs.items():
-            time.sleep(0.01)  # threads of the one before may still be spinning
-            start = time.perf_counter()
+            time.sleep(0.25)
             run()
-            times[name].append(time.perf_counter() - start)
-        if len(times[name]) >= 200:
+            for _ in range(3):
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+                spent += times[name][-1]
+        if len(times[name]) >= 60:
             break
     return times
 
@@ -334,7 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"any of {' '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer cells, shorter runs")
-    parser.add_argument("-o", "--output", default="benchmarks.json", help="where the JSON goes")
+    parser.add_argument("-o", "--output", default=str(RESULTS), help="where the JSON goes")
     options = parser.parse_args()
     unknown = set(options.parts) - PARTS.keys()
     if unknown:
