@@ -490,8 +490,9 @@ class _Binder:
             import difflib
 
             near = difflib.get_close_matches(name.id.lower(), MASKS, 1)
-            guess = f"did you mean '{near[0]}'? " if near else f"known: {', '.join(MASKS)} "
-            self.fail(name, f"unknown mask '{name.id}'", f"{guess}(all masks: attncli mask --help)")
+            guess = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(MASKS)}"
+            guess = guess if near else guess.replace(", dilated", ",\ndilated")
+            self.fail(name, f"unknown mask '{name.id}'", f"{guess}\nall masks: attncli mask --help")
         corner = None
         if args and isinstance(args[-1], ast.Name) and args[-1].id != "inf":
             corner = args[-1].id

@@ -294,6 +294,7 @@ def nothing_found(names: Iterable[str], source: str) -> InputError:
     some = ", ".join(name or "unnamed" for name in known[:4]) + (", …" if len(known) > 4 else "")
     first = ", ".join(sorted({next(iter(row.inputs.values())) for row in LAYOUTS}))
     return InputError(
-        f"{source} holds no attention layer that is known; it holds {counted(len(known), 'tensor')} ({some})",
+        f"{source} holds no attention layer that is known; it holds "
+        f"{counted(len(known), 'tensor')} ({some})",
         f"a layer is recognised by its query or fused weight: {first}",
     )
