@@ -250,3 +250,24 @@ def test_a_real_checkpoint() -> None:
     most = max(data["heads"], key=lambda head: head["statistics"]["largest_logit"])
     assert (most["layer"], most["head"]) == ("encoder.layer.0.attention", 2)
     assert most["statistics"]["largest_logit"] == pytest.approx(5.97, abs=0.01)
+
+
+def test_inspect_takes_a_checkpoint_at_its_door(door: Callable[..., Any], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    layer = "bert.encoder.layer.0.attention"
+    files.write(
+        str(tmp_path / "model.safetensors"),
+        {
+            f"{layer}.{leaf}.weight": rng.normal(size=(8, 8)).astype(np.float32)
+            for leaf in ("self.query", "self.key", "self.value", "output.dense")
+        },
+    )
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_attention_heads": 2}')
+    done = door("inspect", tmp_path)
+    assert done.code == 0, done.err
+    assert "2 heads in 1 attention layer" in done.out
+    assert len(door("inspect", tmp_path, "--json").data["heads"]) == 2
+    assert "bert.encoder" in door("inspect", tmp_path, "--sort", "bytes", "--json").out
+    refused = door("inspect", tmp_path, "--what-if", "scale=none")
+    assert refused.code == 2
+    assert "no query" in refused.err

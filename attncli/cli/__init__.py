@@ -88,6 +88,11 @@ def main() -> int:
 
                 traceback.print_exc()
             code = _fail(error, arguments)
+            try:  # what cannot be printed now would fail once more when Python ends
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            except OSError:
+                _drop_stdout()
     return code
 
 

@@ -130,13 +130,18 @@ def inspect(
     critical), the reasons, what it looks at, and what the scale 1/√D does for its gradient. The
     gradients are those for a random upstream gradient.
 
-    BUNDLE without a query: a row a tensor with shape, dtype, range, NaN, and room in float16.
+    BUNDLE that is a checkpoint (a file, or a folder with its config.json): every attention layer
+    and head from the weights alone: the largest logit of two inputs of norm 1, ranks, norms.
+
+    BUNDLE of any other kind, or with --header, --filter or --sort: a row a tensor with shape,
+    dtype, range, NaN, and room in float16.
 
     \b
     Examples:
       attncli inspect qkv.npz --causal --what-if scale=none --what-if softcap=50
       attncli inspect qkv.npz --fail-on critical --policy limits.toml
       attncli inspect --sweep-dim 8,64,512,1000,4096
+      attncli inspect checkpoint/
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     shown = options.format_of(format, json)
@@ -212,6 +217,26 @@ def inspect(
         stream_answers(source, lambda one: answer(one, None)[0], command="inspect")
         return
     about_file = header or filter is not None or sort is not None
+    if source is not None and query is None and not about_file:
+        from attncli.report_weights import holds_layers, weights_report
+
+        asked = {
+            "--what-if": what_if, "--mask": mask or causal, "--include": include,
+            "--output": output, "--key": key, "--value": value,
+        }  # fmt: skip
+        if "query" not in map(str.lower, source.tensors) and holds_layers(source):
+            _check_tensors(source, [name for name, given in asked.items() if given], False)
+            from attncli import checkpoints
+
+            with render.progress("layers") as progress:
+                report = weights_report(
+                    source, checkpoints.config_beside(bundle or ""), heads=heads,
+                    kv_heads=kv_heads, policy=limits, fail_on=fail_on, full=full,
+                    progress=progress,
+                )  # fmt: skip
+            render.show_warnings(report.warnings)
+            render.show(report, shown, color=when)
+            raise typer.Exit(report.exit_code)
     if source is not None and query is None and (about_file or files.find(source, "query") is None):
         asked = {
             "--what-if": what_if, "--fail-on": fail_on, "--policy": policy,

@@ -421,6 +421,8 @@ def _with_shards(bundle: Bundle, source: str) -> Bundle:
     for name, file in shards.items():
         if not isinstance(file, str) or os.path.basename(file) != file or file in ("", ".", ".."):
             raise FileError(f"{source} keeps '{name}' in {file!r}; expected a file beside it")
+        if file.endswith(".json"):
+            raise FileError(f"{source} keeps '{name}' in {file}; expected a file of tensors")
         if file not in files:
             files[file] = read(os.path.join(os.path.dirname(source), file))
         shard = files[file].tensors

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -63,8 +63,15 @@ def write(
         )
     with _writing("standard output"):
         sys.stdout.flush()
-        WRITERS[suffix](sys.stdout.buffer, arrays, extra)
+        WRITERS[suffix](cast(BinaryIO, _Pipe(sys.stdout.buffer)), arrays, extra)
         sys.stdout.buffer.flush()
+
+
+class _Pipe:
+    """A stream that can only be written: NumPy would ask a real file where it stands."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.write, self.flush = stream.write, stream.flush
 
 
 @contextmanager
