@@ -36,6 +36,9 @@ SMALL = 1 << 15  # numbers of the output that need no threads
 EXACT = 1 << 22  # scores that float64 does not make slow
 
 
+ROUNDING = 1e-13  # of the largest value: a gradient this small is none
+
+
 @dataclass(frozen=True)
 class Head:
     """What is said about one head."""
@@ -99,7 +102,10 @@ def examine(
     now = run(p)
     assert now.result is not None
     measured = {scale: now if scale == p.scale else run(one) for scale, one in scales.items()}
-    floor = VANISHED * medians(measured[auto.scale])
+    usual = medians(measured[auto.scale])
+    with np.errstate(over="ignore", invalid="ignore"):
+        noise = ROUNDING * float(np.abs(np.asarray(problem.value, np.float64)).max(initial=0))
+    floor = VANISHED * np.where(usual > noise, usual, 0)  # a share of rounding says nothing
     lse = np.asarray(now.result.lse, np.float64).reshape(now.chosen.shape)
     swept = second_sweep.sweep(p, lse, now.chosen, threads=threads, progress=stages)
     sample = sampled.sample(p, now.chosen, seed=seed, progress=stages)

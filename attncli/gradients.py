@@ -151,7 +151,8 @@ def row_norm(array: Array) -> Array:
     for at in np.ndindex(array.shape[:-2]):
         for start in range(0, array.shape[-2], 1 << 14):
             part = array[at][start : start + (1 << 14)].astype(np.float64)
-            found[at][start : start + (1 << 14)] = np.sqrt(np.vecdot(part, part))
+            with np.errstate(over="ignore", invalid="ignore"):
+                found[at][start : start + (1 << 14)] = np.sqrt(np.vecdot(part, part))
     return found
 
 

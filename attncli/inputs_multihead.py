@@ -212,6 +212,8 @@ class StateGathering(Gathering):
                 "there is no X, and nothing to make hidden states for",
                 "give X; or --model-dim N and --tokens 'the cat sat', for a random vector a word",
             )
+        if not words[0]:
+            raise InputError("--tokens names no word", "as in --tokens 'the cat sat'")
         rows: dict[str, Array] = {}
         rng = np.random.default_rng(learning.seed)
         for word in words[0]:
@@ -260,6 +262,13 @@ class StateGathering(Gathering):
     def mask_texts(self) -> tuple[str, ...] | None:
         """Mask expressions; None: the layer's own mask."""
         texts = list(self.flags.mask)
+        if "none" in texts and len(set(texts)) > 1:
+            other = next(text for text in texts if text != "none")
+            raise InputError(
+                f"--mask none and {'--causal' if other == 'causal' else '--mask ' + other} "
+                "contradict each other",
+                "leave one of them out",
+            )
         if not texts and "mask" in self.options:
             texts.append(self.checked("mask", lambda v: isinstance(v, str), 'such as "causal"'))
         if not texts and self.checked("causal", lambda v: isinstance(v, bool), "true or false"):

@@ -202,9 +202,10 @@ def pooled_std(rows: Rows, chosen: Array) -> Array:
     total = n.sum(-1)
     whole = np.maximum(total, 1)
     mean = (n * np.where(chosen, rows.mean, 0)).sum(-1) / whole
-    between = n * np.where(chosen, rows.mean - mean[..., None], 0) ** 2
-    within = np.where(chosen, rows.m2, 0)
-    return np.where(total > 0, np.sqrt((between + within).sum(-1) / whole), np.nan)
+    with np.errstate(over="ignore", invalid="ignore"):
+        between = n * np.where(chosen, rows.mean - mean[..., None], 0) ** 2
+        within = np.where(chosen, rows.m2, 0)
+        return np.where(total > 0, np.sqrt((between + within).sum(-1) / whole), np.nan)
 
 
 # -- the output and the gradients -------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from attncli.effects import SWEPT, SWEPT_VALUES, Effect
+from attncli.errors import counted
 from attncli.examine import Examination, Head, of_head
 from attncli.problem import Problem
 from attncli.report import Block, Column, Gap, Labels, Records, Report, Table, Text, View
@@ -22,6 +23,7 @@ SCHEMA = "attncli.inspect/1"
 WHOLE = 40  # heads up to here are all shown
 EDGE = 8  # of many heads with nothing to say
 LINES = 24  # of reasons
+FACTS = 6  # counts on a line of the summary
 
 
 def inspect_report(
@@ -58,10 +60,22 @@ def inspect_report(
         data=lambda: _data(examined, heads, labels, include, notes),
         records=lambda: _records(examined, heads),
         arrays={f"row_statistics.{name}": values for name, values in arrays.items()},
-        warnings=examined.result.warnings,
+        warnings=[*examined.result.warnings, *_unjudged(examined, heads)],
         notes=[" · ".join(headline(examined.result)), *notes, *_how(examined)],
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
     )
+
+
+def _unjudged(examined: Examination, heads: Sequence[Head]) -> list[str]:
+    """Return a warning when heads have nothing in them that a verdict could be about."""
+    rows = np.asarray(examined.found["rows_with_choice"])
+    count = sum(not rows[head.batch, head.head] for head in heads)
+    if not heads:
+        return ["there are no heads to judge"]
+    if not count:
+        return []
+    whose = f"{count} of {counted(len(heads), 'head')}"
+    return [f"{whose} with no row that sees two keys or more: ok says nothing there"]
 
 
 def _first_line(problem: Problem, heads: Sequence[Head], count: Counter[str]) -> list[str]:
@@ -117,9 +131,9 @@ def _summary(heads: Sequence[Head]) -> Text:
     places = list(places_of(heads).items())
     shown = ", ".join(f"{place} {n}" for place, n in places[:6])
     more = f", {len(places) - 6} more places" if len(places) > 6 else ""
-    return Text(
-        "", [" · ".join(f"{name} {n}" for name, n in found.items()), f"looks at   {shown}{more}"]
-    )
+    facts = [f"{name} {n}" for name, n in found.items()]
+    lines = [" · ".join(facts[at : at + FACTS]) for at in range(0, len(facts), FACTS)]
+    return Text("", [*lines, *([f"looks at   {shown}{more}"] if shown else [])])
 
 
 def _name(problem: Problem, head: Head) -> str:

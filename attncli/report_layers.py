@@ -39,6 +39,7 @@ def layers_report(
         records=lambda: _records(layers),
         notes=[
             *([f"{'each' if len(layers) > 1 else 'it'} has {alike}"] if alike else []),
+            *dict.fromkeys(layer.unknown for layer in layers if layer.unknown),
             *shared, *(f"not computed: {what}" for what in lacks),
         ],
     )  # fmt: skip
@@ -115,7 +116,8 @@ def _extras(layer: Layer) -> str:
 
 
 def _listed(layer: Layer) -> dict[str, Any]:
-    return {**layer_data(layer), "notes": list(layer.notes), "not_computed": list(layer.lacks)}
+    notes = [*filter(None, [layer.unknown]), *layer.notes]
+    return {**layer_data(layer), "notes": notes, "not_computed": list(layer.lacks)}
 
 
 def _records(layers: Sequence[Layer]) -> Records:
@@ -129,13 +131,18 @@ def _plain(value: Any) -> Any:
 
 
 def family_of(layer: Layer) -> str:
-    """Return the family as its layout spells it, else its model_type, '' for plain arrays."""
+    """Return the family as its layout spells it, else its model_type, '' for plain arrays.
+
+    Of a model_type that no table has only the names of its weights are known.
+    """
 
     def plain(text: str) -> str:
         return "".join(c for c in text.lower() if c.isalnum())
 
     if layer.layout == "arrays":
         return ""
+    if layer.unknown:
+        return f"unknown family (names like {layer.layout}'s)"
     if layer.family in ("", "unknown") or plain(layer.family) in plain(layer.layout):
         return layer.layout
     return layer.family

@@ -233,7 +233,7 @@ def _likeness(problem: Problem, facts: HeadFacts, chosen: Selection) -> list[Blo
     several = "; mean of the batch" if len(chosen.batch) > 1 else ""
     return [
         Heatmap(
-            "How alike heads are (1 − Jensen–Shannon distance of their weights" + several + ")",
+            "How alike heads are (1 − Jensen–Shannon distance" + several + ")",
             values, edges, edges, names, names, row_positions=heads, column_positions=heads,
         )
     ]  # fmt: skip

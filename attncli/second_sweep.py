@@ -214,7 +214,7 @@ class _Walk:
             if bias is not None:
                 e += bias
             e = (e - rows.lse[:, None]) * LOG2E
-        np.exp2(e, out=e)
+        np.minimum(np.exp2(e, out=e), 1, out=e)  # huge scores round past their own lse
         visible = len(e) * (j1 - j0)
         if state == MIXED:
             keep = p.mask.keep(self.b, self.h, rows.i0, rows.i1, j0, j1)

@@ -100,9 +100,7 @@ def slopes(problem: Problem, grad: Array, dtype: Any, order: Array | None = None
         arrays[name], bands[name] = (
             x.reshape(*shape[:-1], x.shape[-1]).sum(2) for x in (arrays[name], bands[name])
         )
-    return Slopes(
-        arrays, {n: band + floor + last * np.abs(arrays[n]) for n, band in bands.items()}
-    )
+    return Slopes(arrays, {n: band + floor + last * np.abs(arrays[n]) for n, band in bands.items()})
 
 
 def over_mask(cells: Array, shape: tuple[int, ...]) -> Array:

@@ -824,4 +824,46 @@ def test_an_unknown_family_says_what_was_assumed() -> None:
     layer = one(*apart("layers.0.self_attn", QKVO), config=config)
     assert layer.family == "unknown" and layer.causal and layer.rope is not None
     text = " ".join(layer.notes)
-    assert "'newone' is not known" in text and "causal is assumed" in text and "halves" in text
+    assert "causal is assumed" in text and "halves" in text
+    assert "'newone' is not in the table: a causal mask and RoPE are assumed" in layer.unknown
+    assert "--arch llama" in layer.unknown
+    assert multihead(np.ones((3, 8)), layer).warnings == (layer.unknown,)
+    del config["rope_theta"], config["architectures"]
+    plain = one(*apart("layers.0.self_attn", QKVO), config=config)
+    assert "no causal mask and no RoPE are assumed" in plain.unknown
+    assert one(*apart("layers.0.self_attn", QKVO), config=config, arch="llama").unknown == ""
+
+
+BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
+    "theta": ({"rope_theta": "x"}, 'rope_theta is "x"'),
+    "scaling": ({"rope_scaling": [1]}, r"rope_scaling is \[1\]"),
+    "parameters": ({"rope_parameters": 3}, "rope_parameters is 3"),
+    "rotary_dim": ({"rotary_dim": "x"}, 'rotary_dim is "x"'),
+    "scalar": ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+    "window": ({"model_type": "mistral", "sliding_window": -3}, "sliding_window is -3"),
+    "a word": ({"model_type": "mistral", "sliding_window": "x"}, 'sliding_window is "x"'),
+    "types": ({"layer_types": "full_attention"}, 'layer_types is "full_attention"'),
+    "a type": ({"layer_types": [1]}, r"layer_types is \[1\]"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+    "fewer": ({"num_attention_heads": -4}, "num_attention_heads is -4"),
+    "four": ({"num_attention_heads": "four"}, 'num_attention_heads is "four"'),
+    "huge": ({"rope_theta": 10**400}, "rope_theta is 1000"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_MEMBERS)
+def test_bad_members_of_a_config_are_named(what: str) -> None:
+    members, message = BAD_MEMBERS[what]
+    config = {"model_type": "llama", "num_attention_heads": 2, **members}
+    with pytest.raises(InputError, match=f"config.json: {message}") as error:
+        one(*apart("layers.0.self_attn", QKVO), config=config)
+    assert "expected a" in str(error.value.hint)
+
+
+def test_a_hidden_size_that_contradicts_the_weights_loses() -> None:
+    config = {"model_type": "llama", "num_attention_heads": 2, "hidden_size": 16}
+    layer = one(*apart("layers.0.self_attn", QKVO), config=config)
+    assert layer.model_dim == 8
+    assert "config.json says hidden_size 16, the weights take 8: the weights won" in layer.notes
+    fits = one(*apart("layers.0.self_attn", QKVO), config=config | {"hidden_size": 8})
+    assert not any("hidden_size" in note for note in fits.notes)

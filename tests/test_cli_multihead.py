@@ -501,7 +501,12 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "a pickle": ("wide.npy -w model.pkl", ["a Python pickle", "never loaded"]),
     "an adapter": ("wide.npy -w lora.safetensors", ["an adapter", "merge it"]),
     "latent attention": ("wide.npy -w latent.safetensors", ["latent attention"]),
-    "a missing shard": ("wide.npy -w sharded", ["model-00002-of-00002.safetensors"]),
+    "a missing shard": ("wide.npy -w sharded", ["the index names model-00002-of-00002.safetensors, "
+                        "which is not there"]),
+    "a tokens option of no word": ("--random-weights 0 --model-dim 8 --heads 2 --tokens=",
+                                   ["--tokens names no word"]),
+    "no mask and a mask": ("x.npy -w llama --layer 0 --mask none --causal",
+                           ["--mask none and --causal contradict"]),
     "an empty folder": ("wide.npy -w empty", ["without model.safetensors"]),
     "no folder": ("wide.npy -w nowhere", ["no such file"]),
     "no head count": ("wide.npy -w plain.safetensors", ["nothing says how many heads",
@@ -542,6 +547,37 @@ BAD: dict[str, tuple[str, list[str]]] = {
                                    ["overwrite an input"]),
     "no cross memory": ("wide.npy -w cross.safetensors --heads 2", ["give --memory"]),
 }  # fmt: skip
+
+
+def test_a_sequence_of_padding_alone_is_said(door: Door, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", RNG.normal(size=(2, 3, 8)))
+    np.save(tmp_path / "p.npy", np.array([[True] * 3, [False] * 3]))
+    told = ("multihead", "x.npy", "--random-weights", 0, "--heads", 2)
+    ran = door(*told, "--key-padding-mask", "p.npy")
+    assert ran.code == 0
+    assert ran.err.startswith("warning: 6 of 12 rows see no key: key_padding_mask hides every")
+    assert "batch 1" in ran.err
+    assert door(*told).err == ""
+
+
+def test_an_unknown_family_is_no_llama(door: Door, llama: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "strange", model_type="xyzzy")
+    ran = door("multihead", "x.npy", "-w", folder, "--layer", 0)
+    assert ran.code == 0
+    assert ran.out.startswith("unknown family (names like Llama's) self-attention")
+    said = " ".join(ran.err.split())
+    assert said.startswith("warning: model_type 'xyzzy' is not in the table")
+    assert "--arch llama" in said
+    listed = " ".join(door("multihead", "-w", folder, "--list").out.split())
+    assert "'xyzzy' is not in the table" in listed
+    data = door("multihead", "-w", folder, "--list", "--json").data
+    assert "'xyzzy' is not in the table" in data["layers"][0]["notes"][0]
+    assert door("multihead", "x.npy", "-w", folder, "--layer", 0, "--arch", "llama").err == ""
+
+
+def test_the_title_of_the_map_of_a_batch_fits(door: Door, llama: Path) -> None:
+    ran = door("multihead", "x.npy", "-w", llama, "--layer", 0)
+    assert "mean of the batch" in ran.out and max(map(len, ran.out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("what", BAD)

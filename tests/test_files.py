@@ -591,7 +591,8 @@ def test_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "fragment"),
     [("../x.safetensors", "expected a file beside it"), ("/etc/passwd", "beside it"), (3, "beside"),
-     ("s9.safetensors", "no such file"), ("s1.safetensors", "it is not there")],
+     ("s9.safetensors", "the index names s9.safetensors, which is not there"),
+     ("s1.safetensors", "it is not there")],
 )  # fmt: skip
 def test_bad_shards(tmp_path: Path, file: Any, fragment: str) -> None:
     refused(shards(tmp_path, t2=file), fragment)
@@ -614,6 +615,23 @@ def test_folders(tmp_path: Path) -> None:
     same(files.read_tensor(str(tmp_path)), sample("int8"))
     files.write(str(tmp_path / "model.safetensors"), {"b": sample("int8")})
     assert list(files.read(str(tmp_path)).tensors) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fragments"),
+    [("model.pkl", ["is a Python pickle", "save it as .npz or .safetensors"]),
+     ("llama.gguf", ["is a GGUF file", "readable are .npy"])],
+)  # fmt: skip
+def test_a_folder_of_weights_that_are_not_read(
+    tmp_path: Path, name: str, fragments: list[str]
+) -> None:
+    put(tmp_path / "config.json", "{}")
+    put(tmp_path / name, "x")
+    refused(str(tmp_path), name, *fragments)
+    put(tmp_path / "model.pt", "x")
+    refused(str(tmp_path), f"name a file: {tmp_path / 'model.pt'}")
+    files.write(str(tmp_path / "one.safetensors"), {"a": sample("int8")})
+    same(files.read_tensor(str(tmp_path)), sample("int8"))
 
 
 # -- fuzz

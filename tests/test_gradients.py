@@ -288,9 +288,7 @@ def test_a_row_of_sentinels_that_swallow_its_scores_is_a_mean(low: float) -> Non
     q, k, v, grad = (rng.normal(size=(5, 4)).astype(np.float32) for _ in range(4))
     bias = np.zeros((5, 5), np.float32)
     bias[:, 3:], bias[1] = low, low
-    found = attncli.attend(
-        q, k, v, attn_mask=bias, want=("gradients",), grad_output=grad
-    ).gradients
+    found = attncli.attend(q, k, v, attn_mask=bias, want=("gradients",), grad_output=grad).gradients
     e = np.where(bias == 0, np.exp(q @ k.T / 2), 0)
     e[1] = 1
     weights = e / e.sum(1, keepdims=True)
@@ -323,8 +321,15 @@ def test_sentinels_near_the_scores_keep_them_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 0, 4, 3, 2), (1, 1, 3, 0, 3, 2), (1, 1, 3, 4, 0, 2), (1, 1, 3, 4, 3, 0),
-              (0, 2, 3, 4, 3, 2), (1, 0, 3, 4, 3, 2)]
+    "shape",
+    [
+        (1, 1, 0, 4, 3, 2),
+        (1, 1, 3, 0, 3, 2),
+        (1, 1, 3, 4, 0, 2),
+        (1, 1, 3, 4, 3, 0),
+        (0, 2, 3, 4, 3, 2),
+        (1, 0, 3, 4, 3, 2),
+    ],
 )
 def test_dimensions_of_length_zero(engine: str, shape: tuple[int, ...]) -> None:
     b, h, queries, keys, width, value_width = shape

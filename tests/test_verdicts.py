@@ -387,3 +387,44 @@ def test_empty_attention(door: Door, tmp_path: Path) -> None:
     assert ran.code == 0 and "2 critical" in ran.out
     np.savez(tmp_path / "heads.npz", query=np.ones((0, 3, 4)))
     assert door("inspect", "heads.npz").code == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--policy", "limits.toml"),
+        ("--fail-on", "watch"),
+        ("--what-if", "softcap=5"),
+        ("--backend", "torch"),
+        ("-o", "out.npz"),
+    ],
+)
+def test_sweep_dim_refuses_what_it_would_ignore(door: Door, more: tuple[str, ...]) -> None:
+    done = door("inspect", "--sweep-dim", "8", *more)
+    assert done.code == 2
+    assert "nothing to do with --sweep-dim" in done.err
+
+
+def test_nothing_to_judge_is_said(door: Door, tmp_path: Path) -> None:
+    np.savez(tmp_path / "one.npz", query=np.ones((1, 4)), key=np.ones((1, 4)))
+    done = door("inspect", "one.npz", "--fail-on", "watch")
+    assert done.code == 0
+    assert "no row that sees two keys" in done.err
+
+
+def test_equal_values_have_no_vanishing_gradient(door: Door, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    q, k = rng.normal(size=(2, 16, 8))
+    np.savez(tmp_path / "veq.npz", query=q, key=k, value=np.ones((16, 8)))
+    found = door("inspect", "veq.npz", "--json").data["heads"][0]["statistics"]
+    assert found["vanishing_share"] == 0
+
+
+def test_a_weight_is_never_more_than_one(door: Door, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    q, k = (rng.normal(size=(2, 8, 16, 8)) * 1e15).astype(np.float32)
+    np.savez(tmp_path / "huge.npz", query=q, key=k)
+    done = door("inspect", "huge.npz", "--json")
+    for head in done.data["heads"]:
+        assert head["statistics"]["sink_mass"] <= 1
+    assert "RuntimeWarning" not in done.err

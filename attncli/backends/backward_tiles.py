@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from attncli.backends.numpy_tiles import LOG2E
-from attncli.backends.tile_rows import Buffers, _chunks
+from attncli.backends.tile_rows import Buffers, split_rows
 from attncli.backends.whole_rows import not_finite
 from attncli.problem import Problem
 
@@ -101,7 +101,7 @@ class KeyTile:
         """Return rows ``(R, D + 1)`` times keys a:z of this tile, in a buffer: ``(R, z − a)``."""
         blocks = blocks[a // self.block : -(-z // self.block)]
         out = buffers.take(name, (len(rows), len(blocks) * self.block), rows.dtype)
-        for part, chunks, step in _chunks(len(rows), self.block * rows.shape[1]):
+        for part, chunks, step in split_rows(len(rows), self.block * rows.shape[1]):
             left = rows[part].reshape(chunks, 1, step, rows.shape[1])
             into = out[part].reshape(chunks, step, *blocks.shape[::2]).swapaxes(1, 2)
             np.matmul(left, blocks, out=into)  # (chunks, blocks, step, block)
@@ -114,7 +114,7 @@ def add_product(total: Array, left: Array, right: Array) -> None:
         return
     (rows, inner), width = left.shape, total.shape[1]
     part = buffers.take("part", total.shape, total.dtype)
-    for some, chunks, step in _chunks(rows, inner * width):
+    for some, chunks, step in split_rows(rows, inner * width):
         into = part[some].reshape(chunks, step, width)
         np.matmul(left[some].reshape(chunks, step, inner), right, out=into)
     np.add(total, part, out=total)

@@ -92,7 +92,7 @@ def _tiling(p: Problem, threads: int) -> Tiling:
     """A tile's weights and dS together fill the second-level cache; enough tiles for threads.
 
     Few rows waste little where a mask ends inside a tile. 240 × 128 × 32 is below the 10⁶
-    multiplications of ``_chunks``, and 256 × 128 × 32 is not.
+    multiplications of ``split_rows``, and 256 × 128 × 32 is not.
     """
     large = p.mask.trivial and p.queries >= 1024
     rows = 128 if not large else 256 if max(p.width, p.value_width) <= 64 else 240

@@ -8,7 +8,7 @@ three kernels differ in how they meet ``exp``:
 - *online*: a running maximum (Milakov & Gimelshein 2018), for everything else.
 - *whole rows*: for small problems, many heads in one product, and when a matrix is asked for.
 
-Products are cut small on purpose (``tile_rows._chunks``), and keys are transposed in blocks once.
+Products are cut small on purpose (``tile_rows.chunks``), and keys are transposed in blocks once.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class Walk:
             for i0 in range(0, p.queries, step)
         ]
         if not p.mask.trivial:
+
             def cost(part: Part) -> int:
                 spans = p.mask.spans(part.b, part.h0, part.i0, part.i1)
                 return -sum(stop - start for start, stop in spans)
@@ -169,9 +170,7 @@ class Walk:
         ends = [*edges[1:].tolist(), keys]
         for state, a, z in zip([*states, EMPTY], edges.tolist(), ends, strict=True):
             kept = bool(mixed and mixed[-1][1] == a)  # the cells before are mixed
-            if a > j0 and (
-                state == EMPTY or z - j0 > width or (pure and kept != (state == MIXED))
-            ):
+            if a > j0 and (state == EMPTY or z - j0 > width or (pure and kept != (state == MIXED))):
                 yield j0, a, mixed
                 j0, mixed, kept = a, [], False
             if state == EMPTY:

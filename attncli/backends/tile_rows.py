@@ -107,7 +107,7 @@ class Rowset:
         count = blocks.shape[2]
         s = _buffers.take("s", (self.part.size, count * BLOCK), self.q.dtype)
         grouped = s.reshape(groups, rows, count * BLOCK)
-        for some, chunks, step in _chunks(rows, BLOCK * width):
+        for some, chunks, step in split_rows(rows, BLOCK * width):
             q = self.q[:, some].reshape(groups, chunks, 1, step, width)
             out = grouped[:, some].reshape(groups, chunks, step, count, BLOCK).swapaxes(2, 3)
             np.matmul(q, blocks, out=out)  # (G, chunks, blocks, step, BLOCK)
@@ -124,14 +124,14 @@ class Rowset:
         value = self.value[:, None, j0:j1]
         part = _buffers.take("part", self.acc.shape, e.dtype)
         e, out = e.reshape(groups, rows, keys), part.reshape(groups, rows, width)
-        for some, chunks, step in _chunks(rows, keys * width):
+        for some, chunks, step in split_rows(rows, keys * width):
             shape = groups, chunks, step
             chunk = e[:, some].reshape(*shape, keys)  # (G, chunks, step, C)
             np.matmul(chunk, value, out=out[:, some].reshape(*shape, width))
         np.add(self.acc, part, out=self.acc)
 
 
-def _chunks(rows: int, cells: int) -> Iterator[tuple[slice, int, int]]:
+def split_rows(rows: int, cells: int) -> Iterator[tuple[slice, int, int]]:
     """Split rows into (slice, chunks, rows a chunk): equal chunks, and the rest as one.
 
     Products of up to 10⁶ multiplications go to OpenBLAS's kernels for small matrices (AVX-512),

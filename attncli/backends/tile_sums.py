@@ -1,5 +1,4 @@
-"""Row statistics of the tiled engine: grown tile by tile, while a tile is still in the cache.
-"""
+"""Row statistics of the tiled engine: grown tile by tile, while a tile is still in the cache."""
 
 from __future__ import annotations
 
@@ -102,9 +101,7 @@ class TileSums:
             n, mean, scatter = moments.of(*run)
             self.merge(n, q @ mean, np.vecdot(q @ scatter, q), some)
 
-    def merge(
-        self, n: Array | int, mean: Array, m2: Array, some: slice = slice(None)
-    ) -> None:
+    def merge(self, n: Array | int, mean: Array, m2: Array, some: slice = slice(None)) -> None:
         """Merge the mean and squared deviations of n more scores (Chan et al. 1983)."""
         total = self.n[some] + n
         delta, share = mean - self.mean[some], n / np.maximum(total, 1)

@@ -17,14 +17,14 @@ import torch  # noqa: TID253 (loaded only once torch is known to be there)
 from attncli.backends import Attended, Progress
 from attncli.backends.torch_sdpa import (
     Inputs,
-    _out_of_memory,
-    _settings,
     dtype_of,
     find_device,
+    out_of_memory,
+    settings,
     to_numpy,
     to_torch,
 )
-from attncli.backends.torch_tiles import TILINGS, Job, Sheet, Tiling, _jobs, plan
+from attncli.backends.torch_tiles import TILINGS, Job, Sheet, Tiling, jobs_of, plan
 from attncli.gradients import Gradients, float_masks
 from attncli.problem import Problem
 
@@ -50,11 +50,11 @@ def backward(
     """
     place = find_device(device)
     problem = replace(problem, softmax_dtype=None)
-    with _settings(threads):
+    with settings(threads):
         try:
             return backward_tiled(problem, grad_output, place, None, want, progress)
         except torch.OutOfMemoryError:
-            raise _out_of_memory(problem, place) from None
+            raise out_of_memory(problem, place) from None
 
 
 def backward_tiled(
@@ -68,7 +68,7 @@ def backward_tiled(
     if p.batch * p.heads * p.queries * p.keys:
         tiling = tiling or TILINGS.get(device.type, TILINGS["cuda"])
         # dP and the softcap's slope take as much again as the scores
-        jobs = list(_jobs(p, replace(tiling, cells=tiling.cells // 2), False))
+        jobs = list(jobs_of(p, replace(tiling, cells=tiling.cells // 2), False))
         finite = inputs.finite() and bool(grad.isfinite().all())
         sheet = Sheet.blank(p, (), inputs)
         for at, (b, groups, rows) in enumerate(jobs):

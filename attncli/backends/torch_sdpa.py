@@ -60,7 +60,7 @@ def attend(
     import torch
 
     place = find_device(device)
-    with _settings(threads):
+    with settings(threads):
         try:
             inputs = Inputs.of(problem, place)
             _wait(place)
@@ -69,7 +69,7 @@ def attend(
             _wait(place)
             return attended(problem, done, place, time.perf_counter() - start)
         except torch.OutOfMemoryError:
-            raise _out_of_memory(problem, place) from None
+            raise out_of_memory(problem, place) from None
 
 
 # --- devices ------------------------------------------------------------------------------------
@@ -127,7 +127,8 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _out_of_memory(problem: Problem, device: torch.device) -> Unavailable:
+def out_of_memory(problem: Problem, device: torch.device) -> Unavailable:
+    """Return the error that says how much a device has and what would need less."""
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
@@ -141,7 +142,7 @@ def _out_of_memory(problem: Problem, device: torch.device) -> Unavailable:
 
 
 @contextmanager
-def _settings(threads: int | None) -> Iterator[None]:
+def settings(threads: int | None) -> Iterator[None]:
     """Float32 products in float32 (no TF32), no gradients, so many threads; put back afterwards."""
     import torch
 

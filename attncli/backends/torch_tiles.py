@@ -57,7 +57,7 @@ def attend(
         return sheet
     whole = bool(sheet.stages) or p.softmax_dtype is not None
     tiling = tiling or TILINGS.get(inputs.query.device.type, TILINGS["cuda"])
-    jobs = list(_jobs(p, tiling, whole))
+    jobs = list(jobs_of(p, tiling, whole))
     finite = bool(inputs.value.isfinite().all())
     for at, (b, groups, rows) in enumerate(jobs):
         Job(sheet, inputs, b, groups, rows, finite).run(p.keys if whole else tiling.keys, whole)
@@ -66,7 +66,7 @@ def attend(
     return sheet
 
 
-def _jobs(p: Problem, tiling: Tiling, whole: bool) -> Iterator[tuple[int, range, range]]:
+def jobs_of(p: Problem, tiling: Tiling, whole: bool) -> Iterator[tuple[int, range, range]]:
     """Yield batch element, key/value heads and query rows of each job."""
     each = p.heads // p.kv_heads  # query heads of a key/value head
     keys = p.keys if whole else min(tiling.keys, p.keys)

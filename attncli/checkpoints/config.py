@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from attncli.checkpoints.families import Family, normal
+from attncli.errors import InputError
 from attncli.rope import SCALINGS, Rope
 
 Config = Mapping[str, Any]
@@ -53,15 +55,29 @@ def first(config: Config, names: Sequence[str]) -> tuple[str, Any] | None:
     return None
 
 
+def wrong(name: str, value: Any, expected: str) -> InputError:
+    """Return the error for a member that cannot be what it should be."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= 60 else text[:59] + "…"
+    return InputError(f"config.json: {name} is {text}", f"expected {expected}, or null")
+
+
 def count(config: Config, names: Sequence[str], stage: int = 0) -> tuple[str, int] | None:
-    """Return a whole number and the name it has; of a list (Swin), that of the stage."""
+    """Return a whole number and the name it has; of a list (Swin), that of the stage.
+
+    Raises InputError for anything else.
+    """
     found = first(config, names)
     if found is None:
         return None
     name, value = found
-    if isinstance(value, list) and stage < len(value):
+    if isinstance(value, list):
+        if stage >= len(value):
+            return None
         value = value[stage]
-    return (name, value) if type(value) is int and value > 0 else None
+    if type(value) is not int or value < 1:
+        raise wrong(name, value, "a positive whole number")
+    return name, value
 
 
 def heads(config: Config, path: str, stage: int) -> tuple[str, int] | None:
@@ -71,10 +87,26 @@ def heads(config: Config, path: str, stage: int) -> tuple[str, int] | None:
 
 
 def number(config: Config, *names: str) -> float | None:
-    """Return a finite number, or None."""
+    """Return a finite number, or None without one; InputError for anything else."""
     found = first(config, names)
-    good = found is not None and type(found[1]) in (int, float) and math.isfinite(found[1])
-    return float(found[1]) if found is not None and good else None
+    if found is None:
+        return None
+    name, value = found
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise wrong(name, value, "a finite number")
+    return number
+
+
+def members(config: Config, name: str) -> dict[str, Any]:
+    """Return an object within the config, empty without one; InputError for anything else."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise wrong(name, value, "an object")
+    return value or {}
 
 
 def scale(config: Config, family: Family, width: int, index: int) -> tuple[float, str]:
@@ -83,11 +115,13 @@ def scale(config: Config, family: Family, width: int, index: int) -> tuple[float
     multiplier = number(config, "attention_multiplier")
     before = number(config, "query_pre_attn_scalar")
     fixed = number(config, "softmax_scale")
+    if before is not None and before <= 0:
+        raise wrong("query_pre_attn_scalar", before, "a positive number")
     if family.scale is not None:
         value, why = family.scale, "none in this family"
     elif multiplier is not None:
         value, why = multiplier, "attention_multiplier"
-    elif before is not None and before > 0:
+    elif before is not None:
         value, why = before**-0.5, f"query_pre_attn_scalar {before:g}"
     elif fixed is not None:
         value, why = fixed, "softmax_scale"
@@ -101,6 +135,9 @@ def scale(config: Config, family: Family, width: int, index: int) -> tuple[float
 def layer_type(config: Config, family: Family, index: int) -> str:
     """Return ``sliding_attention`` or ``full_attention``, from config.json or the family's rule."""
     types = config.get("layer_types")
+    named = isinstance(types, list) and all(isinstance(kind, str) for kind in types)
+    if types is not None and not named:
+        raise wrong("layer_types", types, "a list with the name of each layer's type")
     if isinstance(types, list) and index < len(types):
         return str(types[index])
     rule, slides = family.window, False
@@ -175,13 +212,12 @@ class Turned:
 
 def rope(config: Config, family: Family, style: str, kind: str, width: int) -> Turned:
     """Return how queries and keys turn, from rope_parameters or the older rope_theta and kin."""
-    settings = config.get("rope_parameters")
-    settings = settings if isinstance(settings, dict) else {}
+    settings = members(config, "rope_parameters")
     nested = isinstance(settings.get(kind), dict)
     if nested:  # one for each layer type: Gemma 3, ModernBERT
         settings = settings[kind]
-    scaling = config.get("rope_scaling")
-    older = dict(scaling) if isinstance(scaling, dict) and not nested else {}
+    scaling = members(config, "rope_scaling")
+    older = {} if nested else dict(scaling)
     local = number(config, "rope_local_base_freq") if kind == "sliding_attention" else None
     theta = number(settings, *THETAS) or local
     if local is not None:
@@ -193,9 +229,9 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
     if theta is None:
         theta = family.theta
         notes.append(f"no rope_theta in config.json: {theta:g} is the family's")
-    dim = first(config, ("rotary_dim",))
+    dim = count(config, ("rotary_dim",))
     partial = number(settings, *PARTIALS) or number(config, *PARTIALS) or family.partial
-    turned = int(width * partial) if dim is None else int(dim[1])
+    turned = int(width * partial) if dim is None else dim[1]
     if turned == 0:
         return Turned(None, notes=("RoPE of 0 channels: too few for its partial_rotary_factor",))
     if turned % 2:

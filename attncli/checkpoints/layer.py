@@ -85,7 +85,8 @@ class Layer:
     ``model_dim`` wide, keys and values are made from ``key_input`` and ``value_input`` wide ones,
     the output is ``output_dim`` wide. ``window`` are keys to the left and right of the own
     position. ``lacks`` says what of the model attncli does not compute here: results differ from
-    the model's. ``notes`` say what was assumed. ``shared`` blocks use this one layer (ALBERT).
+    the model's. ``unknown`` says what is assumed of a model_type that is not in the table, ''
+    otherwise. ``notes`` say what was assumed. ``shared`` blocks use this one layer (ALBERT).
     ``tensors`` are names by role.
     """
 
@@ -119,6 +120,7 @@ class Layer:
     clip: float | None = None
     shared: int = 1
     lacks: tuple[str, ...] = ()
+    unknown: str = ""
     notes: tuple[str, ...] = ()
     transposed: bool = False
     tensors: Mapping[str, str] = field(default_factory=dict)

@@ -72,6 +72,13 @@ class Reading:
         rope = None if cross else self._rope(kind, sized.head_dim)
         shapes = [self._in(role, transposed) for role in ("query", "key", "value")]
         output = self.shape("output")
+        stated = configs.count(self.config, ("hidden_size",))
+        stages = "depths" in self.config  # Swin's hidden_size is that of its last stage
+        if stated is not None and stated[1] != shapes[0] and not stages:
+            self.notes.append(
+                f"config.json says hidden_size {stated[1]}, the weights take {shapes[0]}: the "
+                "weights won"
+            )
         softcap = configs.number(self.config, "attn_logit_softcapping")
         return Layer(
             name=self.found.parent, index=self.index, kind="cross" if cross else "self",
@@ -91,7 +98,9 @@ class Reading:
             relative=None if cross else self._relative(sized.heads),
             alibi=None if cross else self._alibi(family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
-            lacks=tuple(self.lacks), notes=tuple(self.notes), transposed=transposed,
+            lacks=tuple(self.lacks),
+            unknown=self._unknown(causal and not cross, rope),
+            notes=tuple(self.notes), transposed=transposed,
             tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
             bundle=self.bundle,
         )  # fmt: skip
@@ -226,12 +235,7 @@ class Reading:
             optional = self.family_name.startswith("deberta")
             if self.family.lacks and (not optional or self.config.get("relative_attention")):
                 self.lacks.append(self.family.lacks)
-        elif self.family_name:
-            self.notes.append(
-                f"model_type '{self.family_name}' is not known: what config.json says is used, and "
-                f"the scale 1/√D; --arch names one that is"
-            )
-        elif self.found.layout.name not in ("arrays",):
+        elif not self.family_name and self.found.layout.name not in ("arrays",):
             self.notes.append(
                 "no config.json: no mask, no RoPE and the scale 1/√D are assumed; --config, "
                 "--arch or --mask, --rope, --scale say otherwise"
@@ -250,6 +254,17 @@ class Reading:
             more = ", …" if len(self.found.unused) > 4 else ""
             text = f"tensors beside it that are not used: {', '.join(some)}{more}"
             (self.notes if self.family and self.family.lacks else self.lacks).append(text)
+
+    def _unknown(self, causal: bool, rope: Rope | None) -> str:
+        """What is assumed where the model_type is not in the table of families."""
+        if self.family is not None or not self.family_name:
+            return ""
+        near = normal(self.found.layout.name)
+        return (
+            f"model_type '{self.family_name}' is not in the table: "
+            f"{'a' if causal else 'no'} causal mask and {'RoPE' if rope else 'no RoPE'} are "
+            f"assumed (--causal, --rope, --arch {near if near in FAMILIES else 'MODEL_TYPE'})"
+        )
 
     def _rope(self, kind: str, width: int) -> Rope | None:
         family = self.family
@@ -279,11 +294,11 @@ class Reading:
             )
         kind = self.family.norm if self.family else ""
         kind = kind or ("layer" if biases else "rms")
-        eps = configs.first(self.config, configs.EPSILONS)
+        eps = configs.number(self.config, *configs.EPSILONS)
         if eps is None:
             self.notes.append(f"no epsilon in config.json for {role}: 1e-6 is assumed")
         full = len(weights) == 1 and shape == (heads * width,) and shape != (width,)
-        return Norm(kind, weights, biases, 1e-6 if eps is None else float(eps[1]), full)
+        return Norm(kind, weights, biases, 1e-6 if eps is None else eps, full)
 
     def _relative(self, heads: int) -> PositionBias | None:
         grid = self.found.tensors.get("grid")

@@ -160,6 +160,18 @@ def inspect(
                 "--sweep-dim makes tensors of its own, but there are others as well",
                 "leave one of the two out",
             )
+        asked = {
+            "--output": output, "--include": include, "--what-if": what_if, "--policy": policy,
+            "--fail-on": fail_on, "--mask": mask or causal, "--header": header,
+            "--filter": filter, "--sort": sort, "--scale": scale, "--softcap": softcap,
+            "--key": key, "--value": value, "--batch": batch, "--head": head,
+            "--backend": backend != "numpy", "--device": device != "auto",
+        }  # fmt: skip
+        alien = next((name for name, given in asked.items() if given), None)
+        if alien:
+            raise InputError(
+                f"{alien} has nothing to do with --sweep-dim", "leave one of the two out"
+            )
         from attncli import effects, render, report_inspect
 
         with render.progress("widths") as progress:
@@ -240,8 +252,10 @@ def inspect(
     if source is not None and query is None and (about_file or files.find(source, "query") is None):
         asked = {
             "--what-if": what_if, "--fail-on": fail_on, "--policy": policy,
-            "--mask": mask or causal,
-            "--include": include, "--output": output, "--key": key, "--value": value,
+            "--mask": mask or causal, "--scale": scale, "--softcap": softcap, "--sink": sink,
+            "--rope": rope, "--batch": batch, "--head": head, "--include": include,
+            "--output": output, "--key": key, "--value": value,
+            "--backend": backend != "numpy", "--device": device != "auto",
         }  # fmt: skip
         _check_tensors(source, [name for name, given in asked.items() if given], about_file)
         with render.progress("tensors") as progress:

@@ -388,6 +388,14 @@ KNOWN: tuple[tuple[bytes | tuple[bytes, ...], str, str], ...] = (
 )
 
 
+SUFFIXES = (".safetensors", ".npz", ".npy", ".bin", ".pt", ".pth")
+#: Weights by their suffixes that a folder may hold besides those that are looked for.
+UNREAD: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    ((".pkl", ".pickle"), "a Python pickle, which attncli does not read", PICKLE_HINT),
+    ((".gguf",), "a GGUF file, which attncli does not read", READABLE),
+)
+
+
 def _read_folder(path: str) -> Bundle:
     names = sorted(os.listdir(path))
     tensors = [n for n in names if n.endswith(".safetensors")]
@@ -400,9 +408,15 @@ def _read_folder(path: str) -> Bundle:
     for name in (*wanted, *(tensors if len(tensors) == 1 else ())):
         if name in names:
             return read(os.path.join(path, name))
+    holds = f"{path} is a folder without model.safetensors or its index; it holds {listed(names)}"
+    readable = [n for n in names if n.lower().endswith(SUFFIXES)]
+    for suffixes, what, hint in () if readable else UNREAD:
+        some = [n for n in names if n.lower().endswith(suffixes)]
+        if some:
+            raise FileError(f"{holds}; {some[0]} is {what}", hint)
     raise FileError(
-        f"{path} is a folder without model.safetensors or its index; it holds {listed(names)}",
-        f"name a file: {os.path.join(path, names[0] if names else 'FILE')}",
+        holds,
+        f"name a file: {os.path.join(path, readable[0] if readable else 'FILE')}",
     )
 
 
@@ -424,7 +438,12 @@ def _with_shards(bundle: Bundle, source: str) -> Bundle:
         if file.endswith(".json"):
             raise FileError(f"{source} keeps '{name}' in {file}; expected a file of tensors")
         if file not in files:
-            files[file] = read(os.path.join(os.path.dirname(source), file))
+            beside = os.path.join(os.path.dirname(source), file)
+            if not os.path.exists(beside):
+                raise FileError(
+                    f"the index names {file}, which is not there", f"{source} needs all its shards"
+                )
+            files[file] = read(beside)
         shard = files[file].tensors
         if not isinstance(shard, _Lazy) or name not in shard:
             raise FileError(f"{source} says that '{name}' is in {file}, but it is not there")

@@ -304,16 +304,33 @@ def multihead(
         output = output.astype(made.given_dtype, copy=False)
     if seq_first and made.batched:
         output = output.swapaxes(0, 1)
-    warnings = (*_overridden(own, made.cross, mask), *attention.warnings)
+    found = _overridden(own, made.cross, mask)
+    if key_padding_mask is not None:
+        found += _all_padding(problem)
+    warnings = (*found, *attention.warnings)
     return MultiheadResult(
         own, made.weights, attention, output, made.cross, warnings, seq_first and made.batched
     )
 
 
 def _overridden(layer: Layer, cross: bool, mask: Any) -> list[str]:
-    found = [f"not computed: {what}" for what in layer.lacks if "RoPE" not in what]
+    found = [layer.unknown] if layer.unknown else []
+    found += [f"not computed: {what}" for what in layer.lacks if "RoPE" not in what]
     if mask is not None and layer.mask and not cross:
         found.append(f"the mask given replaces the layer's own, {layer.mask}")
     if cross and layer.kind == "self" and (layer.mask or layer.rope or layer.relative):
         found.append("keys come from memory: the layer's own mask, bias and RoPE are left out")
     return found
+
+
+def _all_padding(problem: Problem) -> list[str]:
+    """A sequence that is nothing but padding: the attention takes no such row for a real one."""
+    empty = np.flatnonzero(~problem.real_rows.any(-1)).tolist() if problem.queries else []
+    if not empty:
+        return []
+    return [
+        f"{len(empty) * problem.queries * problem.heads} of "
+        f"{problem.batch * problem.queries * problem.heads} rows see no key: key_padding_mask "
+        f"hides every key of batch {', '.join(map(str, empty))}. True keeps a key "
+        "(--mask-polarity ignore: True hides)"
+    ]
