@@ -252,7 +252,7 @@ def _data(
     timing: dict[str, Any] | None,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """Return the JSON object (cli.md, "For scripts")."""
+    """Return the JSON object of the report."""
     problem = result.problem
     data = {"schema": SCHEMA, "command": "compute", **facts_of(result)}
     data["shapes"]["output"] = list(result.output.shape)

@@ -13,7 +13,7 @@ from attncli.errors import counted
 from attncli.examine import Examination, Head, of_head
 from attncli.problem import Problem
 from attncli.report import Block, Column, Gap, Labels, Records, Report, Table, Text, View
-from attncli.report_compute import headline
+from attncli.report_compute import facts_of, headline
 from attncli.report_parts import select, sentences
 from attncli.verdicts import LEVELS, POLICY
 
@@ -316,26 +316,13 @@ def _data(
     examined: Examination, heads: Sequence[Head], labels: Labels, include: Collection[str],
     notes: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the JSON object (cli.md, "For scripts")."""
-    result = examined.result
-    problem, engine, sample = result.problem, result.engine, examined.sample
+    """Return the JSON object of the report."""
+    result, sample = examined.result, examined.sample
     count = Counter(head.verdict.level for head in heads)
     data: dict[str, Any] = {
         "schema": SCHEMA,
         "command": "inspect",
-        "engine": {
-            "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
-            "threads": engine.threads, "kernel": engine.kernel,
-        },
-        "shapes": {
-            name: list(problem.family.restore(getattr(problem, name)).shape)
-            for name in ("query", "key", "value")
-        },
-        "scale": problem.scale,
-        "scale_source": problem.scale_source,
-        "softcap": problem.softcap,
-        "mask": problem.mask.text or None,
-        "warnings": list(result.warnings),
+        **facts_of(result),
         "notes": list(notes),
         "grad_output": examined.grad_output,
         "sample": {"rows": sample.rows, "of": sample.total, "seed": sample.seed},
