@@ -24,6 +24,12 @@ def test_the_reference_is_within_it(problem: Problem) -> None:
     assert_within_budget(result, ("output", "lse", *STAGES))
 
 
+@given(problems())
+@settings(max_examples=2000, deadline=None)
+def test_the_numpy_engine_is_within_it(problem: Problem) -> None:
+    assert_within_budget(solve(problem, want=("output", "lse", "row_statistics")))
+
+
 def answer(dtype: str) -> Result:
     q, k, v = (RNG.normal(size=(2, 9, 8)).astype(DTYPES[dtype]) for _ in range(3))
     return attend(q, k, v, mask="causal", want=("output", "lse", "weights"))
