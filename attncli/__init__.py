@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from attncli.attention.masks import Mask as Mask
+    from attncli.attention.rope import Rope as Rope
     from attncli.errors import AttnError as AttnError
-    from attncli.layers import multihead as multihead
-    from attncli.masks import Mask as Mask
-    from attncli.rope import Rope as Rope
-    from attncli.run import Result as Result
-    from attncli.run import attend as attend
-    from attncli.run import statistics as statistics
+    from attncli.studies.attend import Result as Result
+    from attncli.studies.attend import attend as attend
+    from attncli.studies.attend import statistics as statistics
+    from attncli.studies.layer import multihead as multihead
+
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,12 +26,12 @@ __all__ = [
 
 _HOMES = {
     "AttnError": "attncli.errors",
-    "Mask": "attncli.masks",
-    "Result": "attncli.run",
-    "Rope": "attncli.rope",
-    "attend": "attncli.run",
-    "multihead": "attncli.layers",
-    "statistics": "attncli.run",
+    "Mask": "attncli.attention.masks",
+    "Result": "attncli.studies.attend",
+    "Rope": "attncli.attention.rope",
+    "attend": "attncli.studies.attend",
+    "multihead": "attncli.studies.layer",
+    "statistics": "attncli.studies.attend",
 }
 
 

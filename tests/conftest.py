@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from attncli.backends import BACKENDS
+from attncli.engines import BACKENDS
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import attncli
-from attncli.files import read
-from tests.readme import BLOCK, README, ROOT, run
+from attncli.files.reading import read
+from tests.support.readme import BLOCK, README, ROOT, run
 
 BLOCKS = BLOCK.findall(README.read_text("utf-8"))
 

@@ -7,7 +7,6 @@ Exit codes: 0 good, 1 a check failed, 2 usage or bad input, 3 not available, 70 
 from __future__ import annotations
 
 from attncli.cli import interrupt  # isort: skip  (first: what follows takes a while to load)
-
 import errno
 import io
 import os
@@ -20,7 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from attncli import __version__
-from attncli.cli import options
+from attncli.cli import groups, options
 from attncli.cli.compute import compute
 from attncli.cli.inspect import inspect
 from attncli.cli.mask import mask
@@ -169,7 +168,7 @@ def _usage(error: Any, command: str | None) -> AttnError:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    machine = ("json", options.LINES)
+    machine = ("json", groups.LINES)
     pairs = zip(arguments, (*arguments[1:], ""), strict=True)
     return any(
         a in ("--json", *(f"--format={name}" for name in machine))

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attncli.cli import options
-from attncli.cli.compute import save, stream_answers
+from attncli import errors
+from attncli.cli import groups, options
+from attncli.cli import output as cli_output
+from attncli.cli.output import save, stream_answers
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
     from attncli import files
-    from attncli.report import Labels, Report
+    from attncli.attention.view import Labels
+    from attncli.reports.blocks import Report
+
 
 HEALTH = "Health"
 FILE = "Any tensor file"
@@ -68,41 +72,41 @@ Sort = Annotated[
 ]  # fmt: skip
 Include = Annotated[
     str | None,
-    options.option("--include", metavar="LIST", panel=options.SAVE,
+    options.option("--include", metavar="LIST", panel=groups.SAVE,
                    autocompletion=lambda: list(SAVED),
                    help="row_statistics: the statistics of every row, into JSON or -o."),
 ]  # fmt: skip
 
 
 def inspect(
-    bundle: options.Bundle = None,
-    query: options.Query = None,
-    key: options.Key = None,
-    value: options.Value = None,
-    past_key: options.PastKey = None,
-    past_value: options.PastValue = None,
-    kv_lengths: options.KvLengths = None,
-    layout: options.Layout = None,
-    heads: options.Heads = None,
-    kv_heads: options.KvHeads = None,
-    tokens: options.Tokens = None,
-    query_tokens: options.QueryTokens = None,
-    key_tokens: options.KeyTokens = None,
-    mask: options.Mask = None,
-    causal: options.Causal = False,
-    attn_mask: options.AttnMask = None,
-    mask_polarity: options.MaskPolarity = None,
-    scale: options.Scale = None,
-    softcap: options.Softcap = None,
-    sink: options.Sink = None,
-    dtype: options.Dtype = None,
-    rope: options.Rope = None,
-    rope_theta: options.RopeTheta = None,
-    rope_dim: options.RopeDim = None,
-    rope_scaling: options.RopeScaling = None,
-    positions: options.Positions = None,
-    rope_cos: options.RopeCos = None,
-    rope_sin: options.RopeSin = None,
+    bundle: groups.Bundle = None,
+    query: groups.Query = None,
+    key: groups.Key = None,
+    value: groups.Value = None,
+    past_key: groups.PastKey = None,
+    past_value: groups.PastValue = None,
+    kv_lengths: groups.KvLengths = None,
+    layout: groups.Layout = None,
+    heads: groups.Heads = None,
+    kv_heads: groups.KvHeads = None,
+    tokens: groups.Tokens = None,
+    query_tokens: groups.QueryTokens = None,
+    key_tokens: groups.KeyTokens = None,
+    mask: groups.Mask = None,
+    causal: groups.Causal = False,
+    attn_mask: groups.AttnMask = None,
+    mask_polarity: groups.MaskPolarity = None,
+    scale: groups.Scale = None,
+    softcap: groups.Softcap = None,
+    sink: groups.Sink = None,
+    dtype: groups.Dtype = None,
+    rope: groups.Rope = None,
+    rope_theta: groups.RopeTheta = None,
+    rope_dim: groups.RopeDim = None,
+    rope_scaling: groups.RopeScaling = None,
+    positions: groups.Positions = None,
+    rope_cos: groups.RopeCos = None,
+    rope_sin: groups.RopeSin = None,
     what_if: WhatIf = None,
     sweep_dim: SweepDim = None,
     fail_on: FailOn = None,
@@ -111,18 +115,18 @@ def inspect(
     header: Header = False,
     filter: Filter = None,
     sort: Sort = None,
-    backend: options.Backend = "numpy",
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    batch: options.Batch = None,
-    head: options.Head = None,
-    full: options.Full = False,
-    output: options.Output = None,
+    backend: groups.Backend = "numpy",
+    device: groups.Device = "auto",
+    threads: groups.Threads = None,
+    batch: groups.Batch = None,
+    head: groups.Head = None,
+    full: groups.Full = False,
+    output: groups.Output = None,
     include: Include = None,
-    format: options.Format = None,
-    json: options.Json = False,
-    color: options.Color = None,
-    no_color: options.NoColor = False,
+    format: groups.Format = None,
+    json: groups.Json = False,
+    color: groups.Color = None,
+    no_color: groups.NoColor = False,
 ) -> None:
     """Is this attention healthy? Statistics, gradients, what-ifs, verdicts; or any tensor file.
 
@@ -144,11 +148,11 @@ def inspect(
       attncli inspect checkpoint/
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
-    shown = options.format_of(format, json)
+    shown = cli_output.format_of(format, json)
     names = _names(include)
     target = None
     if output is not None:
-        target = options.target_of(
+        target = cli_output.target_of(
             output, names or SAVED, json=shown == "json", is_terminal=sys.stdout.isatty
         )
         names = names or SAVED
@@ -172,11 +176,14 @@ def inspect(
             raise InputError(
                 f"{alien} has nothing to do with --sweep-dim", "leave one of the two out"
             )
-        from attncli import effects, render, report_inspect
+        from attncli import render
+        from attncli.reports import health as report_health
+        from attncli.reports import sweep
+        from attncli.studies import effects
 
         with render.progress("widths") as progress:
             found = list(effects.sweep_dim(widths, seed=seed, threads=threads, progress=progress))
-        render.show(report_inspect.sweep_report(found, seed), shown, color=when)
+        render.show(sweep.sweep_report(found, seed), shown, color=when)
         return
     if bundle is None and query is None:
         raise InputError(
@@ -184,12 +191,18 @@ def inspect(
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
 
-    from attncli import examine, files, inputs, render, report_inspect, verdicts
-    from attncli import what_if as changes
+    from attncli import files, render
+    from attncli.cli.given import attention
+    from attncli.cli.given import view as given_view
+    from attncli.measures import policy as measure_policy
+    from attncli.reports import health as report_health
+    from attncli.reports import sweep
+    from attncli.studies import health
+    from attncli.studies import what_if as changes
 
-    limits = verdicts.read_policy(policy) if policy is not None else verdicts.POLICY
+    limits = measure_policy.read_policy(policy) if policy is not None else measure_policy.POLICY
     what_ifs = [changes.parse(text) for text in what_if or ()]
-    flags = inputs.Flags(
+    flags = attention.Flags(
         query=query, key=key, value=value, past_key=past_key, past_value=past_value,
         kv_lengths=kv_lengths, layout=layout, heads=heads, kv_heads=kv_heads, tokens=tokens,
         query_tokens=query_tokens, key_tokens=key_tokens,
@@ -202,18 +215,18 @@ def inspect(
     def answer(
         source: "files.Bundle | None", progress: Callable[[float], None] | None
     ) -> "tuple[Report, Labels]":
-        given = inputs.gather(source, flags)
+        given = attention.gather(source, flags)
         if target:
-            options.keep_inputs(target[0], given.sources)
+            cli_output.keep_inputs(target[0], given.sources)
         problem = given.pose()
         labels = given.labels(problem)
-        view = inputs.view(problem, batch=batch, head=head, full=full)
-        examined = examine.examine(
+        view = given_view.view(problem, batch=batch, head=head, full=full)
+        examined = health.examine(
             problem, tokens=labels.key, what_ifs=what_ifs, policy=limits,
             grad_output=f"random:{seed}", backend=backend, device=device, threads=threads,
             seed=seed, progress=progress,
         )  # fmt: skip
-        report = report_inspect.inspect_report(
+        report = report_health.inspect_report(
             examined, labels, view, fail_on=fail_on, include=names, notes=given.notes
         )
         return report, labels
@@ -230,7 +243,8 @@ def inspect(
         return
     about_file = header or filter is not None or sort is not None
     if source is not None and query is None and not about_file:
-        from attncli.report_weights import holds_layers, weights_report
+        from attncli.models.finding import holds_layers
+        from attncli.reports.weights import weights_report
 
         asked = {
             "--what-if": what_if, "--mask": mask or causal, "--include": include,
@@ -238,11 +252,11 @@ def inspect(
         }  # fmt: skip
         if "query" not in map(str.lower, source.tensors) and holds_layers(source):
             _check_tensors(source, [name for name, given in asked.items() if given], False)
-            from attncli import checkpoints
+            from attncli.models import finding
 
             with render.progress("layers") as progress:
                 report = weights_report(
-                    source, checkpoints.config_beside(bundle or ""), heads=heads,
+                    source, finding.config_beside(bundle or ""), heads=heads,
                     kv_heads=kv_heads, policy=limits, fail_on=fail_on, full=full,
                     progress=progress,
                 )  # fmt: skip
@@ -275,7 +289,7 @@ def inspect(
         render.show(report, shown, color=when)
     if target and target[0] != "-":
         sys.stdout.flush()
-        options.say_wrote(target[0], names)
+        cli_output.say_wrote(target[0], names)
     raise typer.Exit(report.exit_code)
 
 
@@ -283,7 +297,7 @@ def _names(include: str | None) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(n.strip() for n in (include or "").split(",") if n.strip()))
     for name in names:
         if name not in SAVED:
-            raise InputError(f"--include: nothing is called '{name}'", options.nearest(name, SAVED))
+            raise InputError(f"--include: nothing is called '{name}'", errors.nearest(name, SAVED))
     if include is not None and not names:
         raise InputError("--include names nothing", f"name {', '.join(SAVED)}")
     return names
@@ -328,7 +342,7 @@ def _tensors(source: "files.Bundle", **how: Any) -> "Report":
     from dataclasses import replace
 
     from attncli import files
-    from attncli.report_tensors import tensors_report
+    from attncli.reports.tensors import tensors_report
 
     report = tensors_report(source, **how)
     roles = [role for role in ("key", "value") if files.find(source, role) is not None]

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from attncli.cli import options
+from attncli.cli import groups, options
+from attncli.cli import output as cli_output
 from attncli.errors import InputError
 
 MASK = "Mask"
@@ -65,7 +66,7 @@ KvLengths = Annotated[
 ViewAs = Annotated[
     str | None,
     options.option(
-        "--view", **options.one_of("grid", "tokens"), panel=options.SHOW,
+        "--view", **options.one_of("grid", "tokens"), panel=groups.SHOW,
         help="A grid, or the tokens as each query meets them.",
     ),
 ]  # fmt: skip
@@ -79,7 +80,7 @@ Against = Annotated[
 Dialect = Annotated[
     str | None,
     options.option(
-        "--for", **options.one_of(*DIALECTS), panel=options.SAVE,
+        "--for", **options.one_of(*DIALECTS), panel=groups.SAVE,
         help="Say it as another library takes it: tensors (with its polarity and dtype) or "
         "arguments.",
     ),
@@ -87,13 +88,13 @@ Dialect = Annotated[
 Additive = Annotated[
     bool,
     options.option(
-        "--additive", panel=options.SAVE, help="Save float: 0 where kept, -inf where hidden."
+        "--additive", panel=groups.SAVE, help="Save float: 0 where kept, -inf where hidden."
     ),
 ]
 Output = Annotated[
     str | None,
     options.option(
-        "--output", "-o", metavar="FILE", panel=options.SAVE,
+        "--output", "-o", metavar="FILE", panel=groups.SAVE,
         help="Save the mask, bool True = keep, as attn_mask (or as --for says).",
     ),
 ]  # fmt: skip
@@ -108,21 +109,21 @@ def mask(
     heads: HeadCount = None,
     past: Past = None,
     kv_lengths: KvLengths = None,
-    tokens: options.Tokens = None,
-    query_tokens: options.QueryTokens = None,
-    key_tokens: options.KeyTokens = None,
-    mask_polarity: options.MaskPolarity = None,
+    tokens: groups.Tokens = None,
+    query_tokens: groups.QueryTokens = None,
+    key_tokens: groups.KeyTokens = None,
+    mask_polarity: groups.MaskPolarity = None,
     against: Against = None,
     view: ViewAs = None,
-    batch: options.Batch = None,
-    head: options.Head = None,
+    batch: groups.Batch = None,
+    head: groups.Head = None,
     output: Output = None,
     additive: Additive = False,
     dialect: Dialect = None,
-    format: options.Format = None,
-    json: options.Json = False,
-    color: options.Color = None,
-    no_color: options.NoColor = False,
+    format: groups.Format = None,
+    json: groups.Json = False,
+    color: groups.Color = None,
+    no_color: groups.NoColor = False,
 ) -> None:
     """Build, see, combine, check, convert and save masks.
 
@@ -154,29 +155,32 @@ def mask(
       attncli mask 'causal & padding(3, 2)' --length 4 --for mha -o mask.npz
       attncli mask mask.npy --against 'causal & window(128)'
     """
-    shown = options.format_of(format, json)
+    shown = cli_output.format_of(format, json)
     target = None
     if output is not None:
-        target = options.target_of(
+        target = cli_output.target_of(
             output, ("attn_mask",), json=shown == "json", is_terminal=sys.stdout.isatty
         )
     if additive and dialect:
         raise InputError(f"--additive and --for {dialect} contradict each other", "give one")
 
-    from attncli import files, inputs, inputs_mask, render, report_mask
-    from attncli.report import View
+    from attncli import files, render
+    from attncli.attention.view import View
+    from attncli.cli.given import masks
+    from attncli.cli.given import view as given_view
+    from attncli.reports import mask as report_mask
 
-    given = inputs_mask.gather_mask(
+    given = masks.gather_mask(
         expressions, against=against, length=length, query_length=query_length,
         key_length=key_length, batch=batch_size, heads=heads, past=past, kv_lengths=kv_lengths,
         tokens=tokens, query_tokens=query_tokens, key_tokens=key_tokens, polarity=mask_polarity,
     )  # fmt: skip
     if target:
-        options.keep_inputs(target[0], given.sources)
+        cli_output.keep_inputs(target[0], given.sources)
     extent = given.mask.extent
     chosen = View(
-        batch=inputs.selection("--batch", batch, extent.batch),
-        head=inputs.selection("--head", head, extent.heads),
+        batch=given_view.selection("--batch", batch, extent.batch),
+        head=given_view.selection("--head", head, extent.heads),
     )
     with render.progress("mask") as progress:
         report = report_mask.mask_report(
@@ -194,5 +198,5 @@ def mask(
     if target is None or target[0] != "-":
         render.show(report, shown, color="never" if no_color else color or "auto")
     if target and target[0] != "-":
-        options.say_wrote(target[0], list(report.arrays))
+        cli_output.say_wrote(target[0], list(report.arrays))
     raise typer.Exit(report.exit_code)

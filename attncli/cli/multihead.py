@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from attncli.cli import options
-from attncli.cli.compute import refuse_lines, save, stream_answers
+from attncli.cli import groups, options
+from attncli.cli import output as cli_output
+from attncli.cli.output import refuse_lines, save, stream_answers
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
     from attncli import files
-    from attncli.checkpoints import Layer
-    from attncli.report import Labels, Report, View
+    from attncli.attention.view import Labels, View
+    from attncli.models.layer import Layer
+    from attncli.reports.blocks import Report
+
 
 STATES = "Hidden states (REF is PATH, PATH::NAME or - for standard input)"
 WEIGHTS = "Weights"
 EXTRA = ("heads", "concat")
-SAVED = ("output", *EXTRA, *(name for name in options.SAVED if name != "output"))
+SAVED = ("output", *EXTRA, *(name for name in groups.SAVED if name != "output"))
 EXAMPLE = "attncli multihead --random-weights 0 --model-dim 8 --heads 2 --tokens 'the cat sat'"
 Ref = str | None
 
@@ -103,62 +106,62 @@ ModelDim = Annotated[
 Mask = Annotated[
     list[str] | None,
     options.option(
-        "--mask", "-m", metavar="EXPR|none", panel=options.MASK,
+        "--mask", "-m", metavar="EXPR|none", panel=groups.MASK,
         help="In place of the layer's own mask; repeatable: all must allow.",
     ),
 ]  # fmt: skip
 AttnMask = Annotated[
     Ref,
     options.option(
-        "--attn-mask", metavar="REF", panel=options.MASK,
+        "--attn-mask", metavar="REF", panel=groups.MASK,
         help="A mask tensor besides the layer's own: bool, or float that is added. (L, Lk), "
         "(H, L, Lk), torch's (B·H, L, Lk) or (B, H, L, Lk).",
     ),
 ]  # fmt: skip
 KeyPadding = Annotated[
     Ref,
-    options.option("--key-padding-mask", metavar="REF", panel=options.MASK,
+    options.option("--key-padding-mask", metavar="REF", panel=groups.MASK,
                    help="Which keys are real, (B, Lk): bool or 0/1, or float that is added."),
 ]  # fmt: skip
 Polarity = Annotated[
     str | None,
     options.option(
-        "--mask-polarity", **options.one_of("keep", "ignore"), panel=options.MASK,
+        "--mask-polarity", **options.one_of("keep", "ignore"), panel=groups.MASK,
         help="What True means in these two (default: keep, as in transformers and SDPA; "
         "torch.nn.MultiheadAttention's mean ignore).",
     ),
 ]  # fmt: skip
 ZeroAttn = Annotated[
     bool,
-    options.option("--add-zero-attn", panel=options.MASK,
+    options.option("--add-zero-attn", panel=groups.MASK,
                    help="One more key and value of zeros, as in torch's layer."),
 ]  # fmt: skip
 Scale = Annotated[
     str | None,
-    options.option("--scale", metavar="FLOAT|auto|none", panel=options.ATTENTION,
+    options.option("--scale", metavar="FLOAT|auto|none", panel=groups.ATTENTION,
                    help="Factor of the scores (default: the layer's; auto is 1/√D)."),
 ]  # fmt: skip
 Softcap = Annotated[
     float | None,
-    options.option("--softcap", metavar="C", panel=options.ATTENTION,
+    options.option("--softcap", metavar="C", panel=groups.ATTENTION,
                    help="c·tanh(score/c), before the mask; 0 is none (default: the layer's)."),
 ]  # fmt: skip
 Sink = Annotated[
     str | None,
-    options.option("--sink", metavar="FLOAT|REF", panel=options.ATTENTION,
+    options.option("--sink", metavar="FLOAT|REF", panel=groups.ATTENTION,
                    help="An extra logit per head, without a value; -inf is none (default: the "
                    "layer's)."),
 ]  # fmt: skip
 Rope = Annotated[
     str | None,
-    options.option("--rope", **options.one_of("half", "interleaved", "none"), panel=options.ROPE,
+    options.option("--rope", **options.one_of("half", "interleaved", "none"), panel=groups.ROPE,
                    help="How queries and keys turn (default: the layer's; the options below "
                    "change parts of that)."),
 ]  # fmt: skip
 Include = Annotated[
     str | None,
     options.option(
-        "--include", metavar="LIST", panel=options.SAVE, autocompletion=lambda: list(SAVED),
+        "--include", metavar="LIST", panel=groups.SAVE, autocompletion=lambda: list(SAVED),
         help=f"What to save and to put into JSON: {', '.join(SAVED)} (default: output). With "
         "query,key,value compute and inspect read it. In JSON, heads are each head's output.",
     ),
@@ -170,9 +173,9 @@ def multihead(
     memory: Memory = None,
     memory_value: MemoryValue = None,
     seq_first: SeqFirst = False,
-    tokens: options.Tokens = None,
-    query_tokens: options.QueryTokens = None,
-    key_tokens: options.KeyTokens = None,
+    tokens: groups.Tokens = None,
+    query_tokens: groups.QueryTokens = None,
+    key_tokens: groups.KeyTokens = None,
     weights: Weights = None,
     layer: LayerChoice = None,
     list_layers: List = False,
@@ -184,43 +187,43 @@ def multihead(
     random_weights: RandomWeights = None,
     model_dim: ModelDim = None,
     mask: Mask = None,
-    causal: options.Causal = False,
+    causal: groups.Causal = False,
     attn_mask: AttnMask = None,
     key_padding_mask: KeyPadding = None,
     mask_polarity: Polarity = None,
     add_zero_attn: ZeroAttn = False,
-    past_key: options.PastKey = None,
-    past_value: options.PastValue = None,
-    kv_lengths: options.KvLengths = None,
+    past_key: groups.PastKey = None,
+    past_value: groups.PastValue = None,
+    kv_lengths: groups.KvLengths = None,
     scale: Scale = None,
     softcap: Softcap = None,
     sink: Sink = None,
-    dtype: options.Dtype = None,
-    softmax_dtype: options.SoftmaxDtype = None,
+    dtype: groups.Dtype = None,
+    softmax_dtype: groups.SoftmaxDtype = None,
     rope: Rope = None,
-    rope_theta: options.RopeTheta = None,
-    rope_dim: options.RopeDim = None,
-    rope_scaling: options.RopeScaling = None,
-    positions: options.Positions = None,
-    rope_cos: options.RopeCos = None,
-    rope_sin: options.RopeSin = None,
-    backend: options.Backend = "numpy",
-    device: options.Device = "auto",
-    threads: options.Threads = None,
-    time: options.Time = False,
-    batch: options.Batch = None,
-    head: options.Head = None,
-    rows: options.Rows = None,
-    keys: options.Keys = None,
-    top: options.Top = None,
-    heatmap: options.Heatmap = False,
-    full: options.Full = False,
-    output: options.Output = None,
+    rope_theta: groups.RopeTheta = None,
+    rope_dim: groups.RopeDim = None,
+    rope_scaling: groups.RopeScaling = None,
+    positions: groups.Positions = None,
+    rope_cos: groups.RopeCos = None,
+    rope_sin: groups.RopeSin = None,
+    backend: groups.Backend = "numpy",
+    device: groups.Device = "auto",
+    threads: groups.Threads = None,
+    time: groups.Time = False,
+    batch: groups.Batch = None,
+    head: groups.Head = None,
+    rows: groups.Rows = None,
+    keys: groups.Keys = None,
+    top: groups.Top = None,
+    heatmap: groups.Heatmap = False,
+    full: groups.Full = False,
+    output: groups.Output = None,
     include: Include = None,
-    format: options.FormatOrLines = None,
-    json: options.Json = False,
-    color: options.Color = None,
-    no_color: options.NoColor = False,
+    format: groups.FormatOrLines = None,
+    json: groups.Json = False,
+    color: groups.Color = None,
+    no_color: groups.NoColor = False,
 ) -> None:
     """From hidden states and pretrained weights to heads and output, without the model's code.
 
@@ -240,7 +243,7 @@ def multihead(
       attncli multihead x.npy -w ckpt -o qkv.json --include query,key,value
       attncli multihead x.npy --random-weights 0 --heads 2 --causal
     """
-    shown = options.format_of(format, json)
+    shown = cli_output.format_of(format, json)
     when = "never" if no_color else color or "auto"
     _check_weights(weights, random_weights, model_dim, layer, list_layers)
     if list_layers:
@@ -250,24 +253,29 @@ def multihead(
             sizes={"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim},
         )  # fmt: skip
         return
-    names = options.names_of(include, SAVED)
-    machine = shown in ("json", options.LINES)
-    options.check_view(shown, top=top, heatmap=heatmap, steps=False)
+    names = cli_output.names_of(include, SAVED)
+    machine = shown in ("json", groups.LINES)
+    cli_output.check_view(shown, top=top, heatmap=heatmap, steps=False)
     target = None
     if output is not None:
-        target = options.target_of(
+        target = cli_output.target_of(
             output, names or ("output",), json=machine, is_terminal=sys.stdout.isatty
         )
     if x is None and random_weights is None:
         raise InputError("nothing to project: no X, the hidden states", f"to try it: {EXAMPLE}")
     if "-" in (x, memory) and sys.stdin is not None and sys.stdin.isatty():
-        options.say('reading {"x": [[…], …]} from the keyboard; Ctrl-D ends it')
+        cli_output.say('reading {"x": [[…], …]} from the keyboard; Ctrl-D ends it')
 
-    from attncli import files, inputs, inputs_multihead, layers, render, report_multihead
-    from attncli.head_facts import head_facts
-    from attncli.portable import flags_of
+    from attncli import files, render
+    from attncli.cli.given import states
+    from attncli.cli.given import view as given_view
+    from attncli.models import finding
+    from attncli.reports import multihead as report_multihead
+    from attncli.studies import layer as studie_layer
+    from attncli.studies.bundle import flags_of
+    from attncli.studies.heads import head_facts
 
-    flags = inputs_multihead.StateFlags(
+    flags = states.StateFlags(
         memory=memory, memory_value=memory_value, seq_first=seq_first, tokens=tokens,
         query_tokens=query_tokens, key_tokens=key_tokens, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim, mask=(*(mask or ()), *(["causal"] if causal else [])),
@@ -279,36 +287,36 @@ def multihead(
     )  # fmt: skip
     learning = None
     if random_weights is not None:
-        learning = inputs_multihead.Learning(random_weights, model_dim)
+        learning = states.Learning(random_weights, model_dim)
     loaded: list[Layer] = []  # once, however many lines of NDJSON there are
 
-    def layer_for(given: "inputs_multihead.States") -> "Layer":
+    def layer_for(given: "states.States") -> "Layer":
         if learning is not None:
             return given.random_layer(learning)
         if not loaded:
             assert weights is not None
             loaded.append(
-                layers.load(weights, config=config, layer=layer, arch=arch, **given.sizes())
+                finding.load(weights, config=config, layer=layer, arch=arch, **given.sizes())
             )
         return loaded[0]
 
     def answer(
         source: "files.Bundle | None", progress: Callable[[float], None] | None
     ) -> "tuple[Report, Labels]":
-        given = inputs_multihead.gather_states(source, flags, learning)
+        given = states.gather_states(source, flags, learning)
         own = layer_for(given)
         if target:
             bundle = [own.bundle.source] if own.bundle else []
-            options.keep_inputs(target[0], [*given.sources, *bundle])
+            cli_output.keep_inputs(target[0], [*given.sources, *bundle])
 
         def look(problem: Any) -> "tuple[Labels, View]":
-            view = inputs.view(
+            view = given_view.view(
                 problem, batch=batch, head=head, rows=rows, keys=keys, top=top, heatmap=heatmap,
                 full=full, time=time,
             )  # fmt: skip
             return given.labels(problem, own), view
 
-        made = layers.multihead(
+        made = studie_layer.multihead(
             given.x, own, **given.arguments, rope=given.rope(own), backend=backend, device=device,
             threads=threads, progress=progress,
             want=lambda p: report_multihead.layer_wanted(p, look(p)[1], names, machine),
@@ -321,7 +329,7 @@ def multihead(
         )  # fmt: skip
         return report, labels
 
-    source = None if x is None else files.read_many(x, lines=shown == options.LINES)
+    source = None if x is None else files.read_many(x, lines=shown == groups.LINES)
     if isinstance(source, files.Records):
         refuse_lines(source, format, {"-o": target, "--heatmap": heatmap})
         machine = True
@@ -335,9 +343,9 @@ def multihead(
     if target is None or target[0] != "-":
         render.show(report, shown, color=when)
     if target and target[0] != "-":
-        options.say_wrote(target[0], names or ("output",))
+        cli_output.say_wrote(target[0], names or ("output",))
         if report.options and target[1] == ".npz":
-            options.say(f"it holds no options: read it with {flags_of(report.options)}")
+            cli_output.say(f"it holds no options: read it with {flags_of(report.options)}")
     raise typer.Exit(report.exit_code)
 
 
@@ -365,8 +373,9 @@ def _check_weights(
 def _show_layers(
     weights: str, shown: str, color: str, *, full: bool, sizes: dict[str, Any], **how: Any
 ) -> None:
-    from attncli import layers, render
-    from attncli.report_layers import layers_report
+    from attncli import render
+    from attncli.models import finding
+    from attncli.reports.layers import layers_report
 
-    found, skipped = layers.every_layer(weights, **how, **sizes)
+    found, skipped = finding.every_layer(weights, **how, **sizes)
     render.show(layers_report(found, skipped, weights, full=full), shown, color=color)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from attncli.errors import AttnError
-    from attncli.report import Report
+    from attncli.reports.blocks import Report
+
 
 FORMATS = ("table", "json", "csv", "markdown", "ndjson")
 DEFAULT_WIDTH, DEFAULT_HEIGHT = 100, 48  # where there is no terminal
@@ -39,18 +40,18 @@ def show(
 
         raise FileError("standard output is closed")
     if format in ("json", "ndjson"):
-        from attncli.render import machine
+        from attncli.render import data as render_data
 
-        _write_bytes(out, machine.json_line(report, {} if line is None else {"line": line}))
+        _write_bytes(out, render_data.json_line(report, {} if line is None else {"line": line}))
         return
     if format == "csv":
-        from attncli.render import machine
+        from attncli.render import data as render_data
 
-        _write(out, machine.csv_lines(report))
+        _write(out, render_data.csv_lines(report))
     elif format == "markdown":
-        from attncli.render import machine
+        from attncli.render import data as render_data
 
-        _write(out, (line + "\n" for line in machine.markdown_lines(report)))
+        _write(out, (line + "\n" for line in render_data.markdown_lines(report)))
     else:
         from attncli.render import terminal
 
@@ -72,10 +73,10 @@ def show_error(
     ``more`` are further members of that object, such as the ``line`` of NDJSON.
     """
     if json:
-        from attncli.render import machine
+        from attncli.render import data as render_data
 
         if sys.stdout is not None:
-            _write_bytes(sys.stdout, machine.error_line(error, command, more))
+            _write_bytes(sys.stdout, render_data.error_line(error, command, more))
         return
     from attncli.render.cells import escaped
 

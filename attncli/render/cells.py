@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from attncli.report import Column, Table
+from attncli.reports.blocks import Column, Table
 
 ELLIPSIS = "…"
 DECADES = 6  # a column that spans more is written with exponents

@@ -8,7 +8,7 @@ from typing import Any
 
 from attncli.render.cells import cut, flow, numbers, pad, visible, wide, wrap
 from attncli.render.paint import PLAIN, RAMP, Paint, level
-from attncli.report import Grid, Heatmap
+from attncli.reports.blocks import Grid, Heatmap
 
 KEPT, SOME, HIDDEN = "■", "▒", "·"
 

@@ -5,20 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from attncli.render.cells import (
-    ELLIPSIS,
-    columns_of,
-    cut,
-    escaped,
-    flow,
-    pad,
-    visible,
-    wide,
-    wrap,
-)
+from attncli.render.cells import ELLIPSIS, columns_of, cut, escaped, flow, pad, visible, wide, wrap
 from attncli.render.maps import grid_lines, heatmap_lines
 from attncli.render.paint import Paint
-from attncli.report import Block, Grid, Heatmap, Report, Step, Table
+from attncli.reports.blocks import Block, Grid, Heatmap, Report, Step, Table
 
 LAYOUTS = ((3, 16), (2, 8))  # blanks between columns, longest label over a column of a matrix
 LONGEST_LABEL = 20

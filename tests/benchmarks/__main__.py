@@ -30,9 +30,11 @@ if any(name in os.environ for name in UNSET):  # both are read when NumPy is loa
 
 import numpy as np  # noqa: E402
 
-from attncli.backends import numpy_tiles  # noqa: E402
-from attncli.masks import FAR, Band, Blocks, Extent, Mask  # noqa: E402
-from attncli.problem import Problem, pose  # noqa: E402
+from attncli.attention.masks import Extent, Mask  # noqa: E402
+from attncli.attention.pose import pose  # noqa: E402
+from attncli.attention.predicates import FAR, Band, Blocks  # noqa: E402
+from attncli.attention.problem import Problem  # noqa: E402
+from attncli.engines.numpy import forward  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = Callable[[], Any]
@@ -164,7 +166,7 @@ def installed() -> dict[str, Make]:
 
 
 def ours(problem: Problem, want: tuple[str, ...] = ("output",)) -> Run:
-    return lambda: numpy_tiles.attend(problem, want, threads=THREADS).output
+    return lambda: forward.attend(problem, want, threads=THREADS).output
 
 
 def p1(quick: bool) -> Iterator[Line]:
@@ -261,7 +263,7 @@ def p5(quick: bool) -> Iterator[Line]:
         problem = pose(*tensors(1, n, 64), mask=causal if masked else ())
         for want in (("output",), STATISTICS):
             tracemalloc.start()
-            got = numpy_tiles.attend(problem, want, threads=THREADS)
+            got = forward.attend(problem, want, threads=THREADS)
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             kept = got.output.nbytes + got.lse.nbytes

@@ -33,9 +33,12 @@ if __name__ == "__main__" and any(name in os.environ for name in UNSET):
 
 import numpy as np  # noqa: E402
 
-from attncli.backends import numpy_backward, numpy_tiles  # noqa: E402
-from attncli.masks import FAR, Band, Extent, Mask  # noqa: E402
-from attncli.problem import Problem, pose  # noqa: E402
+from attncli.attention.masks import Extent, Mask  # noqa: E402
+from attncli.attention.pose import pose  # noqa: E402
+from attncli.attention.predicates import FAR, Band  # noqa: E402
+from attncli.attention.problem import Problem  # noqa: E402
+from attncli.engines.numpy import backward as numpy_backward  # noqa: E402
+from attncli.engines.numpy import forward as numpy_forward  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
 THREADS, TARGET = 2, 1.2
@@ -88,7 +91,7 @@ def measure(cells: list[tuple[int, int, int]], seconds: float) -> Iterator[Line]
                 return torch.autograd.grad(out, leaves, upward)
 
             def ours(problem: Problem = problem) -> Any:
-                return numpy_tiles.attend(problem, (), threads=THREADS)
+                return numpy_forward.attend(problem, (), threads=THREADS)
 
             def ours_back(done: Any, problem: Problem = problem, grad: Array = grad) -> Any:
                 return numpy_backward.backward(problem, grad, done, threads=THREADS)
@@ -133,7 +136,7 @@ def in_turn(pairs: dict[str, Pair], seconds: float) -> tuple[dict[str, float], d
 def memory(length: int, width: int) -> float:
     """Return MiB beyond inputs, forward results and gradients, one head, full."""
     problem, grad = case(1, length, width, False)
-    done = numpy_tiles.attend(problem, (), threads=THREADS)
+    done = numpy_forward.attend(problem, (), threads=THREADS)
     tracemalloc.start()
     found = numpy_backward.backward(problem, grad, done, threads=THREADS)
     peak = tracemalloc.get_traced_memory()[1]

@@ -52,12 +52,12 @@ def timed(torch: Any, works: dict[str, Callable[[], object]], runs: int = 15) ->
 
 def check(engine: Any, problem: Any, inputs: Any, done: Any) -> None:
     """Hold sampled rows of each head against float64 on the CPU."""
-    from attncli.backends import reference
-    from attncli.rows import Rows
+    from attncli.attention import definition
+    from attncli.attention.rows import Rows
 
     rows = np.unique(np.linspace(0, problem.queries - 1, 17).astype(int))
     head = problem.heads - 1
-    stage = reference.stages(problem, 0, head, rows)
+    stage = definition.stages(problem, 0, head, rows)
     value = problem.value[0, problem.group(head)].astype(np.float64)
     error = np.abs(engine.to_numpy(done.output, np.dtype(np.float32))[0, head, rows]
                    - stage["weights"] @ value).max()  # fmt: skip
@@ -76,12 +76,13 @@ def measure(tune: bool) -> list[dict[str, Any]]:
     import ml_dtypes
     import torch
 
-    from attncli.backends import torch_sdpa
-    from attncli.mask_language import masker
-    from attncli.problem import pose
+    from attncli.attention.language import masker
+    from attncli.attention.pose import pose
+    from attncli.engines.torch import device as torch_device
+    from attncli.engines.torch import forward
 
     device = torch.device("cuda")
-    print(f"{torch_sdpa.describe(torch_sdpa.find_device('cuda'))}, torch {torch.__version__}")
+    print(f"{torch_device.describe(torch_device.find_device('cuda'))}, torch {torch.__version__}")
     results = []
     for batch, heads, groups, length, width, mask in CASES:
         rng = np.random.default_rng(0)
@@ -90,11 +91,11 @@ def measure(tune: bool) -> list[dict[str, Any]]:
             for h in (heads, groups, groups)
         ]
         problem = pose(*arrays, mask=[masker(mask)] if mask else [])
-        inputs = torch_sdpa.Inputs.of(problem, device)
+        inputs = torch_device.Inputs.of(problem, device)
         everything = {"output", "row_statistics"}
         with torch.inference_mode():
-            done = torch_sdpa.compute(problem, everything, inputs)
-            check(torch_sdpa, problem, inputs, done)
+            done = forward.compute(problem, everything, inputs)
+            check(forward, problem, inputs, done)
 
             def plain(inputs: Any = inputs, causal: bool = bool(mask), groups: int = groups) -> Any:
                 return torch.nn.functional.scaled_dot_product_attention(
@@ -103,7 +104,7 @@ def measure(tune: bool) -> list[dict[str, Any]]:
                 )  # fmt: skip
 
             def ours(want: Any, problem: Any = problem, inputs: Any = inputs) -> Any:
-                return torch_sdpa.compute(problem, want, inputs)
+                return forward.compute(problem, want, inputs)
 
             times = timed(
                 torch,
@@ -131,14 +132,14 @@ def measure(tune: bool) -> list[dict[str, Any]]:
 
 def shapes(torch: Any, problem: Any, inputs: Any) -> dict[str, float]:
     """Time the statistics kernel alone for each tile shape."""
-    from attncli.backends import torch_triton
+    from attncli.engines.torch import triton_rows
 
-    low, high = [-torch_triton.FAR], [torch_triton.FAR if problem.mask.trivial else 0]
+    low, high = [-triton_rows.FAR], [triton_rows.FAR if problem.mask.trivial else 0]
     found = {}
     for shape in SHAPES:
 
         def work(shape: Any = shape) -> Any:
-            return torch_triton.row_sums(
+            return triton_rows.row_sums(
                 inputs.query, inputs.key, problem.scale, low, high, [problem.keys], shape
             )
 

@@ -1,0 +1,67 @@
+"""The specification: attention written down as its definition, dense and in float64.
+
+Nothing here is fast. Every engine is judged by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.problem import Problem
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def stages(
+    problem: Problem, b: int, h: int, rows: Array | None = None, keys: Array | None = None
+) -> dict[str, Array]:
+    """Return the stages of one head for some query rows (all by default), each ``(n, Lk)``.
+
+    ``keys`` leaves out keys that none of the rows sees: they would change nothing.
+
+    ``scores``, ``softcapped``, ``masked``, ``weights`` in float64, ``keep`` in bool: the taps of
+    ONNX's Attention (qk_matmul_output_mode 0 to 3). A row that sees no key has zero weights.
+    """
+    rows = np.arange(problem.queries) if rows is None else rows
+    i, j = rows[:, None], (np.arange(problem.keys) if keys is None else keys)[None, :]
+    q = np.asarray(problem.query[b, h][rows], np.float64)
+    key = problem.key[b, problem.group(h)]
+    k = np.asarray(key if keys is None else key[keys], np.float64)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        scores = problem.scale * (q @ k.T)  # (n, Lk)
+        capped = scores
+        if problem.softcap is not None:
+            capped = problem.softcap * np.tanh(scores / problem.softcap)
+        keep = np.broadcast_to(problem.mask.predicate.allows(b, h, i, j), scores.shape)
+        masked = capped + sum(bias.at(b, h, i, j) for bias in problem.mask.biases)
+        masked = np.where(keep, masked, -np.inf)
+        weights, lse = _softmax(masked, problem, h)
+    return {
+        "scores": scores, "softcapped": capped, "masked": masked, "weights": weights,
+        "keep": keep, "lse": lse,
+    }  # fmt: skip
+
+
+def _softmax(masked: Array, problem: Problem, h: int) -> tuple[Array, Array]:
+    """Return weights ``(n, Lk)`` and lse ``(n,)`` with the sink in the denominator."""
+    if problem.softmax_dtype is not None:
+        masked = masked.astype(problem.softmax_dtype).astype(np.float64)
+    sink = -np.inf if problem.sink is None else problem.sink[h]
+    top = np.maximum(masked.max(-1, initial=-np.inf), sink)
+    shift = np.where(np.isneginf(top), 0, top)
+    e = np.exp(masked - shift[:, None])  # (n, Lk)
+    total = e.sum(-1) + np.exp(sink - shift)
+    weights = e / np.where(total == 0, 1, total)[:, None]
+    if problem.softmax_dtype is not None:
+        weights = weights.astype(problem.softmax_dtype).astype(np.float64)
+    return weights, shift + np.log(total)
+
+
+def blend(weights: Array, keep: Array, value: Array) -> Array:
+    """Σ_j p_ij v_j over the visible keys only: ``(n, Dv)``. A masked value is not read."""
+    if np.isfinite(value).all():
+        return np.asarray(weights @ value)
+    terms = np.where(keep[:, :, None], weights[:, :, None] * value[None], 0)  # (n, Lk, Dv)
+    return np.asarray(terms.sum(1))

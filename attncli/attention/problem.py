@@ -1,0 +1,138 @@
+"""What is asked, canonical: ``(B, H, L, D)`` tensors, a bound mask, a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from attncli.attention.masks import Extent, Mask
+from attncli.errors import InputError
+
+if TYPE_CHECKING:
+    from attncli.attention.rope import Rope
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Scale = float | Literal["auto", "none"]
+Masker = Callable[[Extent], Mask]
+
+#: What happens to a score on its way to a weight: the taps of ONNX's Attention, in order.
+STAGES = ("scores", "softcapped", "masked", "weights")
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The shape family that came in, so that results go back in it.
+
+    ``rank`` 2, 3 or 4; ``packed`` when heads lay side by side in the last dimension; ``blhd`` when
+    the length came before the heads.
+    """
+
+    rank: int
+    packed: bool = False
+    blhd: bool = False
+
+    def restore(self, array: Array) -> Array:
+        """``(B, H, L, D)`` back to the family: ``(L, D)``, ``(L, H·D)``, ``(B, L, H, D)`` …"""
+        if self.packed:
+            array = array.swapaxes(1, 2)  # (B, L, H, D)
+            array = array.reshape(*array.shape[:2], -1)  # (B, L, H·D)
+            return array if self.rank == 3 else array[0]
+        if self.rank == 2:
+            return np.asarray(array[0, 0])
+        if self.blhd:
+            array = array.swapaxes(1, 2)  # (B, L, H, D)
+        return array if self.rank == 4 else array[0]
+
+    def restore_rows(self, array: Array) -> Array:
+        """``(B, H, Lq, …)`` of one number a row (or a cell) without the dimensions not given.
+
+        Heads stay a dimension of their own, also where Q came packed.
+        """
+        if self.rank == 2 and not self.packed:
+            return np.asarray(array[0, 0])
+        batched = self.rank == 4 or (self.rank == 3 and self.packed)
+        return array if batched else np.asarray(array[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Attention to compute.
+
+    query ``(B, H, Lq, D)``, key ``(B, G, Lk, D)``, value ``(B, G, Lk, Dv)``, G divides H and head
+    h uses group ``h // (H // G)``. ``dtype`` is the arithmetic's type (float32 or float64),
+    ``result_dtype`` what results are rounded to once. ``sink`` is ``(H,)`` or None. With ``rope``,
+    query and key are turned already.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Mask
+    scale: float
+    scale_source: str
+    softcap: float | None
+    sink: Array | None
+    dtype: np.dtype[Any]
+    result_dtype: np.dtype[Any]
+    softmax_dtype: np.dtype[Any] | None
+    family: Family
+    past: int = 0
+    rope: Rope | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def batch(self) -> int:
+        return int(self.query.shape[0])
+
+    @property
+    def heads(self) -> int:
+        return int(self.query.shape[1])
+
+    @property
+    def kv_heads(self) -> int:
+        return int(self.key.shape[1])
+
+    @property
+    def queries(self) -> int:
+        return int(self.query.shape[2])
+
+    @property
+    def keys(self) -> int:
+        return int(self.key.shape[2])
+
+    @property
+    def width(self) -> int:
+        return int(self.query.shape[3])
+
+    @property
+    def value_width(self) -> int:
+        return int(self.value.shape[3])
+
+    @property
+    def real_rows(self) -> Array:
+        """Return bool ``(B, Lq)``: False for padding, where queries and keys are one sequence."""
+        real = np.ones((self.batch, self.queries), bool)
+        if self.mask.lengths is not None and self.queries == self.keys:
+            real = np.arange(self.queries) < np.asarray(self.mask.lengths)[:, None]
+        return real
+
+    def group(self, head: int) -> int:
+        """Return the key/value head that query head ``head`` reads."""
+        return head // (self.heads // self.kv_heads)
+
+
+def float_dtype(name: str) -> np.dtype[Any]:
+    """Return the float dtype of that name, bfloat16 included; InputError for others."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        half: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return half
+    if name not in FLOATS:
+        raise InputError(f"unknown dtype '{name}'", f"it must be one of {', '.join(FLOATS)}")
+    return np.dtype(name)

@@ -1,0 +1,160 @@
+"""Mask expressions, files and sizes from the command line become bound masks."""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from attncli import files
+from attncli.attention import language
+from attncli.attention.masks import Extent, Mask
+from attncli.attention.problem import Masker
+from attncli.attention.view import Labels
+from attncli.cli.given.attention import Flags, files_in, gather_tokens
+from attncli.errors import FileError, InputError, MaskError, counted
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class GivenMask:
+    """A bound mask, the one it is compared with, labels of rows and columns, the files read."""
+
+    mask: Mask
+    against: Mask | None
+    labels: Labels
+    sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One expression or file: how to bind it, and the sizes that it speaks of by itself."""
+
+    masker: Masker
+    batch: int | None = None
+    heads: int | None = None
+    queries: int | None = None
+    keys: int | None = None
+
+
+def gather_mask(
+    expressions: Sequence[str],
+    *,
+    against: str | None = None,
+    length: int | None = None,
+    query_length: int | None = None,
+    key_length: int | None = None,
+    batch: int | None = None,
+    heads: int | None = None,
+    past: int | None = None,
+    kv_lengths: str | None = None,
+    tokens: str | None = None,
+    query_tokens: str | None = None,
+    key_tokens: str | None = None,
+    polarity: str | None = None,
+) -> GivenMask:
+    """Bind mask expressions and files to one size.
+
+    The size comes from the lengths given, else from the tokens, else from a tensor or a list in
+    the expressions. Raises InputError when nothing says it, AttnError for what does not fit.
+    """
+    words = gather_tokens(Flags(tokens=tokens, query_tokens=query_tokens, key_tokens=key_tokens))
+    lengths = None if kv_lengths is None else _lengths(kv_lengths)
+    sources = [_source(text, polarity) for text in expressions]
+    other = None if against is None else _source(against, polarity)
+    everyone = [*sources, other] if other else sources
+
+    def told(name: str) -> int | None:
+        return next((n for s in everyone if (n := getattr(s, name)) is not None), None)
+
+    named = {name: len(some[0]) for name, some in words.tokens.items()}
+    both = named.get("tokens")
+    queries = _first(query_length, length, named.get("query_tokens"), both, told("queries"))
+    keys = _first(key_length, length, named.get("key_tokens"), both, told("keys"))
+    if queries is None and keys is None:
+        raise InputError(
+            "nothing says how long the mask is",
+            "give --length 8, or --query-length and --key-length, or --tokens 'I like you'",
+        )
+    if keys is None and queries is not None:
+        keys = queries + (past or 0)  # the new keys follow those of the cache
+    queries = keys if queries is None else queries
+    assert queries is not None and keys is not None
+    if lengths is not None and past is not None:
+        raise InputError("--past and --kv-lengths are both given", "a cache is one or the other")
+    if past is not None and past > keys:
+        raise InputError(f"--past is {past} but there {_are(keys, 'key')}", "it is among them")
+    for n in lengths or ():
+        if n > keys:
+            raise InputError(f"--kv-lengths has {n} but there {_are(keys, 'key')}")
+    size = batch or told("batch") or (len(lengths) if lengths else 1)
+    if lengths is not None and len(lengths) not in (1, size):
+        found = counted(len(lengths), "number")
+        raise InputError(f"--kv-lengths has {found} for a batch of {size}")
+    extent = Extent(
+        size, heads or told("heads") or 1, queries, keys, past=past,
+        lengths=None if lengths is None else tuple(lengths) * (size if len(lengths) == 1 else 1),
+    )  # fmt: skip
+    mask = Mask(extent)
+    for source in sources:
+        mask = mask & source.masker(extent)
+    texts = [*expressions, *([against] if against else [])]
+    read = (*texts, *(name for text in texts for name in files_in(text)), *words.sources)
+    return GivenMask(mask, other.masker(extent) if other else None, words.labels(extent), read)
+
+
+def _are(number: int, one: str) -> str:
+    return f"{'is' if number == 1 else 'are'} {counted(number, one)}"
+
+
+def _first(*numbers: int | None) -> int | None:
+    return next((n for n in numbers if n is not None), None)
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+        if min(numbers) < 0:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--kv-lengths is '{text}'", "expected numbers such as 18,13,15") from None
+    return numbers
+
+
+def _source(text: str, polarity: str | None) -> _Source:
+    if text == "-" or os.path.exists(text) or ("::" in text and "(" not in text):
+        bundle = files.read(text)
+        found = files.find(bundle, "attn_mask")
+        array = found[1] if found else files.read_tensor(text)
+        array = np.asarray(array)
+        shape = (None,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else (None,) * 4
+        masker = language.tensor_masker(array, polarity or "keep", found[0] if found else text)
+        return _Source(masker, *shape)
+    if text.endswith((".npy", ".npz", ".safetensors", ".json", ".pt")):
+        raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
+    return _Source(language.masker(text), **_told(text))
+
+
+def _told(text: str) -> dict[str, int]:
+    """Return the sizes that lists in an expression speak of."""
+    told: dict[str, int] = {}
+    try:
+        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise MaskError(f"cannot read the mask: {text[:60]}") from None
+    for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            numbers = [a for a in node.args if not isinstance(a, ast.Name)]
+            written = len(numbers) > 1
+            if node.func.id == "padding" and written:
+                told["batch"] = len(numbers)
+            elif node.func.id == "segments" and written:
+                told["keys"] = len(numbers)
+            elif node.func.id == "alibi" and written:
+                told["heads"] = len(numbers)
+    return told

@@ -1,0 +1,327 @@
+"""Hidden states, memories, masks and labels of `attncli multihead`, from files and flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from attncli import files
+from attncli.attention.problem import Problem
+from attncli.attention.rope import Rope
+from attncli.attention.view import Labels
+from attncli.cli.given.attention import Flags, Gathering, Inputs, Tokens
+from attncli.cli.given.names import listed, without_role
+from attncli.errors import InputError
+from attncli.files.bundle import Bundle
+from attncli.models.layer import Layer
+from attncli.models.random import random_weights
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+ROPE_PARTS = ("rope_theta", "rope_dim", "rope_scaling", "rope_cos", "rope_sin")
+
+
+@dataclass(frozen=True)
+class StateFlags(Flags):
+    """What the command line says of hidden states, besides what it says of any attention."""
+
+    memory: str | None = None
+    memory_value: str | None = None
+    key_padding_mask: str | None = None
+    seq_first: bool = False
+    add_zero_attn: bool = False
+    head_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Random weights, for learning without a checkpoint."""
+
+    seed: int
+    model_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class States:
+    """``x`` and other ``arguments`` of ``layers.multihead``; RoPE waits for the layer."""
+
+    x: Array
+    arguments: Mapping[str, Any]
+    gathering: StateGathering
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
+
+    @property
+    def cross(self) -> bool:
+        """Whether keys and values are made from something else."""
+        return self.arguments["memory"] is not None
+
+    def notes_for(self, layer: Layer) -> tuple[str, ...]:
+        """What was assumed of the input."""
+        notes = tuple(dict.fromkeys(self.gathering.notes))
+        masks = [self.arguments[name] for name in ("attn_mask", "key_padding_mask")]
+        unsaid = self.gathering.flags.mask_polarity is None
+        if layer.family == "torch" and unsaid and any(
+            mask is not None and mask.dtype == bool for mask in masks
+        ):  # fmt: skip
+            notes += ("masks: True keeps a key; in torch's own it hides (--mask-polarity ignore)",)
+        return notes
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What looks like a mistake in the input."""
+        return tuple(dict.fromkeys(self.gathering.warnings))
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The files that were read."""
+        return tuple(dict.fromkeys(self.gathering.sources))
+
+    def sizes(self) -> dict[str, int | None]:
+        """Return what flags and file say of heads, as ``layers.load`` takes it."""
+        return self.gathering.sizes()
+
+    def random_layer(self, how: Learning) -> Layer:
+        """Return a layer with random weights that takes these hidden states."""
+        sizes = self.sizes()
+        width = how.model_dim or int(self.x.shape[-1])
+        if sizes["heads"] is None:
+            raise InputError(
+                "random weights need to know how many heads", "give --heads, as in --heads 2"
+            )
+        memory = self.arguments["memory"]
+        return random_weights(
+            how.seed, width, sizes["heads"], kv_heads=sizes["kv_heads"],
+            head_dim=sizes["head_dim"], memory_dim=memory.shape[-1] if memory is not None else None,
+        )  # fmt: skip
+
+    def rope(self, layer: Layer) -> Rope | str | None:
+        """Return the RoPE asked for, parts of it in place of the layer's; None: the layer's."""
+        return self.gathering.rope_of(None if self.cross else layer.rope)
+
+    def labels(self, problem: Problem, layer: Layer) -> Labels:
+        """Return the labels; those of a memory come from its file, torch's added keys have own."""
+        tokens = dict(self.tokens)
+        extra = ("[bias_k]",) * ("bias_k" in layer.tensors)
+        extra += ("[zero]",) * self.gathering.flags.add_zero_attn
+        if extra and not self.cross and "tokens" in tokens:
+            both = tokens.pop("tokens")
+            tokens = {"query_tokens": both, "key_tokens": both, **tokens}
+        if extra and "key_tokens" in tokens:
+            tokens["key_tokens"] = tuple((*some, *extra) for some in tokens["key_tokens"])
+        return Inputs({}, tokens).labels(problem)
+
+
+def gather_states(
+    bundle: Bundle | None, flags: StateFlags, learning: Learning | None = None
+) -> States:
+    """Find hidden states, what goes with them, and their labels.
+
+    Without a bundle, ``learning`` makes a random vector for each word of the tokens. Raises
+    InputError or FileError for what is missing, ambiguous or of the wrong type.
+    """
+    return StateGathering(bundle, flags).states(learning)
+
+
+class StateGathering(Gathering):
+    """As for attention, but what is found are hidden states."""
+
+    flags: StateFlags
+
+    def __init__(self, bundle: Bundle | None, flags: StateFlags) -> None:
+        super().__init__(bundle, flags)
+        if bundle and files.is_result(bundle):
+            # the result of a layer: its scale and mask are not those of the next one
+            self.options = {n: v for n, v in self.options.items() if n.endswith("tokens")}
+
+    def states(self, learning: Learning | None) -> States:
+        flags = self.flags
+        tokens = self.all_tokens()
+        x = self.hidden_states(tokens, learning)
+        memory = self.floats("memory")
+        mask, padding = self.mask_tensors()
+        self.check_mask(mask, x, x if memory is None else memory)
+        polarity = self.pick("mask_polarity", lambda v: isinstance(v, str), "keep or ignore")
+        if flags.mask_polarity and mask is None and padding is None:
+            raise InputError(
+                "--mask-polarity is given, but there is no mask tensor",
+                "add --attn-mask FILE or --key-padding-mask FILE",
+            )
+        positions = self.tensor("positions", flags.positions)
+        found = States(
+            x,
+            {
+                "memory": memory,
+                "memory_value": self.floats("memory_value"),
+                "seq_first": flags.seq_first,
+                "mask": self.mask_texts(),
+                "attn_mask": mask,
+                "key_padding_mask": padding,
+                "mask_polarity": polarity or "keep",
+                "add_zero_attn": flags.add_zero_attn,
+                "past_key": self.floats("past_key"),
+                "past_value": self.floats("past_value"),
+                "kv_lengths": self.kv_lengths(),
+                "positions": positions[0] if positions else None,
+                "scale": self.given_scale(),
+                "softcap": self.pick(
+                    "softcap", lambda v: type(v) in (int, float), "a positive number"
+                ),
+                "sink": self.sink(),
+                "dtype": flags.dtype,
+                "softmax_dtype": flags.softmax_dtype,
+            },
+            self,
+            self.sides(tokens, memory is not None),
+        )
+        self.warn_of_unread()
+        return found
+
+    # -- tensors --
+
+    def hidden_states(self, tokens: Mapping[str, Tokens], learning: Learning | None) -> Array:
+        """The tensor of that role, the output of a layer before, or the only one there is."""
+        if self.bundle is None:
+            assert learning is not None
+            return self.random_states(tokens, learning)
+        found = self.tensor("hidden_states")
+        if found is None and files.is_result(self.bundle):
+            found = self.tensor("output")
+        if found is None:
+            rest = without_role(self.bundle)
+            if len(rest) != 1:
+                names = listed(list(self.bundle.tensors))
+                raise InputError(
+                    f"{self.bundle.source} has no tensor named hidden_states or x; it holds "
+                    f"{names}",
+                    f"say which it is: {self.bundle.source}::{rest[0]}" if rest else
+                    'expected at least {"x": [[…], …]}, a row for each token',
+                )  # fmt: skip
+            self.taken.add(rest[0])
+            found = self.bundle.tensors[rest[0]], self.bundle.kind
+        return self.noted("x", *found)
+
+    def random_states(self, tokens: Mapping[str, Tokens], learning: Learning) -> Array:
+        """Normal numbers, one row a word: the same word is the same row."""
+        words = tokens.get("tokens") or tokens.get("query_tokens")
+        if not words or learning.model_dim is None:
+            raise InputError(
+                "there is no X, and nothing to make hidden states for",
+                "give X; or --model-dim N and --tokens 'the cat sat', for a random vector a word",
+            )
+        if not words[0]:
+            raise InputError("--tokens names no word", "as in --tokens 'the cat sat'")
+        rows: dict[str, Array] = {}
+        rng = np.random.default_rng(learning.seed)
+        for word in words[0]:
+            if word not in rows:
+                rows[word] = rng.standard_normal(learning.model_dim)
+        self.notes.append(
+            f"hidden states: a random normal vector for each word, seed {learning.seed}"
+        )
+        return np.stack([rows[word] for word in words[0]])
+
+    def mask_tensors(self) -> tuple[Array | None, Array | None]:
+        """The attention mask and the key padding mask; transformers' attention_mask is a padding
+        mask where it is ``(batch, keys)``."""
+        mask = self.tensor("attn_mask", self.flags.attn_mask)
+        padding = self.tensor("key_padding_mask", self.flags.key_padding_mask)
+        if mask and not padding and self.flags.attn_mask is None and mask[0].ndim == 2:
+            assert self.bundle
+            role = files.find(self.bundle, "attn_mask")
+            if role and role[0].lower() == "attention_mask":
+                self.notes.append("attention_mask is taken as the key padding mask, 1 = keep")
+                mask, padding = None, mask
+        return (mask[0] if mask else None), (padding[0] if padding else None)
+
+    def check_mask(self, mask: Array | None, x: Array, memory: Array) -> None:
+        """Raise InputError for a key padding mask where an attention mask should be."""
+        if mask is None or x.ndim != 3 or memory.ndim != 3:
+            return
+        batch, length = x.shape[:2][:: -1 if self.flags.seq_first else 1]
+        keys = memory.shape[0 if self.flags.seq_first else 1]
+        if mask.shape == (batch, keys) != (length, keys):
+            raise InputError(
+                f"attn_mask is {mask.shape}, a row for each of the batch, but there are {length} "
+                "queries",
+                "it looks like a key padding mask: give it as --key-padding-mask",
+            )
+
+    # -- options --
+
+    def sizes(self) -> dict[str, int | None]:
+        count = "a positive integer"
+        return {
+            name: self.pick(name, lambda v: type(v) is int and v > 0, count)
+            for name in ("heads", "kv_heads")
+        } | {"head_dim": self.flags.head_dim}
+
+    def mask_texts(self) -> tuple[str, ...] | None:
+        """Mask expressions; None: the layer's own mask."""
+        texts = list(self.flags.mask)
+        if "none" in texts and len(set(texts)) > 1:
+            other = next(text for text in texts if text != "none")
+            raise InputError(
+                f"--mask none and {'--causal' if other == 'causal' else '--mask ' + other} "
+                "contradict each other",
+                "leave one of them out",
+            )
+        if not texts and "mask" in self.options:
+            texts.append(self.checked("mask", lambda v: isinstance(v, str), 'such as "causal"'))
+        if not texts and self.checked("causal", lambda v: isinstance(v, bool), "true or false"):
+            texts.append("causal")
+        return tuple(texts) if texts else None
+
+    def given_scale(self) -> Any:
+        """None: the layer's own."""
+        if self.flags.scale is None and "scale" not in self.options:
+            return None
+        return self.scale()[0]
+
+    def rope_of(self, own: Rope | None) -> Rope | str | None:
+        flags = self.flags
+        parts = {name: getattr(flags, name) for name in ROPE_PARTS}
+        if flags.rope == "none":
+            lone = next((n for n, value in parts.items() if value is not None), None)
+            if lone:
+                raise InputError(
+                    f"--rope none and --{lone.replace('_', '-')} contradict each other",
+                    "leave one of them out",
+                )
+            return "none"
+        if flags.rope is None and own is not None and any(v is not None for v in parts.values()):
+            given = StateGathering(None, replace(flags, rope=own.style)).rope()
+            assert given is not None
+            if given.cos is not None:
+                return given
+            return replace(
+                own,
+                theta=own.theta if flags.rope_theta is None else given.theta,
+                dim=own.dim if flags.rope_dim is None else given.dim,
+                scaling=own.scaling if flags.rope_scaling is None else given.scaling,
+            )
+        if flags.rope is None and (flags.positions is not None or "positions" in self.roles):
+            return None  # they belong to the layer's own
+        return self.rope()
+
+    @cached_property
+    def roles(self) -> set[str]:
+        """The names of the bundle's tensors, in lower case."""
+        return {name.lower() for name in self.bundle.tensors} if self.bundle else set()
+
+    def sides(self, tokens: Mapping[str, Tokens], cross: bool) -> dict[str, Tokens]:
+        """Return the labels of queries and keys; a memory's labels are those of its file."""
+        sides = dict(tokens)
+        if not cross:
+            return sides
+        if "tokens" in sides:
+            sides.setdefault("query_tokens", sides.pop("tokens"))
+        if self.flags.memory is not None and "key_tokens" not in sides:
+            theirs = Gathering(files.read(self.flags.memory), Flags()).all_tokens()
+            keys = theirs.get("tokens") or theirs.get("query_tokens")
+            if keys:
+                sides["key_tokens"] = keys
+        return sides

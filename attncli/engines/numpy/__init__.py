@@ -1,0 +1,1 @@
+"""The NumPy engine: tiles, running sums, threads."""

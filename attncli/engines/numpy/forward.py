@@ -1,0 +1,308 @@
+"""The default engine: attention in tiles, in threads, on NumPy alone. Memory is O(L·D).
+
+A job is some query rows of one head. It walks over the tiles of keys that these rows see, and
+three kernels differ in how they meet ``exp``:
+
+- *bounded*: |s_ij| ≤ scale·‖q_i‖·max‖k_j‖ (Cauchy–Schwarz). Where that is small, exp can neither
+  overflow nor lose anything, no maximum is needed, and 2^x is the fastest exponential there is.
+- *online*: a running maximum (Milakov & Gimelshein 2018), for everything else.
+- *whole rows*: for small problems, many heads in one product, and when a matrix is asked for.
+
+Products are cut small on purpose (``tile_rows.chunks``), and keys are transposed in blocks once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.predicates import EMPTY, MIXED
+from attncli.attention.problem import Problem
+from attncli.engines import Attended
+from attncli.engines.numpy.rows import BLOCK, Head, Part, Rowset
+from attncli.engines.numpy.sums import GRAIN, TileSums, largest
+from attncli.engines.numpy.whole import Sheet, mend, whole_jobs
+from attncli.resources import Job, Progress, processors, run_jobs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LOG2E = math.log2(math.e)
+# The cube of 2^±bound, summed over 2^17 keys, must stay a normal number.
+BOUND = {np.dtype(np.float32): 36.0, np.dtype(np.float64): 300.0}
+TILE_CELLS = 1 << 19  # scores of a tile: half of it is not enough for two threads
+TINY_CELLS = 1 << 16  # below, threads cost more than they save
+WHOLE_CELLS = 1 << 15  # scores of a head: below, several heads go into one product
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Rows of a head in a job, keys of a tile, heads in a job (at most)."""
+
+    rows: int
+    keys: int
+    heads: int = 1
+
+
+def missing() -> str | None:
+    """Return why this engine cannot run: never, NumPy is always there."""
+    return None
+
+
+def attend(
+    problem: Problem,
+    want: Collection[str],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Attended:
+    """Compute in tiles; ``threads`` None takes the processors this process may use."""
+    return attend_tiled(problem, want, None, threads=threads, progress=progress)
+
+
+def attend_tiled(
+    problem: Problem,
+    want: Collection[str],
+    tiling: Tiling | None,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Attended:
+    """Compute with tiles of a given size; None chooses, and lets small problems do without."""
+    threads = threads or processors()
+    p = problem
+    sheet = Sheet.blank(p, want)
+    cells = p.queries * p.keys
+    used = 1
+    with np.errstate(all="ignore"):
+        if cells and p.batch * p.heads:
+            matrices = bool(sheet.stages) or p.softmax_dtype is not None
+            if matrices or (tiling is None and cells <= WHOLE_CELLS):
+                jobs = list(whole_jobs(sheet))
+            else:
+                jobs = Walk(sheet, tiling or _tiling(p, threads)).jobs()
+            tiny = p.batch * p.heads * cells <= TINY_CELLS
+            used = run_jobs(jobs, 1 if tiny else threads, not tiny, progress)
+        elif p.sink is not None:
+            sheet.lse[:] = p.sink[:, None]
+    return sheet.attended(used)
+
+
+def _tiling(p: Problem, threads: int) -> Tiling:
+    """Large tiles, since threads meet at the interpreter between NumPy calls; enough jobs."""
+    rows = 512 if p.mask.trivial else 256
+    while rows > 128 and p.batch * p.heads * -(-p.queries // rows) < threads:
+        rows //= 2
+    width = 512 if rows > 256 else 1024
+    heads = TILE_CELLS // (min(rows, p.queries) * min(width, p.keys))
+    heads = max(1, min(heads, p.batch * p.heads * -(-p.queries // rows) // (2 * threads)))
+    return Tiling(rows, width, heads)
+
+
+class Walk:
+    """Attention as jobs of some query rows of some heads that walk over tiles of keys."""
+
+    def __init__(self, sheet: Sheet, tiling: Tiling) -> None:
+        p = sheet.problem
+        self.sheet, self.problem, self.tiling = sheet, p, tiling
+        key, self.value = _ready(p.key, p.dtype), _ready(p.value, p.dtype)
+        shape = (p.batch, p.kv_heads, -(-p.keys // BLOCK), p.width, BLOCK)
+        self.blocks = np.empty(shape, p.dtype)
+        self.heads = {
+            at: Head(key[at], self.value[at], self.blocks[at])
+            for at in np.ndindex(p.batch, p.kv_heads)
+        }
+        sheet.bad.update({at: head.bad for at, head in self.heads.items() if head.bad.size})
+        if sheet.bad:
+            self.value = np.where(np.isfinite(self.value), self.value, p.dtype.type(0))
+        self.ones = np.ones(max(tiling.keys, GRAIN), p.dtype)
+        self.plain = p.softcap is None and not p.mask.has_bias
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs, longest first, so that threads end together."""
+        p, step = self.problem, self.tiling.rows
+        heads = self._heads_together()
+        parts = [
+            Part(b, h, h + heads, i0, min(i0 + step, p.queries))
+            for b in range(p.batch)
+            for h in range(0, p.heads, heads)
+            for i0 in range(0, p.queries, step)
+        ]
+        if not p.mask.trivial:
+
+            def cost(part: Part) -> int:
+                spans = p.mask.spans(part.b, part.h0, part.i0, part.i1)
+                return -sum(stop - start for start, stop in spans)
+
+            parts.sort(key=cost)
+        return [partial(self.job, part) for part in parts]
+
+    def _heads_together(self) -> int:
+        """How many heads a job takes: whole groups that share a key head, or a part of one."""
+        each = self.problem.heads // self.problem.kv_heads
+        fits = [n for n in range(1, each + 1) if each % n == 0]
+        fits += [n * each for n in range(2, self.problem.kv_heads + 1)
+                 if self.problem.kv_heads % n == 0]  # fmt: skip
+        return max(n for n in fits if n <= max(1, self.tiling.heads))
+
+    def plan(self, part: Part, pure: bool) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+        """Yield (j0, j1, mixed) of the tiles that a part sees, empty ones left out.
+
+        ``mixed`` are the key ranges whose cells must be asked; a ``pure`` tile is one or has none.
+        """
+        mask, keys, width = self.problem.mask, self.problem.keys, self.tiling.keys
+        if mask.trivial:
+            yield from ((j0, min(j0 + width, keys), []) for j0 in range(0, keys, width))
+            return
+        spans = [mask.spans(*where) for where in part.where()]
+        if not any(spans):
+            return
+        start = min(span[0][0] for span in spans if span) // GRAIN * GRAIN
+        stop = max(span[-1][1] for span in spans if span)
+        edges = np.append(np.arange(start, stop, GRAIN), min(keys, -(-stop // GRAIN) * GRAIN))
+        each = np.stack([mask.tiles(*where, edges) for where in part.where()])
+        states = np.where((each == each[0]).all(0), each[0], MIXED).tolist()
+        j0, mixed = start, list[tuple[int, int]]()
+        ends = [*edges[1:].tolist(), keys]
+        for state, a, z in zip([*states, EMPTY], edges.tolist(), ends, strict=True):
+            kept = bool(mixed and mixed[-1][1] == a)  # the cells before are mixed
+            if a > j0 and (state == EMPTY or z - j0 > width or (pure and kept != (state == MIXED))):
+                yield j0, a, mixed
+                j0, mixed, kept = a, [], False
+            if state == EMPTY:
+                j0 = z
+            elif state == MIXED:
+                mixed.append((mixed.pop()[0] if kept else a, z))
+
+    def job(self, part: Part) -> None:
+        """Compute some rows of some heads."""
+        p = self.problem
+        groups = range(p.group(part.h0), p.group(part.h1 - 1) + 1)
+        heads = [self.heads[part.b, g] for g in groups]
+        for head in heads:
+            head.fill()
+        block = part.b, slice(part.h0, part.h1), slice(part.i0, part.i1)
+        query = p.query[block].astype(p.dtype, copy=False)  # (heads, R, D)
+        reach = math.sqrt(np.vecdot(query, query).max()) * max(head.key_reach for head in heads)
+        sizes = [head.value_reach for head in heads]
+        bounded = (
+            self.plain
+            and reach * abs(p.scale) * LOG2E <= BOUND[p.dtype]
+            and all(size == 0 or 2.0**-60 < size < 2.0**60 for size in sizes)
+        )
+        self.sheet.kernels.add("bounded" if bounded else "online")
+        q = query * p.dtype.type(p.scale * (LOG2E if bounded else 1))
+        kv, each = (part.b, slice(groups.start, groups.stop)), part.size // len(groups)
+        rows = Rowset(
+            part, q.reshape(len(groups), each, p.width), self.blocks[kv], self.value[kv],
+            np.zeros((part.size, p.value_width), p.dtype),
+        )  # fmt: skip
+        sums = TileSums(part.size) if self.sheet.rows else None
+        total, shift = (self._bounded if bounded else self._online)(rows, sums)
+        denominator, lse = total, shift + np.log(total)
+        if p.sink is not None:
+            sink = np.repeat(p.sink[part.h0 : part.h1], part.i1 - part.i0)
+            denominator, lse = total + np.exp(sink - shift), np.logaddexp(lse, sink)
+        factor = np.where(total == 0, 0, 1 / denominator).astype(p.dtype)
+        np.multiply(rows.acc, factor[:, None], out=rows.acc)
+        out = rows.acc.reshape(*q.shape[:2], p.value_width)  # (heads, R, Dv)
+        self.sheet.lse[block] = lse = lse.reshape(q.shape[:2])
+        for at, h in enumerate(range(part.h0, part.h1)):
+            if (part.b, p.group(h)) in self.sheet.bad:
+                mend(self.sheet, part.b, h, np.arange(part.i0, part.i1), out[at], lse[at])
+        self.sheet.output[block] = out
+        if sums:
+            for at, head in enumerate(heads):
+                flat = q.reshape(part.size, p.width)
+                sums.settle(head.moments, flat, at * each, (at + 1) * each)
+            unit = 1 / LOG2E if bounded else 1.0
+            for name, array in sums.finish(total, shift, unit, self.plain).items():
+                self.sheet.rows[name][block] = array.reshape(*q.shape[:2], *array.shape[1:])
+
+    def _bounded(self, rows: Rowset, sums: TileSums | None) -> tuple[Array, Array | float]:
+        """Add Σ2^s·v to ``rows.acc``; return Σ2^s ``(R,)`` and the shift, 0."""
+        p, total = self.problem, np.zeros(len(rows.acc))
+        for j0, j1, mixed in self.plan(rows.part, sums is not None):
+            s = rows.scores(j0, j1)  # (R, C)
+            e = s if sums is None else rows.spare(s)
+            if sums:
+                hidden = self._scores(rows.part, sums, s, e, j0, j1, mixed)
+            np.exp2(s, out=e)
+            for a, z in mixed:
+                cells = e[:, a - j0 : z - j0]
+                np.multiply(cells, rows.part.stack(p.mask.keep, a, z), out=cells)
+            rows.add(e, j0, j1)
+            total += e @ self.ones[: j1 - j0]
+            if sums:
+                if hidden is not None:
+                    np.copyto(s, -np.inf, where=hidden)
+                sums.logits(s, j0)
+                if hidden is not None:
+                    np.copyto(s, 0, where=hidden)
+                sums.weights(e, s)
+        return total, 0.0
+
+    def _online(self, rows: Rowset, sums: TileSums | None) -> tuple[Array, Array | float]:
+        """Add Σexp(z−m)·v to ``rows.acc``; return Σexp(z−m) ``(R,)`` and the shift m."""
+        p, total = self.problem, np.zeros(len(rows.acc))
+        m, shift = np.full(len(rows.acc), -np.inf, p.dtype), np.zeros(len(rows.acc), p.dtype)
+        floor = np.log(np.finfo(p.dtype).smallest_subnormal) - 1
+        for j0, j1, mixed in self.plan(rows.part, sums is not None):
+            s = rows.scores(j0, j1)  # (R, C)
+            e = s if sums is None else rows.spare(s)
+            if sums:
+                self._scores(rows.part, sums, s, e, j0, j1, mixed)
+            if p.softcap is not None:
+                np.divide(s, p.dtype.type(p.softcap), out=s)
+                np.multiply(np.tanh(s, out=s), p.dtype.type(p.softcap), out=s)
+            if p.mask.has_bias:
+                bias = rows.part.stack(p.mask.bias, j0, j1)
+                np.add(s, bias, out=s, casting="same_kind")
+            for a, z in mixed:
+                keep = rows.part.stack(p.mask.keep, a, z)
+                np.copyto(s[:, a - j0 : z - j0], -np.inf, where=~keep)
+            new = np.maximum(m, sums.logits(s, j0) if sums else largest(s))
+            if not np.array_equal(new, m):
+                moved = np.where(np.isneginf(new), p.dtype.type(0), new)
+                step = np.where(np.isneginf(m), -np.inf, shift.astype(np.float64) - moved)
+                factor = np.exp(step)
+                if sums:
+                    sums.decay(factor, step, total)
+                total *= factor
+                np.multiply(rows.acc, factor[:, None].astype(p.dtype), out=rows.acc)
+                m, shift = new, moved
+            np.subtract(s, shift[:, None], out=s)
+            np.exp(s, out=e)
+            rows.add(e, j0, j1)
+            total += e @ self.ones[: j1 - j0]
+            if sums:
+                sums.weights(e, np.maximum(s, floor, out=s))
+        return total, shift.astype(np.float64)
+
+    def _scores(
+        self, part: Part, sums: TileSums, s: Array, spare: Array, j0: int, j1: int,
+        mixed: list[tuple[int, int]],
+    ) -> Array | None:  # fmt: skip
+        """Add scores ``(R, C)`` of keys j0:j1; return which are hidden, None when none is.
+
+        What all rows see is left to the moments.
+        """
+        if mixed:
+            keep = part.stack(self.problem.mask.keep, j0, j1)
+            sums.scores(s, keep, spare)
+            return ~keep
+        sums.extremes(s, both=not self.plain)
+        if sums.runs and sums.runs[-1][1] == j0:
+            j0 = sums.runs.pop()[0]
+        sums.runs.append((j0, j1))
+        return None
+
+
+def _ready(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Return ``(B, G, L, D)`` in the arithmetic's dtype with rows that BLAS can read in place."""
+    array = array.astype(dtype, copy=False)
+    return array if array.strides[-1] == array.itemsize else np.ascontiguousarray(array)

@@ -1,0 +1,1 @@
+"""The PyTorch engine: SDPA where it can say the problem, tiles where not."""

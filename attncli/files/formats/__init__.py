@@ -1,0 +1,1 @@
+"""The formats of tensor files, one module each."""

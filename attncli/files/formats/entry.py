@@ -1,0 +1,146 @@
+"""What every format of tensor files shares: entries, headers, errors.
+
+A reader takes the whole file as a buffer (mapped, or the bytes of a pipe) and returns an `Entry`
+for each name. Lengths are checked against the buffer first, nothing is executed, and whatever a
+library raises on damaged bytes becomes a `FileError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from attncli.errors import AttnError, FileError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Buffer = bytes | mmap.mmap
+Entries = dict[str, "Entry"]
+MANY_NAMES = 20
+READABLE = "readable are .npy, .npz, .safetensors, JSON, NDJSON and PyTorch files"
+PICKLE_HINT = "a pickle can run code, so it is never loaded; save it as .npz or .safetensors"
+
+
+SAFETENSORS = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
+    "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
+    "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a tensor without reading its data."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How to get at one tensor, and at its header where that is known without the data."""
+
+    load: Callable[[], Array]
+    header: Callable[[], Header] | None = None
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The dtype of that name, those of ml_dtypes included."""
+    if name == "bfloat16" or name.startswith("float8"):
+        import ml_dtypes
+
+        name = getattr(ml_dtypes, name)
+    return np.dtype(name)
+
+
+def is_numeric(dtype: np.dtype[Any]) -> bool:
+    """Whether tensors of this dtype are read."""
+    return dtype.name in SAFETENSORS.values() or dtype.name == "complex128"
+
+
+def header_of(array: Array) -> Header:
+    """Shape, dtype and size of an array."""
+    return Header(array.shape, array.dtype.name, array.nbytes)
+
+
+def native(array: Array) -> Array:
+    """The array in this machine's byte order, rows together."""
+    return np.asarray(array, array.dtype.newbyteorder("="), order="C")
+
+
+def view_of(
+    data: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], start: int, order: Any
+) -> Array:
+    """An array on top of ``data``; copied only where it is not aligned, native and clean."""
+    array: Array = np.ndarray(shape, dtype, data, start, order=order)
+    if dtype.kind == "b":
+        return np.not_equal(array.view(np.uint8), 0)
+    if not dtype.isnative:
+        return array.astype(dtype.newbyteorder("="))
+    return array if array.flags.aligned else array.copy()
+
+
+def expect_bytes(source: str, expected: int, found: int) -> None:
+    """Raise FileError unless as many bytes of data are there as a header promises."""
+    if found < expected:
+        raise FileError(
+            f"{source} is truncated: its header promises {expected} bytes of data, "
+            f"{found} are there"
+        )
+    if found > expected:
+        raise FileError(f"{source} holds {found} bytes of data where its header says {expected}")
+
+
+@contextmanager
+def reading(source: str, what: str = "unreadable") -> Iterator[None]:
+    """Whatever goes wrong inside, in a library on bytes that nobody vouches for, is the file's."""
+    try:
+        yield
+    except AttnError:
+        raise
+    except OSError as error:
+        raise os_error(error, source, "read") from None
+    except MemoryError:
+        raise FileError(f"{source} does not fit into memory") from None
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise FileError(f"{source} is {what}: {reason[:200]}") from None
+
+
+def os_error(error: OSError, path: str, verb: str) -> FileError:
+    """What an operating system's error means for the file, and what to do about it."""
+    folder, name = os.path.split(path)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if not os.path.isdir(folder or "."):
+            return FileError(f"no such folder: {folder}", f"to {verb} {name}, make it or fix it")
+        if verb == "write":
+            return FileError(f"{path} cannot be written: {folder or 'the folder'} takes no files")
+        import difflib
+
+        near = difflib.get_close_matches(name, os.listdir(folder or "."), 1)
+        return FileError(
+            f"no such file: {path}",
+            f"did you mean {os.path.join(folder, near[0])}?" if near else None,
+        )
+    if isinstance(error, PermissionError):
+        return FileError(f"no permission to {verb} {path}")
+    if error.errno == errno.ENOSPC:
+        return FileError(f"no space left to write {path}", "free some space or write elsewhere")
+    return FileError(
+        f"{path} cannot be {verb if verb == 'read' else 'written'}: {error.strerror or error}"
+    )
+
+
+def listed(names: Any) -> str:
+    """``3 tensors``-like lists for messages: the first names and how many there are."""
+    names = list(names)
+    shown = ", ".join(names[:MANY_NAMES]) + (", …" if len(names) > MANY_NAMES else "")
+    return f"{len(names)} ({shown})" if names else "nothing"

@@ -1,0 +1,125 @@
+"""Tensors into files: whole or not at all, in the format that the suffix names."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from attncli.errors import FileError
+from attncli.files.formats.entry import listed, native, os_error
+from attncli.files.formats.json import dumps
+from attncli.files.formats.npy import Array, write_npy, write_npz
+from attncli.files.formats.safetensors import write_safetensors
+
+
+def write(
+    path: str,
+    arrays: Mapping[str, Array],
+    *,
+    extra: Mapping[str, Any] = MappingProxyType({}),
+    format: str | None = None,
+) -> None:
+    """Write arrays to ``path``, whole or not at all; its suffix (or ``format``) says how.
+
+    ``.npy`` takes exactly one array. ``extra`` (labels, options) becomes members of JSON and
+    metadata of safetensors; ``.npz`` and ``.npy`` hold arrays alone. ``-`` is standard output.
+    """
+    suffix = format or os.path.splitext(path)[1].lower()
+    if suffix not in WRITERS:
+        raise FileError(
+            f"{path} ends in '{suffix}'" if suffix else f"{path} has no suffix",
+            f"the suffix says the format: {', '.join(WRITERS)}",
+        )
+    if suffix == ".npy" and len(arrays) != 1:
+        raise FileError(
+            f".npy takes exactly one array, but there are {listed(arrays)}",
+            "use .npz, .safetensors or .json for several",
+        )
+    arrays = {name: native(np.asarray(array)) for name, array in arrays.items()}
+    if path != "-":
+        with atomic(path) as stream:
+            WRITERS[suffix](stream, arrays, extra)
+        return
+    if sys.stdout is None:
+        raise FileError("standard output is closed")
+    if suffix != ".json" and sys.stdout.isatty():
+        raise FileError(
+            f"{suffix} is binary and standard output is a terminal",
+            "redirect it (> FILE) or write .json",
+        )
+    with _writing("standard output"):
+        sys.stdout.flush()
+        WRITERS[suffix](cast(BinaryIO, _Pipe(sys.stdout.buffer)), arrays, extra)
+        sys.stdout.buffer.flush()
+
+
+class _Pipe:
+    """A stream that can only be written: NumPy would ask a real file where it stands."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.write, self.flush = stream.write, stream.flush
+
+
+@contextmanager
+def atomic(path: str) -> Iterator[BinaryIO]:
+    """Open a temporary file beside ``path`` that takes its place when the block succeeds.
+
+    Links are followed; an old file's mode is kept. What is no regular file is written directly.
+    """
+    import secrets
+
+    if "\0" in path:
+        raise FileError(f"{path!r} is no file name: it holds a NUL byte")
+    with _writing(path):
+        target = os.path.realpath(path)
+        old = os.stat(target).st_mode if os.path.exists(target) else None
+        if old is not None and stat.S_ISDIR(old):
+            raise FileError(f"{path} is a folder", f"name a file: {os.path.join(path, 'out.npz')}")
+        if old is not None and not os.access(target, os.W_OK):
+            raise PermissionError(errno.EACCES, "not writable")
+        if old is not None and not stat.S_ISREG(old):
+            with open(target, "wb") as stream:
+                yield stream
+            return
+        temporary = os.path.join(os.path.dirname(target), f".attncli-{secrets.token_hex(8)}.tmp")
+        stream = open(temporary, "xb")  # noqa: SIM115
+        try:
+            with stream:
+                yield stream
+            if old is not None:
+                os.chmod(temporary, stat.S_IMODE(old))
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads on: not an error of the file
+        raise
+    except OSError as error:
+        raise os_error(error, path, "write") from None
+
+
+def _write_json(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
+    bare = list(arrays) == [""] and not extra
+    stream.write(dumps(arrays[""] if bare else {**extra, **arrays}) + b"\n")
+
+
+WRITERS: Mapping[str, Callable[[BinaryIO, Mapping[str, Array], Mapping[str, Any]], None]] = {
+    ".npz": write_npz,
+    ".safetensors": write_safetensors,
+    ".npy": write_npy,
+    ".json": _write_json,
+}

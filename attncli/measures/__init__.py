@@ -1,0 +1,1 @@
+"""Instruments: what running sums, outputs, weights and tensors say."""

@@ -1,0 +1,294 @@
+"""What needs the weights themselves, from the known lse, in tiles: O(L·D) memory, no L×L.
+
+Column sums (the mass that each key receives), mean distances and underflow walk over every visible
+cell; the masses on near-by keys are dot products of their own, O(L·D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.predicates import EMPTY, MIXED
+from attncli.attention.problem import Problem
+from attncli.measures.statistic import Measure
+from attncli.resources import Job, Progress, processors, run_jobs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TILE_ROWS, TILE_KEYS = 256, 1024
+UNDERFLOW = 2.0**-24  # the smallest positive float16; half of it rounds to 0
+NEAR = 4  # positions to each side that are near by
+LOG2E = math.log2(math.e)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a second sweep found.
+
+    received ``(B, H, Lk)``: Σ_i p_ij over the chosen rows; distance ``(B, H, Lq)``: Σ_j p_ij |i−j|,
+    NaN where positions are not known; tiny, cells ``(B, H)``: visible cells of the chosen rows with
+    p < 2⁻²⁴, and all of them; near ``(B, H, Lq, 2·NEAR + 1)``: the weight of key i + d at d + NEAR;
+    rows ``(B, H)``: how many rows were chosen, those whose lse is not finite left out.
+    """
+
+    received: Array
+    distance: Array
+    tiny: Array
+    cells: Array
+    near: Array
+    rows: Array
+
+
+def sink_key(sweep: Sweep) -> Array:
+    """The key that receives most mass, ``(B, H)``; −1 where no row was chosen."""
+    if not sweep.received.shape[-1]:
+        return np.full(sweep.rows.shape, -1)
+    return np.where(sweep.rows > 0, sweep.received.argmax(-1), -1)
+
+
+def sink_mass(sweep: Sweep) -> Array:
+    """The mean weight of ``sink_key`` over the rows, ``(B, H)``."""
+    most = sweep.received.max(-1, initial=0)
+    return np.where(sweep.rows > 0, most / np.maximum(sweep.rows, 1), np.nan)
+
+
+def underflow_share(sweep: Sweep) -> Array:
+    """Share of the visible cells with p < 2⁻²⁴, ``(B, H)``."""
+    return np.where(sweep.cells > 0, sweep.tiny / np.maximum(sweep.cells, 1), np.nan)
+
+
+def mean_distance(sweep: Sweep) -> Array:
+    """Σ_j p_ij |i−j|, ``(B, H, Lq)``."""
+    return sweep.distance
+
+
+def diagonal_mass(sweep: Sweep) -> Array:
+    """The weight of the own position, ``(B, H, Lq)``."""
+    return np.asarray(sweep.near[..., NEAR])
+
+
+def previous_mass(sweep: Sweep) -> Array:
+    """The weight of the position before, ``(B, H, Lq)``."""
+    return np.asarray(sweep.near[..., NEAR - 1])
+
+
+def next_mass(sweep: Sweep) -> Array:
+    """The weight of the position after, ``(B, H, Lq)``."""
+    return np.asarray(sweep.near[..., NEAR + 1])
+
+
+def local_mass(sweep: Sweep) -> Array:
+    """The weight of positions at most NEAR away, ``(B, H, Lq)``."""
+    return np.asarray(sweep.near.sum(-1))
+
+
+ROW_MEASURES = (
+    Measure("mean_distance", "positions", "Σp|i−j|", "Vig & Belinkov 2019", mean_distance),
+    Measure("diagonal_mass", "", "weight of the own position", "Clark et al. 2019", diagonal_mass),
+    Measure("previous_mass", "", "weight of i − 1", "Clark et al. 2019", previous_mass),
+    Measure("next_mass", "", "weight of i + 1", "Clark et al. 2019", next_mass),
+    Measure("local_mass", "", f"weight within {NEAR} positions", "", local_mass),
+)
+HEAD_MEASURES = (
+    Measure("sink_key", "", "the key with most mass", "Xiao et al. 2024", sink_key),
+    Measure("sink_mass", "", "mean weight of sink_key", "Xiao et al. 2024", sink_mass),
+    Measure("underflow_share", "", "share of p < 2⁻²⁴", "IEEE 754 binary16", underflow_share),
+)
+
+
+def positions(problem: Problem) -> Array | None:
+    """Return the position of query 0 among the keys of each batch element, ``(B,)``.
+
+    None where nothing says how queries and keys of different number lie to each other.
+    """
+    p = problem
+    offsets = p.mask.offsets()
+    if offsets is None and (p.past or p.mask.extent.past is not None):
+        offsets = (p.past,) * p.batch
+    if offsets is None and p.queries == p.keys:
+        offsets = (0,) * p.batch
+    if offsets is None and p.mask.extent.lengths is not None:
+        offsets = tuple(n - p.queries for n in p.mask.extent.lengths)
+    return None if offsets is None else np.asarray(offsets, np.int64)
+
+
+def sweep(
+    problem: Problem,
+    lse: Array,
+    chosen: Array,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Go once more through all visible cells. lse, chosen (bool): ``(B, H, Lq)``, sink included."""
+    p = problem
+    shape = (p.batch, p.heads)
+    chosen = chosen & np.isfinite(lse)
+    offsets = positions(p)
+    found = Sweep(
+        received=np.zeros((*shape, p.keys)),
+        distance=np.full((*shape, p.queries), np.nan),
+        tiny=np.zeros(shape, np.int64),
+        cells=np.zeros(shape, np.int64),
+        near=np.full((*shape, p.queries, 2 * NEAR + 1), np.nan),
+        rows=chosen.sum(-1),
+    )
+    if not p.queries * p.keys * p.batch * p.heads:
+        return found
+    threads = threads or processors()
+    tiles = -(-p.queries // TILE_ROWS)
+    parts = max(1, min(tiles, -(-4 * threads // (p.batch * p.heads))))
+    rows = -(-tiles // parts) * TILE_ROWS
+    walks = [
+        _Walk(p, b, h, i0, min(i0 + rows, p.queries), lse[b, h], chosen[b, h], offsets)
+        for b, h in np.ndindex(shape)
+        for i0 in range(0, p.queries, rows)
+    ]
+    tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
+    jobs: list[Job] = [partial(walk.run, found) for walk in walks]
+    run_jobs(jobs, 1 if tiny else threads, not tiny, progress)
+    for walk in walks:  # in order, so that threads change nothing
+        found.received[walk.b, walk.h] += walk.received
+        found.tiny[walk.b, walk.h] += walk.tiny
+        found.cells[walk.b, walk.h] += walk.cells
+    return found
+
+
+class _Walk:
+    """Rows i0:i1 of one head."""
+
+    def __init__(
+        self, p: Problem, b: int, h: int, i0: int, i1: int, lse: Array, chosen: Array,
+        offsets: Array | None,
+    ) -> None:  # fmt: skip
+        self.p, self.b, self.h, self.i0, self.i1 = p, b, h, i0, i1
+        self.lse, self.chosen = lse, chosen
+        self.offset = None if offsets is None else int(offsets[b])
+        self.plain = p.softcap is None and not p.mask.has_bias
+        self.received, self.tiny, self.cells = np.zeros(p.keys), 0, 0
+
+    def run(self, found: Sweep) -> None:
+        p = self.p
+        key = p.key[self.b, p.group(self.h)].astype(p.dtype, copy=False)  # (Lk, D)
+        # −lse is one more channel of the queries, beside a channel of ones in the keys
+        across = np.empty((p.width + 1, p.keys), p.dtype)
+        across[:-1], across[-1] = key.T, 1
+        for i0 in range(self.i0, self.i1, TILE_ROWS):
+            i1 = min(i0 + TILE_ROWS, self.i1)
+            if self.chosen[i0:i1].any():
+                rows = _Rows(self, i0, i1)
+                for j0, j1, states in self._plan(i0, i1):
+                    self._tile(rows, across, j0, j1, states)
+                if self.offset is not None:
+                    found.distance[self.b, self.h, i0:i1] = np.where(
+                        rows.good, rows.distance, np.nan
+                    )
+        if self.offset is not None:
+            found.near[self.b, self.h, self.i0 : self.i1] = self._near(key)
+
+    def _plan(self, i0: int, i1: int) -> list[tuple[int, int, int]]:
+        """Return (j0, j1, state) of the tiles that rows i0:i1 see."""
+        mask, found = self.p.mask, []
+        for start, stop in mask.spans(self.b, self.h, i0, i1):
+            edges = np.append(np.arange(start, stop, TILE_KEYS), stop)
+            states = mask.tiles(self.b, self.h, i0, i1, edges)
+            for a, z, state in zip(edges[:-1].tolist(), edges[1:].tolist(), states, strict=True):
+                if state != EMPTY:
+                    found.append((a, z, int(state)))
+        return found
+
+    def _tile(self, rows: _Rows, across: Array, j0: int, j1: int, state: int) -> None:
+        p = self.p
+        e = rows.query @ across[:, j0:j1]  # (R, C), float32 or float64
+        if not self.plain:
+            if p.softcap is not None:
+                e = p.dtype.type(p.softcap) * np.tanh(e / p.dtype.type(p.softcap))
+            bias = p.mask.bias(self.b, self.h, rows.i0, rows.i1, j0, j1)
+            if bias is not None:
+                e += bias
+            e = (e - rows.lse[:, None]) * LOG2E
+        np.minimum(np.exp2(e, out=e), 1, out=e)  # huge scores round past their own lse
+        visible = len(e) * (j1 - j0)
+        if state == MIXED:
+            keep = p.mask.keep(self.b, self.h, rows.i0, rows.i1, j0, j1)
+            np.copyto(e, 0, where=~keep)
+            visible = int(np.count_nonzero(keep[rows.good]))
+        elif rows.bad.size:
+            visible = len(rows.good_at) * (j1 - j0)
+        if rows.bad.size:
+            e[rows.bad] = 0
+        hidden = e.size - visible
+        self.tiny += int(np.count_nonzero(e < UNDERFLOW)) - hidden
+        self.cells += visible
+        self.received[j0:j1] += rows.ones @ e
+        if self.offset is None:
+            return
+        i = np.arange(rows.i0, rows.i1) + self.offset
+        if j1 - 1 <= i[0] or j0 >= i[-1]:  # all keys lie on one side
+            j = np.arange(j1 - j0, dtype=p.dtype)  # relative, so that float32 holds it
+            sums = e @ np.stack([np.ones_like(j), j], 1)  # (R, 2)
+            side = (i - j0) * sums[:, 0].astype(np.float64) - sums[:, 1]
+            rows.distance += side if j1 - 1 <= i[0] else -side
+        else:
+            away = np.abs(i[:, None] - np.arange(j0, j1))
+            rows.distance += np.vecdot(e, away.astype(p.dtype))
+
+    def _near(self, key: Array) -> Array:
+        """Return the weight of keys i − NEAR … i + NEAR, ``(R, 2·NEAR + 1)``; 0 where none is."""
+        p, b, h = self.p, self.b, self.h
+        assert self.offset is not None
+        near = np.zeros((self.i1 - self.i0, 2 * NEAR + 1))
+        for start in range(self.i0, self.i1, 4096):
+            i = np.arange(start, min(start + 4096, self.i1))
+            query = p.query[b, h, i].astype(np.float64) * p.scale
+            for d in range(-NEAR, NEAR + 1):
+                j = i + self.offset + d
+                there = (j >= 0) & (j < p.keys)
+                at = np.clip(j, 0, p.keys - 1)
+                z = np.vecdot(query, key[at].astype(np.float64))
+                if p.softcap is not None:
+                    z = p.softcap * np.tanh(z / p.softcap)
+                cells = i[:, None], at[:, None]
+                for bias in p.mask.biases:
+                    z = z + np.broadcast_to(bias.at(b, h, *cells), (len(i), 1))[:, 0]
+                allowed = p.mask.predicate.allows(b, h, *cells)
+                sees = there & np.broadcast_to(allowed, (len(i), 1))[:, 0]
+                weight = np.where(sees, np.exp(np.minimum(z - self.lse[i], 0)), 0)
+                near[i - self.i0, d + NEAR] = weight
+        near[~self.chosen[self.i0 : self.i1]] = np.nan
+        return near
+
+
+class _Rows:
+    """The rows of a tile: scaled queries ``(R, D + 1)``, which are good, what they have summed."""
+
+    def __init__(self, walk: _Walk, i0: int, i1: int) -> None:
+        p = walk.p
+        self.i0, self.i1 = i0, i1
+        self.good = walk.chosen[i0:i1]
+        self.good_at, self.bad = np.flatnonzero(self.good), np.flatnonzero(~self.good)
+        self.ones = self.good.astype(p.dtype)
+        self.lse = np.where(self.good, walk.lse[i0:i1], 0).astype(p.dtype)
+        self.query = np.empty((i1 - i0, p.width + 1), p.dtype)
+        unit = LOG2E if walk.plain else 1.0
+        self.query[:, :-1] = p.query[walk.b, walk.h, i0:i1].astype(p.dtype) * p.dtype.type(
+            p.scale * unit
+        )
+        self.query[:, -1] = -self.lse * unit if walk.plain else 0
+        self.distance = np.zeros(i1 - i0)
+
+
+def row_values(found: Sweep) -> Mapping[str, Array]:
+    """Return the row statistics of a sweep by name, each ``(B, H, Lq)``."""
+    return {m.name: m.formula(found) for m in ROW_MEASURES}
+
+
+def head_values(found: Sweep) -> Mapping[str, Array]:
+    """Return the statistics of whole heads by name, each ``(B, H)``."""
+    return {m.name: m.formula(found) for m in HEAD_MEASURES}

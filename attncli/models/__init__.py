@@ -1,0 +1,1 @@
+"""Pretrained checkpoints: families, layouts, configurations, layers."""

@@ -1,0 +1,285 @@
+"""What config.json says of an attention layer, under the names that families use for it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from attncli.attention.rope import SCALINGS, Rope
+from attncli.errors import InputError
+from attncli.models.families import Family, normal
+
+Config = Mapping[str, Any]
+
+#: Parts of a composed model and the path components that belong to them.
+NESTED: Mapping[str, tuple[str, ...]] = {
+    "vision_config": ("vision", "visual", "image_encoder"),
+    "audio_config": ("audio", "speech"),
+    "qformer_config": ("qformer",),
+    "text_config": ("text", "language"),
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+}
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "kv_n_heads")
+WIDTHS = ("head_dim", "d_kv", "attention_head_size")
+EPSILONS = (
+    "rms_norm_eps", "layer_norm_eps", "norm_eps", "layer_norm_epsilon", "norm_epsilon",
+)  # fmt: skip
+THETAS = ("rope_theta", "rotary_emb_base", "rotary_base")
+PARTIALS = ("partial_rotary_factor", "rotary_pct", "rope_pct")
+
+
+def part_of(config: Config, path: str) -> Config:
+    """Return the nested config of a layer, such as ``vision_config`` for ``vision_model.…``."""
+    for component in path.split("."):
+        for key, stems in NESTED.items():
+            if isinstance(config.get(key), dict) and component.startswith(stems):
+                return part_of(config[key], path.partition(component + ".")[2])
+    inner = config.get("text_config")
+    if isinstance(inner, dict) and first(config, HEADS) is None:
+        return inner
+    return config
+
+
+def first(config: Config, names: Sequence[str]) -> tuple[str, Any] | None:
+    """Return the first of the names that the config has, and what it says."""
+    places = [config, config.get("attn_config")]
+    for name in names:
+        for place in places:
+            if isinstance(place, dict | Mapping) and place.get(name) is not None:
+                return name, place[name]
+    return None
+
+
+def wrong(name: str, value: Any, expected: str) -> InputError:
+    """Return the error for a member that cannot be what it should be."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = text if len(text) <= 60 else text[:59] + "…"
+    return InputError(f"config.json: {name} is {text}", f"expected {expected}, or null")
+
+
+def count(config: Config, names: Sequence[str], stage: int = 0) -> tuple[str, int] | None:
+    """Return a whole number and the name it has; of a list (Swin), that of the stage.
+
+    Raises InputError for anything else.
+    """
+    found = first(config, names)
+    if found is None:
+        return None
+    name, value = found
+    if isinstance(value, list):
+        if stage >= len(value):
+            return None
+        value = value[stage]
+    if type(value) is not int or value < 1:
+        raise wrong(name, value, "a positive whole number")
+    return name, value
+
+
+def heads(config: Config, path: str, stage: int) -> tuple[str, int] | None:
+    """Return the query heads of a layer and under which name they stand."""
+    side = "decoder" if "decoder" in path.split(".") else "encoder"
+    return count(config, (f"{side}_attention_heads", *HEADS), stage)
+
+
+def number(config: Config, *names: str) -> float | None:
+    """Return a finite number, or None without one; InputError for anything else."""
+    found = first(config, names)
+    if found is None:
+        return None
+    name, value = found
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise wrong(name, value, "a finite number")
+    return number
+
+
+def members(config: Config, name: str) -> dict[str, Any]:
+    """Return an object within the config, empty without one; InputError for anything else."""
+    value = config.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise wrong(name, value, "an object")
+    return value or {}
+
+
+def scale(config: Config, family: Family, width: int, index: int) -> tuple[float, str]:
+    """Return what the scores are multiplied by, and why."""
+    value, why = 1 / math.sqrt(width), f"1/√{width}"
+    multiplier = number(config, "attention_multiplier")
+    before = number(config, "query_pre_attn_scalar")
+    fixed = number(config, "softmax_scale")
+    if before is not None and before <= 0:
+        raise wrong("query_pre_attn_scalar", before, "a positive number")
+    if family.scale is not None:
+        value, why = family.scale, "none in this family"
+    elif multiplier is not None:
+        value, why = multiplier, "attention_multiplier"
+    elif before is not None:
+        value, why = before**-0.5, f"query_pre_attn_scalar {before:g}"
+    elif fixed is not None:
+        value, why = fixed, "softmax_scale"
+    elif config.get("scale_attn_weights") is False:
+        value, why = 1.0, "scale_attn_weights false"
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        value, why = value / (index + 1), f"{why}/{index + 1}, scale_attn_by_inverse_layer_idx"
+    return value, why
+
+
+def layer_type(config: Config, family: Family, index: int) -> str:
+    """Return ``sliding_attention`` or ``full_attention``, from config.json or the family's rule."""
+    types = config.get("layer_types")
+    named = isinstance(types, list) and all(isinstance(kind, str) for kind in types)
+    if types is not None and not named:
+        raise wrong("layer_types", types, "a list with the name of each layer's type")
+    if isinstance(types, list) and index < len(types):
+        return str(types[index])
+    rule, slides = family.window, False
+    if rule == "all":
+        slides = True
+    elif rule == "upper":
+        slides = bool(config.get("use_sliding_window")) and index >= int(
+            number(config, "max_window_layers") or 0
+        )
+    elif rule.startswith("every"):
+        pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
+        if isinstance(pattern, str):
+            slides = pattern[index % len(pattern)].upper() == "L"
+        else:
+            slides = (index + 1) % int(pattern or rule.split()[1]) != 0
+    elif rule == "no_rope":
+        slides = bool(config.get("use_sliding_window")) and not turns(config, family, index, "")
+    elif rule == "modernbert":
+        slides = index % int(number(config, "global_attn_every_n_layers") or 3) != 0
+    elif rule == "gpt_neo":
+        layers = config.get("attention_layers")
+        if not layers:
+            types = config.get("attention_types") or []
+            layers = [kind for kinds, times in types for _ in range(times) for kind in kinds]
+        slides = index < len(layers) and layers[index] == "local"
+    elif rule == "longformer":
+        slides = True
+    return "sliding_attention" if slides else "full_attention"
+
+
+def window(config: Config, family: Family, index: int, kind: str) -> tuple[int, int, str] | None:
+    """Return keys to the left and right of the own position that a layer sees, and why.
+
+    A causal window counts the own position: W sees i−W < j ≤ i, W − 1 to the left.
+    """
+    if kind != "sliding_attention":
+        return None
+    if family.window == "modernbert":
+        size = int(number(config, "local_attention") or 128) // 2
+        return size, size, f"local_attention {2 * size}"
+    if family.window == "longformer":
+        found = count(config, ("attention_window",), index)
+        return None if found is None else (found[1] // 2, found[1] // 2, f"{found[0]} {found[1]}")
+    found = count(config, ("window_size",) if family.window == "gpt_neo" else ("sliding_window",))
+    if found is not None and config.get("use_bidirectional_attention"):
+        return found[1] // 2, found[1] // 2, f"{found[0]} {found[1]}, bidirectional"
+    return None if found is None else (found[1] - 1, 0, f"{found[0]} {found[1]}")
+
+
+def turns(config: Config, family: Family, index: int, kind: str) -> bool:
+    """Return whether a layer of a family with RoPE turns its queries and keys."""
+    if family.rope_on == "rotary":
+        return bool(config.get("position_embedding_type") == "rotary")
+    if family.rope_on == "sliding":
+        return kind == "sliding_attention" or config.get("sliding_window") is None
+    layers = config.get("no_rope_layers")
+    if family.rope_on == "no_rope_layers" and not layers:
+        return (index + 1) % int(number(config, "no_rope_layer_interval") or 4) != 0
+    if isinstance(layers, list) and index < len(layers):
+        return bool(layers[index])  # 1 says that RoPE is used there
+    return not (family.bias.startswith("alibi") and config.get("alibi"))
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The RoPE of a layer; ``lacks`` says what of it attncli cannot compute, ``notes`` the rest."""
+
+    rope: Rope | None
+    lacks: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def rope(config: Config, family: Family, style: str, kind: str, width: int) -> Turned:
+    """Return how queries and keys turn, from rope_parameters or the older rope_theta and kin."""
+    settings = members(config, "rope_parameters")
+    nested = isinstance(settings.get(kind), dict)
+    if nested:  # one for each layer type: Gemma 3, ModernBERT
+        settings = settings[kind]
+    scaling = members(config, "rope_scaling")
+    older = {} if nested else dict(scaling)
+    local = number(config, "rope_local_base_freq") if kind == "sliding_attention" else None
+    theta = number(settings, *THETAS) or local
+    if local is not None:
+        older = {}  # Gemma 3 stretches only its full layers
+    if theta is None:
+        per_kind = "local_rope_theta" if kind == "sliding_attention" else "global_rope_theta"
+        theta = number(config, per_kind, *THETAS)
+    notes = []
+    if theta is None:
+        theta = family.theta
+        notes.append(f"no rope_theta in config.json: {theta:g} is the family's")
+    dim = count(config, ("rotary_dim",))
+    partial = number(settings, *PARTIALS) or number(config, *PARTIALS) or family.partial
+    turned = int(width * partial) if dim is None else dim[1]
+    if turned == 0:
+        return Turned(None, notes=("RoPE of 0 channels: too few for its partial_rotary_factor",))
+    if turned % 2:
+        return Turned(None, f"RoPE of {turned} channels: they turn in pairs")
+    parameters = {**older, **{k: v for k, v in settings.items() if k not in THETAS + PARTIALS}}
+    name = str(parameters.get("rope_type") or parameters.get("type") or "default")
+    if name == "mrope":
+        name = "default"
+        notes.append("mrope: positions of text are taken, one number a token")
+    limit = number(config, "max_position_embeddings")
+    if name != "default" and name not in SCALINGS:
+        return Turned(None, f"RoPE scaling '{name}': give --rope-cos and --rope-sin", tuple(notes))
+    chosen: dict[str, Any] | None = None
+    if name != "default":
+        needed, optional = SCALINGS[name]
+        defaults = {
+            "max_position_embeddings": parameters.get("original_max_position_embeddings") or limit,
+            "original_max_position_embeddings": config.get("original_max_position_embeddings")
+            or limit,
+        }
+        chosen = {"rope_type": name}
+        for key in needed + optional:
+            value = parameters.get(key)
+            value = defaults.get(key) if value is None and key in needed else value
+            if value is not None:
+                chosen[key] = value
+    return Turned(
+        Rope(style, theta, dim=None if turned == width else turned, scaling=chosen),
+        notes=tuple(notes),
+    )
+
+
+def causal(config: Config, family: Family | None, path: str) -> tuple[bool, str]:
+    """Return whether a self-attention layer hides the future, and a note where that is assumed."""
+    if family is not None and isinstance(family.causal, str):
+        return family.causal in path.split("."), ""
+    if family is not None and family.causal:
+        bidirectional = bool(config.get("use_bidirectional_attention"))
+        return not bidirectional, ""
+    if config.get("is_decoder") and not config.get("is_encoder_decoder"):
+        return True, ""
+    if family is not None:
+        return False, ""
+    names = " ".join(map(str, config.get("architectures") or ()))
+    guess = "ForCausalLM" in names or "LMHeadModel" in names
+    return guess, f"{'causal' if guess else 'not causal'} is assumed: --mask says otherwise"
+
+
+def model_type(config: Config) -> str:
+    """Return ``model_type`` as families are named, or nothing."""
+    return normal(config.get("model_type"))

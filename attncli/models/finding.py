@@ -1,0 +1,183 @@
+"""Attention layers in pretrained checkpoints, recognised by their names and config.json.
+
+``find_layers`` reads names and shapes alone; a weight is read when ``Layer.projections`` asks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attncli import files
+from attncli.errors import FileError, InputError
+from attncli.files.bundle import Bundle
+from attncli.models.families import FAMILIES, family_named
+from attncli.models.layer import Layer, Norm, PositionBias, Projections
+from attncli.models.layouts import check_readable, match, nothing_found
+from attncli.models.reading import Reading
+from attncli.models.shapes import Said
+
+__all__ = [
+    "FAMILIES", "Layer", "Norm", "PositionBias", "Projections", "choose", "config_beside",
+    "find_layers", "holds_layers", "read_config",
+]  # fmt: skip
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Read config.json (or Meta's params.json). Raises FileError for anything but an object."""
+    import json
+
+    try:
+        with open(path, encoding="utf-8") as stream:
+            found = json.load(stream)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise FileError(f"{path} holds no object", "expected a model's config.json")
+    return found
+
+
+def config_beside(ref: str) -> dict[str, Any] | None:
+    """Return the config.json (or params.json) beside a checkpoint, or None without one."""
+    path = ref
+    while "::" in path and not os.path.exists(path):
+        path = path.rpartition("::")[0]
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    for name in ("config.json", "params.json"):
+        beside = os.path.join(folder, name)
+        if path != "-" and os.path.isfile(beside):
+            return read_config(beside)
+    return None
+
+
+def holds_layers(bundle: Bundle) -> bool:
+    """Return whether some names are those of an attention layer."""
+    return bool(match(bundle.tensors))
+
+
+def find_layers(
+    bundle: Bundle,
+    config: Mapping[str, Any] | None = None,
+    arch: str = "auto",
+    *,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    skipped: list[str] | None = None,
+) -> list[Layer]:
+    """Return every attention layer, from names, shapes and ``config`` alone.
+
+    ``arch`` is a model_type that stands in for config.json's. With ``skipped`` a layer that cannot
+    be read leaves its error there, as long as another one can. Raises InputError for what fits no
+    layout, for quantised weights, and where only a flag can say what the weights mean.
+    """
+    names = list(bundle.tensors)
+    if arch != "auto":
+        family_named(arch)
+    found = match(names)
+    if not found:
+        check_readable(names, bundle.source)
+        raise nothing_found(names, bundle.source)
+    flags = Said(heads, kv_heads, head_dim)
+    layers: list[Layer] = []
+    errors: list[InputError] = []
+    for one in found:
+        try:
+            layers.append(Reading(one, bundle, config, arch, flags, names).layer())
+        except InputError as error:
+            errors.append(error)
+    if errors and (skipped is None or not layers):
+        raise errors[0]
+    if skipped is not None:
+        skipped += [error.message for error in errors]
+    return layers
+
+
+def choose(layers: Sequence[Layer], which: int | str | None = None) -> Layer:
+    """Return one layer by its number or (a part of) its name; InputError when that is not one."""
+    if which is None:
+        if len(layers) == 1:
+            return layers[0]
+        raise InputError(
+            f"there are {len(layers)} attention layers and none is chosen", _choices(layers)
+        )
+    text = str(which)
+    if text.isdigit():
+        number = int(text)
+        hits = [a for a in layers if a.index == number or (a.shared > 1 and number < a.shared)]
+    else:
+        path = text.strip(".")
+        hits = [a for a in layers if a.name == path] or [
+            a for a in layers if f".{path}." in f".{a.name}."
+        ]
+    if not hits:
+        raise InputError(f"there is no attention layer '{text}'", _choices(layers))
+    if len(hits) > 1:
+        raise InputError(f"--layer {text} means {len(hits)} layers", _choices(hits))
+    return hits[0]
+
+
+def _choices(layers: Sequence[Layer]) -> str:
+    names = [f"{layer.name} ({layer.kind})" for layer in layers[:6]]
+    more = f" and {len(layers) - 6} more (--list shows them)" if len(layers) > 6 else ""
+    return f"choose with --layer, by number or name: {', '.join(names)}{more}"
+
+
+def load(
+    weights: str | Bundle | Mapping[str, Any],
+    *,
+    config: str | Mapping[str, Any] | None = None,
+    layer: int | str | None = None,
+    arch: str = "auto",
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+) -> Layer:
+    """Return one attention layer of a checkpoint.
+
+    ``weights`` is a reference (file, folder, ``PATH::PREFIX``), a Bundle, or arrays by name.
+    ``config`` is a file or what it holds; None looks for config.json beside the weights.
+    Raises InputError or FileError where the layer is not there, or not clear.
+    """
+    found, skipped = every_layer(
+        weights, config=config, arch=arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim
+    )
+    try:
+        return choose(found, layer)
+    except InputError as error:
+        if skipped:
+            error.hint = f"{error.hint}; {len(skipped)} more cannot be read: {skipped[0]}"
+        raise
+
+
+def every_layer(
+    weights: str | Bundle | Mapping[str, Any],
+    *,
+    config: str | Mapping[str, Any] | None = None,
+    arch: str = "auto",
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+) -> tuple[list[Layer], list[str]]:
+    """Return every attention layer of a checkpoint, as ``load`` takes it, and why some are not.
+
+    Raises InputError or FileError where there is none.
+    """
+    if isinstance(weights, str):
+        config = config_beside(weights) if config is None else config
+        bundle = files.read(weights)
+    elif isinstance(weights, Bundle):
+        bundle = weights
+    else:
+        bundle = Bundle("weights", "arrays", {n: np.asarray(a) for n, a in weights.items()})
+    read = read_config(config) if isinstance(config, str) else config
+    skipped: list[str] = []
+    found = find_layers(
+        bundle, read, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
+    )
+    return found, skipped

@@ -1,0 +1,218 @@
+"""One attention layer of a checkpoint: what was recognised, and its weights in one form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.rope import Rope
+from attncli.errors import InputError
+from attncli.files.bundle import Bundle
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PLAIN = "attncli reads float64, float32, float16 and bfloat16 weights: save it dequantised"
+PACKINGS = {
+    "rows": "Q|K|V rows",
+    "groups": "per group [g][q…q, k, v]",
+    "codegen": "4 blocks of [q, v, k]",
+}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of queries or keys: ``rms``, ``rms+1`` (times 1 + weight) or ``layer``.
+
+    ``weights``, ``biases`` are tensor names, several where each head has its own. ``full`` takes
+    the mean over all heads' channels, not each head's.
+    """
+
+    kind: str
+    weights: tuple[str, ...]
+    biases: tuple[str, ...]
+    eps: float
+    full: bool
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """A learned bias by position. ``tensor`` ``(buckets or cells, H)`` names its table.
+
+    ``kind`` ``buckets`` (T5: logarithmic, up to ``distance``) or ``grid`` (Swin, BEiT: offsets of
+    image rows and columns; ``window`` is the grid's height and width).
+    """
+
+    kind: str
+    tensor: str
+    bidirectional: bool = True
+    distance: int = 128
+    window: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Weights as torch's Linear has them, ``(out, in)``, heads one after the other; or None.
+
+    query ``(H·D, E)``, key ``(G·D, Ek)``, value ``(G·Dv, Ev)``, output ``(Eo, H·Dv)``; the biases
+    ``(out,)``. float16 and bfloat16 come as float32, which holds them exactly.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    output: Array | None
+    query_bias: Array | None = None
+    key_bias: Array | None = None
+    value_bias: Array | None = None
+    output_bias: Array | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers there are, biases included."""
+        return sum(int(a.size) for a in vars(self).values() if a is not None)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer of a checkpoint, as recognised.
+
+    ``name`` is the path of its parent; ``index`` the number of its block; ``kind`` self or cross;
+    ``family`` the model_type (``unknown`` without one); ``layout`` and ``packing`` the names and
+    order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
+    ``model_dim`` wide, keys and values are made from ``key_input`` and ``value_input`` wide ones,
+    the output is ``output_dim`` wide. ``window`` are keys to the left and right of the own
+    position. ``lacks`` says what of the model attncli does not compute here: results differ from
+    the model's. ``unknown`` says what is assumed of a model_type that is not in the table, ''
+    otherwise. ``notes`` say what was assumed. ``shared`` blocks use this one layer (ALBERT).
+    ``tensors`` are names by role.
+    """
+
+    name: str
+    index: int
+    kind: str
+    family: str
+    layout: str
+    packing: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    heads_source: str
+    model_dim: int
+    key_input: int
+    value_input: int
+    output_dim: int
+    scale: float
+    scale_source: str
+    softcap: float | None = None
+    causal: bool = False
+    window: tuple[int, int] | None = None
+    window_source: str = ""
+    rope: Rope | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    norm_after_rope: bool = False
+    relative: PositionBias | None = None
+    alibi: tuple[float, ...] | None = None
+    clip: float | None = None
+    shared: int = 1
+    lacks: tuple[str, ...] = ()
+    unknown: str = ""
+    notes: tuple[str, ...] = ()
+    transposed: bool = False
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    bundle: Bundle | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """What to call the layer in a sentence."""
+        return self.name or f"the layer ({self.layout})"
+
+    @property
+    def mask(self) -> str:
+        """The layer's own mask as an expression, such as ``causal & window(3, 0)``, or ''."""
+        parts = ["causal"] if self.causal else []
+        if self.window is not None:
+            parts.append(f"window({self.window[0]}, {self.window[1]})")
+        return " & ".join(parts)
+
+    @property
+    def sinks(self) -> bool:
+        """Whether each head has a learned sink."""
+        return "sinks" in self.tensors
+
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers its tensors hold, from their headers alone."""
+        assert self.bundle is not None
+        norms = [n for norm in (self.query_norm, self.key_norm) if norm is not None for n in
+                 (*norm.weights, *norm.biases)]  # fmt: skip
+        names = {n for role, n in self.tensors.items() if role not in ("relative", "grid")}
+        return sum(int(np.prod(self.bundle.header(name).shape)) for name in (*names, *norms))
+
+    def array(self, role: str) -> Array | None:
+        """Return a tensor by its role, at least float32, or None where the layer has none."""
+        name = self.tensors.get(role)
+        return None if name is None else self.tensor(name)
+
+    def tensor(self, name: str) -> Array:
+        """Return a tensor by its name, at least float32: exact for float16 and bfloat16."""
+        assert self.bundle is not None
+        array = np.asarray(self.bundle.tensors[name])
+        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+            raise InputError(f"{name} is {array.dtype}, which is not a weight's type", PLAIN)
+        return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+
+    def projections(self) -> Projections:
+        """Read the weights and bring them into one form, whatever their packing."""
+        weights, biases = (
+            self._unpacked("", _turn if self.transposed else None),
+            self._unpacked("_bias"),
+        )
+        output = self.array("output")
+        if output is not None and self.transposed:
+            output = output.T
+        query_bias, key_bias, value_bias = biases
+        if "q_bias" in self.tensors:
+            query_bias = self.array("q_bias")
+        if "v_bias" in self.tensors:
+            value_bias = self.array("v_bias")
+        assert weights[0] is not None and weights[1] is not None and weights[2] is not None
+        return Projections(
+            weights[0], weights[1], weights[2], output, query_bias, key_bias, value_bias,
+            self.array("output_bias"),
+        )  # fmt: skip
+
+    def _unpacked(self, suffix: str, turn: Any = None) -> tuple[Array | None, ...]:
+        """Return query, key and value of the weights (suffix '') or the biases ('_bias')."""
+        parts = {role: self.array(role + suffix) for role in ("query", "key", "value", "qkv", "kv")}
+        if turn:
+            parts = {role: None if a is None else turn(a) for role, a in parts.items()}
+        q, k, v = parts["query"], parts["key"], parts["value"]
+        if parts["qkv"] is not None:
+            q, k, v = self._split(parts["qkv"])
+        if parts["kv"] is not None:
+            k, v = np.split(parts["kv"], 2)
+        return q, k, v
+
+    def _split(self, fused: Array) -> tuple[Array, Array, Array]:
+        """Return the rows of q, k and v of ``(R, …)``, heads one after the other."""
+        h, g, d = self.heads, self.kv_heads, self.head_dim
+        if self.packing == PACKINGS["codegen"]:
+            blocks = fused.reshape(4, 3, -1, *fused.shape[1:])  # (4, qvk, H/4·D, …)
+            q, v, k = (blocks[:, i].reshape(h * d, *fused.shape[1:]) for i in range(3))
+            return q, k, v
+        if self.packing == PACKINGS["groups"] or self.packing.startswith("per head"):
+            groups = fused.reshape(g, h // g + 2, d, *fused.shape[1:])  # (G, q…qkv, D, …)
+            q = groups[:, :-2].reshape(h * d, *fused.shape[1:])
+            k, v = (groups[:, i].reshape(g * d, *fused.shape[1:]) for i in (-2, -1))
+            return q, k, v
+        q, k, v = np.split(fused, [h * d, h * d + (len(fused) - h * d) // 2])
+        return q, k, v
+
+
+def _turn(array: Array) -> Array:
+    return array.T if array.ndim == 2 else array

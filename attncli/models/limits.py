@@ -1,0 +1,176 @@
+"""What limits the keys of a layer: its own mask and biases, mask tensors, padding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from attncli.attention import language
+from attncli.attention.masks import Extent, Mask  # fmt: skip
+from attncli.attention.predicates import (
+    Added,
+    Alibi,
+    Cells,
+    Everything,
+    Padding,
+    Relative,
+    alibi_slopes,
+)
+from attncli.attention.problem import Masker
+from attncli.errors import InputError, MaskError
+from attncli.models.layer import Layer, PositionBias
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def maskers(
+    layer: Layer, cross: bool, mask: Any, attn_mask: Any, padding: Any, polarity: str,
+    batch: int,
+) -> list[Masker]:  # fmt: skip
+    """Return what limits the keys: the layer's own rule or the mask given, tensors, biases."""
+    if polarity not in ("keep", "ignore"):
+        raise MaskError(f"unknown mask polarity '{polarity}'", "it must be keep or ignore")
+    if mask is None:
+        mask = layer.mask if not cross else ()
+    masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask)
+    found = [language.masker(m) for m in masks if m not in ("", "none")]
+    if not cross and layer.alibi is not None:
+        slopes = layer.alibi
+        usual = slopes == alibi_slopes(layer.heads)
+        said = "alibi" if usual else f"alibi({', '.join(map(repr, slopes))})"
+        found.append(
+            lambda extent: Mask(
+                extent, Everything(), (Alibi(slopes, extent.offsets(None)),), text=said
+            )
+        )
+    if not cross and layer.relative is not None:
+        found.append(_relative(layer, layer.relative))
+    if attn_mask is not None:
+        found.append(_attn_masker(np.asanyarray(attn_mask), polarity, layer.heads, batch))
+    if padding is not None:
+        found.append(_padding_masker(np.asanyarray(padding), polarity))
+    return found
+
+
+def _attn_masker(array: Array, polarity: str, heads: int, batch: int) -> Masker:
+    if array.ndim == 3 and batch > 1 and len(array) == batch * heads:
+        array = array.reshape(batch, heads, *array.shape[1:])
+    kind = polarity if array.dtype.kind in "biu" else "keep"  # polarity speaks of bool masks
+    return language.tensor_masker(array, kind)
+
+
+def _padding_masker(array: Array, polarity: str) -> Masker:
+    """Return a masker for ``(B, Lk)`` or ``(Lk)``; lengths where only the ends are hidden."""
+
+    def bind(extent: Extent) -> Mask:
+        shape = (extent.batch, extent.keys)
+        rows = array[None] if array.ndim == 1 and extent.batch == 1 else array
+        if rows.shape != shape:
+            raise MaskError(
+                f"key_padding_mask is {array.shape}", f"expected (batch, keys), {shape}"
+            )
+        kind = polarity if rows.dtype.kind in "biu" else "keep"
+        masker = language.tensor_masker(rows[:, None, None], kind, "key_padding_mask")
+        mask = masker(extent)
+        cells = mask.predicate
+        if rows.dtype.kind not in "biu" or not isinstance(cells, Cells):
+            return mask
+        keep = cells.tensor[:, 0, 0]  # (B, Lk)
+        lengths = keep.sum(-1)
+        if (keep == (np.arange(extent.keys) < lengths[:, None])).all():
+            stops = tuple(int(n) for n in lengths)
+            return Mask(extent, Padding(stops), text=f"padding({', '.join(map(str, stops))})")
+        return mask
+
+    return bind
+
+
+def beyond(maskers: Sequence[Masker], added: int) -> Masker:
+    """Return a masker of all masks whose last ``added`` keys, which they do not know, are seen."""
+
+    def bind(extent: Extent) -> Mask:
+        inner = replace(extent, keys=extent.keys - added)
+        mask = Mask(inner)
+        for masker in maskers:
+            mask = mask & masker(inner)
+        if mask.trivial:
+            return Mask(extent, text=mask.text)
+        some, heads = mask.distinct()
+        if mask.has_bias:
+            some, heads = list(range(inner.batch)), list(range(inner.heads))
+        whole = (0, inner.queries, 0, inner.keys)
+        pad = ((0, 0), (0, 0), (0, 0), (0, added))
+        shape = (len(some), len(heads), inner.queries, inner.keys)
+        keep = np.array([[mask.keep(b, h, *whole) for h in heads] for b in some]).reshape(shape)
+        keeps = Cells(np.pad(keep, pad, constant_values=True))
+        if not mask.has_bias:
+            return Mask(extent, keeps, text=mask.text)
+        bias = np.array([[mask.bias(b, h, *whole) for h in heads] for b in some]).reshape(shape)
+        more = Added(Cells(np.pad(np.where(keep, bias, 0), pad)))
+        return Mask(extent, keeps, (more,), text=mask.text)
+
+    return bind
+
+
+def _relative(layer: Layer, relative: PositionBias) -> Masker:
+    table = layer.tensor(relative.tensor).T  # (H, buckets or cells)
+    if relative.kind == "buckets":
+        reach = relative.distance
+        at = buckets(np.arange(-reach, reach + 1), table.shape[1], reach, relative.bidirectional)
+        by_distance = np.ascontiguousarray(table[:, at])  # (H, 2·reach + 1)
+        return lambda extent: Mask(
+            extent, Everything(), (Relative(by_distance, extent.offsets(None)),),
+            text="relative buckets",
+        )  # fmt: skip
+    index = grid_offsets(relative.window, table.shape[1])
+
+    def bind(extent: Extent) -> Mask:
+        if (extent.queries, extent.keys) != index.shape:
+            height, width = relative.window
+            raise InputError(
+                f"{layer.label} has a position bias for {index.shape[0]} positions, an image of "
+                f"{height} × {width} patches, but x has {extent.queries}",
+                "give the hidden states of one window (Swin), or of an image of that size (BEiT)",
+            )
+        cells = Cells(table[None, :, index])  # (1, H, L, L)
+        return Mask(extent, Everything(), (Added(cells),), text="relative grid")
+
+    return bind
+
+
+def buckets(distance: Array, count: int, longest: int, bidirectional: bool) -> Array:
+    """Return T5's bucket of each distance j − i (Raffel et al. 2020).
+
+    One a distance up to half of them, then logarithmic: in float32, as its authors and
+    transformers compute it, which decides at powers of two.
+    """
+    found = np.zeros(distance.shape, np.int64)
+    if bidirectional:
+        count //= 2
+        found += np.where(distance > 0, count, 0)
+        far = np.abs(distance)
+    else:
+        far = np.maximum(-distance, 0)
+    exact = count // 2
+    ratio = np.log(np.maximum(far, 1).astype(np.float32) / np.float32(exact))
+    steps = ratio / np.float32(math.log(longest / exact)) * np.float32(count - exact)
+    large = np.minimum(exact + steps.astype(np.int64), count - 1)
+    return found + np.where(far < exact, far, large)
+
+
+def grid_offsets(window: tuple[int, int], cells: int) -> Array:
+    """Return the table row of each pair of patches ``(L, L)``; BEiT's has [CLS] first."""
+    height, width = window
+    rows, columns = (a.reshape(-1) for a in np.indices(window))
+    dr = rows[:, None] - rows[None, :] + height - 1
+    dc = columns[:, None] - columns[None, :] + width - 1
+    index = dr * (2 * width - 1) + dc
+    if cells == (2 * height - 1) * (2 * width - 1):
+        return np.asarray(index)
+    index = np.pad(index, ((1, 0), (1, 0)))
+    index[0, :], index[:, 0], index[0, 0] = cells - 3, cells - 2, cells - 1
+    return np.asarray(index)

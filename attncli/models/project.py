@@ -1,0 +1,251 @@
+"""Hidden states through a layer's projections to queries, keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.rope import Rope
+from attncli.errors import InputError
+from attncli.models.layer import Layer, Norm, Projections
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attention is computed from, canonical: query ``(B, H, L, D)``, key ``(B, G, Lk, D)``,
+    value ``(B, G, Lk, Dv)``.
+
+    ``rope`` is still to turn query and key (``problem.pose`` does). The last ``added`` keys are
+    torch's bias_k and zeros. ``cross``: keys are made from a memory. ``batched``: x had a batch,
+    ``given_dtype`` is its type.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    rope: Rope | None
+    added: int
+    cross: bool
+    batched: bool
+    given_dtype: np.dtype[Any]
+    weights: Projections
+
+
+def project(
+    x: Any,
+    layer: Layer,
+    memory: Any = None,
+    memory_value: Any = None,
+    *,
+    seq_first: bool = False,
+    rope: Rope | Mapping[str, Any] | str | None = None,
+    positions: Any = None,
+    past: int = 0,
+    add_zero_attn: bool = False,
+    dtype: np.dtype[Any] | None = None,
+) -> Heads:
+    """Return queries, keys and values of hidden states, clipped and normed as the layer does.
+
+    x and memories as in ``multihead``. Computed in float64 where x (or ``dtype``) is, else in
+    float32. Raises InputError where widths, lengths or batches do not fit.
+    """
+    states = _states(layer, x, memory, memory_value, seq_first, dtype)
+    wide = states.query.dtype.itemsize == 8
+    arithmetic: np.dtype[Any] = np.dtype(np.float64 if wide else np.float32)
+    cross = memory is not None
+    weights = layer.projections()
+    q, k, v = (
+        _split(layer, linear(x, weight, bias, arithmetic), heads)
+        for x, weight, bias, heads in (
+            (states.query, weights.query, weights.query_bias, layer.heads),
+            (states.key, weights.key, weights.key_bias, layer.kv_heads),
+            (states.value, weights.value, weights.value_bias, layer.kv_heads),
+        )
+    )
+    turn = _rope(layer, rope, positions, cross)
+    if layer.norm_after_rope and turn is not None:
+        gap = np.zeros((*k.shape[:2], past, k.shape[3]), k.dtype)  # the past is turned already
+        q, k = turn.apply(q, np.concatenate([gap, k], axis=2), past=past, dtype=arithmetic)
+        k, turn = k[:, :, past:], None
+    if layer.query_norm is not None:
+        q = _norm(q, layer.query_norm, layer, arithmetic)
+    if layer.key_norm is not None:
+        k = _norm(k, layer.key_norm, layer, arithmetic)
+    more = _added(layer, k, v, add_zero_attn)
+    if more is not None:
+        k, v = (np.concatenate(pair, axis=2) for pair in zip((k, v), more, strict=True))
+    added = 0 if more is None else int(more[0].shape[2])
+    return Heads(q, k, v, turn, added, cross, states.batched, states.query.dtype, weights)
+
+
+@dataclass(frozen=True)
+class _States:
+    """Hidden states ``(B, L, E)``."""
+
+    query: Array
+    key: Array
+    value: Array
+    batched: bool
+
+
+def _states(
+    layer: Layer, x: Any, memory: Any, memory_value: Any, seq_first: bool,
+    dtype: np.dtype[Any] | None,
+) -> _States:  # fmt: skip
+    query = _hidden("x", x, seq_first, dtype)
+    if memory is None and layer.kind == "cross":
+        raise InputError(
+            f"{layer.label} is cross-attention: its keys and values come from elsewhere",
+            "give --memory, the other sequence's hidden states",
+        )
+    if memory is None and memory_value is not None:
+        raise InputError("memory_value is given without memory", "give --memory, for the keys")
+    key = query if memory is None else _hidden("memory", memory, seq_first, dtype)
+    value = key
+    if memory_value is not None:
+        value = _hidden("memory_value", memory_value, seq_first, dtype)
+    batched = query.ndim == 3
+    for name, array in (("memory", key), ("memory_value", value)):
+        if array.ndim != query.ndim or (batched and len(array) != len(query)):
+            raise InputError(
+                f"{name} is {array.shape} but x is {query.shape}",
+                "give both with or without a batch dimension, and the same batch",
+            )
+    if value.shape[-2] != key.shape[-2]:
+        raise InputError(
+            f"memory_value is {value.shape} but memory is {key.shape}",
+            "each key needs one value: their lengths must match",
+        )
+    key_name = "x" if memory is None else "memory"
+    value_name = key_name if memory_value is None else "memory_value"
+    wanted = (
+        ("x", query, layer.model_dim, ""),
+        (key_name, key, layer.key_input, "keys"),
+        (value_name, value, layer.value_input, "values"),
+    )
+    for name, array, width, what in wanted:
+        if array.shape[-1] != width:
+            made = f" for its {what}" if what else ""
+            hint = "it must be what this layer was made for"
+            if array.ndim == 2 and array.shape[0] == width:
+                hint = "if it is stored as (width, length), transpose it first"
+            elif what == "values" and memory_value is None:
+                hint = "give --memory-value, what the values are made from"
+            elif what == "keys" and memory is None:
+                hint = "give --memory, what keys and values are made from"
+            raise InputError(
+                f"{name} is {array.shape[-1]} wide, {array.shape}, but {layer.label} takes "
+                f"{width}{made}",
+                hint,
+            )
+    if not batched:
+        query, key, value = query[None], key[None], value[None]
+    return _States(query, key, value, batched)
+
+
+def _hidden(name: str, array: Any, seq_first: bool, dtype: np.dtype[Any] | None) -> Array:
+    """Return hidden states as float ``(L, E)`` or ``(B, L, E)``, rounded to dtype."""
+    array = np.asanyarray(array)
+    if array.dtype.kind in "iu":
+        array = array.astype(np.float64)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise InputError(f"{name} has dtype {array.dtype}", "expected real numbers")
+    if array.ndim not in (2, 3):
+        raise InputError(
+            f"{name} has {array.ndim} dimensions, {array.shape}",
+            "expected (L, E) or (B, L, E), hidden states before they are projected into heads",
+        )
+    if dtype is not None:
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype, copy=False)
+    return np.asarray(array.swapaxes(0, 1) if seq_first and array.ndim == 3 else array)
+
+
+def linear(x: Array, weight: Array, bias: Array | None, dtype: Any) -> Array:
+    """Return x Wᵀ + b, ``(…, out)``, computed in dtype."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        y: Array = x.astype(dtype, copy=False) @ weight.astype(dtype, copy=False).T
+        return y if bias is None else y + bias.astype(dtype, copy=False)
+
+
+def concat(heads: Array) -> Array:
+    """``(B, H, L, Dv)`` → ``(B, L, H·Dv)``."""
+    merged = heads.swapaxes(-3, -2)  # (B, L, H, Dv)
+    return merged.reshape(*merged.shape[:-2], merged.shape[-2] * merged.shape[-1])
+
+
+def _split(layer: Layer, y: Array, heads: int) -> Array:
+    """Clip ``(B, L, H·D)`` as the layer does, and return ``(B, H, L, D)``."""
+    if layer.clip is not None:
+        y = np.clip(y, -layer.clip, layer.clip)
+    return y.reshape(*y.shape[:2], heads, y.shape[2] // heads).swapaxes(1, 2)
+
+
+def _norm(x: Array, norm: Norm, layer: Layer, dtype: Any) -> Array:
+    """Return x ``(B, H, L, D)`` over its root mean square (or standard deviation), scaled."""
+    batch, heads, length, width = x.shape
+
+    def parameter(names: tuple[str, ...]) -> Array:
+        array = np.concatenate([np.atleast_1d(layer.tensor(name)) for name in names])
+        array = array.astype(dtype, copy=False)
+        return array.reshape(-1, 1, width)  # (H or 1, 1, D)
+
+    if norm.full:
+        x = concat(x)  # (B, L, H·D): the mean is over all heads
+    if norm.kind == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + np.asarray(norm.eps, dtype))
+    if norm.full:
+        x = x.reshape(batch, length, heads, width).swapaxes(1, 2)
+    scale = parameter(norm.weights)
+    x = x * (scale + 1 if norm.kind == "rms+1" else scale)
+    return x + parameter(norm.biases) if norm.biases else x
+
+
+def _rope(
+    layer: Layer, given: Rope | Mapping[str, Any] | str | None, positions: Any, cross: bool
+) -> Rope | None:
+    if given == "none":
+        return None
+    turn = layer.rope if not cross else None
+    if given is not None:
+        turn = Rope.of(given)
+    elif not cross:
+        missing = [what for what in layer.lacks if "RoPE" in what]
+        if missing:
+            raise InputError(
+                f"{layer.label} needs {missing[0].partition(':')[0]}, which is not supported",
+                "give --rope-cos and --rope-sin, or --rope none to leave it out",
+            )
+    if positions is not None:
+        if turn is None:
+            raise InputError("positions are given but this layer has no RoPE", "give --rope")
+        turn = replace(turn, positions=positions)
+    return turn
+
+
+def _added(layer: Layer, k: Array, v: Array, zero: bool) -> tuple[Array, Array] | None:
+    """Return torch's bias_k, bias_v and the zeros of add_zero_attn, ``(B, G, 1 or 2, D)``."""
+    keys: list[Array] = []
+    values: list[Array] = []
+    for (like, found), role in (((k, keys), "bias_k"), ((v, values), "bias_v")):
+        array = layer.array(role)
+        if array is not None:
+            if array.size != like.shape[1] * like.shape[3]:
+                raise InputError(
+                    f"{role} is {array.shape} but {like.shape[1]} heads are {like.shape[3]} wide",
+                    f"expected {like.shape[1] * like.shape[3]} numbers",
+                )
+            one = array.reshape(1, like.shape[1], 1, like.shape[3]).astype(like.dtype)
+            found.append(np.broadcast_to(one, (len(like), *one.shape[1:])))
+        if zero:
+            found.append(np.zeros((*like.shape[:2], 1, like.shape[3]), like.dtype))
+    if len(keys) != len(values):
+        have, miss = ("bias_k", "bias_v") if len(keys) > len(values) else ("bias_v", "bias_k")
+        raise InputError(f"the layer has {have} but no {miss}", "torch's layer has both or none")
+    return (np.concatenate(keys, 2), np.concatenate(values, 2)) if keys else None

@@ -1,0 +1,149 @@
+"""Arrays for ``--include`` and ``-o``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.problem import STAGES, Problem
+from attncli.attention.view import View
+from attncli.errors import InputError
+from attncli.reports.facts import cells, is_whole
+from attncli.reports.matrices import (
+    stage_of,
+    strongest,
+)
+from attncli.reports.parts import Selection, by_head, select
+from attncli.studies.attend import Result
+
+Array = np.ndarray[Any, np.dtype[Any]]
+SMALL = 4096  # numbers that JSON gives without being asked
+INCLUDABLE = (
+    "output", *reversed(STAGES), "lse", "query", "key", "value", "present_key", "present_value",
+    "row_statistics", "grad_query", "grad_key", "grad_value",
+)  # fmt: skip
+GRADIENTS = INCLUDABLE[-3:]
+
+
+def wanted(
+    problem: Problem,
+    view: View,
+    include: Collection[str] | None,
+    machine: bool,
+    gradients: bool = False,
+) -> set[str]:
+    """Return what the engine has to make for this report: the stages only when needed whole.
+
+    ``include`` are names of INCLUDABLE (none: the default), ``machine`` says that JSON is printed,
+    ``gradients`` that there is an upstream gradient. Raises InputError for a name or an index that
+    does not exist, or gradients without an upstream one.
+    """
+    chosen = select(problem, view)
+    unknown = [name for name in include or () if name not in INCLUDABLE]
+    if unknown:
+        close = get_close_matches(unknown[0], INCLUDABLE, 1)
+        raise InputError(
+            f"unknown name '{unknown[0]}' in --include",
+            (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(INCLUDABLE)}",
+        )
+    want = {"output", "lse", "row_statistics"} | {n for n in include or () if n in STAGES}
+    asked = [name for name in include or () if name in GRADIENTS]
+    if asked and not gradients:
+        raise InputError(
+            f"--include {asked[0]} needs the gradient of the output", "add --grad-output ones"
+        )
+    if gradients:
+        want |= {"gradients", "gradient_norms"}
+    if machine and not include and is_whole(view) and cells(chosen) <= SMALL:
+        want.add("weights")
+    return want
+
+
+def gradient_norms(result: Result) -> dict[str, Array]:
+    """Return the row norms of the gradients, ``(B, H, Lq)`` or ``(B, G, Lk)``, by name."""
+    p = result.problem
+    assert result.gradients is not None
+    rows, keys = (p.batch, p.heads, p.queries), (p.batch, p.kv_heads, -1)
+    return {
+        name: norm.reshape(rows if name in ("grad_query_norm", "grad_score_norm") else keys)
+        for name, norm in result.gradients.norms.items()
+    }
+
+
+def top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[str, Any]]:
+    """Return the strongest keys of each selected row, for JSON."""
+    for b, h in chosen.pairs:
+        for row, best in strongest(problem, b, h, chosen.rows, chosen.keys, count):
+            yield {
+                "batch": b, "head": h, "query": row,
+                "keys": [j for j, _ in best], "weights": [w for _, w in best],
+            }  # fmt: skip
+
+
+def array_of(result: Result, chosen: Selection, view: View, name: str) -> Any:
+    """Return an array of --include for JSON: of what is indexed by query, the selected part."""
+    problem = result.problem
+    if is_whole(view) and (name not in STAGES or name in result.stages):
+        return result.row_statistics if name == "row_statistics" else _included(result, name)
+    at = np.ix_(*(np.asarray(s, np.int64) for s in (chosen.batch, chosen.head, chosen.rows)))
+    if name == "output":
+        return problem.family.restore(by_head(problem.family, result.output, problem.heads)[at])
+    if name in STAGES:
+        return problem.family.restore_rows(_stage(result, chosen, name))
+    grid = (problem.batch, problem.heads, problem.queries)
+    if name == "lse":
+        return problem.family.restore_rows(result.lse.reshape(grid)[at])
+    if name == "row_statistics":
+        values = result.row_statistics or {}
+        return {k: problem.family.restore_rows(v.reshape(grid)[at]) for k, v in values.items()}
+    return _included(result, name)
+
+
+def _stage(result: Result, chosen: Selection, name: str) -> Array:
+    """Return the selected part of a stage, ``(b, h, rows, keys)`` in the result's dtype."""
+    problem = result.problem
+    shape = (problem.batch, problem.heads, problem.queries, problem.keys)
+    part = tuple(np.asarray(s, np.int64) for s in (
+        chosen.batch, chosen.head, chosen.rows, chosen.keys
+    ))  # fmt: skip
+    if name in result.stages:
+        return np.asarray(result.stages[name].reshape(shape)[np.ix_(*part)])
+    made = np.empty(tuple(len(p) for p in part), problem.result_dtype)
+    for m, b in enumerate(chosen.batch):
+        for n, h in enumerate(chosen.head):
+            made[m, n] = stage_of(problem, b, h, chosen.rows, chosen.keys, name)
+    return made
+
+
+def _included(result: Result, name: str) -> Array:
+    """Return a whole array of --include, in the shape family that came in."""
+    problem = result.problem
+    if name in STAGES:
+        return result.stages[name]
+    if name in GRADIENTS:
+        assert result.gradients is not None
+        return np.asarray(getattr(result.gradients, name.removeprefix("grad_")))
+    if name in ("output", "lse"):
+        return np.asarray(getattr(result, name))
+    # what was cached is no part of the key and the value that came in
+    kept = {"query": problem.query} | {
+        name: array
+        for kind, array in (("key", problem.key), ("value", problem.value))
+        for name, array in ((kind, array[:, :, problem.past :]), (f"present_{kind}", array))
+    }
+    return problem.family.restore(kept[name])
+
+
+def saved(result: Result, include: Collection[str]) -> dict[str, Array]:
+    """Return the whole arrays by name; row statistics as 'row_statistics.entropy' …"""
+    arrays: dict[str, Array] = {}
+    for name in include:
+        if name == "row_statistics":
+            values = result.row_statistics or {}
+            arrays |= {f"row_statistics.{key}": value for key, value in values.items()}
+        else:
+            arrays[name] = _included(result, name)
+    return arrays

@@ -1,0 +1,138 @@
+"""Plain data that a window can show: facts, tables, maps, warnings. Nothing here prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column: its numbers share one format.
+
+    ``title`` and ``sub`` (the unit or the quantile) stand one over the other; a column with no
+    title continues the one before. The smallest ``keep`` goes first when a table is too wide.
+    """
+
+    title: str
+    kind: Literal["number", "percent", "count", "text", "range", "weight", "verdict"] = "number"
+    sub: str = ""
+    keep: int = 0
+
+
+@dataclass(frozen=True)
+class Gap:
+    """``count`` rows or columns are left out after the first ``after``."""
+
+    after: int
+    count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """``rows`` of cells under ``columns``; ``labels`` name the rows. None is an empty cell.
+
+    A ``matrix`` has one format for all its numbers and, when too wide, loses columns in its middle
+    (``things`` says what they are); other tables lose those with the smallest ``keep``. ``whole``
+    loses none. With ``fold`` a row goes on below, ``fold`` columns staying together.
+    ``row_gap`` and ``column_gap`` say what was left out before; ``part`` and ``notes`` say it in
+    words and ``hint`` how to see it.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Any]]
+    labels: Sequence[str] = ()
+    part: str = ""
+    notes: Sequence[str] = ()
+    hint: str = ""
+    row_gap: Gap | None = None
+    column_gap: Gap | None = None
+    matrix: bool = False
+    things: str = "columns"
+    whole: bool = False
+    fold: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """Weights in [0, 1] to be shaded, ``(r, c)``: each the largest of a block of the matrix.
+
+    Block i holds the rows ``row_edges[i]:row_edges[i + 1]`` (``r + 1`` edges), likewise columns.
+    ``row_labels``, ``column_labels`` name the single rows and columns, not the blocks;
+    ``row_positions``, ``column_positions`` say where they stand, when not at 0, 1, 2, …
+    """
+
+    title: str
+    values: Array
+    row_edges: Sequence[int]
+    column_edges: Sequence[int]
+    row_labels: Sequence[str]
+    column_labels: Sequence[str]
+    row_positions: Sequence[int] | None = None
+    column_positions: Sequence[int] | None = None
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Grid(Heatmap):
+    """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Lines printed as they are."""
+
+    title: str
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One stage of a computation: what it is, its numbers, and how some of them came about."""
+
+    number: int
+    name: str
+    formula: str
+    meaning: str
+    table: Table | None = None
+    lines: Sequence[str] = ()
+
+
+Block = Table | Heatmap | Grid | Text | Step
+
+
+@dataclass(frozen=True, eq=False)
+class Records:
+    """One tidy table for programs: every row complete, every number in full."""
+
+    columns: Sequence[str]
+    rows: Iterable[Sequence[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a command has to say: for people ``headline`` and ``blocks``, for programs the rest.
+
+    ``headline`` are facts for the first line. ``data`` makes the JSON object and ``records`` the
+    table of ``--format csv``, when they are asked for; both may raise AttnError. ``arrays`` are the
+    results to be saved, by name, in the shape family that came in; ``options`` go along into files
+    that hold options.
+    """
+
+    command: str
+    headline: Sequence[str]
+    blocks: Sequence[Block]
+    data: Callable[[], Mapping[str, Any]]
+    records: Callable[[], Records] | None = None
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    exit_code: int = 0

@@ -1,0 +1,174 @@
+"""What `attncli compute` has to say: a Result becomes a Report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.problem import Problem
+from attncli.attention.view import Labels, View
+from attncli.measures import statistic
+from attncli.measures.statistic import of_head
+from attncli.reports.arrays import GRADIENTS, SMALL, array_of, gradient_norms, saved, top_data
+from attncli.reports.blocks import Block, Column, Report, Table, Text
+from attncli.reports.facts import (
+    cells,
+    facts_of,
+    headline,
+    selection_of,
+    timing_of,
+    timing_table,
+    tokens_of,
+)
+from attncli.reports.matrices import (
+    heatmaps,
+    output_tables,
+    top_tables,
+    weights_tables,
+)
+from attncli.reports.parts import Selection, select
+from attncli.reports.records import records_of
+from attncli.reports.stability import stability_table
+from attncli.resources import Progress
+from attncli.studies.attend import Result, statistics
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SCHEMA = "attncli.compute/1"
+
+
+def compute_report(
+    result: Result,
+    labels: Labels,
+    view: View,
+    include: Collection[str] | None,
+    *,
+    notes: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Report:
+    """Return the report on a Result made with what ``wanted`` said.
+
+    ``include`` names the arrays to save and to put into JSON, by default the output; ``notes`` are
+    facts about the input. ``progress`` hears of maps, which take long for long inputs.
+    Raises InputError for an index that does not exist, or steps of too much.
+    """
+    problem = result.problem
+    chosen = select(problem, view)
+    found = statistics(result)
+    if result.gradients is not None:
+        norms = gradient_norms(result)
+        real = np.broadcast_to(problem.real_rows[:, None], norms["grad_query_norm"].shape)
+        found |= {
+            name: statistic.summarize(norm, real)
+            for name, norm in norms.items()
+            if norm.shape[1:] == (problem.heads, problem.queries)
+        }
+    blocks: list[Block] = []
+    if view.steps:
+        from attncli.reports.steps import steps
+
+        blocks += steps(problem, labels, view, chosen)
+    else:
+        if view.heatmap:
+            blocks += heatmaps(problem, labels, view, chosen, progress)
+        if view.top is not None:
+            blocks += top_tables(problem, labels, view, chosen)
+        if not view.heatmap and view.top is None:
+            blocks += weights_tables(problem, labels, view, chosen)
+        if not view.heatmap:
+            blocks += output_tables(result, labels, view, chosen)
+        blocks = [_or_nothing(block) for block in blocks]
+        if len(chosen.batch) and len(chosen.head):
+            blocks.append(stability_table(problem, found, view, chosen))
+            if result.gradients is not None:
+                blocks.append(gradient_table(problem, gradient_norms(result), chosen))
+        else:
+            blocks = [Text("", ["nothing to show: the batch is empty or has no heads"])]
+    timing = timing_of(result) if view.time else None
+    if timing:
+        blocks.append(timing_table(result, timing))
+    return Report(
+        command="compute",
+        headline=headline(result),
+        blocks=blocks,
+        data=lambda: _data(result, labels, view, chosen, include, found, timing, notes),
+        records=lambda: records_of(result, labels, view, chosen, include or (), found),
+        arrays=saved(result, include or ("output",)),
+        warnings=result.warnings,
+        notes=notes,
+    )
+
+
+def _or_nothing(block: Block) -> Block:
+    """Return a line for a table that has no cells."""
+    if isinstance(block, Table) and not (block.rows and block.columns):
+        return Text("", [f"{block.title}: {len(block.rows)} × {len(block.columns)}, empty"])
+    return block
+
+
+def gradient_table(problem: Problem, norms: Mapping[str, Array], chosen: Selection) -> Table:
+    """Return a row a head: medians and p05 of the norms of each row of dQ, dS, dK and dV."""
+    columns, cells = [], []
+    for name, symbol in (("query", "‖dQ‖"), ("score", "‖dS‖"), ("key", "‖dK‖"), ("value", "‖dV‖")):
+        if f"grad_{name}_norm" in norms:
+            columns += [Column(symbol, sub="median"), Column("", sub="p05", keep=-1)]
+    for b, h in chosen.pairs:
+        row: list[float] = []
+        for name in ("query", "score", "key", "value"):
+            if f"grad_{name}_norm" not in norms:
+                continue
+            ours = name in ("query", "score")
+            norm = norms[f"grad_{name}_norm"][b, h if ours else problem.group(h)]
+            norm = norm[problem.real_rows[b]] if ours else norm
+            ordered = np.sort(norm[np.isfinite(norm)])
+            row += [
+                statistic.quantile(ordered, share) if len(ordered) else math.nan
+                for share in (0.5, 0.05)
+            ]
+        cells.append(row)
+    names = [f"head {h}" if problem.batch == 1 else f"batch {b} head {h}" for b, h in chosen.pairs]
+    return Table("Gradients", columns, cells, names)
+
+
+# -- for programs -----------------------------------------------------------------------------
+
+
+def _data(
+    result: Result,
+    labels: Labels,
+    view: View,
+    chosen: Selection,
+    include: Collection[str] | None,
+    found: Mapping[str, Any],
+    timing: dict[str, Any] | None,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Return the JSON object of the report."""
+    problem = result.problem
+    data = {"schema": SCHEMA, "command": "compute", **facts_of(result)}
+    data["shapes"]["output"] = list(result.output.shape)
+    if notes:
+        data["notes"] = list(notes)
+    data |= selection_of(view)
+    if timing:
+        data["time"] = timing
+    data |= tokens_of(labels)
+    data["heads"] = [
+        {"batch": b, "head": h, "statistics": of_head(found, b, h)} for b, h in chosen.pairs
+    ]
+    if view.top is not None:
+        data["top"] = list(top_data(problem, view.top, chosen))
+    if include:
+        for name in include:
+            data[name] = array_of(result, chosen, view, name)
+    else:
+        if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
+            data["output"] = array_of(result, chosen, view, "output")
+        if cells(chosen) <= SMALL:
+            data["weights"] = array_of(result, chosen, view, "weights")
+        if result.gradients is not None and problem.query.size + problem.key.size <= SMALL:
+            data |= {name: array_of(result, chosen, view, name) for name in GRADIENTS}
+    return data

@@ -1,0 +1,164 @@
+"""Facts that several reports share: the first line, sizes, selection, time."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from attncli.attention.problem import Problem
+from attncli.attention.view import Labels, View
+from attncli.reports.blocks import Column, Table
+from attncli.reports.parts import Selection
+from attncli.studies.attend import Result
+
+LONGEST_MASK = 48
+
+
+# -- the first line ---------------------------------------------------------------------------
+
+
+def headline(result: Result) -> list[str]:
+    """Return the facts of the first line: shapes in words, scale, mask, engine."""
+    problem, engine = result.problem, result.engine
+    facts = [_shapes_in_words(problem), _scale_in_words(problem)]
+    if problem.rope is not None:
+        facts.append(f"RoPE {problem.rope.text}")
+    if problem.softcap is not None:
+        facts.append(f"softcap {problem.softcap:.4g}")
+    if problem.sink is not None:
+        sinks = sorted(set(problem.sink.tolist()))
+        facts.append(f"sink {sinks[0]:.4g}" if len(sinks) == 1 else "a sink per head")
+    if not problem.mask.trivial:
+        lengths = problem.mask.extent.lengths
+        said = [f"mask {problem.mask.text}"] if problem.mask.text else []
+        said += [f"kv lengths {', '.join(map(str, lengths))}"] if lengths else []
+        for text in said or ["mask given"]:
+            if len(text) > LONGEST_MASK:
+                text = text[: LONGEST_MASK // 2] + "…" + text[-LONGEST_MASK // 2 :]
+            facts.append(text)
+    dtype = engine.dtype
+    if problem.result_dtype.name != dtype:
+        dtype += f" for {problem.result_dtype.name}"
+    device = "" if engine.device == "cpu" else f" on {engine.device}"
+    threads = f", {engine.threads} threads" if engine.threads > 1 else ""
+    return [*facts, f"{engine.backend} {dtype}{device}{threads}"]
+
+
+def _shapes_in_words(problem: Problem) -> str:
+    batch, heads = problem.batch, problem.heads
+    parts = []
+    if batch != 1 or heads != 1:
+        many = f"{batch} × " if batch != 1 else ""
+        text = many + _count(heads, "head")
+        if problem.kv_heads != heads:
+            text += f" ({problem.kv_heads} for keys and values)"
+        parts.append(text)
+    rows, keys = _count(problem.queries, "query", "queries"), _count(problem.keys, "key")
+    past = f" ({problem.past} of them past)" if problem.past else ""
+    parts += [f"{rows} × {keys}{past}", f"width {problem.width}"]
+    if problem.value_width != problem.width:
+        parts.append(f"values of width {problem.value_width}")
+    return ", ".join(parts)
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _scale_in_words(problem: Problem) -> str:
+    source = problem.scale_source
+    text = f"scale {problem.scale:.4g}"
+    if source.startswith("1/√"):
+        return f"{text} = {source}"
+    return text if source == "given" else f"{text} ({source})"
+
+
+def facts_of(result: Result) -> dict[str, Any]:
+    """Return what JSON says of any attention: engine, shapes, scale, mask, warnings."""
+    problem, engine = result.problem, result.engine
+    data: dict[str, Any] = {
+        "engine": {
+            "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
+            "threads": engine.threads, "kernel": engine.kernel,
+        },
+        "shapes": {
+            name: list(problem.family.restore(getattr(problem, name)).shape)
+            for name in ("query", "key", "value")
+        },
+        "scale": problem.scale,
+        "scale_source": problem.scale_source,
+        "softcap": problem.softcap,
+        "mask": problem.mask.text or None,
+        "warnings": list(result.warnings),
+    }  # fmt: skip
+    if problem.sink is not None:
+        data["sink"] = problem.sink
+    if problem.rope is not None:  # no option's name: a query that is read back is turned already
+        data["rope_applied"] = problem.rope.text
+    if problem.mask.extent.lengths is not None:
+        data["kv_lengths"] = list(problem.mask.extent.lengths)
+    return data
+
+
+def selection_of(view: View) -> dict[str, Any]:
+    """Return the member that says which part was selected, if one was."""
+    if is_whole(view):
+        return {}
+    names = ("batch", "head", "rows", "keys")
+    return {"selection": {n: list(s) for n in names if (s := getattr(view, n)) is not None}}
+
+
+def is_whole(view: View) -> bool:
+    """Return whether everything is selected."""
+    return view.batch is view.head is view.rows is view.keys is None
+
+
+def cells(chosen: Selection) -> int:
+    """Return how many weights are selected."""
+    return len(chosen.batch) * len(chosen.head) * len(chosen.rows) * len(chosen.keys)
+
+
+def tokens_of(labels: Labels) -> dict[str, Any]:
+    """Return the labels as the members that a bundle has: tokens, or query_ and key_tokens."""
+
+    def plain(names: tuple[tuple[str, ...], ...]) -> list[Any]:
+        return list(names[0]) if len(names) == 1 else [list(own) for own in names]
+
+    if labels.query and labels.query == labels.key:
+        return {"tokens": plain(labels.query)}
+    found = {"query_tokens": labels.query, "key_tokens": labels.key}
+    return {name: plain(names) for name, names in found.items() if names}
+
+
+# -- time -------------------------------------------------------------------------------------
+
+
+def timing_of(result: Result) -> dict[str, Any]:
+    """Return seconds, GFLOP/s (two products over the visible cells) and peak memory in bytes."""
+    problem = result.problem
+    cells = problem.batch * problem.heads * problem.queries * problem.keys
+    if result.rows is not None:
+        cells = int(result.rows.n.sum())
+    flops = 2 * cells * (problem.width + problem.value_width)
+    rate = flops / result.seconds / 1e9 if result.seconds > 0 else math.nan
+    return {"seconds": result.seconds, "gflops": rate, "peak_memory_bytes": _peak_memory()}
+
+
+def _peak_memory() -> int | None:
+    """Return the most memory this process has had, or None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def timing_table(result: Result, timing: Mapping[str, Any]) -> Table:
+    """Return a row for what ``timing_of`` says."""
+    peak = timing["peak_memory_bytes"]
+    columns = [Column("seconds"), Column("GFLOP/s"), Column("peak memory", sub="MiB")]
+    cells = [timing["seconds"], timing["gflops"], None if peak is None else peak / 2**20]
+    return Table("Time", columns, [cells], [result.engine.kernel or result.engine.backend])

@@ -1,0 +1,396 @@
+"""What `attncli inspect` has to say about attention: an Examination becomes a Report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.problem import Problem
+from attncli.attention.view import Labels, View
+from attncli.errors import counted
+from attncli.measures.policy import LEVELS, POLICY
+from attncli.measures.statistic import of_head
+from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
+from attncli.reports.facts import facts_of, headline
+from attncli.reports.parts import select, sentences
+from attncli.studies.effects import Effect
+from attncli.studies.health import Examination, Head
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SCHEMA = "attncli.inspect/1"
+WHOLE = 40  # heads up to here are all shown
+EDGE = 8  # of many heads with nothing to say
+LINES = 24  # of reasons
+FACTS = 6  # counts on a line of the summary
+
+
+def inspect_report(
+    examined: Examination,
+    labels: Labels,
+    view: View,
+    *,
+    fail_on: str | None = None,
+    include: Collection[str] = (),
+    notes: Sequence[str] = (),
+) -> Report:
+    """Return the report on the heads that ``view`` selects.
+
+    ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``include`` may hold
+    row_statistics. Raises InputError for an index that does not exist.
+    """
+    problem = examined.result.problem
+    chosen = set(select(problem, view).pairs)
+    heads = [head for head in examined.heads if (head.batch, head.head) in chosen]
+    count = Counter(head.verdict.level for head in heads)
+    blocks: list[Block] = []
+    if heads:
+        blocks = [_summary(heads), _head_table(examined, heads, view)]
+        blocks += _reasons(problem, heads)
+        blocks += [_scale_table(examined), sentences(scale_sentence(examined.scale))]
+    if examined.what_ifs:
+        blocks.append(_what_if_table(examined))
+    arrays = _row_statistics(examined) if "row_statistics" in include else {}
+    worst = max((LEVELS.index(head.verdict.level) for head in heads), default=0)
+    return Report(
+        command="inspect",
+        headline=_first_line(problem, heads, count),
+        blocks=blocks,
+        data=lambda: _data(examined, heads, labels, include, notes),
+        records=lambda: _records(examined, heads),
+        arrays={f"row_statistics.{name}": values for name, values in arrays.items()},
+        warnings=[*examined.result.warnings, *_unjudged(examined, heads)],
+        notes=[" · ".join(headline(examined.result)), *notes, *_how(examined)],
+        exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
+    )
+
+
+def _unjudged(examined: Examination, heads: Sequence[Head]) -> list[str]:
+    """Return a warning when heads have nothing in them that a verdict could be about."""
+    rows = np.asarray(examined.found["rows_with_choice"])
+    count = sum(not rows[head.batch, head.head] for head in heads)
+    if not heads:
+        return ["there are no heads to judge"]
+    if not count:
+        return []
+    whose = f"{count} of {counted(len(heads), 'head')}"
+    return [f"{whose} with no row that sees two keys or more: ok says nothing there"]
+
+
+def _first_line(problem: Problem, heads: Sequence[Head], count: Counter[str]) -> list[str]:
+    total = problem.batch * problem.heads
+    many = f"{len(heads)} head{'s' if len(heads) != 1 else ''}"
+    if len(heads) < total:
+        many += f" of {total}"
+    elif problem.batch > 1:
+        many += f" ({problem.batch} × {problem.heads})"
+    return [many, *(f"{count[level]} {level}" for level in reversed(LEVELS))]
+
+
+def _how(examined: Examination) -> list[str]:
+    """Return how gradients and samples were made."""
+    kind, _, seed = examined.grad_output.partition(":")
+    made = f"a random normal upstream gradient dO (seed {seed or 0})" if kind == "random" else kind
+    lines = [f"gradients for {made}"]
+    sample = examined.sample
+    if not sample.whole:
+        lines[0] += (
+            f" · Jacobian's largest eigenvalue and head similarity from {sample.rows:,} of "
+            f"{sample.total:,} rows (seed {sample.seed})"
+        )
+    return lines
+
+
+# -- the heads --------------------------------------------------------------------------------
+
+
+def findings_of(heads: Sequence[Head]) -> dict[str, int]:
+    """Return how many heads are saturated, collapsed, flat, dead, sinks, duplicates …"""
+    named = Counter(
+        finding.name for head in heads for finding in head.verdict.findings
+        if finding.level != "hint"
+    )  # fmt: skip
+    always = ("saturated", "collapsed", "flat", "dead", "duplicate")
+    found = {name: named.pop(name, 0) for name in always}
+    found["sink"] = sum(any(role.sink for role in head.roles) for head in heads)
+    return found | dict(named.most_common())
+
+
+def places_of(heads: Sequence[Head]) -> dict[str, int]:
+    """Return how many heads look at each place first."""
+    first = Counter(
+        (role.token or role.name) if role.name != "separators" else role.name
+        for head in heads for role in head.roles[:1]
+    )  # fmt: skip
+    return dict(first.most_common())
+
+
+def _summary(heads: Sequence[Head]) -> Text:
+    found = {name.replace("_", " "): n for name, n in findings_of(heads).items()}
+    places = list(places_of(heads).items())
+    shown = ", ".join(f"{place} {n}" for place, n in places[:6])
+    more = f", {len(places) - 6} more places" if len(places) > 6 else ""
+    facts = [f"{name} {n}" for name, n in found.items()]
+    lines = [" · ".join(facts[at : at + FACTS]) for at in range(0, len(facts), FACTS)]
+    return Text("", [*lines, *([f"looks at   {shown}{more}"] if shown else [])])
+
+
+def _name(problem: Problem, head: Head) -> str:
+    return f"{head.batch}/{head.head}" if problem.batch > 1 else str(head.head)
+
+
+def _head_table(examined: Examination, heads: Sequence[Head], view: View) -> Table:
+    problem, found = examined.result.problem, examined.found
+    shown, part, gap = _telling(heads, view.full)
+
+    def value(head: Head, name: str, quantile: str = "") -> Any:
+        values = found[name]
+        array = values[quantile] if isinstance(values, Mapping) else values
+        number = array[head.batch, head.head].item()
+        return None if np.isnan(number) else number
+
+    rows = []
+    for head in shown:
+        ends = value(head, "entropy", "p05"), value(head, "entropy", "p95")
+        rows.append([
+            head.verdict.level,
+            value(head, "entropy", "median"), None if None in ends else ends,
+            value(head, "max_weight", "median"), value(head, "saturated_share"),
+            value(head, "logit_max"),
+            value(head, "grad_query_norm", "p05"), value(head, "grad_query_norm", "median"),
+            ", ".join(role.words for role in head.roles),
+        ])  # fmt: skip
+    return Table(
+        title="head",
+        columns=[
+            Column("verdict", "verdict", keep=10),
+            Column("entropy", sub="median", keep=7),
+            Column("", "range", "p05–p95", keep=3),
+            Column("max weight", sub="median", keep=4),
+            Column("saturated", "percent", "rows", keep=6),
+            Column("max logit", keep=5),
+            Column("‖dQ‖", sub="p05", keep=7),
+            Column("", sub="median", keep=2),
+            Column("looks at", "text", keep=8),
+        ],
+        rows=rows,
+        labels=[_name(problem, head) for head in shown],
+        part=part,
+        hint="--full, --head, --format csv" if part else "",
+        row_gap=gap,
+        whole=view.full,
+    )
+
+
+def _telling(heads: Sequence[Head], full: bool) -> tuple[list[Head], str, Gap | None]:
+    """Return the heads to show: all, those with something to say, or both ends."""
+    if full or len(heads) <= WHOLE:
+        return list(heads), "", None
+    ill = [head for head in heads if head.verdict.level != "ok"]
+    if not ill:
+        left = len(heads) - 2 * EDGE
+        shown = [*heads[:EDGE], *heads[-EDGE:]]
+        return shown, f"{len(shown)} of {len(heads)} heads, all ok", Gap(EDGE, left)
+    worst = sorted(ill, key=_gravity)[:WHOLE]
+    shown = [head for head in heads if head in worst]
+    what = f"the worst of {len(ill)}" if len(ill) > WHOLE else "those that are not ok"
+    return shown, f"{len(shown)} of {len(heads)} heads, {what}", None
+
+
+def _gravity(head: Head) -> tuple[int, int]:
+    """Return what sorts heads: the worst verdict first, then the rule that stands first."""
+    first = head.verdict.findings[0].name if head.verdict.findings else ""
+    at = [rule.name for rule in POLICY].index(first) if first else len(POLICY)
+    return -LEVELS.index(head.verdict.level), at
+
+
+def _reasons(problem: Problem, heads: Sequence[Head]) -> list[Block]:
+    told = [head for head in heads if head.verdict.findings]
+    if not told:
+        return []
+    told.sort(key=_gravity)
+    lines = []
+    for head in told[:LINES]:
+        start = f"head {_name(problem, head)}"
+        level = "" if head.verdict.level == "ok" else f" {head.verdict.level}"
+        lines.append(f"{start}{level}: {'; '.join(head.verdict.reasons)}")
+    if len(told) > LINES:
+        lines.append(f"… and {len(told) - LINES} more heads (--format csv, --json)")
+    return [sentences(*lines, indent="  ")]
+
+
+# -- the scale and other changes --------------------------------------------------------------
+
+EFFECT_COLUMNS = (
+    (Column("logit std", keep=5), "logit_std"),
+    (Column("saturated", "percent", "rows", keep=9), "saturated_share"),
+    (Column("entropy", sub="median", keep=7), "entropy"),
+    (Column("‖dS‖", sub="p05", keep=8), "grad_score_p05"),
+    (Column("", sub="median", keep=4), "grad_score_median"),
+    (Column("", sub="CV", keep=3), "grad_score_cv"),
+    (Column("vanishing", "percent", "rows", keep=8), "vanishing_share"),
+)
+
+
+def _cells(effect: Effect) -> list[Any]:
+    values = [effect.overall[name] for _, name in EFFECT_COLUMNS]
+    return [None if np.isnan(value) else value for value in values]
+
+
+def _scale_table(examined: Examination) -> Table:
+    return Table(
+        title="Scale",
+        columns=[column for column, _ in EFFECT_COLUMNS],
+        rows=[_cells(effect) for effect in examined.scale],
+        labels=[effect.text for effect in examined.scale],
+    )
+
+
+def scale_sentence(scale: Sequence[Effect]) -> str:
+    """Return what the numbers say about the scale, and not more.
+
+    The median row's gradient may well be larger without it: the mean misleads, the tail tells.
+    """
+    auto, none = scale[0].overall, scale[min(1, len(scale) - 1)].overall
+    if len(scale) < 2 or scale[1].text != "none":
+        return "With a width of 1 there is nothing to scale."
+    if np.isnan(none["saturated_share"]):
+        return "No row has a choice to make: there is nothing to compare."
+    shares = [
+        (_share(none[name]), _share(auto[name])) for name in ("saturated_share", "vanishing_share")
+    ]
+    if all(without == with_it for without, with_it in shares):
+        text = (
+            f"With and without the scale {shares[0][0]} of the rows saturate, and {shares[1][0]} "
+            "pass less than 1/1000 of the median row's gradient."
+        )
+    else:
+        text = (
+            f"Without the scale {shares[0][0]} of the rows saturate (with it {shares[0][1]}) and "
+            f"{shares[1][0]} pass less than 1/1000 of the median row's gradient (with it "
+            f"{shares[1][1]})."
+        )
+    names = ("grad_score_median", "grad_score_p05")
+    if all(auto[name] > 0 for name in names):
+        median, tail = (_times(none[name] / auto[name]) for name in names)
+        text += (
+            f" Without it ‖dS‖ is {median} times as large in the median row, {tail} times at p05."
+        )
+    return text
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio >= 0.001 or ratio == 0 else "less than 0.001"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.0f} %" if value >= 0.005 or value == 0 else "<1 %"
+
+
+def _what_if_table(examined: Examination) -> Table:
+    now = next(e for e in examined.scale if e.moved_overall == 0 or np.isnan(e.moved_overall))
+    effects = examined.what_ifs
+    columns = [column for column, _ in EFFECT_COLUMNS]
+    columns.insert(1, Column("max logit", keep=5))
+    columns.append(Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10))
+    lost = any(effect.lost for effect in effects)
+    if lost:
+        columns.append(Column("rows lost", "count", "NaN or ∞", keep=10))
+    rows = []
+    for effect in (now, *effects):
+        cells = _cells(effect)
+        cells.insert(1, effect.overall["logit_max"])
+        moved = effect.moved_overall
+        cells.append(None if effect is now or np.isnan(moved) else moved)
+        rows.append(cells + ([effect.lost] if lost else []))
+    return Table(
+        title="What if", columns=columns, rows=rows, labels=["now", *(e.text for e in effects)]
+    )
+
+
+# -- for programs -----------------------------------------------------------------------------
+
+
+def _data(
+    examined: Examination, heads: Sequence[Head], labels: Labels, include: Collection[str],
+    notes: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    """Return the JSON object of the report."""
+    result, sample = examined.result, examined.sample
+    count = Counter(head.verdict.level for head in heads)
+    data: dict[str, Any] = {
+        "schema": SCHEMA,
+        "command": "inspect",
+        **facts_of(result),
+        "notes": list(notes),
+        "grad_output": examined.grad_output,
+        "sample": {"rows": sample.rows, "of": sample.total, "seed": sample.seed},
+        "summary": {level: count[level] for level in LEVELS}
+        | {"findings": findings_of(heads), "looks_at": places_of(heads)},
+        "heads": [_head_data(examined, head) for head in heads],
+        "scale_effect": [_effect_data(effect, heads, "scale") for effect in examined.scale],
+        "scale_sentence": scale_sentence(examined.scale) if heads else None,
+    }  # fmt: skip
+    if examined.what_ifs:
+        data["what_if"] = [_effect_data(effect, heads, "what") for effect in examined.what_ifs]
+    if "row_statistics" in include:
+        data["row_statistics"] = _row_statistics(examined)
+    return data
+
+
+def _head_data(examined: Examination, head: Head) -> dict[str, Any]:
+    return {
+        "batch": head.batch,
+        "head": head.head,
+        "verdict": head.verdict.level,
+        "reasons": head.verdict.reasons,
+        "findings": [
+            {"name": f.name, "level": f.level, "value": f.value, "limit": f.limit}
+            for f in head.verdict.findings
+        ],
+        "roles": [role.data for role in head.roles],
+        "statistics": of_head(examined.found, head.batch, head.head),
+    }
+
+
+def _effect_data(effect: Effect, heads: Sequence[Head], name: str) -> dict[str, Any]:
+    return {
+        name: effect.text,
+        "statistics": dict(effect.overall),
+        "output_change": effect.moved_overall,
+        "lost_rows": effect.lost,
+        "heads": [
+            {
+                "batch": head.batch, "head": head.head,
+                "statistics": of_head(effect.heads, head.batch, head.head),
+                "output_change": effect.moved[head.batch, head.head].item(),
+            }
+            for head in heads
+        ],
+    }  # fmt: skip
+
+
+def _row_statistics(examined: Examination) -> dict[str, Array]:
+    family = examined.result.problem.family
+    return {name: family.restore_rows(values) for name, values in examined.row_values.items()}
+
+
+def _records(examined: Examination, heads: Sequence[Head]) -> Records:
+    columns = ["batch", "head", "verdict", "reasons", "looks_at"]
+    for name, values in examined.found.items():
+        many = isinstance(values, Mapping)
+        columns += [f"{name}_{quantile}" for quantile in values] if many else [name]
+
+    def row(head: Head) -> list[Any]:
+        cells: list[Any] = [
+            head.batch, head.head, head.verdict.level, "; ".join(head.verdict.reasons),
+            ", ".join(role.words for role in head.roles),
+        ]  # fmt: skip
+        for value in of_head(examined.found, head.batch, head.head).values():
+            cells += value.values() if isinstance(value, dict) else [value]
+        return cells
+
+    return Records(columns, map(row, heads))

@@ -1,0 +1,310 @@
+"""Attention one stage after the other, with the arithmetic written out: for learning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.definition import stages
+from attncli.attention.pose import turn
+from attncli.attention.problem import Problem
+from attncli.attention.view import Labels, View
+from attncli.errors import InputError
+from attncli.reports.blocks import Block, Column, Step, Table, Text
+from attncli.reports.parts import Selection, label, where
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MOST = 12  # rows and keys that are written out
+TERMS = 4  # of a sum; the others are counted
+CHANNELS = 4  # of an output row
+MINUS_INFINITY = "−∞"
+
+
+def steps(problem: Problem, labels: Labels, view: View, chosen: Selection) -> list[Block]:
+    """Return the stages of one head.
+
+    They are (turned,) scores, scaled, (softcapped,) masked, weights, output.
+    All selected rows stand in the tables; the arithmetic is of the rows asked for, or of the first.
+    Raises InputError when there are more than MOST rows or keys.
+    """
+    for flag, many, things in (
+        ("rows", chosen.rows, "queries"),
+        ("keys", chosen.keys, "keys"),
+    ):
+        if len(many) > MOST:
+            raise InputError(
+                f"--steps writes every number out: {len(many)} {things} are too many",
+                f"choose up to {MOST}, as with --{flag} 0:{min(4, MOST)}",
+            )
+    if not (chosen.shown and chosen.rows and chosen.keys):
+        raise InputError("there is no query or no key", "--steps needs at least one of each")
+    which = where(problem, *chosen.shown[0]).removeprefix(" · ")
+    lesson = _Lesson(problem, labels, view, chosen).steps()
+    return [*([Text("", [which])] if which else []), *lesson]
+
+
+class _Lesson:
+    """The stages of some rows of one head and how to write them down."""
+
+    def __init__(self, problem: Problem, labels: Labels, view: View, chosen: Selection) -> None:
+        self.problem = problem
+        self.b, self.h = chosen.shown[0]
+        rows, self.keys = np.asarray(chosen.rows), np.asarray(chosen.keys)
+        self.others = np.setdiff1d(np.arange(problem.keys), self.keys)
+        self.rows = rows
+        self.query = np.asarray(problem.query[self.b, self.h][rows], np.float64)  # (n, D)
+        group = problem.group(self.h)
+        self.key = np.asarray(problem.key[self.b, group], np.float64)  # (Lk, D)
+        self.value = np.asarray(problem.value[self.b, group], np.float64)  # (Lk, Dv)
+        self.stages = stages(problem, self.b, self.h, rows)  # (n, Lk) each
+        with np.errstate(all="ignore"):
+            self.products = self.query @ self.key.T  # (n, Lk)
+        self.worked = range(len(rows)) if view.rows is not None else range(1)
+        names = [label(labels.query, self.b, int(i)) for i in rows]
+        self.q_names = _spoken(names, "q", labels.query is not None)
+        names = [label(labels.key, self.b, int(j)) for j in self.keys]
+        self.k_names = _spoken(names, "k", labels.key is not None)
+
+    def steps(self) -> list[Step]:
+        made = [self.turned()] if self.problem.rope is not None else []
+        made += [self.scores(), self.scaled()]
+        if self.problem.softcap is not None:
+            made.append(self.softcapped())
+        made += [self.masked(), self.weights(), self.output()]
+        return [
+            Step(n, s.name, s.formula, s.meaning, s.table, s.lines)
+            for n, s in enumerate(made, start=1)
+        ]
+
+    def table(self, stage: Array, kind: Any = "number") -> Table:
+        return Table(
+            title="",
+            columns=[Column(name, kind) for name in self.k_names],
+            rows=stage[:, self.keys].tolist(),
+            labels=self.q_names,
+            matrix=True,
+            things="keys",
+        )
+
+    def turned(self) -> Step:
+        """Return the step of RoPE: queries and keys as they are after it, and how one pair turned.
+
+        The problem holds them turned; the angle is seen on a pair (1, 0) that is turned likewise.
+        """
+        p = self.problem
+        assert p.rope is not None
+        second = (p.rope.dim or p.width) // 2 if p.rope.style == "half" else 1
+        pairs = np.zeros((p.batch, 1, max(p.queries, p.keys), p.width))
+        pairs[..., 0] = 1
+        at_query, at_key = turn(
+            p.rope, pairs[:, :, : p.queries], pairs[:, :, : p.keys], p.mask, p.past, np.float64
+        )  # (B, 1, Lq, D), (B, 1, Lk, D): cosine and sine of each angle
+        queries = [
+            (f"query {name}", self.query[r], at_query[self.b, 0, self.rows[r]])
+            for r, name in enumerate(self.q_names)
+        ]
+        keys = [
+            (f"key {name}", self.key[j], at_key[self.b, 0, j])
+            for name, j in zip(self.k_names, self.keys, strict=True)
+            if j >= p.past
+        ]
+        lines = []
+        for name, after, (cos, sin) in (
+            (name, row[[0, second]], angle[[0, second]])
+            for name, row, angle in [*(queries[r] for r in self.worked), *keys]
+        ):
+            size = math.hypot(cos, sin) or 1.0
+            x, y = after
+            before = ((x * cos + y * sin) / size**2, (y * cos - x * sin) / size**2)
+            longer = "" if abs(size - 1) < 1e-6 else f" and made {_number(size)} times as long"
+            lines.append(
+                f"{name} [0, {second}]: ({_number(before[0])}, {_number(before[1])}) turned by "
+                f"{math.degrees(math.atan2(sin, cos)):.1f}°{longer}"
+                f" = ({_number(x)}, {_number(y)})"
+            )
+        table = Table(
+            title="", columns=[Column(str(d)) for d in range(p.width)],
+            rows=[row.tolist() for _, row, _ in [*queries, *keys]],
+            labels=[name for name, _, _ in [*queries, *keys]], matrix=True, things="channels",
+        )  # fmt: skip
+        meaning = "pairs of channels turn with their position, so that q·k knows the distance"
+        if p.past:
+            meaning += "; cached keys are turned already"
+        return Step(0, "turned", f"RoPE {p.rope.text}", meaning, table, lines)
+
+    def scores(self) -> Step:
+        lines = []
+        for r in self.worked:
+            for k, j in enumerate(self.keys):
+                terms = [
+                    f"{_given(a)}×{_given(b)}"
+                    for a, b in zip(self.query[r], self.key[j], strict=True)
+                ]
+                total = _number(self.products[r, j])
+                lines.append(f"{self.q_names[r]}·{self.k_names[k]} = {_sum(terms)} = {total}")
+        return Step(
+            0, "scores", "q·kᵀ",
+            "how much the query resembles each key",
+            self.table(self.products), lines,
+        )  # fmt: skip
+
+    def scaled(self) -> Step:
+        problem = self.problem
+        source, factor = problem.scale_source, _given(problem.scale)
+        formula, meaning = f"× {factor}", source
+        if source.startswith("1/√"):
+            formula = f"× {source} = {factor}"
+            meaning = "or wide vectors would saturate the softmax"
+        elif problem.scale == 1:
+            meaning = f"leaves them as they are ({source})"
+        j = int(self.keys[0])
+        lines = [
+            f"{self.q_names[r]}·{self.k_names[0]}: {_number(self.products[r, j])} × {factor}"
+            f" = {_number(self.stages['scores'][r, j])}"
+            for r in self.worked
+            if problem.scale != 1
+        ]
+        return Step(
+            0, "scaled", formula, meaning,
+            self.table(self.stages["scores"]) if problem.scale != 1 else None, lines,
+        )  # fmt: skip
+
+    def softcapped(self) -> Step:
+        cap = _given(self.problem.softcap or math.nan)
+        j = int(self.keys[0])
+        lines = [
+            f"{cap}×tanh({_number(self.stages['scores'][r, j])} / {cap})"
+            f" = {_number(self.stages['softcapped'][r, j])}"
+            for r in self.worked
+        ]
+        return Step(
+            0, "softcapped", f"{cap}·tanh(s/{cap})", f"no score can pass ±{cap}",
+            self.table(self.stages["softcapped"]), lines,
+        )  # fmt: skip
+
+    def masked(self) -> Step:
+        mask = self.problem.mask
+        if mask.trivial:
+            return Step(0, "masked", "(no mask)", "every query sees every key")
+        meaning = f"a hidden key gets {MINUS_INFINITY}, and so no weight"
+        if mask.has_bias and self.stages["keep"].all():
+            meaning = "a bias is added to each score"
+        elif mask.has_bias:
+            meaning = f"a bias is added; {meaning}"
+        return Step(0, "masked", mask.text or "(mask)", meaning, self.table(self.stages["masked"]))
+
+    def weights(self) -> Step:
+        lines: list[str] = []
+        for r in self.worked:
+            lines += self.softmax(r)
+        sink = self.problem.sink is not None
+        meaning = "each row and its sink sum to 1" if sink else "each row sums to 1"
+        return Step(
+            0, "weights", "softmax", meaning, self.table(self.stages["weights"], "weight"), lines
+        )
+
+    def softmax(self, r: int) -> list[str]:
+        """Return the lines of one row: e to the score less the largest, over the sum of those."""
+        masked = self.stages["masked"][r]
+        name = self.q_names[r]
+        sink = None if self.problem.sink is None else float(self.problem.sink[self.h])
+        top = max(masked.max(), -math.inf if sink is None else sink)
+        if not math.isfinite(top):
+            sees = "sees no key: its weights are 0" if top < 0 else "has a score that is not finite"
+            return [f"{name} {sees}"]
+        powers = np.exp(masked - top)
+        lines, terms = [], []
+        for k, j in enumerate(self.keys):
+            if np.isneginf(masked[j]):
+                lines.append(f"{self.k_names[k]}: hidden, 0")
+            else:
+                power = _number(powers[j])
+                terms.append(power)
+                difference = f"{_number(masked[j])} − {_bracket(_number(top))}"
+                lines.append(f"{self.k_names[k]}: exp({difference}) = {power}")
+        rest = float(powers[self.others].sum())
+        total = powers.sum()
+        if len(self.others):
+            terms.append(f"{_number(rest)} of {len(self.others)} other keys")
+        if sink is not None:
+            terms.append(f"{_number(math.exp(sink - top))} of the sink")
+            total += math.exp(sink - top)
+        lines.append(f"sum for {name}: {' + '.join(terms)} = {_number(total)}")
+        lines += [
+            f"{name} → {self.k_names[k]}: {_number(powers[j])} / {_number(total)}"
+            f" = {_weight(self.stages['weights'][r, j])}"
+            for k, j in enumerate(self.keys)
+            if not np.isneginf(masked[j])
+        ]
+        return lines
+
+    def output(self) -> Step:
+        weights, keep = self.stages["weights"], self.stages["keep"]
+        visible = np.where(keep[:, :, None], self.value, 0)  # (n, Lk, Dv): masked is not read
+        with np.errstate(all="ignore"):
+            output = np.einsum("nk,nkd->nd", weights, visible)  # (n, Dv)
+        width = output.shape[1]
+        lines = []
+        for r in self.worked:
+            for d in range(min(width, CHANNELS)):
+                terms = [f"{_weight(weights[r, j])}×{_given(self.value[j, d])}" for j in self.keys]
+                if len(self.others):
+                    rest = float(weights[r, self.others] @ visible[r, self.others, d])
+                    terms.append(f"{_bracket(_number(rest))} of {len(self.others)} other keys")
+                sums = f"{_sum(terms, len(terms))} = {_number(output[r, d])}"
+                several = len(self.q_names) > 1 or width > 1
+                lines.append(f"{self.q_names[r]} [{d}]: {sums}" if several else sums)
+            if width > CHANNELS:
+                lines.append(f"… and {width - CHANNELS} more channels alike")
+        meaning = "the values, mixed by their weights"
+        if len(output) == 1 and width == 1 and len(lines[0]) <= 48:
+            return Step(0, "output", "weights · V", lines[0])
+        table = Table(
+            title="", columns=[Column(str(d)) for d in range(width)], rows=output.tolist(),
+            labels=self.q_names, matrix=True, things="channels",
+        )  # fmt: skip
+        return Step(0, "output", "weights · V", meaning, table, lines)
+
+
+def _spoken(names: Sequence[str], letter: str, labelled: bool) -> list[str]:
+    """Return the names in tables and arithmetic alike, blanks at their ends visible."""
+    if not labelled:
+        return [letter + name for name in names]
+    ends = [(len(n) - len(n.lstrip(" ")), len(n.rstrip(" "))) for n in names]
+    return [
+        "␣" * start + n[start:stop] + "␣" * (len(n) - max(start, stop))
+        for n, (start, stop) in zip(names, ends, strict=True)
+    ]
+
+
+def _sum(terms: Sequence[str], most: int = TERMS) -> str:
+    if len(terms) <= most:
+        return " + ".join(terms)
+    head = " + ".join(terms[: most - 1])
+    return f"{head} + … + {terms[-1]} ({len(terms)} products)"
+
+
+def _bracket(text: str) -> str:
+    return f"({text})" if text.startswith(("-", "−")) else text
+
+
+def _given(value: float) -> str:
+    """Return a number as it came in, up to four digits; negative ones in parentheses."""
+    return _bracket(f"{value + 0.0:.4g}")
+
+
+def _number(value: float) -> str:
+    """Return a result: three decimals where they say enough."""
+    if value == -math.inf:
+        return MINUS_INFINITY
+    if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}"
+    return f"{value + 0.0:.3f}"
+
+
+def _weight(value: float) -> str:
+    return f"{value:.3f}"

@@ -1,0 +1,256 @@
+"""What `attncli inspect CKPT` has to say: every attention layer and head, by weights alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from attncli.files.bundle import Bundle
+from attncli.measures.circuits import JUDGED, WeightFacts, judged, weight_facts
+from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
+from attncli.models.finding import find_layers, holds_layers
+from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table
+from attncli.reports.layers import family_of, layer_data, short_name
+from attncli.reports.parts import excerpt, sentences
+from attncli.resources import Progress
+
+__all__ = ["holds_layers", "weights_report"]
+
+WHOLE = 40  # heads up to here are all shown
+EDGE = 16
+MEANING = (
+    "logit: largest logit of two inputs of norm 1, ‖W_Q W_Kᵀ‖₂·scale; rank: effective, of the width"
+)
+
+
+@dataclass(frozen=True)
+class _Head:
+    facts: WeightFacts
+    at: int  # of the layer among all
+    head: int
+    found: Mapping[str, float]
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        return f"{self.at}/{self.head}"
+
+    @property
+    def statistics(self) -> dict[str, float | int]:
+        return {**self.facts.of_head(self.head), **self.found}
+
+
+def weights_report(
+    bundle: Bundle,
+    config: Mapping[str, Any] | None = None,
+    *,
+    arch: str = "auto",
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    policy: Sequence[Rule] = POLICY,
+    fail_on: str | None = None,
+    full: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Return the report on a checkpoint's attention layers, from its weights alone.
+
+    ``bundle`` is ``files.read(ref)``, ``config`` what ``checkpoints.config_beside(ref)`` returns;
+    ``holds_layers(bundle)`` says whether there is something to report. ``fail_on`` is watch or
+    critical: a head that bad makes the exit code 1. ``full`` (--full): every head is a row. Layers
+    that cannot be read are warnings; InputError where none can.
+    """
+    skipped: list[str] = []
+    layers = find_layers(
+        bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
+    )
+    facts = list(weight_facts(layers, progress))
+    every = [
+        _Head(one, n, h, found, judge(found, 0.0, policy))
+        for n, (one, some) in enumerate(zip(facts, judged(facts), strict=True))
+        for h, found in enumerate(some)
+    ]
+    count = Counter(head.verdict.level for head in every)
+    families = sorted({family_of(layer) for layer in layers} - {""})
+    blocks: list[Block] = [_layer_table(facts, full), _head_table(every, full)]
+    blocks += _reasons(every)
+    worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
+    notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
+    warnings = [f"not read: {why}" for why in skipped]
+    return Report(
+        command="inspect",
+        headline=[
+            f"{len(every)} heads in {len(layers)} attention layer{'s' if len(layers) > 1 else ''}",
+            *(f"{count[level]} {level}" for level in reversed(LEVELS)),
+            f"{sum(layer.parameters for layer in layers):,} parameters",
+        ],
+        blocks=blocks,
+        data=lambda: _data(bundle.source, every, facts, count, warnings),
+        records=lambda: _records(every),
+        warnings=warnings,
+        notes=notes,
+        exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
+    )
+
+
+def _scales(facts: Sequence[WeightFacts]) -> str:
+    found = {f"{one.layer.scale:.4g} = {one.layer.scale_source}": None for one in facts}
+    return next(iter(found)) if len(found) == 1 else f"of each layer ({len(found)})"
+
+
+def _asides(facts: Sequence[WeightFacts]) -> list[str]:
+    """Return what these numbers leave out."""
+    layers = [one.layer for one in facts]
+    found = ["biases aside"] if any("query_bias" in a.tensors for a in layers) else []
+    found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
+    found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
+    return found
+
+
+# -- tables -----------------------------------------------------------------------------------
+
+
+def _layer_table(facts: Sequence[WeightFacts], full: bool) -> Table:
+    shown, gap = excerpt(range(len(facts)), full, WHOLE, EDGE)
+    rows = []
+    for one in (facts[n] for n in shown.tolist()):
+        largest = int(np.nanargmax(one.largest_logit)) if _some(one.largest_logit) else None
+        rows.append([
+            short_name(one.layer.name), one.layer.heads,
+            _middle(one.largest_logit), _most(one.largest_logit),
+            f"head {largest}" if largest is not None else None,
+            _middle(one.qk_rank), _middle(one.ov_norm), _most(one.ov_norm), _middle(one.ov_rank),
+            _most(one.similarity), _most(one.logit_bound),
+        ])  # fmt: skip
+    columns = [
+        Column("name", "text", keep=5), Column("heads", "count", keep=3),
+        Column("logit", sub="median", keep=9), Column("", sub="max", keep=10),
+        Column("", "text", keep=8), Column("QK rank", sub="median", keep=7),
+        Column("‖OV‖₂", sub="median", keep=6), Column("", sub="max", keep=6),
+        Column("OV rank", sub="median", keep=2), Column("QK alike", sub="max cosine", keep=4),
+        Column("logit bound", sub="of qk-norm", keep=1),
+    ]  # fmt: skip
+    used = [n for n in range(len(columns)) if n < 10 or any(row[n] is not None for row in rows)]
+    return Table(
+        title="layer",
+        columns=[columns[n] for n in used],
+        rows=[[row[n] for n in used] for row in rows],
+        labels=[str(n) for n in shown.tolist()],
+        part=f"{len(shown)} of {len(facts)} layers" if gap else "",
+        hint="--full, --format csv" if gap else "",
+        row_gap=gap,
+        whole=full,
+    )
+
+
+def _some(values: Any) -> bool:
+    return bool(np.isfinite(values).any())
+
+
+def _middle(values: Any) -> float | None:
+    return float(np.nanmedian(values)) if _some(values) else None
+
+
+def _most(values: Any) -> float | None:
+    return float(np.nanmax(values)) if _some(values) else None
+
+
+def _head_table(every: Sequence[_Head], full: bool) -> Table:
+    shown, part, gap = _telling(every, full)
+    rows = []
+    for head in shown:
+        own = head.facts.of_head(head.head)
+        other = own["similar_head"]
+        alike = f"{other} ({own['similarity']:.2f})" if other >= 0 else None
+        numbers = ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
+                   "value_norm", "output_norm")  # fmt: skip
+        rows.append([head.verdict.level, *(_known(own[name]) for name in numbers), alike])
+    return Table(
+        title="head",
+        columns=[
+            Column("verdict", "verdict", keep=10), Column("logit", keep=9),
+            Column("QK rank", keep=8), Column("‖OV‖₂", keep=8), Column("OV rank", keep=6),
+            Column("‖W_Q‖", keep=4), Column("‖W_K‖", keep=4), Column("‖W_V‖", keep=4),
+            Column("‖W_O‖", keep=4), Column("QK like", "text", "(cosine)", keep=7),
+        ],
+        rows=rows,
+        labels=[head.name for head in shown],
+        part=part,
+        hint="--full, --format csv" if part else "",
+        row_gap=gap,
+        whole=full,
+    )  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _telling(every: Sequence[_Head], full: bool) -> tuple[list[_Head], str, Gap | None]:
+    """Return the heads to show: all, those with something to say, or both ends."""
+    if full or len(every) <= WHOLE:
+        return list(every), "", None
+    told = [head for head in every if head.verdict.findings]
+    if told:
+        worst = sorted(told, key=lambda head: -LEVELS.index(head.verdict.level))[:WHOLE]
+        shown = [head for head in told if head in worst]
+        return shown, f"{len(shown)} of {len(every)} heads, those that stand out", None
+    at, gap = excerpt(range(len(every)), False, WHOLE, 8)
+    return [every[n] for n in at.tolist()], f"{len(at)} of {len(every)} heads, all ok", gap
+
+
+def _reasons(every: Sequence[_Head]) -> list[Block]:
+    told = [head for head in every if head.verdict.findings]
+    told.sort(key=lambda head: -LEVELS.index(head.verdict.level))
+    lines = [
+        f"head {head.name}{'' if head.verdict.level == 'ok' else f' {head.verdict.level}'}: "
+        + "; ".join(head.verdict.reasons)
+        for head in told[:WHOLE]
+    ]
+    more = len(told) - len(lines)
+    lines += [f"… and {more} more heads (--format csv, --json)"] if more else []
+    return [sentences(*lines, indent="  ")] if lines else []
+
+
+# -- for programs -----------------------------------------------------------------------------
+
+
+def _data(
+    source: str, every: Sequence[_Head], facts: Sequence[WeightFacts], count: Counter[str],
+    warnings: Sequence[str],
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "schema": "attncli.inspect/1",
+        "command": "inspect",
+        "source": source,
+        "warnings": list(warnings),
+        "summary": {level: count[level] for level in LEVELS},
+        "layers": [layer_data(one.layer) for one in facts],
+        "heads": [
+            {
+                "layer": head.facts.layer.name,
+                "head": head.head,
+                "verdict": head.verdict.level,
+                "reasons": head.verdict.reasons,
+                "statistics": head.statistics,
+            }
+            for head in every
+        ],
+    }
+
+
+def _records(every: Sequence[_Head]) -> Records:
+    names = [*WeightFacts.NAMES, *(n for n in JUDGED if n not in WeightFacts.NAMES)]
+    columns = ["layer", "layer_index", "head", "verdict", "reasons", *names]
+    rows = (
+        [
+            head.facts.layer.name, head.facts.layer.index, head.head, head.verdict.level,
+            "; ".join(head.verdict.reasons), *(head.statistics[name] for name in columns[5:]),
+        ]
+        for head in every
+    )  # fmt: skip
+    return Records(columns, rows)

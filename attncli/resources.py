@@ -1,0 +1,109 @@
+"""Processors, memory, jobs in threads with BLAS held to one thread each.
+
+Nothing is imported until threads start.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from threadpoolctl import ThreadpoolController
+
+
+Job = Callable[[], None]
+
+_pool: ThreadPoolExecutor | None = None
+_blas: ThreadpoolController | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress | None) -> int:
+    """Run jobs in order in so many threads, this one included; return how many were used."""
+    global _pool, _blas
+    threads = max(1, min(threads, len(jobs)))
+    queue, total = deque(jobs), len(jobs)
+
+    def work(report: Progress | None = None) -> None:
+        with np.errstate(all="ignore"):
+            while queue:
+                try:
+                    job = queue.popleft()
+                except IndexError:
+                    return
+                job()
+                if report:
+                    report(1 - len(queue) / total)
+
+    if not limit_blas:
+        work(progress)
+        return 1
+    if _blas is None:
+        from threadpoolctl import ThreadpoolController
+
+        _blas = ThreadpoolController().select(user_api="blas")
+    if threads > 1 and (_pool is None or _pool._max_workers < threads - 1):
+        from concurrent.futures import ThreadPoolExecutor
+
+        _pool = ThreadPoolExecutor(threads - 1, "attncli")
+    with _blas.limit(limits=1):
+        others = [_pool.submit(work) for _ in range(threads - 1)] if _pool else []
+        try:
+            work(progress)
+            for other in others:
+                other.result()
+        finally:
+            queue.clear()
+            for other in others:
+                other.exception()
+    return threads
+
+
+def available_memory() -> int | None:
+    """Return the bytes that can still be had, or None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def readable_bytes(count: float) -> str:
+    """Return 1536 as '1.5 KiB'."""
+    for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
+
+
+Progress = Callable[[float], None]

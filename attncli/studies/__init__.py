@@ -1,0 +1,1 @@
+"""Joins: a problem, an engine, the statistics, the verdicts."""

@@ -1,0 +1,321 @@
+"""Joins a problem, an engine and the statistics: the Python face of attncli."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attncli import engines
+from attncli.attention import language
+from attncli.attention.gradients import Gradients, restored, upstream
+from attncli.attention.masks import Mask
+from attncli.attention.pose import pose
+from attncli.attention.problem import STAGES, Masker, Problem, Scale
+from attncli.attention.rows import Rows
+from attncli.engines import GRADIENTS, ON_DEVICES, WANTS, Attended
+from attncli.errors import InputError, TooLarge
+from attncli.measures import rows as measure_rows
+from attncli.resources import Progress, available_memory, readable_bytes
+
+if TYPE_CHECKING:
+    from attncli.attention.rope import Rope
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """Which engine really ran, and how."""
+
+    backend: str
+    device: str
+    dtype: str
+    threads: int
+    kernel: str
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The answer to a Problem.
+
+    ``output`` comes in the shape family of the query; ``lse`` and the stages keep heads as a
+    dimension of their own and leave out dimensions that were not given. What was not wanted is
+    None; an ``lse`` that was not wanted may be NaN in rows that see a key. ``rows`` are the running
+    sums ``(B, H, Lq)``, sink included. ``seconds`` is the engine's wall time.
+    """
+
+    problem: Problem
+    engine: Engine
+    output: Array
+    lse: Array
+    rows: Rows | None
+    stages: Mapping[str, Array]
+    seconds: float
+    warnings: tuple[str, ...]
+    gradients: Gradients | None = None
+
+    @property
+    def weights(self) -> Array | None:
+        """``(…, Lq, Lk)`` or None."""
+        return self.stages.get("weights")
+
+    @property
+    def row_statistics(self) -> dict[str, Array] | None:
+        """Every row statistic by name, each ``(…, Lq)``, or None."""
+        if self.rows is None:
+            return None
+        family = self.problem.family
+        return {k: family.restore_rows(v) for k, v in measure_rows.per_row(self.rows).items()}
+
+
+def attend(
+    query: Any,
+    key: Any = None,
+    value: Any = None,
+    *,
+    mask: str | Mask | Masker | Sequence[str | Mask | Masker] | None = None,
+    attn_mask: Any = None,
+    mask_polarity: str = "keep",
+    past_key: Any = None,
+    past_value: Any = None,
+    kv_lengths: Any = None,
+    scale: Scale = "auto",
+    softcap: float | None = None,
+    sink: Any = None,
+    rope: Rope | str | Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    softmax_dtype: str | None = None,
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    layout: str = "bhld",
+    backend: str = "numpy",
+    device: str = "auto",
+    threads: int | None = None,
+    want: Collection[str] = ("output",),
+    grad_output: Any = "ones",
+    progress: Progress | None = None,
+) -> Result:
+    """Compute attention of arrays in any shape family.
+
+    query ``(L, D)``, ``(H, L, D)`` or ``(B, H, L, D)`` (see ``problem.pose`` for the others); a
+    missing value is the key, a missing key the query. ``mask`` is a mask expression such as
+    ``"causal & window(8)"``, or several: all must allow. ``attn_mask`` is a tensor of rank 1 to 4:
+    bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores.
+    ``rope`` turns query and new keys first: ``"half"``, ``"interleaved"``, a Rope or its fields;
+    ``result.problem`` holds them turned.
+    ``want``: any of output, lse, weights, scores, softcapped, masked, row_statistics, gradients
+    (of Σ output∘``grad_output``: ones, random, random:SEED or an array like the output), grad_bias
+    (that of a float ``attn_mask`` too), gradient_norms (of all rows too).
+    ``device``: auto, cpu, cuda or cuda:N; only the backend torch knows more than the CPU.
+    Raises AttnError for anything that does not fit.
+
+        >>> attend([[1.0, 0.0], [0.0, 1.0]], mask="causal").output[0]
+        array([1., 0.])
+    """
+    masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
+    maskers = [language.masker(m) for m in masks]
+    if attn_mask is not None:
+        maskers.append(language.tensor_masker(attn_mask, mask_polarity))
+    problem = pose(
+        query, key, value, mask=maskers, past_key=past_key, past_value=past_value,
+        kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink,
+        rope=_rope(rope), dtype=dtype, softmax_dtype=softmax_dtype,
+        heads=heads, kv_heads=kv_heads, layout=layout,
+    )  # fmt: skip
+    result = solve(
+        problem, backend=backend, device=device, threads=threads, want=want,
+        grad_output=grad_output, progress=progress,
+    )  # fmt: skip
+    if result.gradients is None or result.gradients.bias is None or attn_mask is None:
+        return result
+    *biases, last = result.gradients.biases
+    if last.size == np.size(attn_mask):  # without the dimensions that were not given
+        biases.append(last.reshape(np.shape(attn_mask)))
+        gradients = replace(result.gradients, biases=tuple(biases))
+        return replace(result, gradients=gradients)
+    return result
+
+
+def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:
+    if rope is None:
+        return None
+    from attncli.attention.rope import Rope
+
+    return Rope.of(rope)
+
+
+def solve(
+    problem: Problem,
+    *,
+    backend: str = "numpy",
+    device: str = "auto",
+    threads: int | None = None,
+    want: Collection[str] = ("output",),
+    grad_output: Any = "ones",
+    progress: Progress | None = None,
+) -> Result:
+    """Run a posed problem through an engine. See ``attend`` for ``want`` and what is raised."""
+    unknown = [name for name in want if name not in WANTS]
+    if unknown:
+        raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}", "it must be at least 1")
+    engine = engines.load(backend, device)
+    where = {"device": device} if backend in ON_DEVICES else {}
+    check_memory(problem, want, dense=backend == "reference")
+    wants_gradients = any(name in want for name in GRADIENTS)
+    upward = upstream(grad_output, problem) if wants_gradients else None
+    forward = 0.3 if wants_gradients else 1.0  # the share of the work
+    start = time.perf_counter()
+    done = engine.attend(
+        problem, frozenset(want), threads=threads, progress=_share(progress, 0, forward), **where
+    )
+    seconds = time.perf_counter() - start
+    gradients = None
+    if upward is not None:
+        later = _share(progress, forward, 1)
+        gradients = _gradients(problem, upward, done, backend, want, threads, later, where)
+    family = problem.family
+    return Result(
+        problem=problem,
+        engine=Engine(backend, done.device, problem.dtype.name, done.threads, done.kernel),
+        output=family.restore(done.output),
+        lse=family.restore_rows(done.lse),
+        rows=None if done.rows is None else done.rows.with_sink(problem.sink),
+        stages={k: family.restore_rows(v) for k, v in done.stages.items()},
+        seconds=seconds if done.seconds is None else done.seconds,
+        warnings=(
+            *problem.warnings,
+            *_warnings(problem, done.lse, bool({"lse", "row_statistics"} & set(want))),
+        ),
+        gradients=gradients,
+    )
+
+
+def _share(progress: Progress | None, start: float, stop: float) -> Progress | None:
+    """Return progress for a part of the work, from start to stop."""
+    return progress and (lambda done: progress(start + (stop - start) * done))
+
+
+def _gradients(
+    problem: Problem, grad_output: Array, done: Attended, backend: str, want: Collection[str],
+    threads: int | None, progress: Progress | None, where: Mapping[str, str],
+) -> Gradients:  # fmt: skip
+    """Return gradients in the shapes of the inputs, with norms when wanted."""
+    names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
+    found = engines.load_backward(backend).backward(
+        problem, grad_output, done, want=frozenset(names[name] for name in want if name in names),
+        threads=threads, progress=progress, **where,
+    )  # fmt: skip
+    return restored(found, problem, norms="gradient_norms" in want)
+
+
+def statistics(result: Result) -> dict[str, Any]:
+    """Return the statistics of every head.
+
+    Row statistics are mappings of mean, p05, median, p95, min, max to ``(B, H)`` arrays, the
+    others ``(B, H)`` arrays. Raises InputError when the result was made without row_statistics.
+    """
+    if result.rows is None:
+        raise InputError(
+            "this result has no row statistics", 'ask for them: want=("output", "row_statistics")'
+        )
+    return measure_rows.per_head(result.rows, result.problem.real_rows)
+
+
+def check_memory(problem: Problem, want: Collection[str], *, dense: bool = False) -> None:
+    """Raise TooLarge when the results cannot fit into the memory that is left."""
+    rows = problem.batch * problem.heads * problem.queries
+    stages = [name for name in STAGES if name in want]
+    matrix = rows * problem.keys * problem.dtype.itemsize
+    need = rows * problem.value_width * problem.dtype.itemsize + matrix * len(stages)
+    wants_gradients = any(name in want for name in GRADIENTS)
+    if wants_gradients:  # two of each: scaled or transposed, and the result
+        tensors = (problem.query, problem.key, problem.value)
+        need += 2 * sum(t.size for t in tensors) * problem.dtype.itemsize
+    if dense:
+        need += (12 if wants_gradients else 6) * problem.queries * problem.keys * 8
+    room = available_memory()
+    if room is None or need <= room:
+        return
+    size = f"{problem.batch} × {problem.heads} heads, {problem.queries} × {problem.keys}"
+    if stages:
+        raise TooLarge(
+            f"{', '.join(stages)} of {size} need {readable_bytes(need)}; "
+            f"{readable_bytes(room)} are free",
+            "look at a part with --batch, --head, --rows and --keys, or leave "
+            f"{', '.join(stages)} out of --include: output and statistics never need the matrix",
+        )
+    raise TooLarge(
+        f"{size} needs {readable_bytes(need)}; {readable_bytes(room)} are free",
+        "use --backend numpy, which never makes the matrix"
+        if dense
+        else "compute fewer heads or queries at a time",
+    )
+
+
+def _warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
+    found = []
+    for name in ("query", "key", "value"):
+        array = getattr(problem, name)
+        bad = _first_nonfinite(array)
+        if bad is not None:
+            count, where = bad
+            found.append(
+                f"{name} has {count} value{'s' if count > 1 else ''} that "
+                f"{'are' if count > 1 else 'is'} NaN or infinite, the first at "
+                f"(batch, head, position, channel) {where}; the rows that see it carry it on"
+            )
+    dead = np.isneginf(lse) & problem.real_rows[:, None]
+    if dead.any():
+        count = int(dead.sum())
+        where = tuple(int(x) for x in np.argwhere(dead)[0])
+        found.append(
+            f"{count} of {dead.size} rows see no key; their output is 0 and they are left out of "
+            f"the statistics. The first is (batch, head, query) {where}"
+        )
+    lost = np.isnan(lse) | np.isposinf(lse)
+    if not found and known_lse and lost.any():
+        where = tuple(int(x) for x in np.argwhere(lost)[0])
+        found.append(
+            f"{int(lost.sum())} of {lost.size} rows have scores that are NaN or infinite, though "
+            f"query and key are finite: they overflow {problem.dtype.name}, or the mask adds such "
+            f"numbers. The first is (batch, head, query) {where}"
+        )
+    if problem.mask.zero_one():
+        found.append(
+            "the float mask holds only 0 and 1: they are added to the scores and hide nothing. "
+            "A mask that hides is bool (True = keep), or float with -inf"
+        )
+    sentinel = problem.mask.sentinel()
+    if sentinel is not None:
+        found.append(
+            f"the float mask holds {sentinel:.4g}, which is finite and not −∞: it is added as it "
+            "is, and a row of nothing else becomes a mean. Use -inf or a bool mask to hide keys"
+        )
+    return found
+
+
+def _first_nonfinite(array: Array, chunk: int = 1 << 22) -> tuple[int, tuple[int, ...]] | None:
+    """Return how many values are not finite and where the first is, a head at a time."""
+    count, first = 0, None
+    for b, h in np.ndindex(array.shape[:2]):
+        step = max(1, chunk // max(1, array.shape[3]))
+        for start in range(0, array.shape[2], step):
+            part = array[b, h, start : start + step]
+            # a sum is finite only if all its terms are (or overflow: then the exact test decides)
+            with np.errstate(all="ignore"):
+                if np.isfinite(part.sum(dtype=np.float64)):
+                    continue
+            bad = ~np.isfinite(part.astype(np.float32) if part.dtype.itemsize < 4 else part)
+            if bad.any():
+                count += int(bad.sum())
+                if first is None:
+                    i, d = (int(x) for x in np.argwhere(bad)[0])
+                    first = (b, h, start + i, d)
+    return None if first is None else (count, first)

@@ -1,0 +1,221 @@
+"""A layer of weights applied to hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.masks import Mask
+from attncli.attention.pose import pose
+from attncli.attention.problem import Masker, Problem, Scale, float_dtype
+from attncli.attention.rope import Rope
+from attncli.errors import InputError
+from attncli.files.bundle import Bundle
+from attncli.models.finding import load
+from attncli.models.layer import Layer, Projections
+from attncli.models.limits import beyond, maskers
+from attncli.models.project import concat, linear, project
+from attncli.resources import Progress
+from attncli.studies.attend import Result, solve
+
+Array = np.ndarray[Any, np.dtype[Any]]
+AnyMask = str | Mask | Masker
+
+
+@dataclass(frozen=True)
+class MultiheadResult:
+    """What a layer made of hidden states. Without a batch dimension in x there is none here.
+
+    output ``(B, L, Eo)`` in x's dtype and order; concat ``(B, L, H·Dv)``, heads ``(B, H, L, Dv)``;
+    ``attention`` is the attention's Result with ``stages``, ``rows`` and ``problem``. ``cross``
+    says whether keys and values came from elsewhere, ``seq_first`` that the output is
+    ``(L, B, Eo)``.
+    """
+
+    layer: Layer
+    projections: Projections
+    attention: Result
+    output: Array
+    cross: bool
+    warnings: tuple[str, ...]
+    seq_first: bool = False
+
+    @property
+    def batched_output(self) -> Array:
+        """The output as ``(B, L, Eo)``, whatever came in."""
+        if self.output.ndim == 2:
+            return self.output[None]
+        return self.output.swapaxes(0, 1) if self.seq_first else self.output
+
+    @property
+    def heads(self) -> Array:
+        """Each head's output ``(B, H, L, Dv)``."""
+        return self.attention.output
+
+    @property
+    def concat(self) -> Array:
+        """The heads side by side ``(B, L, H·Dv)``: what the output projection takes."""
+        return concat(self.heads)
+
+    @property
+    def query(self) -> Array:
+        """Queries as attention sees them, normed and turned ``(B, H, L, D)``."""
+        return self._unbatched(self.attention.problem.query)
+
+    @property
+    def key(self) -> Array:
+        """Keys likewise ``(B, G, Lk, D)``."""
+        return self._unbatched(self.attention.problem.key)
+
+    @property
+    def value(self) -> Array:
+        """Values ``(B, G, Lk, Dv)``."""
+        return self._unbatched(self.attention.problem.value)
+
+    @property
+    def weights(self) -> Array | None:
+        """``(B, H, L, Lk)``, if wanted."""
+        return self.attention.weights
+
+    @cached_property
+    def contributions(self) -> Array:
+        """The norm of what each head adds to each row of the output, ``(B, H, L)``."""
+        w = self.projections.output
+        if w is None:
+            return np.asarray(np.linalg.norm(self.heads, axis=-1))
+        width = self.layer.value_dim
+        parts = []
+        for h in range(self.layer.heads):
+            added = self.heads[..., h, :, :] @ w[:, h * width : (h + 1) * width].T.astype(
+                self.heads.dtype, copy=False
+            )  # (B, L, Eo)
+            parts.append(np.linalg.norm(added, axis=-1))
+        return np.stack(parts, axis=-2)
+
+    def _unbatched(self, array: Array) -> Array:
+        return array if self.heads.ndim == 4 else array[0]
+
+
+def multihead(
+    x: Any,
+    weights: Layer | str | Bundle | Mapping[str, Any],
+    *,
+    config: str | Mapping[str, Any] | None = None,
+    layer: int | str | None = None,
+    arch: str = "auto",
+    heads: int | None = None,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    memory: Any = None,
+    memory_value: Any = None,
+    seq_first: bool = False,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
+    attn_mask: Any = None,
+    key_padding_mask: Any = None,
+    mask_polarity: str = "keep",
+    add_zero_attn: bool = False,
+    past_key: Any = None,
+    past_value: Any = None,
+    kv_lengths: Any = None,
+    positions: Any = None,
+    scale: Scale | None = None,
+    softcap: float | None = None,
+    sink: Any = None,
+    rope: Rope | Mapping[str, Any] | str | None = None,
+    dtype: str | None = None,
+    softmax_dtype: str | None = None,
+    backend: str = "numpy",
+    device: str = "auto",
+    threads: int | None = None,
+    want: Collection[str] | Callable[[Problem], Collection[str]] = ("output",),
+    progress: Progress | None = None,
+) -> MultiheadResult:
+    """Run one attention layer on hidden states.
+
+    x ``(L, E)`` or ``(B, L, E)``, with ``seq_first`` ``(L, B, E)``; ``memory`` likewise is what
+    keys and values are made from, ``memory_value`` what the values are. ``weights`` is a Layer, or
+    what ``load`` takes. ``attn_mask`` ``(Lq, Lk)``, ``(H, Lq, Lk)``, ``(B·H, Lq, Lk)`` as in
+    torch, or ``(B, H, Lq, Lk)``; ``key_padding_mask`` ``(B, Lk)``: bool True = keep
+    (``mask_polarity="ignore"``: the opposite, as in torch), float = added.
+
+    What the layer says of mask, scale, softcap, sink and RoPE holds unless given here; ``mask``,
+    ``scale``, ``rope`` = ``"none"``, ``softcap`` = 0 and ``sink`` = -inf switch it off.
+    ``want`` as in ``run.attend``, or a function of the posed Problem that says it. Raises AttnError
+    for what does not fit together.
+    """
+    if not isinstance(weights, Layer):
+        weights = load(
+            weights, config=config, layer=layer, arch=arch, heads=heads, kv_heads=kv_heads,
+            head_dim=head_dim,
+        )  # fmt: skip
+    own = weights
+    past = 0 if past_key is None else int(np.shape(past_key)[-2])
+    made = project(
+        x, own, memory, memory_value, seq_first=seq_first, rope=rope, positions=positions,
+        past=past, add_zero_attn=add_zero_attn,
+        dtype=None if dtype is None else float_dtype(dtype),
+    )  # fmt: skip
+    if made.added and past_key is not None:
+        raise InputError(
+            "past_key is given to a layer with bias_k or add_zero_attn",
+            "torch's layer has no cache: put the past into the memory",
+        )
+    limits = maskers(
+        own, made.cross, mask, attn_mask, key_padding_mask, mask_polarity, len(made.query)
+    )
+    tensors = (made.query, made.key, made.value)
+    problem = pose(
+        *(tensors if made.batched else (t[0] for t in tensors)),
+        mask=[beyond(limits, made.added)] if made.added else limits,
+        past_key=past_key, past_value=past_value, kv_lengths=kv_lengths,
+        scale=own.scale if scale is None else scale,
+        scale_source=own.scale_source if scale is None else "given",
+        softcap=(own.softcap if softcap is None else softcap) or None,
+        sink=own.array("sinks") if sink is None else sink,
+        rope=made.rope, softmax_dtype=softmax_dtype,
+    )  # fmt: skip
+    attention = solve(
+        problem, backend=backend, device=device, threads=threads, progress=progress,
+        want=want(problem) if callable(want) else want,
+    )  # fmt: skip
+    output = concat(attention.output)  # (B, L, H·Dv)
+    if made.weights.output is not None:
+        output = linear(output, made.weights.output, made.weights.output_bias, problem.dtype)
+    with np.errstate(over="ignore"):
+        output = output.astype(made.given_dtype, copy=False)
+    if seq_first and made.batched:
+        output = output.swapaxes(0, 1)
+    found = _overridden(own, made.cross, mask)
+    if key_padding_mask is not None:
+        found += _all_padding(problem)
+    warnings = (*found, *attention.warnings)
+    return MultiheadResult(
+        own, made.weights, attention, output, made.cross, warnings, seq_first and made.batched
+    )
+
+
+def _overridden(layer: Layer, cross: bool, mask: Any) -> list[str]:
+    found = [layer.unknown] if layer.unknown else []
+    found += [f"not computed: {what}" for what in layer.lacks if "RoPE" not in what]
+    if mask is not None and layer.mask and not cross:
+        found.append(f"the mask given replaces the layer's own, {layer.mask}")
+    if cross and layer.kind == "self" and (layer.mask or layer.rope or layer.relative):
+        found.append("keys come from memory: the layer's own mask, bias and RoPE are left out")
+    return found
+
+
+def _all_padding(problem: Problem) -> list[str]:
+    """A sequence that is nothing but padding: the attention takes no such row for a real one."""
+    empty = np.flatnonzero(~problem.real_rows.any(-1)).tolist() if problem.queries else []
+    if not empty:
+        return []
+    return [
+        f"{len(empty) * problem.queries * problem.heads} of "
+        f"{problem.batch * problem.queries * problem.heads} rows see no key: key_padding_mask "
+        f"hides every key of batch {', '.join(map(str, empty))}. True keeps a key "
+        "(--mask-polarity ignore: True hides)"
+    ]

@@ -1,0 +1,103 @@
+"""Hypothesis strategies: masks and whole attention problems, the odd ones included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from hypothesis import strategies as st
+
+from attncli.attention.language import masker, tensor_masker
+from attncli.attention.pose import pose
+from attncli.attention.problem import Problem
+
+DTYPES = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+@st.composite
+def leaf_masks(draw: st.DrawFn, batch: int, queries: int, keys: int) -> str:
+    """Draw one mask of the language that fits the size."""
+    corner = draw(st.sampled_from(["top_left", "bottom_right"]))
+    size = st.integers(0, max(queries, keys) + 2)
+    left = draw(st.one_of(size.map(str), st.just("inf")))
+    right = draw(st.one_of(size.map(str), st.just("inf")))
+    lengths = draw(st.lists(st.integers(0, keys), min_size=batch, max_size=batch))
+    ids = draw(st.lists(st.integers(0, 3), min_size=keys, max_size=keys))
+    options = [
+        f"causal({corner})",
+        f"window({left}, {right}, {corner})",
+        f"prefix({draw(size)})",
+        f"padding({', '.join(map(str, lengths))})",
+        f"global_rows({draw(size)})",
+        f"dilated({draw(st.integers(1, 4))}, {corner})",
+        f"blocks({draw(st.integers(1, 5))}, {corner})",
+        f"random({draw(st.sampled_from([0, 0.1, 0.5, 1]))}, {draw(st.integers(0, 9))})",
+    ]
+    if queries <= keys and keys:
+        sorted_ids = sorted(ids) if draw(st.booleans()) else ids
+        options.append(f"segments({', '.join(map(str, sorted_ids))}, {corner})")
+    return draw(st.sampled_from(options))
+
+
+@st.composite
+def mask_expressions(draw: st.DrawFn, batch: int, queries: int, keys: int, depth: int = 2) -> str:
+    """Draw a mask expression with & | ~ and parentheses."""
+    if depth == 0 or draw(st.booleans()):
+        return draw(leaf_masks(batch, queries, keys))
+    left = draw(mask_expressions(batch, queries, keys, depth - 1))
+    if draw(st.integers(0, 3)) == 0:
+        return f"~({left})"
+    right = draw(mask_expressions(batch, queries, keys, depth - 1))
+    return f"({left}) {draw(st.sampled_from('&|'))} ({right})"
+
+
+@st.composite
+def mask_tensors(draw: st.DrawFn, batch: int, heads: int, queries: int, keys: int) -> Any:
+    """Draw a bool or float mask tensor of rank 1 to 4 that broadcasts."""
+    full = (batch, heads, queries, keys)
+    rank = draw(st.integers(1, 4))
+    shape = [draw(st.sampled_from([1, n])) for n in full[4 - rank :]]
+    if keys > 2 and draw(st.integers(0, 4)) == 0:
+        shape[-1] = draw(st.integers(2, keys))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    keep = rng.random(shape) < draw(st.sampled_from([0.2, 0.7, 1.0]))
+    if draw(st.booleans()):
+        return keep
+    return np.where(keep, rng.normal(size=shape), -np.inf)
+
+
+@st.composite
+def problems(
+    draw: st.DrawFn, dtypes: tuple[str, ...] = tuple(DTYPES), sparse: bool = True
+) -> Problem:
+    """Draw a problem: shapes, grouped heads, masks, dead rows, large logits, softcap, sink."""
+    batch, groups = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    heads = groups * draw(st.integers(1, 3))
+    queries, keys = draw(st.integers(1, 12)), draw(st.integers(1, 14))
+    width, value_width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    dtype = DTYPES[draw(st.sampled_from(dtypes))]
+    spread = draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, 30.0, 100.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    q = (rng.normal(size=(batch, heads, queries, width)) * spread).astype(dtype)
+    k = (rng.normal(size=(batch, groups, keys, width)) * max(spread, 1)).astype(dtype)
+    v = rng.normal(size=(batch, groups, keys, value_width)).astype(dtype)
+    if draw(st.integers(0, 5)) == 0:  # one key repeated: ties
+        k[:] = k[:, :, :1]
+    maskers = []
+    kind = draw(st.integers(0, 3)) if sparse else 0
+    if kind in (1, 3):
+        maskers.append(masker(draw(mask_expressions(batch, queries, keys))))
+    if kind in (2, 3):
+        maskers.append(tensor_masker(draw(mask_tensors(batch, heads, queries, keys))))
+    return pose(
+        q, k, v, mask=maskers,
+        scale=draw(st.sampled_from(["auto", "auto", "none", 0.5, -1.0])),
+        softcap=draw(st.sampled_from([None, None, 2.0, 50.0])),
+        sink=rng.normal(size=heads) if draw(st.integers(0, 3)) == 0 else None,
+    )  # fmt: skip
