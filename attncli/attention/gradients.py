@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -90,13 +91,15 @@ def upstream(spec: Any, problem: Problem) -> Array:
         return canonical("grad_output", array, p.family, p.heads).astype(p.dtype)
 
 
-def restored(gradients: Gradients, problem: Problem, *, norms: bool = False) -> Gradients:
+def restored(
+    gradients: Gradients, problem: Problem, norms: Mapping[str, Array] = MappingProxyType({})
+) -> Gradients:
     """Return gradients of an engine in the shapes of the inputs, rounded to the result's dtype.
 
     key and value have key/value heads; what came as a cache is past_key and past_value; with RoPE,
     query and key are those before they were turned. Self-attention's three stay apart: their sum
-    is the gradient of the one tensor that came in. ``norms``: also those of all rows, before
-    rounding and of the turned query and key.
+    is the gradient of the one tensor that came in. ``norms`` are those of ``row_norms``: before
+    rounding, and of the turned query and key.
     """
     p, g = problem, gradients
     query, key = g.query, g.key
@@ -119,7 +122,7 @@ def restored(gradients: Gradients, problem: Problem, *, norms: bool = False) -> 
         past_key=shaped(key[:, :, : p.past]) if p.past else None,
         past_value=shaped(g.value[:, :, : p.past]) if p.past else None,
         score_norm=None if g.score_norm is None else p.family.restore_rows(g.score_norm),
-        norms={n: p.family.restore_rows(rows) for n, rows in row_norms(g).items()} if norms else {},
+        norms={name: p.family.restore_rows(rows) for name, rows in norms.items()},
     )
 
 

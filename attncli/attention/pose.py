@@ -39,6 +39,7 @@ def pose(
     heads: int | None = None,
     kv_heads: int | None = None,
     layout: str = "bhld",
+    family: Family | None = None,
 ) -> Problem:
     """Validate and bring into canonical shape.
 
@@ -47,6 +48,8 @@ def pose(
     query. ``mask`` are functions that bind to the problem's Extent. ``kv_lengths`` ``(B,)``.
     ``past_key``, ``past_value`` also come as ``(B, G, P, D)`` where the others are packed. ``rope``
     turns the query and the new keys, not the past (see ``Rope.apply`` for where they stand).
+    With ``family`` query, key and value are ``(B, H, L, D)`` already, and it is what results (and
+    caches) come in.
     Raises InputError for anything that does not fit, with the shapes and a guess at the cause.
     """
     given = {
@@ -57,14 +60,17 @@ def pose(
     arrays = {name: _numeric(name, array) for name, array in given.items()}
     if kv_heads is not None and heads is None:
         raise InputError("--kv-heads is given without --heads", "add --heads, the query heads")
-    family = _family(arrays["query"], heads, layout)
     counts = {"query": heads, "key": kv_heads or heads, "value": kv_heads or heads}
     if kv_heads and key is None:
         raise InputError(
             f"kv_heads {kv_heads} needs a key of its own: without one the key is the query",
             "give the key, or leave kv_heads out",
         )
-    q, k, v = (canonical(name, a, family, counts[name]) for name, a in arrays.items())
+    if family is None:
+        family = _family(arrays["query"], heads, layout)
+        q, k, v = (canonical(name, a, family, counts[name]) for name, a in arrays.items())
+    else:
+        q, k, v = arrays.values()
     past = 0
     if (past_key is None) != (past_value is None):
         have, miss = ("key", "value") if past_value is None else ("value", "key")

@@ -16,7 +16,7 @@ from attncli.reports.matrices import (
     stage_of,
     strongest,
 )
-from attncli.reports.parts import Selection, by_head, select
+from attncli.reports.parts import Selection, select
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -62,17 +62,6 @@ def wanted(
     return want
 
 
-def gradient_norms(result: Result) -> dict[str, Array]:
-    """Return the row norms of the gradients, ``(B, H, Lq)`` or ``(B, G, Lk)``, by name."""
-    p = result.problem
-    assert result.gradients is not None
-    rows, keys = (p.batch, p.heads, p.queries), (p.batch, p.kv_heads, -1)
-    return {
-        name: norm.reshape(rows if name in ("grad_query_norm", "grad_score_norm") else keys)
-        for name, norm in result.gradients.norms.items()
-    }
-
-
 def top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[str, Any]]:
     """Return the strongest keys of each selected row, for JSON."""
     for b, h in chosen.pairs:
@@ -89,28 +78,26 @@ def array_of(result: Result, chosen: Selection, view: View, name: str) -> Any:
     if is_whole(view) and (name not in STAGES or name in result.stages):
         return result.row_statistics if name == "row_statistics" else _included(result, name)
     at = np.ix_(*(np.asarray(s, np.int64) for s in (chosen.batch, chosen.head, chosen.rows)))
+    family = problem.family
     if name == "output":
-        return problem.family.restore(by_head(problem.family, result.output, problem.heads)[at])
+        return family.restore(result.attended.output[at])
     if name in STAGES:
-        return problem.family.restore_rows(_stage(result, chosen, name))
-    grid = (problem.batch, problem.heads, problem.queries)
+        return family.restore_rows(_stage(result, chosen, name))
     if name == "lse":
-        return problem.family.restore_rows(result.lse.reshape(grid)[at])
+        return family.restore_rows(result.attended.lse[at])
     if name == "row_statistics":
-        values = result.row_statistics or {}
-        return {k: problem.family.restore_rows(v.reshape(grid)[at]) for k, v in values.items()}
+        return {k: family.restore_rows(v[at]) for k, v in (result.row_values or {}).items()}
     return _included(result, name)
 
 
 def _stage(result: Result, chosen: Selection, name: str) -> Array:
     """Return the selected part of a stage, ``(b, h, rows, keys)`` in the result's dtype."""
     problem = result.problem
-    shape = (problem.batch, problem.heads, problem.queries, problem.keys)
     part = tuple(np.asarray(s, np.int64) for s in (
         chosen.batch, chosen.head, chosen.rows, chosen.keys
     ))  # fmt: skip
-    if name in result.stages:
-        return np.asarray(result.stages[name].reshape(shape)[np.ix_(*part)])
+    if name in result.attended.stages:
+        return np.asarray(result.attended.stages[name][np.ix_(*part)])
     made = np.empty(tuple(len(p) for p in part), problem.result_dtype)
     for m, b in enumerate(chosen.batch):
         for n, h in enumerate(chosen.head):

@@ -12,7 +12,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures import statistic
 from attncli.measures.statistic import of_head
-from attncli.reports.arrays import GRADIENTS, SMALL, array_of, gradient_norms, saved, top_data
+from attncli.reports.arrays import GRADIENTS, SMALL, array_of, saved, top_data
 from attncli.reports.blocks import Block, Column, Report, Table, Text
 from attncli.reports.facts import (
     cells,
@@ -58,8 +58,8 @@ def compute_report(
     problem = result.problem
     chosen = select(problem, view)
     found = statistics(result)
-    if result.gradients is not None:
-        norms = gradient_norms(result)
+    if result.derived is not None:
+        norms = result.gradient_norms
         real = np.broadcast_to(problem.real_rows[:, None], norms["grad_query_norm"].shape)
         found |= {
             name: statistic.summarize(norm, real)
@@ -83,8 +83,8 @@ def compute_report(
         blocks = [_or_nothing(block) for block in blocks]
         if len(chosen.batch) and len(chosen.head):
             blocks.append(stability_table(problem, found, view, chosen))
-            if result.gradients is not None:
-                blocks.append(gradient_table(problem, gradient_norms(result), chosen))
+            if result.derived is not None:
+                blocks.append(gradient_table(problem, result.gradient_norms, chosen))
         else:
             blocks = [Text("", ["nothing to show: the batch is empty or has no heads"])]
     timing = timing_of(result) if view.time else None
@@ -169,6 +169,6 @@ def _data(
             data["output"] = array_of(result, chosen, view, "output")
         if cells(chosen) <= SMALL:
             data["weights"] = array_of(result, chosen, view, "weights")
-        if result.gradients is not None and problem.query.size + problem.key.size <= SMALL:
+        if result.derived is not None and problem.query.size + problem.key.size <= SMALL:
             data |= {name: array_of(result, chosen, view, name) for name in GRADIENTS}
     return data

@@ -12,7 +12,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import TooLarge
 from attncli.reports.blocks import Column, Gap, Heatmap, Table
-from attncli.reports.parts import Indices, Selection, by_head, excerpt, label, ranges, where
+from attncli.reports.parts import Indices, Selection, excerpt, label, ranges, where
 from attncli.resources import Progress
 from attncli.studies.attend import Result
 
@@ -114,7 +114,7 @@ def _footer(
 def output_tables(result: Result, labels: Labels, view: View, chosen: Selection) -> list[Table]:
     """Return the output of the heads shown: whole, or its edges."""
     problem = result.problem
-    output = by_head(problem.family, result.output, problem.heads)
+    output = result.attended.output
     return [
         rows_table("Output" + where(problem, b, h), output[b, h], b, labels, view, chosen)
         for b, h in chosen.shown

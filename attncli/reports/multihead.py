@@ -234,7 +234,7 @@ def _output_tables(
     made: MultiheadResult, labels: Labels, view: View, chosen: Selection
 ) -> Iterator[Block]:
     problem = made.attention.problem
-    output = made.batched_output
+    output = made.projected
     what = "Heads, side by side" if made.projections.output is None else "Projected output"
     for b in dict.fromkeys(b for b, _ in chosen.shown):
         title = what + (f" · batch {b}" if problem.batch > 1 else "")
@@ -268,7 +268,7 @@ def _head_data(
         "statistics": own,
     }  # fmt: skip
     if "heads" in names:  # that name is this list's: each head's output stands with it
-        said["output"] = made.heads[b, h] if made.heads.ndim == 4 else made.heads[h]
+        said["output"] = made.attention.attended.output[b, h]
     return said
 
 
@@ -322,7 +322,7 @@ def _records(
 
 
 def _output_records(made: MultiheadResult, labels: Labels, chosen: Selection) -> Records:
-    output = made.batched_output
+    output = made.projected
     names = labels.query
     rows = (
         [b, i, label(names, b, i) if names else "", d, value]

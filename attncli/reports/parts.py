@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.masks import Extent
-from attncli.attention.problem import Family, Problem
+from attncli.attention.problem import Problem
 from attncli.attention.view import View
 from attncli.errors import InputError
 from attncli.reports.blocks import Gap, Text
@@ -87,16 +87,6 @@ def where(problem: Problem | Extent, b: int, h: int) -> str:
     """Return ' · batch 0 · head 3', without what there is only one of."""
     batch = f" · batch {b}" if problem.batch > 1 else ""
     return batch + (f" · head {h}" if problem.heads > 1 else "")
-
-
-def by_head(family: Family, output: Array, heads: int) -> Array:
-    """Return ``(B, H, Lq, Dv)`` of an output in its shape family; the inverse of ``restore``."""
-    if family.packed:
-        output = output.reshape(-1, *output.shape[-2:]) if output.ndim > 2 else output[None]
-        width = output.shape[-1] // heads if heads else 0
-        return output.reshape(*output.shape[:2], heads, width).swapaxes(1, 2)  # (B, H, Lq, Dv)
-    output = output.reshape((1,) * (4 - output.ndim) + output.shape)
-    return output.swapaxes(1, 2) if family.blhd else output
 
 
 def excerpt(indices: Indices, whole: bool, limit: int, edge: int) -> tuple[Array, Gap | None]:

@@ -13,7 +13,7 @@ from attncli.errors import InputError
 from attncli.measures.statistic import of_head
 from attncli.reports.blocks import Records
 from attncli.reports.matrices import strongest
-from attncli.reports.parts import Selection, by_head, label
+from attncli.reports.parts import Selection, label
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -81,8 +81,7 @@ def _cell_records(
                 best = strongest(problem, b, h, chosen.rows, chosen.keys, view.top)
                 yield from ((b, h, i, j, [w]) for i, row in best for j, w in row)
                 continue
-            shape = (problem.batch, problem.heads, problem.queries, problem.keys)
-            whole = [result.stages[name].reshape(shape)[b, h] for name in stages]
+            whole = [result.attended.stages[name][b, h] for name in stages]
             for i in chosen.rows:
                 lines = [matrix[i].tolist() for matrix in whole]
                 yield from ((b, h, i, j, [line[j] for line in lines]) for j in chosen.keys)
@@ -98,11 +97,8 @@ def _cell_records(
 def _row_records(
     result: Result, labels: Labels, view: View, chosen: Selection, include: Any, found: Any
 ) -> Records:
-    problem = result.problem
-    grid = (problem.batch, problem.heads, problem.queries)
-    arrays: dict[str, Array] = {"lse": result.lse} if "lse" in include else {}
-    arrays |= (result.row_statistics or {}) if "row_statistics" in include else {}
-    arrays = {name: array.reshape(grid) for name, array in arrays.items()}
+    arrays: dict[str, Array] = {"lse": result.attended.lse} if "lse" in include else {}
+    arrays |= (result.row_values or {}) if "row_statistics" in include else {}
     rows = (
         [b, h, i, _name(labels.query, b, i), *(a[b, h, i].item() for a in arrays.values())]
         for b, h in chosen.pairs
@@ -114,8 +110,7 @@ def _row_records(
 def _channel_records(
     result: Result, labels: Labels, view: View, chosen: Selection, include: Any, found: Any
 ) -> Records:
-    problem = result.problem
-    output = by_head(problem.family, result.output, problem.heads)
+    output = result.attended.output
     rows = (
         [b, h, i, _name(labels.query, b, i), d, value]
         for b, h in chosen.pairs

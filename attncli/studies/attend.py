@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attncli import engines
 from attncli.attention import language
-from attncli.attention.gradients import Gradients, restored, upstream
+from attncli.attention.gradients import Gradients, restored, row_norms, upstream
 from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
@@ -29,7 +31,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Engine:
+class Ran:
     """Which engine really ran, and how."""
 
     backend: str
@@ -41,23 +43,43 @@ class Engine:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The answer to a Problem.
+    """The answer to a Problem: canonical inside, in the shape family that came in at its face.
 
-    ``output`` comes in the shape family of the query; ``lse`` and the stages keep heads as a
+    ``attended`` is what the engine made, ``(B, H, Lq, …)``; ``rows`` are the running sums
+    ``(B, H, Lq)``, sink included; ``derived`` the gradients as the engine returned them. The
+    properties restore the family: ``output`` in the query's; ``lse`` and the stages keep heads as a
     dimension of their own and leave out dimensions that were not given. What was not wanted is
-    None; an ``lse`` that was not wanted may be NaN in rows that see a key. ``rows`` are the running
-    sums ``(B, H, Lq)``, sink included. ``seconds`` is the engine's wall time.
+    None; an ``lse`` that was not wanted may be NaN in rows that see a key.
     """
 
     problem: Problem
-    engine: Engine
-    output: Array
-    lse: Array
+    engine: Ran
+    attended: Attended
     rows: Rows | None
-    stages: Mapping[str, Array]
-    seconds: float
     warnings: tuple[str, ...]
-    gradients: Gradients | None = None
+    derived: Gradients | None = None
+    bias_shape: tuple[int, ...] | None = None  # of the ``attn_mask`` whose gradient is asked for
+
+    @property
+    def seconds(self) -> float:
+        """The engine's wall time."""
+        return self.attended.seconds or 0.0
+
+    @cached_property
+    def output(self) -> Array:
+        """In the shape family of the query."""
+        return self.problem.family.restore(self.attended.output)
+
+    @cached_property
+    def lse(self) -> Array:
+        """``(…, Lq)``, sink included."""
+        return self.problem.family.restore_rows(self.attended.lse)
+
+    @cached_property
+    def stages(self) -> Mapping[str, Array]:
+        """The stages wanted by name, each ``(…, Lq, Lk)``."""
+        family = self.problem.family
+        return {name: family.restore_rows(one) for name, one in self.attended.stages.items()}
 
     @property
     def weights(self) -> Array | None:
@@ -67,10 +89,35 @@ class Result:
     @property
     def row_statistics(self) -> dict[str, Array] | None:
         """Every row statistic by name, each ``(…, Lq)``, or None."""
-        if self.rows is None:
-            return None
         family = self.problem.family
-        return {k: family.restore_rows(v) for k, v in measure_rows.per_row(self.rows).items()}
+        values = self.row_values
+        return values and {name: family.restore_rows(one) for name, one in values.items()}
+
+    @cached_property
+    def row_values(self) -> dict[str, Array] | None:
+        """Every row statistic by name, each ``(B, H, Lq)``, or None."""
+        return None if self.rows is None else measure_rows.per_row(self.rows)
+
+    @cached_property
+    def gradients(self) -> Gradients | None:
+        """In the shapes of the inputs, or None."""
+        if self.derived is None:
+            return None
+        found = restored(self.derived, self.problem, self.gradient_norms)
+        if self.bias_shape is None or not found.biases:
+            return found
+        *biases, last = found.biases
+        if last.size == math.prod(self.bias_shape):  # without the dimensions that were not given
+            biases.append(last.reshape(self.bias_shape))
+            return replace(found, biases=tuple(biases))
+        return found
+
+    @cached_property
+    def gradient_norms(self) -> Mapping[str, Array]:
+        """The norms of all rows by name, ``(B, H, Lq)`` or ``(B, G, Lk)``; {} if not wanted."""
+        if self.derived is None or self.derived.score_norm is None:
+            return {}
+        return row_norms(self.derived)
 
 
 def attend(
@@ -131,14 +178,7 @@ def attend(
         problem, backend=backend, device=device, threads=threads, want=want,
         grad_output=grad_output, progress=progress,
     )  # fmt: skip
-    if result.gradients is None or result.gradients.bias is None or attn_mask is None:
-        return result
-    *biases, last = result.gradients.biases
-    if last.size == np.size(attn_mask):  # without the dimensions that were not given
-        biases.append(last.reshape(np.shape(attn_mask)))
-        gradients = replace(result.gradients, biases=tuple(biases))
-        return replace(result, gradients=gradients)
-    return result
+    return result if attn_mask is None else replace(result, bias_shape=np.shape(attn_mask))
 
 
 def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:
@@ -160,6 +200,24 @@ def solve(
     progress: Progress | None = None,
 ) -> Result:
     """Run a posed problem through an engine. See ``attend`` for ``want`` and what is raised."""
+    wants_gradients = any(name in want for name in GRADIENTS)
+    return run(
+        problem, upstream(grad_output, problem) if wants_gradients else None, backend=backend,
+        device=device, threads=threads, want=want, progress=progress,
+    )  # fmt: skip
+
+
+def run(
+    problem: Problem,
+    grad_output: Array | None = None,
+    *,
+    backend: str = "numpy",
+    device: str = "auto",
+    threads: int | None = None,
+    want: Collection[str] = ("output",),
+    progress: Progress | None = None,
+) -> Result:
+    """Like ``solve``, with the gradient of the output canonical, ``(B, H, Lq, Dv)``, or None."""
     unknown = [name for name in want if name not in WANTS]
     if unknown:
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
@@ -168,51 +226,34 @@ def solve(
     engine = engines.load(backend, device)
     where = {"device": device} if backend in ON_DEVICES else {}
     check_memory(problem, want, dense=backend == "reference")
-    wants_gradients = any(name in want for name in GRADIENTS)
-    upward = upstream(grad_output, problem) if wants_gradients else None
-    forward = 0.3 if wants_gradients else 1.0  # the share of the work
+    forward = 1.0 if grad_output is None else 0.3  # the share of the work
     start = time.perf_counter()
     done = engine.attend(
         problem, frozenset(want), threads=threads, progress=_share(progress, 0, forward), **where
     )
-    seconds = time.perf_counter() - start
-    gradients = None
-    if upward is not None:
-        later = _share(progress, forward, 1)
-        gradients = _gradients(problem, upward, done, backend, want, threads, later, where)
-    family = problem.family
+    if done.seconds is None:
+        done = replace(done, seconds=time.perf_counter() - start)
+    derived = None
+    if grad_output is not None:
+        names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
+        derived = engines.load_backward(backend).backward(
+            problem, grad_output, done, want=frozenset(names[n] for n in want if n in names),
+            threads=threads, progress=_share(progress, forward, 1), **where,
+        )  # fmt: skip
+    known_lse = bool({"lse", "row_statistics"} & set(want))
     return Result(
         problem=problem,
-        engine=Engine(backend, done.device, problem.dtype.name, done.threads, done.kernel),
-        output=family.restore(done.output),
-        lse=family.restore_rows(done.lse),
+        engine=Ran(backend, done.device, problem.dtype.name, done.threads, done.kernel),
+        attended=done,
         rows=None if done.rows is None else done.rows.with_sink(problem.sink),
-        stages={k: family.restore_rows(v) for k, v in done.stages.items()},
-        seconds=seconds if done.seconds is None else done.seconds,
-        warnings=(
-            *problem.warnings,
-            *_warnings(problem, done.lse, bool({"lse", "row_statistics"} & set(want))),
-        ),
-        gradients=gradients,
+        warnings=(*problem.warnings, *_warnings(problem, done.lse, known_lse)),
+        derived=derived,
     )
 
 
 def _share(progress: Progress | None, start: float, stop: float) -> Progress | None:
     """Return progress for a part of the work, from start to stop."""
     return progress and (lambda done: progress(start + (stop - start) * done))
-
-
-def _gradients(
-    problem: Problem, grad_output: Array, done: Attended, backend: str, want: Collection[str],
-    threads: int | None, progress: Progress | None, where: Mapping[str, str],
-) -> Gradients:  # fmt: skip
-    """Return gradients in the shapes of the inputs, with norms when wanted."""
-    names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
-    found = engines.load_backward(backend).backward(
-        problem, grad_output, done, want=frozenset(names[name] for name in want if name in names),
-        threads=threads, progress=progress, **where,
-    )  # fmt: skip
-    return restored(found, problem, norms="gradient_norms" in want)
 
 
 def statistics(result: Result) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.gradients import upstream
-from attncli.attention.pose import canonical, pose
+from attncli.attention.pose import pose
 from attncli.attention.problem import Problem, Scale
 from attncli.attention.rows import Rows
 from attncli.measures import rows as measure_rows
 from attncli.measures.outputs import vanishing_share
 from attncli.measures.statistic import Found, quantile, summarize, with_cv
 from attncli.resources import Progress
-from attncli.studies.attend import Result, solve
+from attncli.studies.attend import Result, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,7 +35,7 @@ class Measured:
     """One run: rows, sink included; chosen: bool, the rows with a choice that are no padding.
 
     rows, chosen and score_norm (‖dS_i‖) are ``(B, H, Lq)``, output is ``(B, H, Lq, Dv)``, norms are
-    those of ``gradients.norms``.
+    those of ``Result.gradient_norms``.
     """
 
     problem: Problem
@@ -86,24 +86,18 @@ def measure(
     Padding passes no gradient on.
     """
     p = problem
-    upward = p.family.restore(_real_upstream(p, grad_output))
-    done = solve(
-        p, backend=backend, device=device, threads=threads, want=WANT, grad_output=upward,
-        progress=progress,
+    done = run(
+        p, _real_upstream(p, grad_output), backend=backend, device=device, threads=threads,
+        want=WANT, progress=progress,
     )  # fmt: skip
-    assert done.rows is not None and done.gradients is not None
-    groups = {"grad_key_norm": (p.kv_heads, p.keys), "grad_value_norm": (p.kv_heads, p.keys)}
-    norms = {
-        name: np.asarray(values).reshape(p.batch, *groups.get(name, (p.heads, p.queries)))
-        for name, values in done.gradients.norms.items()
-    }
+    assert done.rows is not None
     return Measured(
         problem=p,
         rows=done.rows,
         chosen=_chosen(p, done.rows),
-        output=canonical("output", done.output, p.family, p.heads),
-        score_norm=norms["grad_score_norm"],
-        norms=norms,
+        output=done.attended.output,
+        score_norm=done.gradient_norms["grad_score_norm"],
+        norms=done.gradient_norms,
         result=done,
     )
 

@@ -55,7 +55,7 @@ def head_facts(
     found = statistics(result)
     real = np.broadcast_to(p.real_rows[:, None], rows.n.shape)
     chosen = real & (rows.n >= 2)
-    lse = np.asarray(result.lse, np.float64).reshape(chosen.shape)
+    lse = np.asarray(result.attended.lse, np.float64)
     swept = sweep.sweep(p, lse, chosen, threads=threads, progress=progress)
     known = sweep.positions(p) is not None and not made.cross
     if known:  # what a position is worth where queries and keys are one sequence
@@ -65,7 +65,7 @@ def head_facts(
     sample = measure_sample.sample(p, chosen, progress=progress)
     found["head_similarity"] = measure_sample.head_similarity(sample.distances)
     found["similar_head"] = measure_sample.similar_head(sample.distances)
-    added = made.contributions.reshape(chosen.shape)
+    added = made.added
     found["contribution_norm"] = summarize(added, real)
     total = added.sum(1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):

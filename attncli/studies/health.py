@@ -107,7 +107,7 @@ def examine(
     with np.errstate(over="ignore", invalid="ignore"):
         noise = ROUNDING * float(np.abs(np.asarray(problem.value, np.float64)).max(initial=0))
     floor = VANISHED * np.where(usual > noise, usual, 0)  # a share of rounding says nothing
-    lse = np.asarray(now.result.lse, np.float64).reshape(now.chosen.shape)
+    lse = np.asarray(now.result.attended.lse, np.float64)
     swept = sweep.sweep(p, lse, now.chosen, threads=threads, progress=stages)
     sample = measure_sample.sample(p, now.chosen, seed=seed, progress=stages)
     row_values = {

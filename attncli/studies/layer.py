@@ -11,7 +11,7 @@ import numpy as np
 
 from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
-from attncli.attention.problem import Masker, Problem, Scale, float_dtype
+from attncli.attention.problem import Family, Masker, Problem, Scale, float_dtype
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
 from attncli.files.bundle import Bundle
@@ -30,26 +30,23 @@ AnyMask = str | Mask | Masker
 class MultiheadResult:
     """What a layer made of hidden states. Without a batch dimension in x there is none here.
 
-    output ``(B, L, Eo)`` in x's dtype and order; concat ``(B, L, H·Dv)``, heads ``(B, H, L, Dv)``;
-    ``attention`` is the attention's Result with ``stages``, ``rows`` and ``problem``. ``cross``
-    says whether keys and values came from elsewhere, ``seq_first`` that the output is
-    ``(L, B, Eo)``.
+    ``projected`` is the output, canonical: ``(B, L, Eo)`` in x's dtype; ``attention`` is the
+    attention's Result with ``stages``, ``rows`` and ``problem``. ``cross`` says whether keys and
+    values came from elsewhere, ``seq_first`` that x, and so the output, is ``(L, B, E)``.
     """
 
     layer: Layer
     projections: Projections
     attention: Result
-    output: Array
+    projected: Array
     cross: bool
     warnings: tuple[str, ...]
     seq_first: bool = False
 
     @property
-    def batched_output(self) -> Array:
-        """The output as ``(B, L, Eo)``, whatever came in."""
-        if self.output.ndim == 2:
-            return self.output[None]
-        return self.output.swapaxes(0, 1) if self.seq_first else self.output
+    def output(self) -> Array:
+        """``(B, L, Eo)`` in x's order."""
+        return self.projected.swapaxes(0, 1) if self.seq_first else self._unbatched(self.projected)
 
     @property
     def heads(self) -> Array:
@@ -59,7 +56,7 @@ class MultiheadResult:
     @property
     def concat(self) -> Array:
         """The heads side by side ``(B, L, H·Dv)``: what the output projection takes."""
-        return concat(self.heads)
+        return self._unbatched(concat(self.attention.attended.output))
 
     @property
     def query(self) -> Array:
@@ -81,23 +78,26 @@ class MultiheadResult:
         """``(B, H, L, Lk)``, if wanted."""
         return self.attention.weights
 
-    @cached_property
+    @property
     def contributions(self) -> Array:
         """The norm of what each head adds to each row of the output, ``(B, H, L)``."""
-        w = self.projections.output
+        return self._unbatched(self.added)
+
+    @cached_property
+    def added(self) -> Array:
+        """``contributions``, always with a batch."""
+        w, heads = self.projections.output, self.attention.attended.output  # (B, H, L, Dv)
         if w is None:
-            return np.asarray(np.linalg.norm(self.heads, axis=-1))
+            return np.asarray(np.linalg.norm(heads, axis=-1))
         width = self.layer.value_dim
         parts = []
         for h in range(self.layer.heads):
-            added = self.heads[..., h, :, :] @ w[:, h * width : (h + 1) * width].T.astype(
-                self.heads.dtype, copy=False
-            )  # (B, L, Eo)
-            parts.append(np.linalg.norm(added, axis=-1))
-        return np.stack(parts, axis=-2)
+            own = w[:, h * width : (h + 1) * width].T.astype(heads.dtype, copy=False)  # (Dv, Eo)
+            parts.append(np.linalg.norm(heads[:, h] @ own, axis=-1))
+        return np.stack(parts, axis=1)
 
     def _unbatched(self, array: Array) -> Array:
-        return array if self.heads.ndim == 4 else array[0]
+        return array if self.attention.problem.family.rank == 4 else array[0]
 
 
 def multihead(
@@ -167,9 +167,8 @@ def multihead(
     limits = maskers(
         own, made.cross, mask, attn_mask, key_padding_mask, mask_polarity, len(made.query)
     )
-    tensors = (made.query, made.key, made.value)
     problem = pose(
-        *(tensors if made.batched else (t[0] for t in tensors)),
+        made.query, made.key, made.value, family=Family(4 if made.batched else 3),
         mask=[beyond(limits, made.added)] if made.added else limits,
         past_key=past_key, past_value=past_value, kv_lengths=kv_lengths,
         scale=own.scale if scale is None else scale,
@@ -182,13 +181,11 @@ def multihead(
         problem, backend=backend, device=device, threads=threads, progress=progress,
         want=want(problem) if callable(want) else want,
     )  # fmt: skip
-    output = concat(attention.output)  # (B, L, H·Dv)
+    output = concat(attention.attended.output)  # (B, L, H·Dv)
     if made.weights.output is not None:
         output = linear(output, made.weights.output, made.weights.output_bias, problem.dtype)
     with np.errstate(over="ignore"):
-        output = output.astype(made.given_dtype, copy=False)
-    if seq_first and made.batched:
-        output = output.swapaxes(0, 1)
+        output = output.astype(made.given_dtype, copy=False)  # (B, L, Eo)
     found = _overridden(own, made.cross, mask)
     if key_padding_mask is not None:
         found += _all_padding(problem)

@@ -219,3 +219,24 @@ def test_zero_length_dimensions_have_defined_results(
     assert result.output.shape == expected
     assert np.isfinite(result.output).all()
     attncli.statistics(result)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((5, 4), {}),
+        ((3, 5, 4), {}),
+        ((5, 3, 4), {"layout": "blhd"}),
+        ((2, 3, 5, 4), {}),
+        ((2, 5, 3, 4), {"layout": "blhd"}),
+        ((5, 12), {"heads": 3}),
+        ((2, 5, 12), {"heads": 3}),
+        ((1, 5, 12), {"heads": 3}),
+    ],
+)
+def test_restore_undoes_canonical_in_every_family(
+    shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    array = np.random.default_rng(0).standard_normal(shape)
+    asked = pose(array, **options)
+    np.testing.assert_array_equal(asked.family.restore(asked.query), array)

@@ -26,7 +26,7 @@ from attncli.reports.arrays import INCLUDABLE, wanted
 from attncli.reports.blocks import Gap, Heatmap, Report, Step, Table
 from attncli.reports.compute import compute_report
 from attncli.reports.matrices import stage_of
-from attncli.reports.parts import by_head, excerpt, ranges, select
+from attncli.reports.parts import excerpt, ranges, select
 from attncli.studies.attend import Result, solve
 
 RNG = np.random.default_rng(7)
@@ -119,29 +119,6 @@ def test_ranges_and_excerpts() -> None:
     assert gap == Gap(5, 90)
     assert excerpt(range(100), True, 12, 5)[1] is None
     assert excerpt(range(12), False, 12, 5)[1] is None
-
-
-@pytest.mark.parametrize(
-    ("shape", "options"),
-    [
-        ((5, 4), {}),
-        ((3, 5, 4), {}),
-        ((5, 3, 4), {"layout": "blhd"}),
-        ((2, 3, 5, 4), {}),
-        ((2, 5, 3, 4), {"layout": "blhd"}),
-        ((5, 12), {"heads": 3}),
-        ((2, 5, 12), {"heads": 3}),
-        ((1, 5, 12), {"heads": 3}),
-    ],
-)
-def test_by_head_undoes_restore_in_every_family(
-    shape: tuple[int, ...], options: dict[str, Any]
-) -> None:
-    asked = pose(RNG.standard_normal(shape), **options)
-    output = RNG.standard_normal((asked.batch, asked.heads, asked.queries, asked.value_width))
-    restored = asked.family.restore(output)
-    assert restored.shape == shape
-    np.testing.assert_array_equal(by_head(asked.family, restored, asked.heads), output)
 
 
 def test_weights_shown_are_those_of_the_engine() -> None:
