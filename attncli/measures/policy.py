@@ -36,7 +36,8 @@ class Rule:
     ``hint`` says so without changing the verdict. ``words`` take the value as ``{}``. ``placed``
     excuses heads that look at fixed places (first token, previous token, separators, …), unless
     their logits are large; ``chosen`` asks that the head chooses at all (neither flat nor a sink).
-    ``number``: how the value is written.
+    ``number``: how the value is written. ``unless`` names the statistic that is judged instead
+    where it is known.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Rule:
     placed: bool = False
     chosen: bool = False
     number: str = "g"
+    unless: str = ""
 
     def limit(self, value: float) -> str | None:
         """Return the highest of hint, watch and critical that the value passes."""
@@ -92,7 +94,7 @@ POLICY = (
     Rule("rank_collapse", "rank_residual", "all rows have nearly the same output (residual {})",
          "Dong et al. 2021", below=True, watch=0.01, placed=True),
     Rule("overflow", "overflow_room", "q·k reaches {reach}, past float16's 65504",
-         "IEEE 754 binary16", below=True, watch=1.0),
+         "IEEE 754 binary16", below=True, watch=1.0, unless="overflow_room_now"),
     Rule("overflow_now", "overflow_room_now", "q·k reaches {reach}, past the inputs' own float16: "
          "kernels that store scores in it overflow", "IEEE 754 binary16", below=True, critical=1.0),
     # of heads judged by their weights alone
@@ -157,6 +159,8 @@ def judge(
         value = _value(found, rule.statistic, rule.quantile)
         level = None if math.isnan(value) else rule.limit(value)
         if level is None or (rule.chosen and (flat or sink)):
+            continue
+        if rule.unless and not math.isnan(_value(found, rule.unless)):
             continue
         reason = rule.words.format(
             _number(value, rule.number), other=found.get("similar_head"),

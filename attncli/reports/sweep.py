@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from attncli.reports.blocks import Column, Records, Report, Table
 from attncli.reports.health import SCHEMA, _share
 from attncli.reports.parts import sentences
-from attncli.studies.effects import SWEPT, SWEPT_VALUES
+from attncli.studies.widths import SWEPT, SWEPT_VALUES
 
 # -- unit-normal tensors ----------------------------------------------------------------------
 
