@@ -34,8 +34,9 @@ def told(*files: ModuleType) -> tuple[str, ...]:
 
 
 def every_statistic() -> tuple[Statistic, ...]:
-    """Return all statistics of attention, in the order of reports."""
-    return tuple(STATISTICS[name] for name in told(*FILES))
+    """Return all statistics of attention, in the order of reports, and those that are not told."""
+    inner = (one for one in STATISTICS.values() if one.inner)
+    return (*(STATISTICS[name] for name in told(*FILES)), *inner)
 
 
 @dataclass(frozen=True, eq=False)

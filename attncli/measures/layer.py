@@ -17,7 +17,7 @@ def contribution_norm(added: Array) -> Array:
     return added
 
 
-@statistic("head", unit="norm share", heading="output", kind="percent", keep=8)
+@statistic("head", heading="output", kind="percent", keep=9)
 def output_share(added: Array, real: Array) -> Array:
     """The mean share of the head in the norms that all heads add, ``(B, H)``."""
     total = added.sum(1, keepdims=True)  # (B, 1, Lq)

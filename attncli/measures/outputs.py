@@ -55,7 +55,7 @@ def output_norm(output: Array) -> Array:
 
 @of_output(source="Roy & Vetterli 2007")
 def effective_rank(output: Array) -> float:
-    """exp H(σ/Σσ) of the singular values σ of ``(n, Dv)`` outputs."""
+    """exp H(σ/Σσ) of the singular values σ of the output, ``(n, Dv)``."""
     if not output.size:
         return math.nan
     tall = output if output.shape[0] >= output.shape[1] else output.T
@@ -69,7 +69,10 @@ def effective_rank(output: Array) -> float:
 
 @of_output(source="Dong et al. 2021")
 def rank_residual(output: Array) -> float:
-    """‖X − 1x̄ᵀ‖/‖X‖ of ``(n, Dv)`` outputs: 0 when all are the same, NaN for fewer than two."""
+    """‖X − 1x̄ᵀ‖/‖X‖ of the output: 0 when all its rows are the same, NaN for fewer than two.
+
+    output ``(n, Dv)``.
+    """
     whole = np.linalg.norm(output)
     if len(output) < 2 or not whole > 0:
         return math.nan
@@ -94,7 +97,7 @@ def overflow_room_now(overflow_room: Array, problem: Problem) -> Array:
 # -- the gradients ----------------------------------------------------------------------------
 
 
-@statistic("row", source="softmax Jacobian", heading="‖dS‖", keep=7, spread=True)
+@statistic("row", source="softmax Jacobian", heading="‖dS‖", keep=8, spread=True)
 def grad_score_norm(norms: Mapping[str, Array]) -> Array:
     """‖dS_i‖, ``(B, H, Lq)``."""
     return norms["grad_score_norm"]
@@ -121,7 +124,7 @@ def grad_value_norm(norms: Mapping[str, Array]) -> Array:
 @statistic("head", unit="rows", source="Vaswani et al. 2017", heading="vanishing",
            kind="percent", keep=8)  # fmt: skip
 def vanishing_share(grad_score_norm: Array, chosen: Array, floor: Array) -> Array:
-    """Share of the rows with ‖dS‖ < 1e-3 of the median row's at 1/√D; floor ``(B, H)``."""
+    """Share of the rows with ‖dS‖ < 1e-3 of the median row's at scale 1/√D, ``(B, H)``."""
     share = share_of(grad_score_norm < floor[..., None], chosen & np.isfinite(grad_score_norm))
     return np.where(np.isfinite(floor), share, np.nan)
 
@@ -137,7 +140,7 @@ def nonfinite_outputs(output: Array, real: Array) -> Array:
 
 @statistic("head", unit="rows", kind="count")
 def nonfinite_scores(rows: Rows, real: Array) -> Array:
-    """How many rows have a visible score that is, before softcap and bias, ``(B, H)``."""
+    """How many rows have such a score, before softcap and bias, ``(B, H)``."""
     return np.asarray((real & ~np.isfinite(rows.amax)).sum(-1))
 
 

@@ -8,7 +8,7 @@ The labels are this tool's policy, not a fact: ``--policy FILE.toml`` overrides 
 
 A limit is calibrated so that healthy pretrained models (MiniLM, SmolLM2, DINOv2, Whisper, ALBERT)
 have no ``critical`` head: their logits go to 282, and whole heads look at the previous token alone.
-The last rules judge heads by their weights alone (``weight_facts``).
+The last rules judge heads by their weights alone (``circuits``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from itertools import pairwise
 from typing import Any
 
 from attncli.errors import FileError, InputError
+from attncli.measures.circuits import ALONE
+from attncli.measures.evidence import every_statistic
 
 LEVELS = ("ok", "watch", "critical")
 LIMITS = ("hint", "watch", "critical")
@@ -262,3 +264,19 @@ def nearest(word: str, words: Any) -> str:
 def _toml(value: Any) -> str:
     text = "true" if value is True else "false" if value is False else repr(value)
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+# -- the table and the registry ---------------------------------------------------------------
+
+
+def check(policy: Sequence[Rule]) -> None:
+    """Raise AssertionError for a rule on what is no statistic, or none of its quantiles."""
+    known = {one.name: one for one in (*ALONE, *every_statistic())}
+    for rule in policy:
+        for name in filter(None, (rule.statistic, rule.unless)):
+            assert name in known, f"{rule.name}: no statistic is called {name}"
+        quantiles = known[rule.statistic].quantiles or ("",)
+        assert rule.quantile in quantiles, f"{rule.name}: {rule.quantile} of {rule.statistic}"
+
+
+check(POLICY)

@@ -98,7 +98,7 @@ def head_similarity(distances: Array) -> Array:
 
 @statistic("head", kind="count")
 def similar_head(distances: Array) -> Array:
-    """Which head that is, ``(B, H)``; −1: none."""
+    """Which head that is, −1 for none, ``(B, H)``."""
     if distances.shape[-1] < 2:
         return np.full(distances.shape[:-1], -1)
     known = _known(distances)

@@ -70,7 +70,7 @@ def next_mass(placed: Sweep) -> Array:
 
 @statistic("row")
 def local_mass(placed: Sweep) -> Array:
-    """The weight of positions at most NEAR away, ``(B, H, Lq)``."""
+    """The weight of positions at most NEAR = 4 away, ``(B, H, Lq)``."""
     return np.asarray(placed.near.sum(-1))
 
 
@@ -84,7 +84,7 @@ def sink_key(sweep: Sweep) -> Array:
 
 @statistic("head", source="Xiao et al. 2024", kind="percent")
 def sink_mass(sweep: Sweep) -> Array:
-    """The mean weight of ``sink_key`` over the rows, ``(B, H)``."""
+    """The mean weight of that key over the rows, ``(B, H)``."""
     most = sweep.received.max(-1, initial=0)
     return np.where(sweep.rows > 0, most / np.maximum(sweep.rows, 1), np.nan)
 
