@@ -111,7 +111,7 @@ class Evidence:
     def values(self, name: str) -> Array:
         """Return a statistic: ``(B, H, Lq)`` of rows, ``(B, G, Lk)`` of keys, ``(B, H)`` of heads.
 
-        KeyError for a name that is none.
+        KeyError for a name that is none, AssertionError where what it needs was not given.
         """
         if name not in self._made:
             one = STATISTICS[name]
@@ -120,7 +120,11 @@ class Evidence:
         return self._made[name]
 
     def _needed(self, name: str) -> Any:
-        return getattr(self, name) if hasattr(self, name) else self.values(name)
+        if name in STATISTICS and not hasattr(type(self), name):
+            return self.values(name)
+        value = getattr(self, name)
+        assert value is not None or name == "threads", f"nothing says the {name} of this run"
+        return value
 
     def summary(self, name: str) -> Mapping[str, Array] | Array:
         """Return a statistic of heads: quantiles over rows or keys, or one number, ``(B, H)``."""

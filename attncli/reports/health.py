@@ -18,7 +18,7 @@ from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 from attncli.reports.facts import facts_of, headline
 from attncli.reports.heads import WHOLE, Shown, cells, columns, head_name, reasons, telling
 from attncli.reports.parts import select, sentences
-from attncli.studies.effects import Effect
+from attncli.studies.effects import OVERALL, Effect
 from attncli.studies.health import Examination, Head
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,15 +31,11 @@ HEAD = (
     Shown("saturated_share", keep=6), Shown("logit_max", keep=5), Shown("grad_query_norm", "p05"),
     Shown("grad_query_norm", keep=2),
 )  # fmt: skip
-EFFECT = {
-    "logit_std": Shown("logit_std"),
-    "saturated_share": Shown("saturated_share"),
-    "entropy": Shown("entropy", keep=7),
-    "grad_score_p05": Shown("grad_score_norm", "p05"),
-    "grad_score_median": Shown("grad_score_norm", keep=4),
-    "grad_score_cv": Shown("grad_score_norm", "cv", keep=3),
-    "vanishing_share": Shown("vanishing_share"),
-}
+#: Of all heads together, and how telling each is where the registry says nothing fit.
+EFFECT: dict[str, int | None] = {
+    "logit_std": None, "saturated_share": None, "entropy": 7, "grad_score_p05": None,
+    "grad_score_median": 4, "grad_score_cv": 3, "vanishing_share": None,
+}  # fmt: skip
 
 
 def inspect_report(
@@ -194,6 +190,10 @@ def _gravity(head: Head) -> tuple[int, int]:
 # -- the scale and other changes --------------------------------------------------------------
 
 
+def _effect_columns() -> list[Shown]:
+    return [Shown(*OVERALL[name], keep=keep) for name, keep in EFFECT.items()]
+
+
 def _cells(effect: Effect) -> list[Any]:
     values = [effect.overall[name] for name in EFFECT]
     return [None if np.isnan(value) else value for value in values]
@@ -202,7 +202,7 @@ def _cells(effect: Effect) -> list[Any]:
 def _scale_table(examined: Examination) -> Table:
     return Table(
         title="Scale",
-        columns=columns(tuple(EFFECT.values())),
+        columns=columns(_effect_columns()),
         rows=[_cells(effect) for effect in examined.scale],
         labels=[effect.text for effect in examined.scale],
     )
@@ -254,7 +254,7 @@ def share_in_words(value: float) -> str:
 def _what_if_table(examined: Examination) -> Table:
     now = next(e for e in examined.scale if e.moved_overall == 0 or np.isnan(e.moved_overall))
     effects = examined.what_ifs
-    shown = list(EFFECT.values())
+    shown = _effect_columns()
     shown.insert(1, Shown("logit_max", keep=4))
     titles = [*columns(shown), Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10)]
     lost = any(effect.lost for effect in effects)

@@ -61,3 +61,5 @@ def test_evidence_is_made_once_and_only_when_asked_for(monkeypatch: pytest.Monke
     assert len(count) == 1
     with pytest.raises(KeyError):
         known.values("entropi")
+    with pytest.raises(AssertionError, match="added"):
+        known.values("output_share")
