@@ -16,16 +16,21 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
-from attncli.engines import GRADIENTS, ON_DEVICES, WANTS, Attended
+from attncli.engines import ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
 from attncli.resources import Progress, available_memory, readable_bytes
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from attncli.attention.rope import Rope
 
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+GRADIENTS = ("gradients", "grad_bias", "gradient_norms")  # the last two imply the first
+WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,20 +171,19 @@ def solve(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", "it must be at least 1")
     engine = engines.load(backend, device)
-    where = {"device": device} if backend in ON_DEVICES else {}
-    check_memory(problem, want, dense=backend == "reference")
+    check_memory(problem, want, dense=ENGINES[backend].dense)
     wants_gradients = any(name in want for name in GRADIENTS)
+    back = engines.load_backward(backend) if wants_gradients else None
     upward = upstream(grad_output, problem) if wants_gradients else None
     forward = 0.3 if wants_gradients else 1.0  # the share of the work
     start = time.perf_counter()
-    done = engine.attend(
-        problem, frozenset(want), threads=threads, progress=_share(progress, 0, forward), **where
-    )
+    how = How(threads, device, _share(progress, 0, forward))
+    done = engine.attend(problem, frozenset(want), how)
     seconds = time.perf_counter() - start
     gradients = None
-    if upward is not None:
-        later = _share(progress, forward, 1)
-        gradients = _gradients(problem, upward, done, backend, want, threads, later, where)
+    if back is not None:
+        how = How(threads, device, _share(progress, forward, 1))
+        gradients = _gradients(problem, back, upward, done, want, how)
     family = problem.family
     return Result(
         problem=problem,
@@ -203,15 +207,13 @@ def _share(progress: Progress | None, start: float, stop: float) -> Progress | N
 
 
 def _gradients(
-    problem: Problem, grad_output: Array, done: Attended, backend: str, want: Collection[str],
-    threads: int | None, progress: Progress | None, where: Mapping[str, str],
+    problem: Problem, back: ModuleType, grad_output: Any, done: Attended, want: Collection[str],
+    how: How,
 ) -> Gradients:  # fmt: skip
     """Return gradients in the shapes of the inputs, with norms when wanted."""
     names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
-    found = engines.load_backward(backend).backward(
-        problem, grad_output, done, want=frozenset(names[name] for name in want if name in names),
-        threads=threads, progress=progress, **where,
-    )  # fmt: skip
+    asked = frozenset(names[name] for name in want if name in names)
+    found = back.backward(problem, grad_output, done, asked, how)
     return restored(found, problem, norms="gradient_norms" in want)
 
 

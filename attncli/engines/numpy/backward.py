@@ -21,7 +21,8 @@ import numpy as np
 from attncli.attention.gradients import Gradients, float_masks
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
-from attncli.engines import Attended
+from attncli.attention.softcap import softcap_with_slope
+from attncli.engines import ANYHOW, Attended, How
 from attncli.engines.numpy.backward_tiles import (
     BiasSum,
     Head,
@@ -31,10 +32,10 @@ from attncli.engines.numpy.backward_tiles import (
     mend_product,
     within,
 )
-from attncli.engines.numpy.forward import LOG2E, TINY_CELLS, Tiling, attend_tiled
+from attncli.engines.numpy.forward import LOG2E, TINY_CELLS, Tiling, attend
+from attncli.engines.numpy.moments import GRAIN
 from attncli.engines.numpy.rows import BLOCK
-from attncli.engines.numpy.sums import GRAIN
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = tuple[int, int, list[tuple[int, int]]]
@@ -48,43 +49,25 @@ def backward(
     problem: Problem,
     grad_output: Array,
     attended: Attended | None = None,
-    *,
     want: Collection[str] = (),
-    threads: int | None = None,
-    progress: Progress | None = None,
+    how: How = ANYHOW,
+    tiling: Tiling | None = None,
 ) -> Gradients:
     """Return the gradients of a problem. grad_output: ``(B, H, Lq, Dv)``.
 
     ``attended`` is what ``attend`` returned for it, used when it is in the arithmetic's dtype and
     computed otherwise. ``want``: any of ``biases``, ``score_norm``. ``softmax_dtype`` is left out:
-    rounding has no derivative.
+    rounding has no derivative. ``tiling`` None chooses the size of the tiles.
     """
-    return backward_tiled(
-        problem, grad_output, attended, None, want=want, threads=threads, progress=progress
-    )
-
-
-def backward_tiled(
-    problem: Problem,
-    grad_output: Array,
-    attended: Attended | None,
-    tiling: Tiling | None,
-    *,
-    want: Collection[str] = (),
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Gradients:
-    """Compute with tiles of a given size; None chooses."""
-    threads = threads or processors()
-    p = problem
+    p, threads = problem, how.threads or processors()
     if attended is None or attended.output.dtype != p.dtype or p.softmax_dtype is not None:
-        p = replace(p, result_dtype=p.dtype, softmax_dtype=None)
-        attended = attend_tiled(p, (), None, threads=threads)
-    walk = Walk(problem, grad_output, attended, tiling or _tiling(problem, threads), threads, want)
+        exact = replace(p, result_dtype=p.dtype, softmax_dtype=None)
+        attended = attend(exact, (), How(threads))
+    walk = Walk(p, grad_output, attended, tiling or _tiling(p, threads), threads, want)
     cells = p.batch * p.heads * p.queries * p.keys
     if cells:
         tiny = cells <= TINY_CELLS
-        run_jobs(walk.jobs(), 1 if tiny else threads, not tiny, progress)
+        run_jobs(walk.jobs(), 1 if tiny else threads, not tiny, how.progress)
     return walk.gradients()
 
 
@@ -339,10 +322,8 @@ class Walk:
         """Turn q·k·unit ``(R, C)`` into logits in place; return 1 − (c/cap)² with a softcap."""
         slope, cap = None, self.problem.softcap
         if cap is not None:
-            np.tanh(s, out=s)
-            slope = np.multiply(s, s, out=buffers.take("slope", s.shape, s.dtype))
-            np.subtract(1, slope, out=slope)
-            np.multiply(s, s.dtype.type(cap), out=s)
+            slope = buffers.take("slope", s.shape, s.dtype)
+            softcap_with_slope(s, cap, slope)
         bias = self.problem.mask.bias(b, h, i0, i1, j0, j1)
         if bias is not None:
             np.add(s, bias, out=s, casting="same_kind")
