@@ -51,7 +51,7 @@ def rounded(problem: Problem, dtype: str, grad_output: Array, how: How = ANYHOW)
             for i0 in range(0, p.queries, step)
         ]
         tiny = p.batch * p.heads * p.queries * p.keys <= TINY_CELLS
-        run_jobs(jobs, 1 if tiny else how.threads or processors(), not tiny, how.progress)
+        run_jobs(jobs, how.threads or processors(), not tiny, how.progress)
     return Rounded(Rows(**sheet.sums).with_sink(p.sink), sheet.output, sheet.norm)
 
 
