@@ -1,6 +1,6 @@
 """Processors, memory, jobs in threads with BLAS held to one thread each.
 
-Nothing is imported until threads start.
+Nothing is imported until jobs run.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from threadpoolctl import ThreadpoolController
 
-
 Job = Callable[[], None]
+Progress = Callable[[float], None]  # told the share that is done
 
 _pool: ThreadPoolExecutor | None = None
 _blas: ThreadpoolController | None = None
@@ -42,8 +40,14 @@ def processors() -> int:
 
 
 def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress | None) -> int:
-    """Run jobs in order in so many threads, this one included; return how many were used."""
+    """Run jobs in order in so many threads, this one included; return how many were used.
+
+    Without ``limit_blas`` that is this one alone, for jobs too small to be worth more. What a job
+    raises, or ``progress``, ends all of them.
+    """
     global _pool, _blas
+    import numpy as np
+
     threads = max(1, min(threads, len(jobs)))
     queue, total = deque(jobs), len(jobs)
 
@@ -104,6 +108,3 @@ def readable_bytes(count: float) -> str:
             break
         count /= 1024
     return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
-
-
-Progress = Callable[[float], None]

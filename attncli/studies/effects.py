@@ -107,10 +107,11 @@ def measure_half(
     progress: Progress | None = None,
 ) -> Measured:  # fmt: skip
     """Run attention with every stage rounded to a half precision."""
+    from attncli.engines import How
     from attncli.engines.rounded import rounded
 
     upward = _real_upstream(problem, grad_output)
-    done = rounded(problem, dtype, upward, threads=threads, progress=progress)
+    done = rounded(problem, dtype, upward, How(threads, progress=progress))
     return Measured(problem, done.rows, _chosen(problem, done.rows), done.output, done.score_norm)
 
 

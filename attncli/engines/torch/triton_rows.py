@@ -14,7 +14,6 @@ import functools
 import math
 import subprocess
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch  # noqa: TID253 (loaded only once torch is known to be there)
 import triton
@@ -22,14 +21,11 @@ import triton.language as tl
 
 from attncli.attention.predicates import Band, Everything, KeysBelow
 from attncli.attention.problem import Problem
-
-if TYPE_CHECKING:
-    from attncli.engines.torch.device import Inputs
-
+from attncli.engines.torch.device import Inputs
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int, int]  # rows, keys of a tile, warps, stages of the pipeline
-Plan = Callable[["Inputs"], tuple[Tensor, dict[str, Tensor]]]
+Plan = Callable[[Inputs], tuple[Tensor, dict[str, Tensor]]]
 
 GROUP = 16  # keys of a group, one in every TILE / 16
 FAR = 1 << 30
