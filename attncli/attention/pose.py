@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.predicates import KeysBelow
+from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import FLOATS, Family, Masker, Problem, Scale, float_dtype
 from attncli.errors import InputError
 

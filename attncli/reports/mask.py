@@ -193,7 +193,7 @@ def _sentences(mask: Mask, facts: MaskFacts) -> list[str]:
     if len(batches) > 1 or len(heads) > 1:
         lines.append("other batch elements or heads differ: see them with --batch and --head")
     if mask.has_bias:
-        kinds = ", ".join(type(bias).__name__.lower() for bias in mask.biases)
+        kinds = ", ".join(bias.words() for bias in mask.biases)
         lines.append(f"adds to the scores: {kinds}")
     return lines
 

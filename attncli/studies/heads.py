@@ -57,7 +57,7 @@ def head_facts(
     chosen = real & (rows.n >= 2)
     lse = np.asarray(result.attended.lse, np.float64)
     swept = sweep.sweep(p, lse, chosen, threads=threads, progress=progress)
-    known = sweep.positions(p) is not None and not made.cross
+    known = p.mask.positions() is not None and not made.cross
     if known:  # what a position is worth where queries and keys are one sequence
         values = sweep.row_values(swept)
         found |= {n: summarize(values[n], chosen) for n in values}

@@ -190,7 +190,7 @@ def _head(
     labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
     what, placed = looks_at(
         own, swept.received[b, h].tolist(), int(swept.rows[b, h]), int(swept.cells[b, h]), labels,
-        sweep.positions(p) is not None,
+        p.mask.positions() is not None,
     )  # fmt: skip
     many = max(own["rows"], 1)
     lost = max(own[name] for name in ("nonfinite", "nonfinite_outputs", "nonfinite_scores"))

@@ -31,8 +31,9 @@ if any(name in os.environ for name in UNSET):  # both are read when NumPy is loa
 import numpy as np  # noqa: E402
 
 from attncli.attention.masks import Extent, Mask  # noqa: E402
+from attncli.attention.patterns import Band, Blocks  # noqa: E402
 from attncli.attention.pose import pose  # noqa: E402
-from attncli.attention.predicates import FAR, Band, Blocks  # noqa: E402
+from attncli.attention.predicates import FAR  # noqa: E402
 from attncli.attention.problem import Problem  # noqa: E402
 from attncli.engines import How  # noqa: E402
 from attncli.engines.numpy import forward  # noqa: E402

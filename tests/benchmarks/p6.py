@@ -34,8 +34,9 @@ if __name__ == "__main__" and any(name in os.environ for name in UNSET):
 import numpy as np  # noqa: E402
 
 from attncli.attention.masks import Extent, Mask  # noqa: E402
+from attncli.attention.patterns import Band  # noqa: E402
 from attncli.attention.pose import pose  # noqa: E402
-from attncli.attention.predicates import FAR, Band  # noqa: E402
+from attncli.attention.predicates import FAR  # noqa: E402
 from attncli.attention.problem import Problem  # noqa: E402
 from attncli.engines import How  # noqa: E402
 from attncli.engines.numpy import backward as numpy_backward  # noqa: E402

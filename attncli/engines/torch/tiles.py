@@ -15,7 +15,7 @@ import numpy as np
 import torch  # noqa: TID253 (loaded only once torch is known to be there)
 
 from attncli.attention.masks import Mask
-from attncli.attention.predicates import EMPTY, FULL, MIXED, Alibi, Relative
+from attncli.attention.predicates import EMPTY, FULL, MIXED
 from attncli.attention.problem import STAGES, Problem
 from attncli.engines.torch.device import Inputs, dtype_of
 from attncli.engines.torch.softcap import softcapped
@@ -141,18 +141,7 @@ def plan(
 
 def _different(mask: Mask, heads: range) -> list[int]:
     """Heads whose predicate may differ; the first alone where all are alike."""
-    return list(heads) if len(mask.distinct()[1]) > 1 else [heads[0]]
-
-
-def _bias_differs(mask: Mask) -> bool:
-    for bias in mask.biases:
-        if isinstance(bias, Relative):
-            alike = len(bias.table) == 1
-        else:
-            alike = not isinstance(bias, Alibi) and bias.cells.tensor.shape[1] == 1  # type: ignore[attr-defined]
-        if not alike:
-            return True
-    return False
+    return list(heads) if mask.keep_varies.head else [heads[0]]
 
 
 class Job:
@@ -216,7 +205,7 @@ class Job:
         """Add the biases to capped scores and hide what is not kept, in place."""
         mask, i0, i1 = self.problem.mask, self.rows.start, self.rows.stop
         if mask.biases:
-            some = self.heads if _bias_differs(mask) else self.heads[:1]
+            some = self.heads if mask.bias_varies.head else self.heads[:1]
             bias = np.stack([np.asarray(mask.bias(self.b, h, i0, i1, j0, j1)) for h in some])
             with np.errstate(over="ignore"):
                 bias = bias.astype(self.problem.dtype)
