@@ -37,7 +37,7 @@ from attncli.attention.predicates import (
     SameSegment,
     alibi_slopes,
 )
-from attncli.errors import MaskError
+from attncli.errors import MaskError, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Masker = Callable[[Extent], Mask]
@@ -486,11 +486,8 @@ class _Binder:
 
     def built(self, node: ast.expr, name: ast.Name, args: list[ast.expr]) -> Part:
         if name.id not in MASKS:
-            import difflib
-
-            near = difflib.get_close_matches(name.id.lower(), MASKS, 1)
-            guess = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(MASKS)}"
-            guess = guess if near else guess.replace(", dilated", ",\ndilated")
+            known = f"known: {', '.join(MASKS)}".replace(", dilated", ",\ndilated")
+            guess = nearest(name.id.lower(), MASKS, "", 0.6) or known
             self.fail(name, f"unknown mask '{name.id}'", f"{guess}\nall masks: attncli mask --help")
         corner = None
         if args and isinstance(args[-1], ast.Name) and args[-1].id != "inf":
