@@ -12,6 +12,7 @@ from attncli.cli import groups, options
 from attncli.cli import output as cli_output
 from attncli.cli.output import refuse_lines, save, stream_answers
 from attncli.errors import InputError
+from attncli.files.formats import WRITABLE
 
 if TYPE_CHECKING:
     from attncli import files
@@ -344,7 +345,7 @@ def multihead(
         render.show(report, shown, color=when)
     if target and target[0] != "-":
         cli_output.say_wrote(target[0], names or ("output",))
-        if report.options and target[1] == ".npz":
+        if report.options and (form := WRITABLE[target[1]]).many and not form.options:
             cli_output.say(f"it holds no options: read it with {flags_of(report.options)}")
     raise typer.Exit(report.exit_code)
 

@@ -12,6 +12,7 @@ import typer
 from attncli.cli import groups
 from attncli.cli.groups import SAVED
 from attncli.errors import AttnError, FileError, InputError, nearest
+from attncli.files.formats import WRITABLE
 
 if TYPE_CHECKING:
     from attncli import files
@@ -73,7 +74,7 @@ def save(path: str, suffix: str, report: "Report", labels: "Labels") -> None:
     files.write(path, report.arrays, extra={**report.options, **extra}, format=suffix)
 
 
-SUFFIXES = (".npz", ".safetensors", ".json", ".npy")
+SUFFIXES = tuple(WRITABLE)
 
 
 def format_of(format: str | None, json: bool) -> str:

@@ -702,7 +702,7 @@ def test_any_json(tmp_path: Path, value: Any) -> None:
 
 @pytest.mark.parametrize("path", ["x", "x.pt", "x.txt", "x.json.gz"])
 def test_unknown_suffix(tmp_path: Path, path: str) -> None:
-    with pytest.raises(FileError, match=r"\.npz, \.safetensors, \.npy, \.json"):
+    with pytest.raises(FileError, match=r"\.npz, \.safetensors, \.json, \.npy"):
         files.write(str(tmp_path / path), {"a": np.ones(1)})
 
 
