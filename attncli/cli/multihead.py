@@ -12,7 +12,6 @@ from attncli.cli import groups, options
 from attncli.cli import output as cli_output
 from attncli.cli.output import refuse_lines, save, stream_answers
 from attncli.errors import InputError
-from attncli.files.formats import WRITABLE
 
 if TYPE_CHECKING:
     from attncli import files
@@ -270,6 +269,7 @@ def multihead(
     from attncli import files, render
     from attncli.cli.given import states
     from attncli.cli.given import view as given_view
+    from attncli.files.formats import WRITABLE
     from attncli.models import finding
     from attncli.reports import multihead as report_multihead
     from attncli.studies import layer as studie_layer

@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from attncli.errors import FileError, numbered, series
-from attncli.files.formats import WRITABLE
+from attncli.errors import FileError, numbered
+from attncli.files.formats import SEVERAL, WRITABLE
 from attncli.files.formats.entry import Array, native, os_error
 
 
@@ -39,10 +39,9 @@ def write(
             f"the suffix says the format: {', '.join(WRITABLE)}",
         )
     if not row.many and len(arrays) != 1:
-        several = series([suffix for suffix, row in WRITABLE.items() if row.many], "or")
         raise FileError(
             f"{suffix} takes exactly one array, but there are {numbered(arrays)}",
-            f"use {several} for several",
+            f"use {SEVERAL} for several",
         )
     arrays = {name: native(np.asarray(array)) for name, array in arrays.items()}
     if path != "-":

@@ -2,10 +2,10 @@
 
 To add a format, write its module and its row. The module has ``read(data, source, path)`` and,
 where its row says so, ``write(stream, arrays, extra)``; `Format` tells what they take and give.
-Nothing here loads NumPy: the command line asks at every start what can be written.
+Nothing here loads NumPy, so that the command line may ask what there is before it needs it.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: NamedTuple would compile each text.
 
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
@@ -35,8 +35,8 @@ class Format(NamedTuple):
     options: bool = False  #: labels and options beside the tensors
 
     def read(
-        self, data: Buffer, source: str, path: str | None = None
-    ) -> tuple[Entries, Mapping[str, Any]]:
+        self, data: "Buffer", source: str, path: str | None = None
+    ) -> "tuple[Entries, Mapping[str, Any]]":
         """Return the tensors of a whole file, and its options.
 
         ``path`` is None where no file is behind the bytes. Raises FileError for damaged ones and
@@ -46,7 +46,7 @@ class Format(NamedTuple):
         return found
 
     def write(
-        self, stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]
+        self, stream: BinaryIO, arrays: "Mapping[str, Array]", extra: Mapping[str, Any]
     ) -> None:
         """Write native arrays, and ``extra`` where there is a place for options.
 
@@ -84,7 +84,7 @@ JSON = Format(
 FORMATS = (
     Format("npy", ".npy", (".npy",), lambda head, _: head.startswith(b"\x93NUMPY"), many=False),
     Format(
-        "npz", ".npz", (".npz",), lambda head, names: is_zip(head) and not _is_torch_zip(names)
+        "npz", ".npz", (".npz",), lambda head, members: is_zip(head) and not _is_torch_zip(members)
     ),
     Format(
         "safetensors", ".safetensors", (".safetensors",), lambda head, _: _is_safetensors(head),
@@ -93,7 +93,7 @@ FORMATS = (
     JSON,
     Format(
         "torch", "PyTorch files", (".bin", ".pt", ".pth"),
-        lambda head, names: head.startswith(TORCH_LEGACY) or _is_torch_zip(names),
+        lambda head, members: head.startswith(TORCH_LEGACY) or _is_torch_zip(members),
         writes=False,
     ),
 )  # fmt: skip
@@ -105,6 +105,8 @@ WRITABLE: Mapping[str, Format] = {
     for suffix in row.suffixes
     if row.writes
 }
+#: The suffixes of what holds several tensors, for messages.
+SEVERAL = series([suffix for suffix, row in WRITABLE.items() if row.many], "or")
 SUFFIXES = tuple(suffix for row in FORMATS for suffix in row.suffixes)
 #: Of weights in a folder: what is JSON there says something about them.
 WEIGHTS = tuple(suffix for row in FORMATS if row.binary for suffix in row.suffixes)
