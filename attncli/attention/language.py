@@ -22,7 +22,7 @@ from attncli.attention.patterns import BUILDERS as PATTERNS
 from attncli.attention.predicates import And, Bias, Cells, Everything, Not, Or, Predicate
 from attncli.attention.problem import Masker
 from attncli.attention.words import CORNERS, MASKS
-from attncli.errors import MaskError
+from attncli.errors import MaskError, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Part = tuple[Predicate, tuple[Bias, ...]]
@@ -254,11 +254,8 @@ class _Binder:
 
     def built(self, node: ast.expr, name: ast.Name, args: list[ast.expr]) -> Part:
         if name.id not in MASKS:
-            import difflib
-
-            near = difflib.get_close_matches(name.id.lower(), MASKS, 1)
             known = textwrap.fill(f"known: {', '.join(MASKS)}", 64)
-            guess = f"did you mean '{near[0]}'?" if near else known
+            guess = nearest(name.id.lower(), MASKS, "", 0.6) or known
             self.fail(name, f"unknown mask '{name.id}'", f"{guess}\nall masks: attncli mask --help")
         corner = None
         if args and isinstance(args[-1], ast.Name) and args[-1].id != "inf":

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from attncli.errors import InputError, counted
+from attncli.errors import InputError, counted, listed
 from attncli.models.layer import PLAIN
 
 
@@ -291,7 +291,7 @@ def nothing_found(names: Iterable[str], source: str) -> InputError:
             f"{source} holds no attention layer that is known; the nearest: {'; '.join(near)}",
             "give the missing tensors, or a bundle with wq, wk, wv and wo",
         )
-    some = ", ".join(name or "unnamed" for name in known[:4]) + (", …" if len(known) > 4 else "")
+    some = listed([name or "unnamed" for name in known], 4)
     first = ", ".join(sorted({next(iter(row.inputs.values())) for row in LAYOUTS}))
     return InputError(
         f"{source} holds no attention layer that is known; it holds "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.view import View
-from attncli.errors import InputError
+from attncli.errors import InputError, nearest
 from attncli.reports.facts import cells, is_whole
 from attncli.reports.matrices import (
     stage_of,
@@ -44,10 +43,9 @@ def wanted(
     chosen = select(problem, view)
     unknown = [name for name in include or () if name not in INCLUDABLE]
     if unknown:
-        close = get_close_matches(unknown[0], INCLUDABLE, 1)
         raise InputError(
             f"unknown name '{unknown[0]}' in --include",
-            (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(INCLUDABLE)}",
+            nearest(unknown[0], INCLUDABLE, f"known: {', '.join(INCLUDABLE)}", 0.6),
         )
     want = {"output", "lse", "row_statistics"} | {n for n in include or () if n in STAGES}
     asked = [name for name in include or () if name in GRADIENTS]

@@ -9,6 +9,7 @@ from typing import Any
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
+from attncli.errors import counted
 from attncli.reports.blocks import Column, Table
 from attncli.reports.parts import Selection
 from attncli.studies.attend import Result
@@ -51,20 +52,16 @@ def _shapes_in_words(problem: Problem) -> str:
     parts = []
     if batch != 1 or heads != 1:
         many = f"{batch} × " if batch != 1 else ""
-        text = many + _count(heads, "head")
+        text = many + counted(heads, "head")
         if problem.kv_heads != heads:
             text += f" ({problem.kv_heads} for keys and values)"
         parts.append(text)
-    rows, keys = _count(problem.queries, "query", "queries"), _count(problem.keys, "key")
+    rows, keys = counted(problem.queries, "query", "queries"), counted(problem.keys, "key")
     past = f" ({problem.past} of them past)" if problem.past else ""
     parts += [f"{rows} × {keys}{past}", f"width {problem.width}"]
     if problem.value_width != problem.width:
         parts.append(f"values of width {problem.value_width}")
     return ", ".join(parts)
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _scale_in_words(problem: Problem) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ from functools import partial
 from textwrap import wrap
 from typing import Any
 
-from attncli.errors import FileError, InputError
+from attncli.errors import FileError, InputError, listed, nearest
 from attncli.files.bundle import Bundle
 from attncli.measures.tensors import TensorFacts, header_facts, tensor_facts
 from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
@@ -136,12 +135,11 @@ def _chosen(bundles: Bundle | Sequence[Bundle], filter: str | Sequence[str] | No
     hint = (
         f"the pattern is of the whole name: --filter '*{inside[0].strip('*')}*'" if inside else None
     )
-    near = difflib.get_close_matches(globs[0].strip("*"), names, 1, 0.5) if globs else []
-    if not hint and near:
-        hint = f"did you mean '{near[0]}'?"
+    if not hint and globs:
+        hint = nearest(globs[0].strip("*"), names, "")
     raise InputError(
         f"no name of {len(names)} tensors matches {' or '.join(map(repr, globs))}",
-        hint or f"they are called {', '.join(map(repr, names[:3]))}{', …' * (len(names) > 3)}",
+        hint or f"they are called {listed(map(repr, names), 3)}",
     )
 
 
@@ -153,11 +151,10 @@ def _order(
         return None
     column, reverse = sort.removeprefix("-"), sort.startswith("-")
     if column not in HEADER + STATISTICS:
-        near = difflib.get_close_matches(column, HEADER + STATISTICS, 1, 0.5)
+        columns = HEADER + STATISTICS
         raise InputError(
             f"unknown column '{column}' in --sort",
-            (f"did you mean '{near[0]}'? " if near else "")
-            + f"columns are {', '.join(HEADER + STATISTICS)}",
+            nearest(column, columns, f"columns are {', '.join(columns)}"),
         )
     if header and column in STATISTICS:
         raise InputError(

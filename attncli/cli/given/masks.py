@@ -18,6 +18,7 @@ from attncli.attention.view import Labels
 from attncli.attention.words import MASKS
 from attncli.cli.given.attention import Flags, files_in, gather_tokens
 from attncli.errors import FileError, InputError, MaskError, counted
+from attncli.files.formats import SUFFIXES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -136,7 +137,7 @@ def _source(text: str, polarity: str | None) -> _Source:
         shape = (None,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else (None,) * 4
         masker = language.tensor_masker(array, polarity or "keep", found[0] if found else text)
         return _Source(masker, *shape)
-    if text.endswith((".npy", ".npz", ".safetensors", ".json", ".pt")):
+    if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
     return _Source(language.masker(text), **_told(text))
 
