@@ -16,9 +16,9 @@ SHORT_LABEL = 12  # label columns up to here stand in line from table to table
 NARROWEST = 24
 
 
-def lines(report: Report, *, width: int, height: int, color: bool) -> Iterator[str]:
+def lines(report: Report, *, width: int, height: int, colors: int) -> Iterator[str]:
     """Return the report as lines of at most ``width`` cells (unless something is to be whole)."""
-    width, paint = max(width, NARROWEST), Paint(color)
+    width, paint = max(width, NARROWEST), Paint(colors)
     for line in wrap([visible(fact) for fact in report.headline], " · ", width):
         yield from flow(line, width)
     for note in report.notes:
@@ -50,6 +50,7 @@ def block_lines(
 
 
 # -- tables -----------------------------------------------------------------------------------
+# rich's Table squeezes and wraps its columns; here the least telling go and a line says so.
 
 
 def _label_width(table: Table) -> int:
