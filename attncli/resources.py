@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 Job = Callable[[], None]
+Progress = Callable[[float], None]  # takes the share done, 0 to 1
 
 _pool: ThreadPoolExecutor | None = None
 _blas: ThreadpoolController | None = None
@@ -106,4 +108,18 @@ def readable_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
 
 
-Progress = Callable[[float], None]
+def stages(progress: Progress | None, weights: Iterable[float]) -> Iterator[Progress | None]:
+    """Yield the progress of one stage of a work after the other.
+
+    Each runs from 0 to 1 and is that part of the whole which its weight is of all weights. A stage
+    that says nothing leaves its part to the next. None is passed on.
+    """
+    weights = list(weights)
+    total, before = sum(weights) or 1.0, 0.0
+    for weight in weights:
+        yield progress and partial(_within, progress, before / total, weight / total)
+        before += weight
+
+
+def _within(progress: Progress, start: float, length: float, share: float) -> None:
+    progress(start + length * share)

@@ -15,7 +15,7 @@ from attncli.errors import FileError, InputError
 from attncli.files.bundle import Bundle
 from attncli.measures.tensors import TensorFacts, header_facts, tensor_facts
 from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
-from attncli.resources import Progress, readable_bytes
+from attncli.resources import Progress, readable_bytes, stages
 
 WHOLE = 40  # rows of a table that is shown whole
 EDGE = 16  # else at each end
@@ -184,16 +184,10 @@ def _facts(
         yield from heads
         return
     sizes = [_bytes(head) + 1 for head in heads]
-    done, total = 0, sum(sizes)
-
-    def part(share: float) -> None:
-        if progress:
-            progress((done + share * size) / total)
-
-    for (bundle, _), head, size in zip(chosen, heads, sizes, strict=True):
-        yield tensor_facts(bundle, head, threads=threads, progress=part)
-        part(1.0)
-        done += size
+    for (bundle, _), head, stage in zip(chosen, heads, stages(progress, sizes), strict=True):
+        yield tensor_facts(bundle, head, threads=threads, progress=stage)
+        if stage:
+            stage(1.0)
 
 
 # -- for programs -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from attncli.attention.rows import Rows
 from attncli.engines import GRADIENTS, ON_DEVICES, WANTS, Attended
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
-from attncli.resources import Progress, available_memory, readable_bytes
+from attncli.resources import Progress, available_memory, readable_bytes, stages
 
 if TYPE_CHECKING:
     from attncli.attention.rope import Rope
@@ -170,16 +170,13 @@ def solve(
     check_memory(problem, want, dense=backend == "reference")
     wants_gradients = any(name in want for name in GRADIENTS)
     upward = upstream(grad_output, problem) if wants_gradients else None
-    forward = 0.3 if wants_gradients else 1.0  # the share of the work
+    stage = stages(progress, (3, 7) if wants_gradients else (1,))  # gradients are the longer part
     start = time.perf_counter()
-    done = engine.attend(
-        problem, frozenset(want), threads=threads, progress=_share(progress, 0, forward), **where
-    )
+    done = engine.attend(problem, frozenset(want), threads=threads, progress=next(stage), **where)
     seconds = time.perf_counter() - start
     gradients = None
     if upward is not None:
-        later = _share(progress, forward, 1)
-        gradients = _gradients(problem, upward, done, backend, want, threads, later, where)
+        gradients = _gradients(problem, upward, done, backend, want, threads, next(stage), where)
     family = problem.family
     return Result(
         problem=problem,
@@ -195,11 +192,6 @@ def solve(
         ),
         gradients=gradients,
     )
-
-
-def _share(progress: Progress | None, start: float, stop: float) -> Progress | None:
-    """Return progress for a part of the work, from start to stop."""
-    return progress and (lambda done: progress(start + (stop - start) * done))
 
 
 def _gradients(
