@@ -11,12 +11,8 @@ import numpy as np
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.view import View
 from attncli.errors import InputError
-from attncli.reports.facts import cells, is_whole
-from attncli.reports.matrices import (
-    stage_of,
-    strongest,
-)
-from attncli.reports.parts import Selection, by_head, select
+from attncli.reports.matrices import stage_of, strongest
+from attncli.reports.selection import Selection, is_whole, select
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -57,7 +53,7 @@ def wanted(
         )
     if gradients:
         want |= {"gradients", "gradient_norms"}
-    if machine and not include and is_whole(view) and cells(chosen) <= SMALL:
+    if machine and not include and is_whole(view) and chosen.cells <= SMALL:
         want.add("weights")
     return want
 
@@ -90,7 +86,7 @@ def array_of(result: Result, chosen: Selection, view: View, name: str) -> Any:
         return result.row_statistics if name == "row_statistics" else _included(result, name)
     at = np.ix_(*(np.asarray(s, np.int64) for s in (chosen.batch, chosen.head, chosen.rows)))
     if name == "output":
-        return problem.family.restore(by_head(problem.family, result.output, problem.heads)[at])
+        return problem.family.restore(result.output_by_head[at])
     if name in STAGES:
         return problem.family.restore_rows(_stage(result, chosen, name))
     grid = (problem.batch, problem.heads, problem.queries)

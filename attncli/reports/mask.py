@@ -21,8 +21,7 @@ from attncli.measures.masks import (
     mask_facts,
 )
 from attncli.reports.blocks import Block, Grid, Records, Report, Text
-from attncli.reports.matrices import Names
-from attncli.reports.parts import label, where
+from attncli.reports.labels import Names, label, where
 from attncli.resources import Progress, available_memory, readable_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]

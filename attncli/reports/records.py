@@ -12,8 +12,9 @@ from attncli.attention.view import Labels, View
 from attncli.errors import InputError
 from attncli.measures.statistic import of_head
 from attncli.reports.blocks import Records
+from attncli.reports.labels import label
 from attncli.reports.matrices import strongest
-from attncli.reports.parts import Selection, by_head, label
+from attncli.reports.selection import Selection
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -114,8 +115,7 @@ def _row_records(
 def _channel_records(
     result: Result, labels: Labels, view: View, chosen: Selection, include: Any, found: Any
 ) -> Records:
-    problem = result.problem
-    output = by_head(problem.family, result.output, problem.heads)
+    output = result.output_by_head
     rows = (
         [b, h, i, _name(labels.query, b, i), d, value]
         for b, h in chosen.pairs

@@ -13,7 +13,7 @@ from attncli import engines
 from attncli.attention import language
 from attncli.attention.gradients import Gradients, restored, upstream
 from attncli.attention.masks import Mask
-from attncli.attention.pose import pose
+from attncli.attention.pose import canonical, pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
 from attncli.engines import GRADIENTS, ON_DEVICES, WANTS, Attended
@@ -58,6 +58,11 @@ class Result:
     seconds: float
     warnings: tuple[str, ...]
     gradients: Gradients | None = None
+
+    @property
+    def output_by_head(self) -> Array:
+        """``(B, H, Lq, Dv)``, whatever the shape family."""
+        return canonical("output", self.output, self.problem.family, self.problem.heads)
 
     @property
     def weights(self) -> Array | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.gradients import upstream
-from attncli.attention.pose import canonical, pose
+from attncli.attention.pose import pose
 from attncli.attention.problem import Problem, Scale
 from attncli.attention.rows import Rows
 from attncli.measures import rows as measure_rows
@@ -88,7 +88,7 @@ def measure(
         problem=p,
         rows=done.rows,
         chosen=_chosen(p, done.rows),
-        output=canonical("output", done.output, p.family, p.heads),
+        output=done.output_by_head,
         score_norm=norms["grad_score_norm"],
         norms=norms,
         result=done,

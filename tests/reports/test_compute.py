@@ -15,7 +15,7 @@ import pytest
 from attncli import files
 from attncli.attention import language
 from attncli.attention.definition import stages
-from attncli.attention.pose import pose
+from attncli.attention.pose import canonical, pose
 from attncli.attention.problem import Problem
 from attncli.attention.rope import Rope
 from attncli.attention.view import Labels, View
@@ -25,8 +25,9 @@ from attncli.render import show
 from attncli.reports.arrays import INCLUDABLE, wanted
 from attncli.reports.blocks import Gap, Heatmap, Report, Step, Table
 from attncli.reports.compute import compute_report
+from attncli.reports.labels import ranges
 from attncli.reports.matrices import stage_of
-from attncli.reports.parts import by_head, excerpt, ranges, select
+from attncli.reports.selection import excerpt, select
 from attncli.studies.attend import Result, solve
 
 RNG = np.random.default_rng(7)
@@ -134,14 +135,14 @@ def test_ranges_and_excerpts() -> None:
         ((1, 5, 12), {"heads": 3}),
     ],
 )
-def test_by_head_undoes_restore_in_every_family(
+def test_canonical_undoes_restore_in_every_family(
     shape: tuple[int, ...], options: dict[str, Any]
 ) -> None:
     asked = pose(RNG.standard_normal(shape), **options)
     output = RNG.standard_normal((asked.batch, asked.heads, asked.queries, asked.value_width))
     restored = asked.family.restore(output)
     assert restored.shape == shape
-    np.testing.assert_array_equal(by_head(asked.family, restored, asked.heads), output)
+    np.testing.assert_array_equal(canonical("output", restored, asked.family, asked.heads), output)
 
 
 def test_weights_shown_are_those_of_the_engine() -> None:
@@ -212,7 +213,7 @@ def test_heatmap_is_pooled_by_the_largest(monkeypatch: pytest.MonkeyPatch) -> No
     asked = problem(queries=10, keys=11)
     weights = stages(asked, 0, 0, np.arange(10))["weights"]
     seen: list[float] = []
-    monkeypatch.setattr("attncli.reports.matrices.MAP_BLOCKS", 4)
+    monkeypatch.setattr("attncli.reports.maps.MAP_BLOCKS", 4)
     monkeypatch.setattr("attncli.reports.matrices.CHUNK", 33)  # three rows at a time
     view = View(heatmap=True)
     result = answered(asked, view, None, False)
