@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from attncli.errors import counted
 from attncli.render.cells import ELLIPSIS, columns_of, cut, escaped, flow, pad, visible, wide, wrap
 from attncli.render.maps import grid_lines, heatmap_lines
 from attncli.render.paint import Paint
@@ -186,8 +187,7 @@ def _footer(table: Table, shown: Sequence[int], width: int) -> Iterator[str]:
         yield from flow("; ".join(facts) + (f" ({table.hint})" if table.hint else ""), width)
     dropped = len(table.columns) - len(shown)
     if not table.matrix and dropped:
-        plural = "s" if dropped > 1 else ""
-        yield from flow(f"+{dropped} column{plural}: --format csv, or a wider terminal", width)
+        yield from flow(f"+{counted(dropped, 'column')}: --format csv, or a wider terminal", width)
 
 
 # -- steps ------------------------------------------------------------------------------------

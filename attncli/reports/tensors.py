@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 from textwrap import wrap
 from typing import Any
 
@@ -80,36 +79,6 @@ def tensors_report(
         blocks=_blocks(facts, header, full, sort), data=data, records=records,
         warnings=warnings, exit_code=_exit_code(facts),
     )  # fmt: skip
-
-
-def tensor_lines(
-    bundles: Bundle | Sequence[Bundle],
-    *,
-    header: bool = False,
-    filter: str | Sequence[str] | None = None,
-    sort: str | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Report]:
-    """Yield a report a tensor for NDJSON (``render.show(report, "ndjson")``), each as it is read.
-
-    Options and errors as of ``tensors_report``; with ``sort`` all are read before the first. The
-    exit code of the whole is the largest of them.
-    """
-    chosen = _chosen(bundles, filter)
-    order = _order(sort, header)
-    found = _facts(chosen, header, threads, progress)
-    several = len({bundle.source for bundle, _ in chosen}) > 1
-
-    def lines() -> Iterator[Report]:
-        for facts in order(list(found)) if order else found:
-            yield Report(
-                command="inspect", headline=[], blocks=[],
-                data=partial(_line, facts, header, several),
-                warnings=_warnings([facts]), exit_code=_exit_code([facts]),
-            )  # fmt: skip
-
-    return lines()
 
 
 # -- which tensors, in what order -------------------------------------------------------------
