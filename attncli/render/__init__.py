@@ -37,20 +37,7 @@ def show(
         from attncli.errors import FileError
 
         raise FileError("standard output is closed")
-    if format in ("json", "ndjson"):
-        from attncli.render import data as render_data
-
-        _write_bytes(out, render_data.json_line(report, {} if line is None else {"line": line}))
-        return
-    if format == "csv":
-        from attncli.render import data as render_data
-
-        _write(out, render_data.csv_lines(report))
-    elif format == "markdown":
-        from attncli.render import data as render_data
-
-        _write(out, (line + "\n" for line in render_data.markdown_lines(report)))
-    else:
+    if format == "table":
         from attncli.render import paint, terminal
 
         columns, rows = _size(out)
@@ -60,7 +47,18 @@ def show(
             height=height or max(rows - 8, 8),
             colors=paint.colors_of(out, color),
         )
-        _write(out, (line + "\n" for line in lines))
+        _write(out, (text + "\n" for text in lines))
+        return
+    from attncli.render import data
+
+    if format == "csv":
+        _write(out, data.csv_lines(report))
+    elif format == "markdown":
+        _write(out, (text + "\n" for text in data.markdown_lines(report)))
+    elif format in ("json", "ndjson"):
+        _write_bytes(out, data.json_line(report, {} if line is None else {"line": line}))
+    else:
+        raise ValueError(f"unknown format {format!r}")
 
 
 def show_error(
@@ -71,10 +69,10 @@ def show_error(
     ``more`` are further members of that object, such as the ``line`` of NDJSON.
     """
     if json:
-        from attncli.render import data as render_data
+        from attncli.render import data
 
         if sys.stdout is not None:
-            _write_bytes(sys.stdout, render_data.error_line(error, command, more))
+            _write_bytes(sys.stdout, data.error_line(error, command, more))
         return
     from attncli.render.cells import escaped
 
