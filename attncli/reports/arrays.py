@@ -10,12 +10,8 @@ import numpy as np
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.view import View
 from attncli.errors import InputError, nearest
-from attncli.reports.facts import cells, is_whole
-from attncli.reports.matrices import (
-    stage_of,
-    strongest,
-)
-from attncli.reports.parts import Selection, select
+from attncli.reports.matrices import stage_of, strongest
+from attncli.reports.selection import Selection, is_whole, select
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -55,7 +51,7 @@ def wanted(
         )
     if gradients:
         want |= {"gradients", "gradient_norms"}
-    if machine and not include and is_whole(view) and cells(chosen) <= SMALL:
+    if machine and not include and is_whole(view) and chosen.cells <= SMALL:
         want.add("weights")
     return want
 

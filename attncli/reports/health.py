@@ -13,9 +13,9 @@ from attncli.attention.view import Labels, View
 from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.statistic import of_head
-from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
+from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
-from attncli.reports.parts import select, sentences
+from attncli.reports.selection import select
 from attncli.studies.effects import Effect
 from attncli.studies.health import Examination, Head
 

@@ -10,7 +10,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.view import View
 from attncli.reports.blocks import Column, Table
-from attncli.reports.parts import Selection, excerpt
+from attncli.reports.selection import Selection, excerpt
 
 EDGE_HEADS = 16
 

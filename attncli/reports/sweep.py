@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from attncli.reports.blocks import Column, Records, Report, Table
+from attncli.reports.blocks import Column, Records, Report, Table, sentences
 from attncli.reports.health import SCHEMA, _share
-from attncli.reports.parts import sentences
 from attncli.studies.effects import SWEPT, SWEPT_VALUES
 
 # -- unit-normal tensors ----------------------------------------------------------------------

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 from textwrap import wrap
 from typing import Any
 
@@ -14,7 +13,7 @@ from attncli.errors import FileError, InputError, listed, nearest
 from attncli.files.bundle import Bundle
 from attncli.measures.tensors import TensorFacts, header_facts, tensor_facts
 from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
-from attncli.resources import Progress, readable_bytes
+from attncli.resources import Progress, readable_bytes, stages
 
 WHOLE = 40  # rows of a table that is shown whole
 EDGE = 16  # else at each end
@@ -79,36 +78,6 @@ def tensors_report(
         blocks=_blocks(facts, header, full, sort), data=data, records=records,
         warnings=warnings, exit_code=_exit_code(facts),
     )  # fmt: skip
-
-
-def tensor_lines(
-    bundles: Bundle | Sequence[Bundle],
-    *,
-    header: bool = False,
-    filter: str | Sequence[str] | None = None,
-    sort: str | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Report]:
-    """Yield a report a tensor for NDJSON (``render.show(report, "ndjson")``), each as it is read.
-
-    Options and errors as of ``tensors_report``; with ``sort`` all are read before the first. The
-    exit code of the whole is the largest of them.
-    """
-    chosen = _chosen(bundles, filter)
-    order = _order(sort, header)
-    found = _facts(chosen, header, threads, progress)
-    several = len({bundle.source for bundle, _ in chosen}) > 1
-
-    def lines() -> Iterator[Report]:
-        for facts in order(list(found)) if order else found:
-            yield Report(
-                command="inspect", headline=[], blocks=[],
-                data=partial(_line, facts, header, several),
-                warnings=_warnings([facts]), exit_code=_exit_code([facts]),
-            )  # fmt: skip
-
-    return lines()
 
 
 # -- which tensors, in what order -------------------------------------------------------------
@@ -181,16 +150,10 @@ def _facts(
         yield from heads
         return
     sizes = [_bytes(head) + 1 for head in heads]
-    done, total = 0, sum(sizes)
-
-    def part(share: float) -> None:
-        if progress:
-            progress((done + share * size) / total)
-
-    for (bundle, _), head, size in zip(chosen, heads, sizes, strict=True):
-        yield tensor_facts(bundle, head, threads=threads, progress=part)
-        part(1.0)
-        done += size
+    for (bundle, _), head, stage in zip(chosen, heads, stages(progress, sizes), strict=True):
+        yield tensor_facts(bundle, head, threads=threads, progress=stage)
+        if stage:
+            stage(1.0)
 
 
 # -- for programs -----------------------------------------------------------------------------

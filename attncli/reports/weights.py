@@ -13,9 +13,9 @@ from attncli.files.bundle import Bundle
 from attncli.measures.circuits import JUDGED, WeightFacts, judged, weight_facts
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.models.finding import find_layers, holds_layers
-from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table
+from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, sentences
 from attncli.reports.layers import family_of, layer_data, short_name
-from attncli.reports.parts import excerpt, sentences
+from attncli.reports.selection import excerpt
 from attncli.resources import Progress
 
 __all__ = ["holds_layers", "weights_report"]

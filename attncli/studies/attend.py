@@ -21,7 +21,7 @@ from attncli.attention.rows import Rows
 from attncli.engines import ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
-from attncli.resources import Progress, available_memory, readable_bytes
+from attncli.resources import Progress, available_memory, readable_bytes, stages
 
 if TYPE_CHECKING:
     from attncli.attention.rope import Rope
@@ -229,18 +229,18 @@ def run(
     engine = engines.load(backend, device)
     back = None if grad_output is None else engines.load_backward(backend)
     check_memory(problem, want, dense=ENGINES[backend].dense)
-    forward = 1.0 if back is None else 0.3  # the share of the work
+    stage = stages(progress, (3, 7) if back else (1,))  # gradients are the longer part
     start = time.perf_counter()
-    how = How(threads, device, _share(progress, 0, forward))
-    done = engine.attend(problem, frozenset(want), how)
+    done = engine.attend(problem, frozenset(want), How(threads, device, next(stage)))
     if done.seconds is None:
         done = replace(done, seconds=time.perf_counter() - start)
     derived = None
     if back is not None:
         names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
         asked = frozenset(names[name] for name in want if name in names)
-        how = How(threads, device, _share(progress, forward, 1))
-        derived = back.backward(problem, grad_output, done, asked, how)
+        derived = back.backward(
+            problem, grad_output, done, asked, How(threads, device, next(stage))
+        )
     known_lse = bool({"lse", "row_statistics"} & set(want))
     return Result(
         problem=problem,
@@ -250,11 +250,6 @@ def run(
         warnings=(*problem.warnings, *_warnings(problem, done.lse, known_lse)),
         derived=derived,
     )
-
-
-def _share(progress: Progress | None, start: float, stop: float) -> Progress | None:
-    """Return progress for a part of the work, from start to stop."""
-    return progress and (lambda done: progress(start + (stop - start) * done))
 
 
 def statistics(result: Result) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from attncli.attention.rows import Rows
 from attncli.measures import rows as measure_rows
 from attncli.measures.outputs import vanishing_share
 from attncli.measures.statistic import Found, quantile, summarize, with_cv
-from attncli.resources import Progress
+from attncli.resources import Progress, stages
 from attncli.studies.attend import Result, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -28,6 +28,7 @@ VANISHED = 1e-3  # of the median row's ‖dS‖ at scale 1/√D
 WANT = ("output", "lse", "row_statistics", "gradients", "gradient_norms")
 SWEPT = 512  # queries and keys of --sweep-dim
 SWEPT_VALUES = 64  # width of its values, the same for all
+SWEPT_SCALES: tuple[Scale, ...] = ("auto", "none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +62,6 @@ class Effect:
     moved: Array
     moved_overall: float
     lost: int
-
-
-class Stages:
-    """Progress of work in ``count`` stages of equal length: each call of a stage starts at 0."""
-
-    def __init__(self, progress: Progress | None, count: int) -> None:
-        self.progress, self.count, self.done, self.last = progress, count, 0, 0.0
-
-    def __call__(self, share: float) -> None:
-        if share < self.last - 0.3:
-            self.done = min(self.done + 1, self.count - 1)
-        self.last = share
-        if self.progress:
-            self.progress((self.done + min(share, 1.0)) / self.count)
 
 
 def measure(
@@ -202,20 +189,19 @@ def sweep_dim(
 
     SWEPT queries and keys; values are SWEPT_VALUES wide, so that gradients can be compared.
     """
-    stages = Stages(progress, 4 * len(widths))
+    stage = stages(progress, (width + SWEPT_VALUES for width in widths for _ in SWEPT_SCALES))
     for width in widths:
         rng = np.random.default_rng([seed, width])
         query, key = rng.standard_normal((2, SWEPT, width))
         value = rng.standard_normal((SWEPT, SWEPT_VALUES))
         found = []
         floor = np.zeros((1, 1))
-        scales: tuple[Scale, ...] = ("auto", "none")
-        for scale in scales:
+        for scale in SWEPT_SCALES:
             m = measure(
                 pose(query, key, value, scale=scale),
                 f"random:{seed}",
                 threads=threads,
-                progress=stages,
+                progress=next(stage),
             )
             if scale == "auto":
                 floor = VANISHED * medians(m)

@@ -12,7 +12,7 @@ from attncli.measures import sample as measure_sample
 from attncli.measures import sweep
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.statistic import of_head, summarize
-from attncli.resources import Progress
+from attncli.resources import Progress, stages
 from attncli.studies.attend import statistics
 from attncli.studies.layer import MultiheadResult
 
@@ -56,13 +56,14 @@ def head_facts(
     real = np.broadcast_to(p.real_rows[:, None], rows.n.shape)
     chosen = real & (rows.n >= 2)
     lse = np.asarray(result.attended.lse, np.float64)
-    swept = sweep.sweep(p, lse, chosen, threads=threads, progress=progress)
+    stage = stages(progress, (1, 1))
+    swept = sweep.sweep(p, lse, chosen, threads=threads, progress=next(stage))
     known = p.mask.positions() is not None and not made.cross
     if known:  # what a position is worth where queries and keys are one sequence
         values = sweep.row_values(swept)
         found |= {n: summarize(values[n], chosen) for n in values}
     found |= sweep.head_values(swept)
-    sample = measure_sample.sample(p, chosen, progress=progress)
+    sample = measure_sample.sample(p, chosen, progress=next(stage))
     found["head_similarity"] = measure_sample.head_similarity(sample.distances)
     found["similar_head"] = measure_sample.similar_head(sample.distances)
     added = made.added

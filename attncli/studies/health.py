@@ -17,7 +17,7 @@ from attncli.measures.outputs import vanishing_share
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.statistic import Found, of_head, summarize, with_cv
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.resources import Job, Progress, processors, run_jobs, stages
 from attncli.studies import what_if
 from attncli.studies.attend import Result
 from attncli.studies.effects import (
@@ -25,7 +25,6 @@ from attncli.studies.effects import (
     Array,
     Effect,
     Measured,
-    Stages,
     effect,
     measure,
     measure_half,
@@ -93,11 +92,12 @@ def examine(
     scales: dict[float, Problem] = {}
     for one in (auto, what_if.with_scale(p, "none"), p):
         scales.setdefault(one.scale, one)
-    stages = Stages(progress, 2 * (len(scales | {p.scale: p}) + len(what_ifs)) + 2)
+    # the runs, then the sweep and the sample, each half as long as a run, then the what-ifs
+    stage = stages(progress, [*[2] * len(scales), 1, 1, *[2] * len(what_ifs)])
 
     def run(one: Problem) -> Measured:
         return measure(
-            one, grad_output, backend=backend, device=device, threads=threads, progress=stages
+            one, grad_output, backend=backend, device=device, threads=threads, progress=next(stage)
         )
 
     now = run(p)
@@ -108,8 +108,8 @@ def examine(
         noise = ROUNDING * float(np.abs(np.asarray(problem.value, np.float64)).max(initial=0))
     floor = VANISHED * np.where(usual > noise, usual, 0)  # a share of rounding says nothing
     lse = np.asarray(now.result.attended.lse, np.float64)
-    swept = sweep.sweep(p, lse, now.chosen, threads=threads, progress=stages)
-    sample = measure_sample.sample(p, now.chosen, seed=seed, progress=stages)
+    swept = sweep.sweep(p, lse, now.chosen, threads=threads, progress=next(stage))
+    sample = measure_sample.sample(p, now.chosen, seed=seed, progress=next(stage))
     row_values = {
         **rows.per_row(now.rows),
         **sweep.row_values(swept),
@@ -127,7 +127,9 @@ def examine(
     for change in what_ifs:
         changed = change.apply(p, np.asarray(found["logit_max"]))
         if change.dtype:
-            m = measure_half(changed, change.dtype, grad_output, threads=threads, progress=stages)
+            m = measure_half(
+                changed, change.dtype, grad_output, threads=threads, progress=next(stage)
+            )
         else:
             m = run(changed)
         effects.append(effect(change.text, m, now, floor))
