@@ -2,6 +2,7 @@
 
 AttnError                    a mistake in what was asked; exit code 2
 ├── InputError               values, shapes or options that do not fit together
+│   ├── Misuse               a command, an option or its value that the command line does not know
 │   ├── MaskError            a mask that cannot be read or does not fit
 │   └── TooLarge             the result would not fit into memory
 ├── FileError                a file that cannot be read or written
@@ -12,13 +13,44 @@ Anything else that escapes is a bug in attncli, not a mistake of its user.
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-from collections.abc import Collection
-from difflib import get_close_matches
+from collections.abc import Iterable, Sequence
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun, as messages have it: '1 key', '12,000 queries'."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def listed(names: Iterable[str], most: int = 10) -> str:
+    """Return names in a line, the first ``most``: 'query, key, …'."""
+    names = list(names)
+    return ", ".join(names[:most]) + ", …" * (len(names) > most)
+
+
+def numbered(names: Iterable[str]) -> str:
+    """Return how many names there are, and the first twenty: '3 (query, key, value)'."""
+    names = list(names)
+    return f"{len(names)} ({listed(names, 20)})" if names else "nothing"
+
+
+def series(words: Sequence[str], last: str = "and") -> str:
+    """Return two or more words as a sentence has them: 'a, b and c'."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def closest(word: str, words: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:
+    """Return those of ``words`` that ``word`` may have meant, the likeliest first."""
+    from difflib import get_close_matches  # a good start needs none
+
+    return get_close_matches(word, list(words), most, cutoff)
+
+
+def nearest(word: str, words: Iterable[str], known: str | None = None, cutoff: float = 0.5) -> str:
+    """Return a hint: the nearest of ``words``, then ``known``; all of them where that is None."""
+    words = list(words)
+    guesses = [f"did you mean '{name}'?" for name in closest(word, words, cutoff)]
+    known = f"(one of {', '.join(words)})" if known is None else known
+    return " ".join([*guesses, known] if known else guesses)
 
 
 class AttnError(Exception):
@@ -40,6 +72,12 @@ class InputError(AttnError):
     """Values, shapes or options that do not fit together."""
 
     code = "bad_input"
+
+
+class Misuse(InputError):
+    """A command, an option or its value that the command line does not know."""
+
+    code = "usage"
 
 
 class MaskError(InputError):
@@ -65,9 +103,3 @@ class Unavailable(AttnError):
 
     code = "unavailable"
     exit_code = 3
-
-
-def nearest(word: str, words: Collection[str]) -> str:
-    """Return a hint that names the nearest of ``words``, or all of them."""
-    near = get_close_matches(word, words, 1, 0.5)
-    return (f"did you mean '{near[0]}'? " if near else "") + f"(one of {', '.join(words)})"

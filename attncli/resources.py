@@ -1,24 +1,24 @@
 """Processors, memory, jobs in threads with BLAS held to one thread each.
 
-Nothing is imported until threads start.
+Nothing is imported until jobs run.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from threadpoolctl import ThreadpoolController
 
-
 Job = Callable[[], None]
+Progress = Callable[[float], None]  # takes the share done, 0 to 1
 
 _pool: ThreadPoolExecutor | None = None
 _blas: ThreadpoolController | None = None
@@ -42,8 +42,14 @@ def processors() -> int:
 
 
 def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress | None) -> int:
-    """Run jobs in order in so many threads, this one included; return how many were used."""
+    """Run jobs in order in so many threads, this one included; return how many were used.
+
+    Without ``limit_blas`` that is this one alone, for jobs too small to be worth more. What a job
+    raises, or ``progress``, ends all of them.
+    """
     global _pool, _blas
+    import numpy as np
+
     threads = max(1, min(threads, len(jobs)))
     queue, total = deque(jobs), len(jobs)
 
@@ -97,6 +103,16 @@ def available_memory() -> int | None:
         return None
 
 
+def peak_memory() -> int | None:
+    """Return the most memory this process has had, or None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def readable_bytes(count: float) -> str:
     """Return 1536 as '1.5 KiB'."""
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
@@ -106,4 +122,18 @@ def readable_bytes(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "bytes" or count >= 100 else f"{count:.1f} {unit}"
 
 
-Progress = Callable[[float], None]
+def stages(progress: Progress | None, weights: Iterable[float]) -> Iterator[Progress | None]:
+    """Yield the progress of one stage of a work after the other.
+
+    Each runs from 0 to 1 and is that part of the whole which its weight is of all weights. A stage
+    that says nothing leaves its part to the next. None is passed on.
+    """
+    weights = list(weights)
+    total, before = sum(weights) or 1.0, 0.0
+    for weight in weights:
+        yield progress and partial(_within, progress, before / total, weight / total)
+        before += weight
+
+
+def _within(progress: Progress, start: float, length: float, share: float) -> None:
+    progress(start + length * share)

@@ -8,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from attncli.engines import BACKENDS
+from attncli import engines
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,10 +79,10 @@ def door(
     return run
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=list(engines.ENGINES))
 def backend(request: pytest.FixtureRequest) -> str:
     """Every engine by name; skipped, with its own reason, where it cannot run."""
-    reason = import_module(BACKENDS[request.param]).missing()
+    reason = engines.missing(request.param)
     if reason:
         pytest.skip(f"{request.param}: {reason}")
     name: str = request.param

@@ -9,15 +9,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.masks import Mask
-from attncli.attention.predicates import (
-    FAR,
-    Alibi,
-    Band,
-    Everything,
-    Padding,
-    Predicate,
-    SameSegment,
-)
+from attncli.attention.predicates import FAR, Diagonals, Predicate
 from attncli.errors import MaskError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,29 +31,15 @@ class Spoken:
 
 def keep_tensor(mask: Mask) -> Array:
     """Return bool ``(B or 1, H or 1, Lq, Lk)``, True = keep; 1 where all are alike."""
-    batches, heads = mask.distinct()
-    e = mask.extent
-    keep = np.zeros((len(batches), len(heads), e.queries, e.keys), bool)
-    for b, h in np.ndindex(keep.shape[:2]):
-        keep[b, h] = mask.keep(b, h, 0, e.queries, 0, e.keys)
-    return keep
+    return mask.compact().dense()
 
 
 def additive_tensor(mask: Mask, dtype: Any = np.float32, hidden: float = -np.inf) -> Array:
     """Return float ``(B or 1, H or 1, Lq, Lk)``: the biases, and ``hidden`` where masked."""
-    e = mask.extent
-    keep = keep_tensor(mask)
-    if mask.has_bias:
-        keep = np.broadcast_to(keep, (e.batch, e.heads, e.queries, e.keys))
-    added = np.zeros(keep.shape, dtype)
-    for b, h in np.ndindex(keep.shape[:2]):
-        bias = mask.bias(b, h, 0, e.queries, 0, e.keys)
-        if bias is not None:
-            added[b, h] = bias
-    if mask.has_bias and (added == added[:1]).all():
-        added, keep = added[:1], keep[:1]
-    added[~keep] = hidden
-    return added
+    if not mask.has_bias:
+        return mask.compact().tensor(dtype, hidden)
+    tensor = mask.tensor(dtype, hidden)
+    return tensor[:1] if (tensor == tensor[:1]).all() else tensor
 
 
 def _reduce(array: Array) -> Array:
@@ -69,17 +47,17 @@ def _reduce(array: Array) -> Array:
     return array[0, 0] if array.shape[:2] == (1, 1) else array
 
 
-def _band(mask: Mask) -> tuple[Band | None, list[Predicate]]:
+def _band(mask: Mask) -> tuple[Diagonals | None, list[Predicate]]:
     """Return the one band that the bands among the conjuncts amount to, and the others."""
-    bands = [node for node in mask.conjuncts() if isinstance(node, Band)]
-    others = [n for n in mask.conjuncts() if not isinstance(n, Band | Everything)]
+    parts = [part for part in mask.conjuncts() if not part.everything()]
+    bands = [band for part in parts if (band := part.band())]
     if not bands or len({band.offset for band in bands}) > 1:
-        return None, [*others, *bands]
+        return None, parts
     low, high = max(b.low for b in bands), min(b.high for b in bands)
-    return Band(low, high, bands[0].offset), others
+    return Diagonals(low, high, bands[0].offset), [part for part in parts if not part.band()]
 
 
-def _top_left(band: Band | None) -> bool:
+def _top_left(band: Diagonals | None) -> bool:
     return band is not None and (band.low, band.high) == (-FAR, 0) and set(band.offset) == {0}
 
 
@@ -106,14 +84,14 @@ def _mha(mask: Mask) -> Spoken:
         return Spoken("mha", "mha(q, k, v)")
     e = mask.extent
     padding = mask.lengths
-    plain = [n for n in mask.conjuncts() if not isinstance(n, Padding)]
+    plain = [part for part in mask.conjuncts() if part.padding() is None]
     call, tensors = [], {}
     if padding is not None and not mask.has_bias:
         tensors["key_padding_mask"] = np.arange(e.keys) >= np.asarray(padding)[:, None]
         call.append("key_padding_mask=key_padding_mask")
         rest = Mask(e)
-        for node in plain:
-            rest = rest & Mask(e, node)
+        for part in plain:
+            rest = rest & Mask(e, part)
     else:
         rest = mask
     if not rest.trivial:
@@ -138,7 +116,7 @@ def _onnx(mask: Mask) -> Spoken:
     tensors: dict[str, Array] = {}
     arguments: dict[str, Any] = {}
     notes: tuple[str, ...] = ()
-    lengths = [n for n in others if isinstance(n, Padding)]
+    lengths = [part for part in others if part.padding() is not None]
     if mask.trivial:
         return Spoken("onnx", "Attention(Q, K, V)")
     standard = band is not None and band.offset == _onnx_offset(mask)
@@ -198,19 +176,20 @@ def _flash(mask: Mask) -> Spoken:
     notes: list[str] = []
     lengths = mask.lengths or (e.keys,) * e.batch
     function = "flash_attn_func"
-    for node in others:
-        if isinstance(node, Padding):
+    for part in others:
+        ids = part.segments()
+        if part.padding() is not None:
             function = "flash_attn_with_kvcache"
             tensors["cache_seqlens"] = np.asarray(mask.lengths, np.int32)
-        elif isinstance(node, SameSegment) and len(others) == 1 and e.queries == e.keys:
+        elif ids is not None and len(others) == 1:
             function = "flash_attn_varlen_func"
-            tensors["cu_seqlens"] = _cumulative(node, e.keys)
+            tensors["cu_seqlens"] = _cumulative(ids, e.keys)
             notes.append(
                 "one cu_seqlens for cu_seqlens_q and cu_seqlens_k, batches laid end to end"
             )
         else:
             raise MaskError(
-                f"flash-attention cannot say {mask.text}",
+                f"flash-attention cannot say {mask.words}",
                 "it takes causal, window, padding, contiguous segments and alibi, joined with &; "
                 "use --for sdpa for a mask tensor",
             )
@@ -226,19 +205,19 @@ def _flash(mask: Mask) -> Spoken:
             arguments["causal"] = True
         elif band.low > 0 or band.high < 0:
             raise MaskError(
-                f"flash-attention has no window that leaves out its own position: {mask.text}"
+                f"flash-attention has no window that leaves out its own position: {mask.words}"
             )
         else:
             left = -1 if band.low == -FAR else -band.low
             right = -1 if band.high == FAR else band.high
             arguments["window_size"] = (left, right)
-    if any(not isinstance(bias, Alibi) for bias in mask.biases) or len(mask.biases) > 1:
+    slopes = [bias.alibi() for bias in mask.biases]
+    if None in slopes or len(slopes) > 1:
         raise MaskError(
             "flash-attention takes no bias but alibi slopes", "use --for sdpa for a float tensor"
         )
-    for bias in mask.biases:
-        assert isinstance(bias, Alibi)
-        tensors["alibi_slopes"] = np.asarray(bias.slopes, np.float32)
+    for slope in slopes:
+        tensors["alibi_slopes"] = np.asarray(slope, np.float32)
     words = [f"{name}={value}" for name, value in arguments.items()]
     words += [f"{name}={name}" for name in tensors]
     return Spoken(
@@ -246,12 +225,12 @@ def _flash(mask: Mask) -> Spoken:
     )
 
 
-def _cumulative(node: SameSegment, keys: int) -> Array:
+def _cumulative(ids: Array, keys: int) -> Array:
     """Return int32 start of each contiguous segment and the end, batches laid end to end."""
     starts = [0]
-    for b, ids in enumerate(node.key_ids):
-        cuts = np.flatnonzero(np.diff(ids)) + 1
-        if len(np.unique(ids)) != len(cuts) + 1 and keys:
+    for b, row in enumerate(ids):
+        cuts = np.flatnonzero(np.diff(row)) + 1
+        if len(np.unique(row)) != len(cuts) + 1 and keys:
             raise MaskError(
                 "flash-attention needs contiguous segments, but an id comes back later",
                 "sort the documents, or use --for sdpa",

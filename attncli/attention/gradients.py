@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.pose import canonical, turn
-from attncli.attention.predicates import Added
 from attncli.attention.problem import Problem
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
@@ -162,4 +161,4 @@ def row_norm(array: Array) -> Array:
 
 def float_masks(problem: Problem) -> list[tuple[int, ...]]:
     """Return the shapes of the float mask tensors, whose gradients are ``Gradients.biases``."""
-    return [b.cells.tensor.shape for b in problem.mask.biases if isinstance(b, Added)]
+    return [tensor.shape for tensor in problem.mask.tensors()]

@@ -8,44 +8,26 @@ from __future__ import annotations
 
 import ast
 import math
+import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
+from attncli.attention.biases import BUILDERS as BIASES
+from attncli.attention.biases import Added
+from attncli.attention.call import Call, point, point_at
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.predicates import (
-    FAR,
-    Added,
-    Alibi,
-    And,
-    Band,
-    Bias,
-    Blocks,
-    Cells,
-    Dilated,
-    Everything,
-    KeysBelow,
-    Not,
-    Or,
-    Padding,
-    Predicate,
-    Random,
-    Relative,
-    RowsBelow,
-    SameSegment,
-    alibi_slopes,
-)
-from attncli.errors import MaskError
+from attncli.attention.patterns import BUILDERS as PATTERNS
+from attncli.attention.predicates import And, Bias, Cells, Everything, Not, Or, Predicate
+from attncli.attention.problem import Masker
+from attncli.attention.words import CORNERS, MASKS
+from attncli.errors import MaskError, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Masker = Callable[[Extent], Mask]
 Part = tuple[Predicate, tuple[Bias, ...]]
 
 LONGEST, DEEPEST = 20_000, 100  # characters, levels of parentheses
-LARGEST = 2**53
-CORNERS = ("top_left", "bottom_right")
 
 
 def masker(mask: str | Mask | Masker) -> Masker:
@@ -144,24 +126,6 @@ def _cells(array: Array, extent: Extent, name: str) -> Part:
     return cells, (Added(cells),)
 
 
-def _excerpt(text: str, start: int, stop: int) -> tuple[str, int, int]:
-    """Return the text around start:stop in at most about 60 characters, and the new places."""
-    if len(text) <= 60:
-        return text, start, stop
-    first, last = max(0, start - 25), min(len(text), start + 30)
-    head, tail = "…" if first else "", "…" if last < len(text) else ""
-    shift = len(head) - first
-    return head + text[first:last] + tail, start + shift, min(stop, last) + shift
-
-
-def _fail(text: str, start: int, stop: int, what: str, hint: str) -> NoReturn:
-    shown, start, stop = _excerpt(text, start, max(stop, start + 1))
-    message = f"{what} in: {shown}"
-    # the carets stand under the place: a hint is shown below the message, at the same indent
-    indent = " " * (len(message) - len(shown) + start)
-    raise MaskError(message, f"{indent}{'^' * (stop - start)} {hint}")
-
-
 def _parse(text: str) -> ast.expr:
     if not text:
         raise MaskError("the mask expression is empty", "write one such as causal, or window(8, 0)")
@@ -176,7 +140,7 @@ def _parse(text: str) -> ast.expr:
         if "nested" in (error.msg or "") or "recursion" in (error.msg or ""):
             raise _too_deep() from None
         at = min(error.offset - 1, len(text)) if error.offset else len(text)
-        _fail(text, at, at + 1, "cannot read the mask", f"{error.msg} (masks join with & | ~ +)")
+        point(text, at, at + 1, "cannot read the mask", f"{error.msg} (masks join with & | ~ +)")
     except (RecursionError, MemoryError):
         raise _too_deep() from None
     except ValueError as error:
@@ -218,210 +182,17 @@ def _operands(node: ast.BinOp) -> list[ast.expr]:
     return [left, *reversed(found)]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One mask of an expression: its literal arguments, the corner, and where it stands."""
-
-    name: str
-    args: tuple[Any, ...]
-    nodes: tuple[ast.expr, ...]
-    corner: str | None
-    usual_corner: str | None  # the only one that the expression names anywhere
-    node: ast.expr
-    text: str
-    extent: Extent
-
-    def fail(self, what: str, argument: int | None = None) -> NoReturn:
-        """Raise MaskError that points at this mask or at one argument."""
-        node = self.node if argument is None else self.nodes[argument]
-        stop = node.end_col_offset or node.col_offset + 1
-        start = len(self.text.encode()[: node.col_offset].decode(errors="ignore"))
-        stop = len(self.text.encode()[:stop].decode(errors="ignore"))
-        _fail(self.text, start, stop, what, f"expected {FORMS[self.name]}")
-
-    def count(self, low: int, high: int | None = None) -> None:
-        """Fail unless the number of arguments lies between low and high."""
-        high = low if high is None else high
-        if not low <= len(self.args) <= high:
-            some = str(low) if low == high else f"{low} to {high}"
-            self.fail(f"{self.name} has {len(self.args)} arguments instead of {some}")
-
-    def whole(self, k: int, low: int = 0, *, infinite: bool = False) -> int:
-        """Return argument k as an integer of at least ``low``, FAR for inf."""
-        value = self.args[k]
-        if infinite and value == math.inf:
-            return FAR
-        if isinstance(value, bool) or not isinstance(value, int):
-            self.fail(f"{self.name} needs a whole number, not {value!r},", k)
-        if value < low:
-            self.fail(f"{self.name} needs at least {low}, not {value},", k)
-        if abs(value) > LARGEST:
-            self.fail(f"{self.name} needs at most {LARGEST}, not so large a number,", k)
-        return int(value)
-
-    def numbers(self) -> list[float]:
-        """Return all arguments as floats."""
-        for k, value in enumerate(self.args):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                self.fail(f"{self.name} needs numbers, not {value!r},", k)
-            if not abs(value) <= 1e300:
-                self.fail(f"{self.name} needs finite numbers,", k)
-        return [float(value) for value in self.args]
-
-    def values(self) -> Array:
-        """Return the numbers written out, or those of the one file that is named."""
-        if any(isinstance(value, str) for value in self.args):
-            self.count(1)
-            return self.load()
-        if not self.args:
-            self.fail(f"{self.name} has no arguments")
-        return np.array([self.whole(k) for k in range(len(self.args))], np.int64)
-
-    def load(self) -> Array:
-        """Return the tensor of the file that the arguments name: a path, or path and name."""
-        from attncli import files
-
-        for k, value in enumerate(self.args):
-            if not isinstance(value, str):
-                self.fail(f"{self.name} needs a file name in quotes, not {value!r},", k)
-        return files.read_tensor("::".join(self.args))
-
-    def integers(self, array: Array) -> Array:
-        """Return the array as int64 or fail when it holds something else."""
-        if array.dtype.kind == "f" and np.all(array == np.floor(array)):
-            array = array.astype(np.int64)
-        if array.dtype.kind not in "iu":
-            self.fail(f"{self.name} needs whole numbers, not {array.dtype},")
-        return array.astype(np.int64)
-
-    def offset(self, form: str) -> tuple[int, ...]:
-        """Return the position of query 0 by the corner that is written, or by the extent."""
-        try:
-            return self.extent.offsets(self.corner, form)
-        except MaskError:
-            if self.usual_corner is None:
-                raise
-            return self.extent.offsets(self.usual_corner)
-
-
-def _causal(call: Call) -> Predicate:
-    call.count(0)
-    return Band(-FAR, 0, call.offset("causal({})"))
-
-
-def _window(call: Call) -> Predicate:
-    call.count(1, 2)
-    left = call.whole(0, infinite=True)
-    right = call.whole(1, infinite=True) if len(call.args) > 1 else FAR
-    sizes = ", ".join(ast.unparse(node) for node in call.nodes[: len(call.args)])
-    return Band(-left, right, call.offset(f"window({sizes}, {{}})"))
-
-
-def _prefix(call: Call) -> Predicate:
-    call.count(1)
-    return KeysBelow((call.whole(0),) * call.extent.batch)
-
-
-def _padding(call: Call) -> Predicate:
-    lengths = call.integers(call.values())
-    extent = call.extent
-    if lengths.ndim != 1 or len(lengths) not in (1, extent.batch):
-        call.fail(f"padding has {lengths.size} lengths for a batch of {extent.batch}")
-    wrong = (lengths < 0) | (lengths > extent.keys)
-    if wrong.any():
-        call.fail(f"padding has a length of {lengths[wrong][0]}, outside 0…{extent.keys},")
-    return Padding(tuple(int(n) for n in np.broadcast_to(lengths, (extent.batch,))))
-
-
-def _segments(call: Call) -> Predicate:
-    extent = call.extent
-    ids = call.integers(call.values())
-    if ids.ndim not in (1, 2) or ids.shape[-1] != extent.keys:
-        call.fail(f"segments has {ids.shape[-1] if ids.ndim else 0} ids for {extent.keys} keys")
-    if ids.ndim == 2 and ids.shape[0] not in (1, extent.batch):
-        call.fail(f"segments has {ids.shape[0]} rows for a batch of {extent.batch}")
-    ids = np.broadcast_to(ids, (extent.batch, extent.keys))
-    offset = call.offset("segments(…, {})")
-    for o in offset:
-        if o < 0 or o + extent.queries > extent.keys:
-            call.fail(f"segments has no ids for queries at {o}…{o + extent.queries - 1}")
-    rows = [ids[b, o : o + extent.queries] for b, o in enumerate(offset)]
-    queries = np.stack(rows) if rows else np.zeros((0, extent.queries), np.int64)
-    return SameSegment(queries, ids)
-
-
-def _global_rows(call: Call) -> Predicate:
-    call.count(1)
-    return RowsBelow(call.whole(0))
-
-
-def _dilated(call: Call) -> Predicate:
-    call.count(1)
-    return Dilated(call.whole(0, 1), call.offset(f"dilated({call.args[0]}, {{}})"))
-
-
-def _blocks(call: Call) -> Predicate:
-    call.count(1)
-    return Blocks(call.whole(0, 1), call.offset(f"blocks({call.args[0]}, {{}})"))
-
-
-def _random(call: Call) -> Predicate:
-    call.count(1, 2)
-    p = call.numbers()[0]
-    if not 0 <= p <= 1:
-        call.fail(f"random needs a probability from 0 to 1, not {p:g},", 0)
-    return Random(p, call.whole(1) if len(call.args) > 1 else 0)
-
-
 def _file(call: Call) -> Part:
     call.count(1, 2)
     name = "::".join(map(str, call.args))
     return _cells(_mask_values(call.load(), "keep", name), call.extent, name)
 
 
-def _alibi(call: Call) -> Bias:
-    heads = call.extent.heads
-    slopes = tuple(call.numbers()) or alibi_slopes(heads)
-    if len(slopes) == 1:
-        slopes *= heads
-    if len(slopes) != heads:
-        call.fail(f"alibi has {len(slopes)} slopes for {heads} heads")
-    return Alibi(slopes, call.offset("alibi({})"))
-
-
-def _relative(call: Call) -> Bias:
-    call.count(1, 2)
-    table = call.load()
-    if table.dtype.kind not in "fiu" and table.dtype.name != "bfloat16":
-        call.fail(f"relative needs numbers, not {table.dtype},")
-    table = np.atleast_2d(np.asarray(table, np.float64))
-    if table.ndim != 2 or table.shape[1] % 2 == 0 or table.shape[0] not in (1, call.extent.heads):
-        call.fail(
-            f"relative has a table of shape {table.shape}, expected (2n + 1) or "
-            f"({call.extent.heads}, 2n + 1),"
-        )
-    return Relative(table, call.offset("relative('…', {})"))
-
-
-Builder = Callable[[Call], Predicate | Bias | Part]
-
-# name: (how it is written, which keys j it allows for query i, builder)
-MASKS: dict[str, tuple[str, str, Builder]] = {
-    "causal": ("causal, causal(top_left), causal(bottom_right)", "j ≤ i + o", _causal),
-    "window": ("window(left), window(left, right)", "i + o − left ≤ j ≤ i + o + right", _window),
-    "prefix": ("prefix(n)", "j < n", _prefix),
-    "padding": ("padding(n1, n2, …), padding('file')", "j < length", _padding),
-    "segments": ("segments(id, id, …), segments('file')", "the same document id", _segments),
-    "global_rows": ("global_rows(n)", "i < n", _global_rows),
-    "dilated": ("dilated(step)", "j − i − o a multiple of step", _dilated),
-    "blocks": ("blocks(size)", "the same block of that size", _blocks),
-    "random": ("random(p), random(p, seed)", "each with probability p", _random),
-    "file": ("file('path'), file('path', 'name')", "what the tensor keeps or adds", _file),
-    "alibi": ("alibi, alibi(slope, …)", "all; adds −slope·|i + o − j|", _alibi),
-    "relative": ("relative('file')", "all; adds table[j − i − o]", _relative),
+BUILDERS: dict[str, Callable[[Call], Predicate | Bias | Part]] = {
+    **PATTERNS,
+    **BIASES,
+    "file": _file,
 }
-FORMS = {name: form for name, (form, _, _) in MASKS.items()}
-CORNERED = {"causal", "window", "segments", "dilated", "blocks", "alibi", "relative"}
 
 
 def _balanced(join: type[And] | type[Or], parts: Sequence[Predicate]) -> Predicate:
@@ -442,10 +213,7 @@ class _Binder:
         self.corner = named.pop() if len(named) == 1 else None
 
     def fail(self, node: ast.expr, what: str, hint: str) -> NoReturn:
-        raw = self.text.encode()
-        start = len(raw[: node.col_offset].decode(errors="ignore"))
-        stop = len(raw[: node.end_col_offset].decode(errors="ignore"))
-        _fail(self.text, start, stop, what, hint)
+        point_at(self.text, node, what, hint)
 
     def part(self, node: ast.expr) -> Part:
         if isinstance(node, ast.BinOp):
@@ -481,28 +249,25 @@ class _Binder:
         biases = tuple(bias for _, some in parts for bias in some)
         if isinstance(node.op, ast.Add) and not biases:
             self.fail(node, "+ without a bias", "join two masks with & (both allow) or | (either)")
-        kept = [predicate for predicate, _ in parts if not isinstance(predicate, Everything)]
+        kept = [predicate for predicate, _ in parts if not predicate.everything()]
         return (_balanced(And, kept) if kept else Everything()), biases
 
     def built(self, node: ast.expr, name: ast.Name, args: list[ast.expr]) -> Part:
         if name.id not in MASKS:
-            import difflib
-
-            near = difflib.get_close_matches(name.id.lower(), MASKS, 1)
-            guess = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(MASKS)}"
-            guess = guess if near else guess.replace(", dilated", ",\ndilated")
+            known = textwrap.fill(f"known: {', '.join(MASKS)}", 64)
+            guess = nearest(name.id.lower(), MASKS, "", 0.6) or known
             self.fail(name, f"unknown mask '{name.id}'", f"{guess}\nall masks: attncli mask --help")
         corner = None
         if args and isinstance(args[-1], ast.Name) and args[-1].id != "inf":
             corner = args[-1].id
-            if corner not in CORNERS or name.id not in CORNERED:
-                self.fail(args[-1], f"unknown word '{corner}'", f"expected {FORMS[name.id]}")
+            if corner not in CORNERS or not MASKS[name.id].cornered:
+                self.fail(args[-1], f"unknown word '{corner}'", f"expected {MASKS[name.id].forms}")
             args = args[:-1]
         literals = tuple(self.literal(arg) for arg in args)
         call = Call(
             name.id, literals, tuple(args), corner, self.corner, node, self.text, self.extent
         )
-        made = MASKS[name.id][2](call)
+        made = BUILDERS[name.id](call)
         if isinstance(made, Predicate):
             return made, ()
         return (Everything(), (made,)) if isinstance(made, Bias) else made

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
 
 from attncli.attention.predicates import (
-    Added,
+    ALIKE,
     And,
-    Band,
     Bias,
-    Blocks,
-    Cells,
-    Dilated,
     Everything,
-    KeysBelow,
-    Not,
-    Or,
-    Padding,
+    PerBatch,
     Predicate,
-    SameSegment,
     Spans,
+    Varies,
 )
 from attncli.errors import MaskError
 
@@ -87,78 +81,92 @@ class Mask:
     @property
     def trivial(self) -> bool:
         """Whether it keeps every cell and adds nothing."""
-        return isinstance(self.predicate, Everything) and not self.biases
+        return self.predicate.everything() and not self.biases
 
     @property
     def has_bias(self) -> bool:
         """Whether something is added to the scores."""
         return bool(self.biases)
 
+    @property
+    def words(self) -> str:
+        """Its text, or what to call it where it was not written."""
+        named = [self.predicate.words(), *(bias.words() for bias in self.biases)]
+        return self.text or " + ".join(named)
+
     def __and__(self, other: Mask) -> Mask:
         """Both must allow, biases add."""
         if self.extent != other.extent:
             raise MaskError("two masks of different sizes cannot be joined")
-        if isinstance(self.predicate, Everything) or isinstance(other.predicate, Everything):
-            keeper = other if isinstance(self.predicate, Everything) else self
-            predicate = keeper.predicate
-        else:
-            predicate = And(self.predicate, other.predicate)
+        kept = [m.predicate for m in (self, other) if not m.predicate.everything()]
+        predicate = reduce(And, kept) if kept else self.predicate
         texts = [f"({m.text})" if "|" in m.text else m.text for m in (self, other) if m.text]
         text = " & ".join(texts) if len(texts) > 1 else self.text or other.text
         return replace(self, predicate=predicate, biases=self.biases + other.biases, text=text)
 
-    @property
-    def lengths(self) -> tuple[int, ...] | None:
-        """The valid length of each batch element, when a padding mask says so."""
-        stops = [node.stop for node in self.conjuncts() if isinstance(node, Padding)]
-        return tuple(map(min, *stops)) if len(stops) > 1 else stops[0] if stops else None
-
-    def conjuncts(self) -> list[Predicate]:
+    def conjuncts(self) -> tuple[Predicate, ...]:
         """Return the predicates that must all allow."""
-        todo, found = [self.predicate], []
-        while todo:
-            node = todo.pop()
-            if isinstance(node, And):
-                todo += [node.right, node.left]
-            else:
-                found.append(node)
-        return found
+        return self.predicate.conjuncts()
 
-    def _nodes(self) -> Iterator[Predicate]:
-        todo = [self.predicate]
-        while todo:
-            node = todo.pop()
-            yield node
-            if isinstance(node, And | Or):
-                todo += [node.left, node.right]
-            elif isinstance(node, Not):
-                todo.append(node.inner)
+    @property
+    def lengths(self) -> PerBatch | None:
+        """The valid length of each batch element, when a padding mask says so."""
+        said = [stop for part in self.conjuncts() if (stop := part.padding()) is not None]
+        return tuple(map(min, zip(*said, strict=True))) if said else None
 
-    def offsets(self) -> tuple[int, ...] | None:
+    def offsets(self) -> PerBatch | None:
         """Return where query 0 stands in each batch element, if the mask's own corners agree."""
-        found = {node.offset for node in self._nodes() if isinstance(node, Band | Dilated | Blocks)}
-        return found.pop() if len(found) == 1 else None
+        found = self.predicate.offsets()
+        return next(iter(found)) if len(found) == 1 else None
+
+    def positions(self) -> PerBatch | None:
+        """Return the position of query 0 among the keys of each batch element, where it is known.
+
+        The mask's own corners come first, then a cache, then a square, whose queries are its keys,
+        then the lengths of a padded cache.
+        """
+        e, offsets = self.extent, self.offsets()
+        if offsets is not None:
+            return offsets
+        if e.past is None and e.queries == e.keys:
+            return (0,) * e.batch
+        return None if e.past is None and e.lengths is None else e.offsets(None)
+
+    @cached_property
+    def keep_varies(self) -> Varies:
+        """By which index ``keep`` may differ."""
+        return self.predicate.varies()
+
+    @cached_property
+    def bias_varies(self) -> Varies:
+        """By which index ``bias`` may differ."""
+        return reduce(or_, (bias.varies() for bias in self.biases), ALIKE)
+
+    @property
+    def varies(self) -> Varies:
+        """By which index ``keep`` or ``bias`` may differ."""
+        return self.keep_varies | self.bias_varies
 
     def distinct(self) -> tuple[list[int], list[int]]:
-        """Return batch elements and heads that stand for all: just 0 where all are alike."""
-        by_batch = by_head = False
-        for node in self._nodes():
-            match node:
-                case Band() | Dilated() | Blocks():
-                    by_batch |= len(set(node.offset)) > 1
-                case KeysBelow():
-                    by_batch |= len(set(node.stop)) > 1
-                case SameSegment():
-                    by_batch |= any(
-                        not (ids == ids[:1]).all() for ids in (node.query_ids, node.key_ids)
-                    )
-                case Cells():
-                    by_batch |= node.tensor.shape[0] > 1
-                    by_head |= node.tensor.shape[1] > 1
-        e = self.extent
-        return list(range(e.batch if by_batch else min(e.batch, 1))), list(
-            range(e.heads if by_head else min(e.heads, 1))
+        """Return batch elements and heads whose ``keep`` stands for all: just 0 where alike."""
+        e, varies = self.extent, self.keep_varies
+        batches = e.batch if varies.batch else min(e.batch, 1)
+        heads = e.heads if varies.head else min(e.heads, 1)
+        return list(range(batches)), list(range(heads))
+
+    def compact(self, *, rows: bool = False) -> Mask:
+        """Return it for the first batch element, head and with ``rows`` query where all are alike.
+
+        What it keeps and adds broadcasts to the whole mask.
+        """
+        e, varies = self.extent, self.varies
+        extent = replace(
+            e,
+            batch=e.batch if varies.batch else min(e.batch, 1),
+            heads=e.heads if varies.head else min(e.heads, 1),
+            queries=e.queries if varies.row or not rows else min(e.queries, 1),
         )
+        return replace(self, extent=extent)
 
     def keep(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
         """Return bool ``(i1 - i0, j1 - j0)``: True = the query sees the key."""
@@ -180,30 +188,40 @@ class Mask:
         """Return ascending, disjoint key ranges outside which rows i0:i1 see nothing."""
         return self.predicate.spans(b, h, i0, i1, self.extent.keys)
 
+    def tensors(self) -> list[Array]:
+        """Return the float mask tensors among the biases, as in ``Bias.tensor``."""
+        return [tensor for bias in self.biases if (tensor := bias.tensor()) is not None]
+
     def zero_one(self) -> bool:
         """Whether a float mask holds 0 and 1 and nothing else: most likely meant as bool."""
-        tensors = [bias.cells.tensor for bias in self.biases if isinstance(bias, Added)]
         return any(
             t.size > 1
             and bool(((t == 0) | (t == 1)).all())
             and bool((t == 0).any() & (t == 1).any())
-            for t in tensors
+            for t in self.tensors()
         )
 
     def sentinel(self) -> float | None:
         """Return the lowest finite number of a float mask that was meant as −∞, if any."""
-        lowest = [
-            float(np.min(t, where=np.isfinite(t), initial=0))
-            for t in (bias.cells.tensor for bias in self.biases if isinstance(bias, Added))
-        ]
+        lowest = [float(np.min(t, where=np.isfinite(t), initial=0)) for t in self.tensors()]
         return min((x for x in lowest if x <= SENTINEL), default=None)
 
     def dense(self) -> Array:
-        """Return bool ``(B, H, Lq, Lk)``, the whole mask."""
+        """Return bool ``(B, H, Lq, Lk)``, the whole mask: True = keep."""
         e = self.extent
-        return np.stack(
-            [
-                np.stack([self.keep(b, h, 0, e.queries, 0, e.keys) for h in range(e.heads)])
-                for b in range(e.batch)
-            ]
-        )
+        keep = np.empty((e.batch, e.heads, e.queries, e.keys), bool)
+        for b, h in np.ndindex(keep.shape[:2]):
+            keep[b, h] = self.keep(b, h, 0, e.queries, 0, e.keys)
+        return keep
+
+    def tensor(self, dtype: Any = np.float64, hidden: float = -np.inf) -> Array:
+        """Return float ``(B, H, Lq, Lk)``, the whole mask: its biases, ``hidden`` where masked."""
+        e = self.extent
+        added = np.zeros((e.batch, e.heads, e.queries, e.keys), dtype)
+        for b, h in np.ndindex(added.shape[:2]):
+            where = (b, h, 0, e.queries, 0, e.keys)
+            bias = self.bias(*where)
+            if bias is not None:
+                added[b, h] = bias
+            added[b, h][~self.keep(*where)] = hidden
+        return added

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.predicates import KeysBelow
+from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import FLOATS, Family, Masker, Problem, Scale, float_dtype
 from attncli.errors import InputError
 
@@ -76,6 +76,7 @@ def pose(
         have, miss = ("key", "value") if past_value is None else ("value", "key")
         raise InputError(f"past_{have} is given without past_{miss}", f"give past_{miss} as well")
     _check_against_query(arrays, q, k, v, family)
+    new = int(k.shape[2])
     if past_key is not None:
         if kv_lengths is not None:
             raise InputError(
@@ -83,13 +84,8 @@ def pose(
                 "put the cache before the keys yourself, or leave kv_lengths out and hide keys "
                 "with --mask 'padding(…)'",
             )
-        caches = {"past_key": _numeric("past_key", past_key)}
-        caches["past_value"] = _numeric("past_value", past_value)
-        pk, pv = (_cache(n, a, family, kv_heads or heads) for n, a in caches.items())
-        _check_past(caches, pk, pv, k, v)
-        past = int(pk.shape[2])
-        k = np.concatenate([pk, k.astype(np.result_type(pk, k), copy=False)], axis=2)
-        v = np.concatenate([pv, v.astype(np.result_type(pv, v), copy=False)], axis=2)
+        k, v = _after_past(past_key, past_value, k, v, family, kv_heads or heads)
+    past = int(k.shape[2]) - new
     batch, h = q.shape[:2]
     lengths = None if kv_lengths is None else _lengths(kv_lengths, int(batch), int(k.shape[2]))
     extent = Extent(
@@ -102,13 +98,7 @@ def pose(
     arithmetic, result, (q, k, v) = _dtypes((q, k, v), dtype)
     if rope is not None:
         q, k = turn(rope, q, k, bound, past, arithmetic)
-    warnings = []
     number, source = _scale(scale, scale_source, int(q.shape[3]))
-    if number <= 0:
-        sign = "0: every visible key gets the same weight"
-        if number < 0:
-            sign = "negative: the keys least like the query get most weight"
-        warnings.append(f"the scale is {sign}; auto is 1/√{q.shape[3]}")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
         raise InputError(f"softcap is {softcap:g}", "it must be a positive number, such as 50")
     return Problem(
@@ -116,8 +106,24 @@ def pose(
         sink=None if sink is None else _sink(sink, int(h)),
         dtype=arithmetic, result_dtype=result,
         softmax_dtype=None if softmax_dtype is None else float_dtype(softmax_dtype),
-        family=family, past=past, rope=rope, warnings=tuple(warnings),
+        family=family, past=past, rope=rope, warnings=_scale_warnings(number, int(q.shape[3])),
     )  # fmt: skip
+
+
+def _after_past(
+    past_key: Any, past_value: Any, key: Array, value: Array, family: Family, heads: int | None
+) -> tuple[Array, Array]:
+    """Return the cache and the new keys ``(B, G, P + Lk, D)``, values ``(B, G, P + Lk, Dv)``."""
+    caches = {
+        name: _numeric(name, array)
+        for name, array in (("past_key", past_key), ("past_value", past_value))
+    }
+    pk, pv = (_cache(name, array, family, heads) for name, array in caches.items())
+    _check_past(caches, pk, pv, key, value)
+    return (
+        np.concatenate([pk, key.astype(np.result_type(pk, key), copy=False)], axis=2),
+        np.concatenate([pv, value.astype(np.result_type(pv, value), copy=False)], axis=2),
+    )
 
 
 def turn(
@@ -329,6 +335,15 @@ def _scale(scale: Scale, source: str, width: int) -> tuple[float, str]:
     if not math.isfinite(scale):
         raise InputError(f"scale is {scale}", "it must be a finite number, auto or none")
     return float(scale), source
+
+
+def _scale_warnings(scale: float, width: int) -> tuple[str, ...]:
+    if scale > 0:
+        return ()
+    sign = "0: every visible key gets the same weight"
+    if scale < 0:
+        sign = "negative: the keys least like the query get most weight"
+    return (f"the scale is {sign}; auto is 1/√{width}",)
 
 
 def _sink(sink: Any, heads: int) -> Array:

@@ -4,12 +4,14 @@ A predicate is the one source for what is shown and for what every engine comput
 ``allows(b, h, i, j)`` for index arrays, and, so that a sparse mask costs only what it keeps,
 ``tiles`` (is a whole tile EMPTY, MIXED or FULL?) and ``spans`` (outside which keys is nothing?).
 Both may be pessimistic, neither ever lies. ``& | ~`` combine tiles by Kleene's three-valued logic.
+It also says what it is, for those who know a shorter way for that. The base classes assume the
+worst, so that ``allows``, or a bias's ``at``, is enough to be right everywhere.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +20,29 @@ Array = np.ndarray[Any, np.dtype[Any]]
 EMPTY, MIXED, FULL = 0, 1, 2
 FAR = 1 << 62  # an open side of a band: farther than any index
 Spans = tuple[tuple[int, int], ...]
+PerBatch = tuple[int, ...]  # a number for each batch element
+
+
+class Varies(NamedTuple):
+    """By which index cells may differ: the worst unless somebody knows better."""
+
+    batch: bool = True
+    head: bool = True
+    row: bool = True
+
+    def __or__(self, other: Varies) -> Varies:
+        return Varies(*(a or b for a, b in zip(self, other, strict=True)))
+
+
+ALIKE = Varies(batch=False, head=False, row=False)
+
+
+class Diagonals(NamedTuple):
+    """``low <= j - (i + offset) <= high``, offset by batch element; a side of ±FAR is open."""
+
+    low: int
+    high: int
+    offset: PerBatch
 
 
 class Predicate:
@@ -39,14 +64,57 @@ class Predicate:
         """Return ascending, disjoint key ranges outside which rows i0:i1 see nothing."""
         return ((0, keys),) if keys else ()
 
+    def varies(self) -> Varies:
+        """Return by which index it may differ."""
+        return Varies()
 
-def _summary(empty: Array, full: Array) -> Array:
+    def offsets(self) -> frozenset[PerBatch]:
+        """Return where its parts say that query 0 stands among the keys."""
+        return frozenset()
+
+    def conjuncts(self) -> tuple[Predicate, ...]:
+        """Return the predicates that must all allow."""
+        return (self,)
+
+    def everything(self) -> bool:
+        """Whether it is known to allow all cells."""
+        return False
+
+    def band(self) -> Diagonals | None:
+        """Return the diagonals that it keeps, if that is all it says."""
+        return None
+
+    def keys_below(self) -> PerBatch | None:
+        """Return how many first keys it keeps, if that is all it says."""
+        return None
+
+    def padding(self) -> PerBatch | None:
+        """Return the valid lengths, if all it says is that what follows is padding."""
+        return None
+
+    def segments(self) -> Array | None:
+        """Return document ids ``(B, L)``, if all it says is: the same id as query and as key."""
+        return None
+
+    def words(self) -> str:
+        """Return what to call it where no expression says it."""
+        return type(self).__name__.lower()
+
+
+def summary(empty: Array, full: Array) -> Array:
+    """Return FULL or EMPTY where they hold, MIXED elsewhere, int8."""
     return np.where(empty, EMPTY, np.where(full, FULL, MIXED)).astype(np.int8)
 
 
-def _clip(start: int, stop: int, keys: int) -> Spans:
+def clip(start: int, stop: int, keys: int) -> Spans:
+    """Return the keys start:stop that exist as spans."""
     start, stop = max(start, 0), min(stop, keys)
     return ((start, stop),) if start < stop else ()
+
+
+def differ(numbers: tuple[float, ...]) -> bool:
+    """Whether batch elements or heads, a number for each, are not all alike."""
+    return len(set(numbers)) > 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,170 +127,11 @@ class Everything(Predicate):
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         return np.full(len(edges) - 1, FULL, np.int8)
 
+    def varies(self) -> Varies:
+        return ALIKE
 
-@dataclass(frozen=True, eq=False)
-class Band(Predicate):
-    """``low <= j - (i + offset) <= high``: causal and window masks."""
-
-    low: int
-    high: int
-    offset: tuple[int, ...]
-
-    def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        distance = j - i - self.offset[b]
-        if self.low == -FAR:
-            return distance <= self.high
-        if self.high == FAR:
-            return distance >= self.low
-        return (distance >= self.low) & (distance <= self.high)
-
-    def block(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
-        if i0 >= i1 or j0 >= j1:
-            return np.ones((i1 - i0, j1 - j0), bool)
-        # each row is the one above moved by one: windows of a single line, O(rows + keys)
-        distance = np.arange(j0 - i1 + 1, j1 - i0) - self.offset[b]
-        line = (distance >= self.low) & (distance <= self.high)
-        return np.lib.stride_tricks.sliding_window_view(line, j1 - j0)[::-1]
-
-    def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        nearest = edges[:-1] - (i1 - 1) - self.offset[b]
-        farthest = edges[1:] - 1 - i0 - self.offset[b]
-        return _summary(
-            (farthest < self.low) | (nearest > self.high),
-            (nearest >= self.low) & (farthest <= self.high),
-        )
-
-    def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
-        offset = self.offset[b]
-        return _clip(i0 + offset + self.low, i1 + offset + self.high, keys)
-
-
-@dataclass(frozen=True, eq=False)
-class KeysBelow(Predicate):
-    """``j < stop`` of the batch element: prefix and padding."""
-
-    stop: tuple[int, ...]
-
-    def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return j < self.stop[b]
-
-    def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        return _summary(edges[:-1] >= self.stop[b], edges[1:] <= self.stop[b])
-
-    def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
-        return _clip(0, self.stop[b], keys)
-
-
-@dataclass(frozen=True, eq=False)
-class Padding(KeysBelow):
-    """KeysBelow that also says: the rest of the sequence is padding, as queries too."""
-
-
-@dataclass(frozen=True, eq=False)
-class RowsBelow(Predicate):
-    """``i < stop``: rows that see everything."""
-
-    stop: int
-
-    def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return i < self.stop
-
-    def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        none = np.zeros(len(edges) - 1, bool)
-        return _summary(none | (i0 >= self.stop), none | (i1 <= self.stop))
-
-    def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
-        return _clip(0, keys, keys) if i0 < self.stop else ()
-
-
-@dataclass(frozen=True, eq=False)
-class SameSegment(Predicate):
-    """Query and key carry the same document id. ids: ``(B, Lq)`` and ``(B, Lk)``."""
-
-    query_ids: Array
-    key_ids: Array
-
-    def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return np.asarray(self.query_ids[b][i] == self.key_ids[b][j])
-
-    def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        if i0 >= i1 or len(edges) < 2 or edges[0] >= edges[-1]:
-            return super().tiles(b, h, i0, i1, edges)
-        rows, keys = self.query_ids[b][i0:i1], self.key_ids[b][: edges[-1]]
-        first, last = rows.min(), rows.max()
-        low = np.minimum.reduceat(keys, edges[:-1])
-        high = np.maximum.reduceat(keys, edges[:-1])
-        return _summary(
-            (high < first) | (low > last), (first == last) & (low == first) & (high == last)
-        )
-
-    def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
-        rows, ids = self.query_ids[b][i0:i1], self.key_ids[b]
-        if not rows.size or not ids.size:
-            return ()
-        hit = np.flatnonzero((ids >= rows.min()) & (ids <= rows.max()))
-        return _clip(int(hit[0]), int(hit[-1]) + 1, keys) if hit.size else ()
-
-
-@dataclass(frozen=True, eq=False)
-class Dilated(Predicate):
-    """``j - (i + offset)`` is a multiple of ``step``."""
-
-    step: int
-    offset: tuple[int, ...]
-
-    def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return np.asarray((j - i - self.offset[b]) % self.step == 0)
-
-    def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        return np.full(len(edges) - 1, FULL if self.step == 1 else MIXED, np.int8)
-
-
-@dataclass(frozen=True, eq=False)
-class Blocks(Predicate):
-    """Position and key lie in the same block of ``size``."""
-
-    size: int
-    offset: tuple[int, ...]
-
-    def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return np.asarray((i + self.offset[b]) // self.size == j // self.size)
-
-    def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        first, last = (i0 + self.offset[b]) // self.size, (i1 - 1 + self.offset[b]) // self.size
-        low, high = edges[:-1] // self.size, (edges[1:] - 1) // self.size
-        return _summary(
-            (high < first) | (low > last), (first == last) & (low == first) & (high == last)
-        )
-
-    def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
-        if i0 >= i1:
-            return ()
-        first, last = (i0 + self.offset[b]) // self.size, (i1 - 1 + self.offset[b]) // self.size
-        return _clip(first * self.size, (last + 1) * self.size, keys)
-
-
-@dataclass(frozen=True, eq=False)
-class Random(Predicate):
-    """Each cell with probability ``p``, from a hash of (seed, i, j): the same for any tiling."""
-
-    p: float
-    seed: int
-
-    def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        with np.errstate(over="ignore"):
-            x = np.asarray(i).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-            x = x ^ (np.asarray(j).astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F))
-            x = x + np.uint64(self.seed % 2**64) * np.uint64(0x165667B19E3779F9)
-            # finaliser of SplitMix64 (Steele et al. 2014)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            x = x ^ (x >> np.uint64(31))
-        return np.asarray((x >> np.uint64(11)).astype(np.float64) * 2.0**-53 < self.p)
-
-    def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        fill = FULL if self.p >= 1 else EMPTY if self.p <= 0 else MIXED
-        return np.full(len(edges) - 1, fill, np.int8)
+    def everything(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,11 +188,14 @@ class Cells(Predicate):
         starts = edges[:-1] - edges[0]
         any_row = np.logical_or.reduceat(part.any(0), starts)
         all_rows = np.logical_and.reduceat(part.all(0), starts)
-        return _summary(~any_row, all_rows)
+        return summary(~any_row, all_rows)
 
     def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
         width = self.tensor.shape[-1]
-        return _clip(0, width if width > 1 else keys, keys)
+        return clip(0, width if width > 1 else keys, keys)
+
+    def varies(self) -> Varies:
+        return Varies(*(size > 1 for size in self.tensor.shape[:3]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +220,18 @@ class And(Predicate):
         theirs = self.right.spans(b, h, i0, i1, keys)
         both = [(max(a, c), min(b_, d)) for a, b_ in ours for c, d in theirs]
         return tuple((start, stop) for start, stop in both if start < stop)
+
+    def varies(self) -> Varies:
+        return self.left.varies() | self.right.varies()
+
+    def offsets(self) -> frozenset[PerBatch]:
+        return self.left.offsets() | self.right.offsets()
+
+    def conjuncts(self) -> tuple[Predicate, ...]:
+        return (*self.left.conjuncts(), *self.right.conjuncts())
+
+    def words(self) -> str:
+        return f"({self.left.words()} & {self.right.words()})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -337,6 +261,15 @@ class Or(Predicate):
                 merged.append((start, stop))
         return tuple(merged)
 
+    def varies(self) -> Varies:
+        return self.left.varies() | self.right.varies()
+
+    def offsets(self) -> frozenset[PerBatch]:
+        return self.left.offsets() | self.right.offsets()
+
+    def words(self) -> str:
+        return f"({self.left.words()} | {self.right.words()})"
+
 
 @dataclass(frozen=True, eq=False)
 class Not(Predicate):
@@ -345,13 +278,22 @@ class Not(Predicate):
     inner: Predicate
 
     def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return ~self.inner.allows(b, h, i, j)
+        return np.logical_not(self.inner.allows(b, h, i, j))
 
     def block(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
-        return ~self.inner.block(b, h, i0, i1, j0, j1)
+        return np.logical_not(self.inner.block(b, h, i0, i1, j0, j1))
 
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         return np.asarray(FULL - self.inner.tiles(b, h, i0, i1, edges)).astype(np.int8)
+
+    def varies(self) -> Varies:
+        return self.inner.varies()
+
+    def offsets(self) -> frozenset[PerBatch]:
+        return self.inner.offsets()
+
+    def words(self) -> str:
+        return f"~{self.inner.words()}"
 
 
 class Bias:
@@ -365,50 +307,18 @@ class Bias:
         """Return float ``(i1 - i0, j1 - j0)``, or what broadcasts to it."""
         return self.at(b, h, np.arange(i0, i1)[:, None], np.arange(j0, j1)[None, :])
 
+    def varies(self) -> Varies:
+        """Return by which index it may differ."""
+        return Varies()
 
-@dataclass(frozen=True, eq=False)
-class Alibi(Bias):
-    """``-slope_h * |i + offset - j|`` (Press et al. 2022). slopes: ``(H,)``."""
+    def alibi(self) -> tuple[float, ...] | None:
+        """Return the slope of each head, if all it adds is ALiBi's."""
+        return None
 
-    slopes: tuple[float, ...]
-    offset: tuple[int, ...]
+    def tensor(self) -> Array | None:
+        """Return ``(B or 1, H or 1, Lq or 1, Lk' or 1)``, if it adds a tensor's numbers."""
+        return None
 
-    def at(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return np.asarray(np.abs(i + self.offset[b] - j) * -self.slopes[h])
-
-
-def alibi_slopes(heads: int) -> tuple[float, ...]:
-    """Return the ``(H,)`` slopes of Press et al. 2022, also for H that is no power of two."""
-    if heads < 1:
-        return ()
-    whole = 1 << (heads.bit_length() - 1)
-    slopes = [2.0 ** (-8 * (k + 1) / whole) for k in range(whole)]
-    slopes += [2.0 ** (-4 * (2 * k + 1) / whole) for k in range(heads - whole)]
-    return tuple(slopes)
-
-
-@dataclass(frozen=True, eq=False)
-class Relative(Bias):
-    """A bias by distance ``j - (i + offset)``, table ``(H or 1, 2n + 1)``; farther ones clip."""
-
-    table: Array
-    offset: tuple[int, ...]
-
-    def at(self, b: int, h: int, i: Array, j: Array) -> Array:
-        reach = self.table.shape[1] // 2
-        row = self.table[h if self.table.shape[0] > 1 else 0]
-        distance = np.clip(j - i - self.offset[b], -reach, reach)
-        return np.asarray(row[distance + reach])
-
-
-@dataclass(frozen=True, eq=False)
-class Added(Bias):
-    """A float mask tensor, as Cells; past its last key it adds nothing."""
-
-    cells: Cells
-
-    def at(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return self.cells.pick(b, h, i, j)
-
-    def block(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
-        return self.cells.cut(b, h, i0, i1, j0, j1)
+    def words(self) -> str:
+        """Return what to call it."""
+        return type(self).__name__.lower()

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +23,7 @@ from attncli.cli.compute import compute
 from attncli.cli.inspect import inspect
 from attncli.cli.mask import mask
 from attncli.cli.multihead import multihead
-from attncli.errors import AttnError, FileError, InputError, TooLarge
+from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
@@ -149,22 +148,20 @@ def _known(error: BaseException) -> AttnError | None:
     return None
 
 
-def _usage(error: Any, command: str | None) -> AttnError:
+def _usage(error: Any, command: str | None) -> Misuse:
     """A usage error in our own words, with the nearest thing that exists."""
     path = error.ctx.command_path if error.ctx else f"attncli {command or ''}".strip()
     if type(error).__name__ == "NoSuchOption":
         text = f"no such option: {error.option_name}"
         names = [n for p in error.ctx.command.params for n in p.opts] if error.ctx else []
-        near = "".join(get_close_matches(error.option_name, names, 1))
+        near = "".join(closest(error.option_name, names))
     else:
         text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
         near = near.partition("?")[0]
-    usage = InputError(
+    return Misuse(
         text[:1].lower() + text[1:],
         (f"did you mean {near}? " if near else "") + f"(all options: {path} --help)",
     )
-    usage.code = "usage"
-    return usage
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from attncli import engines
 from attncli.cli.options import at_least_one, one_of, option
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -174,10 +175,11 @@ RopeSin = Annotated[
     Text, option("--rope-sin", metavar="REF", panel=ROPE, help="Sines given, not computed.")
 ]
 
+_ABOUT = ", ".join(f"{name} {row.about}" for name, row in engines.ENGINES.items() if row.about)
 Backend = Annotated[
     str,
-    option("--backend", **one_of("reference", "numpy", "torch"), panel=ENGINE,
-           help="The engine (default: numpy); reference is plain float64, torch needs PyTorch."),
+    option("--backend", **one_of(*engines.ENGINES), panel=ENGINE,
+           help=f"The engine (default: {engines.DEFAULT}); {_ABOUT}."),
 ]  # fmt: skip
 Device = Annotated[
     str,

@@ -1,10 +1,12 @@
 """``attncli mask``: build, see, combine, check, convert and save masks."""
 
+import inspect
 import sys
 from typing import Annotated, Any
 
 import typer
 
+from attncli.attention import words
 from attncli.cli import groups, options
 from attncli.cli import output as cli_output
 from attncli.errors import InputError
@@ -131,18 +133,7 @@ def mask(
     Query i sees key j where the mask allows it; o is the position of query 0 among the keys:
 
     \b
-      causal                j ≤ i + o
-      window(left, right)   i + o − left ≤ j ≤ i + o + right; inf opens
-      prefix(n)             j < n
-      padding(n1, n2, …)    j < the length of the sequence, or ('file')
-      segments(id, id, …)   the same document, or ('file')
-      global_rows(n)        i < n
-      dilated(step)         j − i − o a multiple of step
-      blocks(size)          the same block of that size
-      random(p, seed)       each cell with probability p
-      file('path', 'name')  a mask tensor
-      alibi, alibi(s1, …)   a bias of −slope·|i + o − j|
-      relative('file')      a bias by distance j − i − o
+    {masks}
 
     With as many queries as keys o is 0. Otherwise say which corner: causal(top_left) is o = 0,
     causal(bottom_right) lets the last query stand at the last key; window(2, 0, top_left) alike.
@@ -200,3 +191,6 @@ def mask(
     if target and target[0] != "-":
         cli_output.say_wrote(target[0], list(report.arrays))
     raise typer.Exit(report.exit_code)
+
+
+mask.__doc__ = inspect.cleandoc(mask.__doc__ or "").replace("{masks}", words.help_lines("  "))

@@ -269,6 +269,7 @@ def multihead(
     from attncli import files, render
     from attncli.cli.given import states
     from attncli.cli.given import view as given_view
+    from attncli.files.formats import WRITABLE
     from attncli.models import finding
     from attncli.reports import multihead as report_multihead
     from attncli.studies import layer as studie_layer
@@ -344,7 +345,7 @@ def multihead(
         render.show(report, shown, color=when)
     if target and target[0] != "-":
         cli_output.say_wrote(target[0], names or ("output",))
-        if report.options and target[1] == ".npz":
+        if report.options and (form := WRITABLE[target[1]]).many and not form.options:
             cli_output.say(f"it holds no options: read it with {flags_of(report.options)}")
     raise typer.Exit(report.exit_code)
 

@@ -73,9 +73,6 @@ def save(path: str, suffix: str, report: "Report", labels: "Labels") -> None:
     files.write(path, report.arrays, extra={**report.options, **extra}, format=suffix)
 
 
-SUFFIXES = (".npz", ".safetensors", ".json", ".npy")
-
-
 def format_of(format: str | None, json: bool) -> str:
     """Return the format that ``--format`` and ``--json`` agree on; InputError when they do not."""
     if json and format not in (None, "json"):
@@ -103,22 +100,25 @@ def target_of(
 
     Raises FileError where nothing can be written.
     """
-    path = "-" if output == "-" or output in {f"-{s}" for s in SUFFIXES} else output
+    from attncli.files.formats import SEVERAL, WRITABLE
+
+    path = "-" if output == "-" or output in {f"-{s}" for s in WRITABLE} else output
     suffix = os.path.splitext(output)[1].lower()
     if path == "-":
         suffix = output[1:] or (".json" if json else ".npz")
-    if suffix not in SUFFIXES:
+    row = WRITABLE.get(suffix)
+    if row is None:
         raise FileError(
             f"{output} ends in '{suffix}'" if suffix else f"{output} has no suffix",
-            f"the suffix says the format: {', '.join(SUFFIXES)}",
+            f"the suffix says the format: {', '.join(WRITABLE)}",
         )
-    if suffix == ".npy" and (len(names) > 1 or "row_statistics" in names):
+    if not row.many and (len(names) > 1 or "row_statistics" in names):
         raise FileError(
-            f".npy takes exactly one array, but --include asks for {', '.join(names)}",
-            "write .npz, .safetensors or .json",
+            f"{suffix} takes exactly one array, but --include asks for {', '.join(names)}",
+            f"write {SEVERAL}",
         )
     if path == "-":
-        if suffix != ".json" and is_terminal():
+        if row.binary and is_terminal():
             raise FileError(
                 f"{suffix} is binary and standard output is a terminal",
                 "redirect it (> FILE), or write text: -o -.json",

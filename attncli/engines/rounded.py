@@ -3,11 +3,13 @@
 Inputs, scores, scaled scores, softcapped and biased logits, weights and output are rounded, each
 once; products and the softmax itself accumulate in float32, as PyTorch's unfused attention does on
 a GPU. A fused kernel keeps the scores in float32 and rounds less: this is the harder case.
+
+No row of ``ENGINES``: it answers for a type that the problem does not have, and makes the norms of
+the way back in the same pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,12 +18,14 @@ import numpy as np
 
 from attncli.attention.problem import Problem, float_dtype
 from attncli.attention.rows import Rows
-from attncli.engines.numpy.sums import TileSums
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.attention.tile_sums import TileSums
+from attncli.engines import ANYHOW, How
+from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CELLS = 1 << 19  # weights that a thread holds
+TINY_CELLS = 1 << 16  # below, threads cost more than they save
 
 
 @dataclass(frozen=True)
@@ -35,56 +39,62 @@ class Rounded:
     score_norm: Array
 
 
-def rounded(
-    problem: Problem, dtype: str, grad_output: Array, *, threads: int | None = None,
-    progress: Progress | None = None,
-) -> Rounded:  # fmt: skip
+def rounded(problem: Problem, dtype: str, grad_output: Array, how: How = ANYHOW) -> Rounded:
     """Compute with every stage rounded. grad_output: ``(B, H, Lq, Dv)``. Memory is O(L·D)."""
     p = problem
-    shape = (p.batch, p.heads, p.queries)
-    sums = {name: array.copy() for name, array in vars(Rows.empty(shape)).items()}
-    output, norm = np.zeros((*shape, p.value_width), np.float32), np.zeros(shape)
-    step = max(1, min(p.queries, CELLS // max(1, p.keys)))
-    kind = float_dtype(dtype)
-
-    def once(array: Array) -> Array:
-        return np.asarray(array.astype(kind).astype(np.float32))
-
+    sheet = _Sheet(p, float_dtype(dtype), grad_output)
     if p.keys:
-        with np.errstate(over="ignore"):
-            p = replace(p, key=once(p.key), value=once(p.value))
+        step = max(1, min(p.queries, CELLS // p.keys))
         jobs: list[Job] = [
-            partial(_block, p, once, grad_output, b, h, i0, min(i0 + step, p.queries), sums, output,
-                    norm)
-            for b, h in np.ndindex(shape[:2])
+            partial(sheet.fill, b, h, slice(i0, min(i0 + step, p.queries)))
+            for b, h in np.ndindex(p.batch, p.heads)
             for i0 in range(0, p.queries, step)
-        ]  # fmt: skip
-        tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
-        run_jobs(jobs, 1 if tiny else threads or processors(), not tiny, progress)
-    return Rounded(Rows(**sums).with_sink(p.sink), output, norm)
+        ]
+        tiny = p.batch * p.heads * p.queries * p.keys <= TINY_CELLS
+        run_jobs(jobs, how.threads or processors(), not tiny, how.progress)
+    return Rounded(Rows(**sheet.sums).with_sink(p.sink), sheet.output, sheet.norm)
 
 
-def _block(
-    p: Problem, once: Callable[[Array], Array], grad_output: Array,
-    b: int, h: int, i0: int, i1: int,
-    sums: dict[str, Array], output: Array, norm: Array,
-) -> None:  # fmt: skip
-    """Compute rows i0:i1 of one head over all their keys; ``once`` rounds. Keys, values are."""
-    with np.errstate(all="ignore"):
-        g = p.group(h)
-        query, grad = once(p.query[b, h, i0:i1]), once(grad_output[b, h, i0:i1])
-        key, value = p.key[b, g], p.value[b, g]
-        s = once(once(query @ key.T) * np.float32(p.scale))  # (R, Lk)
-        z = s
-        if p.softcap is not None:
-            cap = np.float32(p.softcap)
-            z = once(once(np.tanh(once(z / cap))) * cap)
-        bias = p.mask.bias(b, h, i0, i1, 0, p.keys)
-        if bias is not None:
-            z = once(z + bias)
-        keep = p.mask.keep(b, h, i0, i1, 0, p.keys)
+class _Sheet:
+    """The results, written by jobs into rows of their own."""
+
+    def __init__(self, problem: Problem, kind: np.dtype[Any], grad_output: Array) -> None:
+        """kind: what to round to."""
+        p, self.kind, self.grad_output = problem, kind, grad_output
+        shape = (p.batch, p.heads, p.queries)
+        self.sums = {name: array.copy() for name, array in vars(Rows.empty(shape)).items()}
+        self.output, self.norm = np.zeros((*shape, p.value_width), np.float32), np.zeros(shape)
+        with np.errstate(over="ignore"):
+            self.problem = replace(p, key=self.once(p.key), value=self.once(p.value))
+
+    def once(self, array: Array) -> Array:
+        """Return float32 numbers, rounded."""
+        return np.asarray(array.astype(self.kind).astype(np.float32))
+
+    def fill(self, b: int, h: int, rows: slice) -> None:
+        """Compute some rows of one head over all their keys."""
+        p, once, at = self.problem, self.once, (b, h, rows)
+        with np.errstate(all="ignore"):
+            keep = p.mask.keep(b, h, rows.start, rows.stop, 0, p.keys)  # (R, Lk)
+            weights = self._weights(at, keep)
+            value = p.value[b, p.group(h)]
+            reads = np.where(np.isfinite(value), value, 0)
+            out = weights @ reads
+            if not np.isfinite(value).all():
+                lost = keep.astype(np.float32) @ ~np.isfinite(value).astype(bool)
+                out[lost > 0] = np.nan
+            self.output[at] = once(out)
+            dp = once(once(self.grad_output[at]) @ reads.T)
+            delta = np.vecdot(weights, dp)
+            ds = weights * (dp - delta[:, None])
+            self.norm[at] = np.sqrt(np.vecdot(ds, ds))
+
+    def _weights(self, at: tuple[int, int, slice], keep: Array) -> Array:
+        """Write the sums of these rows and return their weights. keep: ``(R, Lk)``."""
+        p, (b, h, rows) = self.problem, at
+        s, z = self._logits(b, h, rows)
         z = np.where(keep, z, np.float32(-np.inf))
-        found = TileSums(i1 - i0)
+        found = TileSums(len(s))
         found.scores(s, keep, np.empty_like(s))
         found.logits(z, 0)
         top = z.max(1)
@@ -93,20 +103,20 @@ def _block(
         e = np.exp(z)
         total = e.sum(1)
         found.weights(e, np.maximum(z, -104))  # e is 0 there, and 0·∞ would not be
-        for name, array in found.finish(
-            total.astype(np.float64), shift.astype(np.float64), 1.0, False
-        ).items():
-            sums[name][b, h, i0:i1] = array
+        wide = total.astype(np.float64), shift.astype(np.float64)
+        for name, array in found.finish(*wide, 1.0, False).items():
+            self.sums[name][at] = array
         if p.sink is not None:
             total = total + np.exp(np.float32(p.sink[h]) - shift)
-        weights = once(e / np.where(total == 0, np.float32(1), total)[:, None])
-        reads = np.where(np.isfinite(value), value, 0)
-        out = weights @ reads
-        if not np.isfinite(value).all():
-            lost = keep.astype(np.float32) @ ~np.isfinite(value).astype(bool)
-            out[lost > 0] = np.nan
-        output[b, h, i0:i1] = once(out)
-        dp = once(grad @ reads.T)
-        delta = np.vecdot(weights, dp)
-        ds = weights * (dp - delta[:, None])
-        norm[b, h, i0:i1] = np.sqrt(np.vecdot(ds, ds))
+        return self.once(e / np.where(total == 0, np.float32(1), total)[:, None])
+
+    def _logits(self, b: int, h: int, rows: slice) -> tuple[Array, Array]:
+        """Return scores and logits before the mask, ``(R, Lk)``."""
+        p, once = self.problem, self.once
+        query, key = once(p.query[b, h, rows]), p.key[b, p.group(h)]
+        s = z = once(once(query @ key.T) * np.float32(p.scale))
+        if p.softcap is not None:
+            cap = np.float32(p.softcap)
+            z = once(once(np.tanh(once(z / cap))) * cap)
+        bias = p.mask.bias(b, h, rows.start, rows.stop, 0, p.keys)
+        return s, z if bias is None else once(z + bias)

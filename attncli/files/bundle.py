@@ -6,15 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from attncli.errors import FileError
-from attncli.files.formats import json
-from attncli.files.formats.entry import (
-    Entry,
-    Header,
-    header_of,
-    listed,
-)
-from attncli.files.formats.npy import Array
+from attncli.errors import FileError, nearest, numbered
+from attncli.files.formats.entry import Array, Entry, Header, header_of
+from attncli.files.formats.nested import no_numbers
 
 #: What a tensor may be called in a bundle. Case does not matter.
 ROLES: Mapping[str, tuple[str, ...]] = {
@@ -113,7 +107,7 @@ def demand_numbers(bundle: Bundle, role: str) -> None:
     """Raise FileError where a member of JSON has a tensor's name but is something else."""
     for name, value in bundle.options.items() if bundle.kind == "json" else ():
         if name.lower() in ROLES[role] and value is not None:
-            raise json.no_numbers(value, bundle.source, name)
+            raise no_numbers(value, bundle.source, name)
 
 
 def is_result(bundle: Bundle) -> bool:
@@ -131,15 +125,12 @@ def path_of(bundle: Bundle) -> str:
 
 def unknown_name(bundle: Bundle, name: str) -> FileError:
     """The error for a name that no tensor has, with the nearest that exists."""
-    import difflib
-
     if list(bundle.tensors) == [""]:
         return FileError(
             f"{bundle.source} is one unnamed tensor: '::{name}' names nothing",
             f"leave the name out: {path_of(bundle)}",
         )
-    near = difflib.get_close_matches(name, list(bundle.tensors), 1, 0.5)
     return FileError(
-        f"{bundle.source} has no tensor '{name}'; it holds {listed(bundle.tensors)}",
-        f"did you mean '{near[0]}'?" if near else None,
+        f"{bundle.source} has no tensor '{name}'; it holds {numbered(bundle.tensors)}",
+        nearest(name, bundle.tensors, "") or None,
     )

@@ -6,18 +6,16 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from attncli.errors import FileError
-from attncli.files.formats.entry import listed, native, os_error
-from attncli.files.formats.json import dumps
-from attncli.files.formats.npy import Array, write_npy, write_npz
-from attncli.files.formats.safetensors import write_safetensors
+from attncli.errors import FileError, numbered
+from attncli.files.formats import SEVERAL, WRITABLE
+from attncli.files.formats.entry import Array, native, os_error
 
 
 def write(
@@ -31,33 +29,35 @@ def write(
 
     ``.npy`` takes exactly one array. ``extra`` (labels, options) becomes members of JSON and
     metadata of safetensors; ``.npz`` and ``.npy`` hold arrays alone. ``-`` is standard output.
+    Raises FileError where the file cannot be written or its format cannot hold the arrays.
     """
     suffix = format or os.path.splitext(path)[1].lower()
-    if suffix not in WRITERS:
+    row = WRITABLE.get(suffix)
+    if row is None:
         raise FileError(
             f"{path} ends in '{suffix}'" if suffix else f"{path} has no suffix",
-            f"the suffix says the format: {', '.join(WRITERS)}",
+            f"the suffix says the format: {', '.join(WRITABLE)}",
         )
-    if suffix == ".npy" and len(arrays) != 1:
+    if not row.many and len(arrays) != 1:
         raise FileError(
-            f".npy takes exactly one array, but there are {listed(arrays)}",
-            "use .npz, .safetensors or .json for several",
+            f"{suffix} takes exactly one array, but there are {numbered(arrays)}",
+            f"use {SEVERAL} for several",
         )
     arrays = {name: native(np.asarray(array)) for name, array in arrays.items()}
     if path != "-":
         with atomic(path) as stream:
-            WRITERS[suffix](stream, arrays, extra)
+            row.write(stream, arrays, extra)
         return
     if sys.stdout is None:
         raise FileError("standard output is closed")
-    if suffix != ".json" and sys.stdout.isatty():
+    if row.binary and sys.stdout.isatty():
         raise FileError(
             f"{suffix} is binary and standard output is a terminal",
             "redirect it (> FILE) or write .json",
         )
     with _writing("standard output"):
         sys.stdout.flush()
-        WRITERS[suffix](cast(BinaryIO, _Pipe(sys.stdout.buffer)), arrays, extra)
+        row.write(cast(BinaryIO, _Pipe(sys.stdout.buffer)), arrays, extra)
         sys.stdout.buffer.flush()
 
 
@@ -110,16 +110,3 @@ def _writing(path: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise os_error(error, path, "write") from None
-
-
-def _write_json(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
-    bare = list(arrays) == [""] and not extra
-    stream.write(dumps(arrays[""] if bare else {**extra, **arrays}) + b"\n")
-
-
-WRITERS: Mapping[str, Callable[[BinaryIO, Mapping[str, Array], Mapping[str, Any]], None]] = {
-    ".npz": write_npz,
-    ".safetensors": write_safetensors,
-    ".npy": write_npy,
-    ".json": _write_json,
-}

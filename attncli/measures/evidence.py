@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
@@ -16,7 +16,7 @@ from attncli.measures import layer, outputs, rows, sample, sweep
 from attncli.measures.sample import Sample
 from attncli.measures.statistic import STATISTICS, Statistic, Summaries, of_head, summarize
 from attncli.measures.sweep import Sweep
-from attncli.resources import Progress
+from attncli.resources import Progress, stages
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -85,12 +85,16 @@ class Evidence:
         return np.broadcast_to(real[:, None], (p.batch, p.kv_heads, p.keys))
 
     @cached_property
+    def _stages(self) -> Iterator[Progress | None]:
+        return stages(self.progress, (1, 1))  # the sweep and the sample, if both are asked for
+
+    @cached_property
     def sweep(self) -> Sweep:
         """What a second pass over all visible cells finds."""
         assert self.lse is not None
         return sweep.sweep(
             self.problem, np.asarray(self.lse, np.float64), self.chosen,
-            threads=self.threads, progress=self.progress,
+            threads=self.threads, progress=next(self._stages),
         )  # fmt: skip
 
     @property
@@ -101,7 +105,7 @@ class Evidence:
     @cached_property
     def sample(self) -> Sample:
         """What whole rows of weights say."""
-        return sample.sample(self.problem, self.chosen, seed=self.seed, progress=self.progress)
+        return sample.sample(self.problem, self.chosen, seed=self.seed, progress=next(self._stages))
 
     @property
     def distances(self) -> Array:

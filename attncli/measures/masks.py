@@ -54,14 +54,6 @@ def _planes(mask: Mask) -> Iterator[tuple[int, int, int]]:
             yield b, h, (e.batch // len(batches)) * (e.heads // len(heads))
 
 
-def positions(mask: Mask) -> tuple[int, ...] | None:
-    """Return the position of query 0 among the keys of each batch element, where it is known."""
-    e = mask.extent
-    if e.past is None and e.lengths is None and e.queries != e.keys:
-        return mask.offsets()
-    return e.offsets(None)
-
-
 def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
     """Count what a mask keeps. Time goes with its mixed tiles, memory with one row of tiles.
 
@@ -69,7 +61,7 @@ def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
     """
     e = mask.extent
     check_size(e)
-    offsets = positions(mask)
+    offsets = mask.positions()
     kept = empty_rows = future_rows = 0
     first_empty: tuple[int, int, int] | None = None
     first_future: tuple[int, int, int, int] | None = None

@@ -16,11 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any
 
-from attncli.errors import FileError, InputError
+from attncli.errors import FileError, InputError, nearest
 from attncli.measures.circuits import ALONE
 from attncli.measures.evidence import every_statistic
 
@@ -253,12 +252,6 @@ def _check_order(rule: Rule, where: str) -> None:
                 f"{rule.statistic} must be {'below' if rule.below else 'above'} a limit, so that "
                 f"{worse} must be the {'smaller' if rule.below else 'larger'} one",
             )
-
-
-def nearest(word: str, words: Any) -> str:
-    """Return a hint that names the nearest of ``words``, and all of them."""
-    near = get_close_matches(word, list(words), 1, 0.5)
-    return (f"did you mean '{near[0]}'? " if near else "") + f"(one of {', '.join(words)})"
 
 
 def _toml(value: Any) -> str:

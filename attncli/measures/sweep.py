@@ -95,22 +95,6 @@ def underflow_share(sweep: Sweep) -> Array:
     return np.where(sweep.cells > 0, sweep.tiny / np.maximum(sweep.cells, 1), np.nan)
 
 
-def positions(problem: Problem) -> Array | None:
-    """Return the position of query 0 among the keys of each batch element, ``(B,)``.
-
-    None where nothing says how queries and keys of different number lie to each other.
-    """
-    p = problem
-    offsets = p.mask.offsets()
-    if offsets is None and (p.past or p.mask.extent.past is not None):
-        offsets = (p.past,) * p.batch
-    if offsets is None and p.queries == p.keys:
-        offsets = (0,) * p.batch
-    if offsets is None and p.mask.extent.lengths is not None:
-        offsets = tuple(n - p.queries for n in p.mask.extent.lengths)
-    return None if offsets is None else np.asarray(offsets, np.int64)
-
-
 def sweep(
     problem: Problem,
     lse: Array,
@@ -123,7 +107,7 @@ def sweep(
     p = problem
     shape = (p.batch, p.heads)
     chosen = chosen & np.isfinite(lse)
-    offsets = positions(p)
+    offsets = p.mask.positions()
     found = Sweep(
         received=np.zeros((*shape, p.keys)),
         distance=np.full((*shape, p.queries), np.nan),
@@ -158,11 +142,11 @@ class _Walk:
 
     def __init__(
         self, p: Problem, b: int, h: int, i0: int, i1: int, lse: Array, chosen: Array,
-        offsets: Array | None,
+        offsets: tuple[int, ...] | None,
     ) -> None:  # fmt: skip
         self.p, self.b, self.h, self.i0, self.i1 = p, b, h, i0, i1
         self.lse, self.chosen = lse, chosen
-        self.offset = None if offsets is None else int(offsets[b])
+        self.offset = None if offsets is None else offsets[b]
         self.plain = p.softcap is None and not p.mask.has_bias
         self.received, self.tiny, self.cells = np.zeros(p.keys), 0, 0
 

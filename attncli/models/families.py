@@ -1,17 +1,16 @@
 """What a model family does beyond the names of its weights: one row a ``model_type``.
 
-Every row was compared with transformers 5.23 layer by layer (tests/test_checkpoints.py), except
+Every row was compared with transformers 5.23 layer by layer (tests/models/test_finding.py), except
 those marked (code), which come from reading the source.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from attncli.errors import InputError
+from attncli.errors import InputError, closest
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ def family_named(arch: str) -> Family:
     """Return the family of that name; InputError for an unknown one, with the nearest."""
     name = normal(arch)
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, 3, 0.5)
+        near = closest(name, FAMILIES, 0.5, 3)
         raise InputError(
             f"unknown architecture '{arch}'",
             (f"did you mean {' or '.join(near)}? " if near else "")

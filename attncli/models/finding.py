@@ -98,13 +98,19 @@ def find_layers(
     return layers
 
 
-def choose(layers: Sequence[Layer], which: int | str | None = None) -> Layer:
-    """Return one layer by its number or (a part of) its name; InputError when that is not one."""
+def choose(
+    layers: Sequence[Layer], which: int | str | None = None, skipped: Sequence[str] = ()
+) -> Layer:
+    """Return one layer by its number or (a part of) its name; InputError when that is not one.
+
+    ``skipped`` says, for the error, why other layers cannot be read.
+    """
     if which is None:
         if len(layers) == 1:
             return layers[0]
         raise InputError(
-            f"there are {len(layers)} attention layers and none is chosen", _choices(layers)
+            f"there are {len(layers)} attention layers and none is chosen",
+            _choices(layers, skipped),
         )
     text = str(which)
     if text.isdigit():
@@ -116,15 +122,16 @@ def choose(layers: Sequence[Layer], which: int | str | None = None) -> Layer:
             a for a in layers if f".{path}." in f".{a.name}."
         ]
     if not hits:
-        raise InputError(f"there is no attention layer '{text}'", _choices(layers))
+        raise InputError(f"there is no attention layer '{text}'", _choices(layers, skipped))
     if len(hits) > 1:
-        raise InputError(f"--layer {text} means {len(hits)} layers", _choices(hits))
+        raise InputError(f"--layer {text} means {len(hits)} layers", _choices(hits, skipped))
     return hits[0]
 
 
-def _choices(layers: Sequence[Layer]) -> str:
+def _choices(layers: Sequence[Layer], skipped: Sequence[str]) -> str:
     names = [f"{layer.name} ({layer.kind})" for layer in layers[:6]]
     more = f" and {len(layers) - 6} more (--list shows them)" if len(layers) > 6 else ""
+    more += f"; {len(skipped)} more cannot be read: {skipped[0]}" if skipped else ""
     return f"choose with --layer, by number or name: {', '.join(names)}{more}"
 
 
@@ -147,12 +154,7 @@ def load(
     found, skipped = every_layer(
         weights, config=config, arch=arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim
     )
-    try:
-        return choose(found, layer)
-    except InputError as error:
-        if skipped:
-            error.hint = f"{error.hint}; {len(skipped)} more cannot be read: {skipped[0]}"
-        raise
+    return choose(found, layer, skipped)
 
 
 def every_layer(

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from attncli.errors import InputError, counted
+from attncli.errors import InputError, counted, listed
 from attncli.models.layer import PLAIN
 
 
@@ -54,6 +54,8 @@ def _fused(name: str, leaf: str, *output: str, **more: object) -> Layout:
     return Layout(name, {"qkv": leaf}, output, **more)  # type: ignore[arg-type]
 
 
+_TORCH_BIASES = {"qkv": "in_proj_bias", "output": "out_proj.bias"}
+
 #: A tensor belongs to the first row whose inputs and output are all there.
 LAYOUTS = (
     _apart("BERT", "self.query self.key self.value", "output.dense"),
@@ -80,13 +82,12 @@ LAYOUTS = (
     _fused("DeBERTa", "self.in_proj", "output.dense", packing="groups", family="deberta"),
     Layout(
         "torch MultiheadAttention", {"qkv": "in_proj_weight"}, ("out_proj.weight",), "rows",
-        "torch", bare=True, biases={"qkv": "in_proj_bias", "output": "out_proj.bias"},
+        "torch", bare=True, biases=_TORCH_BIASES,
     ),
     Layout(
         "torch MultiheadAttention, separate",
         {"query": "q_proj_weight", "key": "k_proj_weight", "value": "v_proj_weight"},
-        ("out_proj.weight",), family="torch", bare=True,
-        biases={"qkv": "in_proj_bias", "output": "out_proj.bias"},
+        ("out_proj.weight",), family="torch", bare=True, biases=_TORCH_BIASES,
     ),
     Layout(
         "arrays", {"query": "wq", "key": "wk", "value": "wv"}, ("wo",), bare=True, by_hand=True,
@@ -144,6 +145,13 @@ def join(parent: str, leaf: str) -> str:
     return f"{parent}.{leaf}" if parent else leaf
 
 
+def _parent(name: str, leaf: str) -> str | None:
+    """Return what ``leaf`` was joined to, None where the name ends otherwise."""
+    if name == leaf or name.endswith("." + leaf):
+        return name[: -len(leaf)].rstrip(".")
+    return None
+
+
 def match(names: Iterable[str]) -> list[Found]:
     """Return every attention layer among the names, in the order they are met."""
     known = list(names)
@@ -161,11 +169,10 @@ def match(names: Iterable[str]) -> list[Found]:
             # bare arrays are named by hand: W_q, w_q and wq are one
             seen, there = (_folded(name), folded) if layout.by_hand else (name, exact)
             first = layout.weight(next(iter(layout.inputs.values())))
-            if seen == first or seen.endswith("." + first):
-                parent = seen[: -len(first)].rstrip(".")
-                tensors = _tensors(layout, parent, there)
-                if tensors:
-                    options.append((layout, parent, tensors))
+            before = _parent(seen, first)
+            tensors = {} if before is None else _tensors(layout, before, there)
+            if before is not None and tensors:
+                options.append((layout, before, tensors))
         if options:
             best = next((option for option in options if "output" in option[2]), options[0])
             found.append(_complete(*best, known if not best[1] else children.get(best[1], [])))
@@ -276,8 +283,9 @@ def nothing_found(names: Iterable[str], source: str) -> InputError:
         parents: dict[str, list[str]] = {}
         for name in known:
             for leaf in leaves:
-                if name == leaf or name.endswith("." + leaf):
-                    parents.setdefault(name[: -len(leaf)].rstrip("."), []).append(leaf)
+                parent = _parent(name, leaf)
+                if parent is not None:
+                    parents.setdefault(parent, []).append(leaf)
         for parent, have in parents.items():
             missing = [leaf for leaf in leaves if leaf not in have]
             words = (
@@ -291,7 +299,7 @@ def nothing_found(names: Iterable[str], source: str) -> InputError:
             f"{source} holds no attention layer that is known; the nearest: {'; '.join(near)}",
             "give the missing tensors, or a bundle with wq, wk, wv and wo",
         )
-    some = ", ".join(name or "unnamed" for name in known[:4]) + (", …" if len(known) > 4 else "")
+    some = listed([name or "unnamed" for name in known], 4)
     first = ", ".join(sorted({next(iter(row.inputs.values())) for row in LAYOUTS}))
     return InputError(
         f"{source} holds no attention layer that is known; it holds "

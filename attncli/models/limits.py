@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 
 from attncli.attention import language
-from attncli.attention.masks import Extent, Mask  # fmt: skip
-from attncli.attention.predicates import (
-    Added,
-    Alibi,
-    Cells,
-    Everything,
-    Padding,
-    Relative,
-    alibi_slopes,
-)
+from attncli.attention.biases import Added, Alibi, Relative, alibi_slopes
+from attncli.attention.masks import Extent, Mask
+from attncli.attention.patterns import Padding
+from attncli.attention.predicates import Cells, Everything
 from attncli.attention.problem import Masker
 from attncli.errors import InputError, MaskError
 from attncli.models.layer import Layer, PositionBias
@@ -76,10 +70,9 @@ def _padding_masker(array: Array, polarity: str) -> Masker:
         kind = polarity if rows.dtype.kind in "biu" else "keep"
         masker = language.tensor_masker(rows[:, None, None], kind, "key_padding_mask")
         mask = masker(extent)
-        cells = mask.predicate
-        if rows.dtype.kind not in "biu" or not isinstance(cells, Cells):
+        if rows.dtype.kind not in "biu":
             return mask
-        keep = cells.tensor[:, 0, 0]  # (B, Lk)
+        keep = (rows != 0) == (polarity == "keep")  # (B, Lk)
         lengths = keep.sum(-1)
         if (keep == (np.arange(extent.keys) < lengths[:, None])).all():
             stops = tuple(int(n) for n in lengths)
@@ -99,19 +92,11 @@ def beyond(maskers: Sequence[Masker], added: int) -> Masker:
             mask = mask & masker(inner)
         if mask.trivial:
             return Mask(extent, text=mask.text)
-        some, heads = mask.distinct()
-        if mask.has_bias:
-            some, heads = list(range(inner.batch)), list(range(inner.heads))
-        whole = (0, inner.queries, 0, inner.keys)
         pad = ((0, 0), (0, 0), (0, 0), (0, added))
-        shape = (len(some), len(heads), inner.queries, inner.keys)
-        keep = np.array([[mask.keep(b, h, *whole) for h in heads] for b in some]).reshape(shape)
-        keeps = Cells(np.pad(keep, pad, constant_values=True))
-        if not mask.has_bias:
-            return Mask(extent, keeps, text=mask.text)
-        bias = np.array([[mask.bias(b, h, *whole) for h in heads] for b in some]).reshape(shape)
-        more = Added(Cells(np.pad(np.where(keep, bias, 0), pad)))
-        return Mask(extent, keeps, (more,), text=mask.text)
+        small = mask.compact()
+        keeps = Cells(np.pad(small.dense(), pad, constant_values=True))
+        biases = (Added(Cells(np.pad(small.tensor(hidden=0), pad))),) if mask.has_bias else ()
+        return Mask(extent, keeps, biases, text=mask.text)
 
     return bind
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attncli.attention.predicates import alibi_slopes
+from attncli.attention.biases import alibi_slopes
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
 from attncli.files.bundle import Bundle

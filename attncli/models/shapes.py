@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attncli.errors import InputError
 
@@ -64,60 +64,73 @@ def sizes(name: str, rows: RowCounts, said: Said) -> Sizes:
         query = rows.query
     heads, source = _heads(name, query, said, notes)
     width = query // heads
-    if rows.qkv is not None:
-        rest = rows.qkv - query
-        kv_heads = rest // (2 * width)
-        if rest <= 0 or rest % (2 * width):
-            raise InputError(
-                f"{name}: its fused weight has {rows.qkv} rows, which are not {heads} query heads "
-                f"and some pairs of key and value heads, each {width} wide",
-                "say how it is divided: --heads, --head-dim, or --arch",
-            )
-        key = value = rest // 2
-    else:
-        assert rows.key is not None and rows.value is not None
-        key, value = rows.key, rows.value
-        kv_heads = key // width
-        if not kv_heads or key % width:
-            raise InputError(
-                f"{name}: its keys have {key} rows, which {heads} query heads of width {width} "
-                f"({query} rows) do not divide",
-                "heads and key/value heads have one width: give another --heads or --head-dim",
-            )
+    key, value = _key_value_rows(name, rows, query, heads)
+    kv_heads = key // width
     if heads % kv_heads or value % kv_heads:
         raise InputError(
             f"{name}: {heads} query heads ({source}) and {kv_heads} key/value heads of width "
             f"{width} do not go together; queries have {query} rows, keys {key}, values {value}",
             "query heads must be a multiple of key/value heads: give another --heads or --head-dim",
         )
-    value_dim = value // kv_heads
-    if rows.output is not None and rows.output != heads * value_dim:
-        gated = rows.output * 2 == query
-        raise InputError(
-            f"{name}: its output projection takes {rows.output} inputs but {heads} heads give "
-            f"{heads} × {value_dim}",
-            "queries are twice as many: gated attention is not supported"
-            if gated
-            else "give another --heads or --head-dim, or --arch when a fused weight is packed "
-            "differently",
-        )
+    found = Sizes(heads, kv_heads, width, value // kv_heads, source)
+    _check_output(name, rows, found)
     if said.flag_kv_heads is not None and said.flag_kv_heads != kv_heads:
         raise InputError(
             f"--kv-heads is {said.flag_kv_heads} but {name} has {kv_heads}: its keys have {key} "
             f"rows of heads {width} wide",
             f"leave --kv-heads out, or give --heads {query * said.flag_kv_heads // key}",
         )
-    for what, stated, found in (
-        ("heads", said.config_heads, heads),
-        ("key/value heads", said.config_kv_heads, kv_heads),
-        ("head width", said.config_head_dim, width),
-    ):
-        if stated is not None and stated[1] != found and said.flag_heads is None:
-            notes.append(
-                f"config.json says {stated[0]} {stated[1]}, the weights {found} {what}: the "
-                "weights won"
+    notes += _contradictions(said, found)
+    return replace(found, notes=tuple(dict.fromkeys(notes)))
+
+
+def _key_value_rows(name: str, rows: RowCounts, query: int, heads: int) -> tuple[int, int]:
+    """Return G·D and G·Dv; InputError where heads as wide as the query's do not divide them."""
+    width = query // heads
+    if rows.qkv is not None:
+        rest = rows.qkv - query
+        if rest <= 0 or rest % (2 * width):
+            raise InputError(
+                f"{name}: its fused weight has {rows.qkv} rows, which are not {heads} query heads "
+                f"and some pairs of key and value heads, each {width} wide",
+                "say how it is divided: --heads, --head-dim, or --arch",
             )
-    return Sizes(heads, kv_heads, width, value_dim, source, tuple(dict.fromkeys(notes)))
+        return rest // 2, rest // 2
+    assert rows.key is not None and rows.value is not None
+    if rows.key < width or rows.key % width:
+        raise InputError(
+            f"{name}: its keys have {rows.key} rows, which {heads} query heads of width {width} "
+            f"({query} rows) do not divide",
+            "heads and key/value heads have one width: give another --heads or --head-dim",
+        )
+    return rows.key, rows.value
+
+
+def _check_output(name: str, rows: RowCounts, found: Sizes) -> None:
+    if rows.output is None or rows.output == found.heads * found.value_dim:
+        return
+    gated = rows.output * 2 == found.heads * found.head_dim
+    raise InputError(
+        f"{name}: its output projection takes {rows.output} inputs but {found.heads} heads give "
+        f"{found.heads} × {found.value_dim}",
+        "queries are twice as many: gated attention is not supported"
+        if gated
+        else "give another --heads or --head-dim, or --arch when a fused weight is packed "
+        "differently",
+    )
+
+
+def _contradictions(said: Said, found: Sizes) -> list[str]:
+    """Return what config.json says otherwise than the weights."""
+    return [
+        f"config.json says {stated[0]} {stated[1]}, the weights {number} {what}: the weights won"
+        for what, stated, number in (
+            ("heads", said.config_heads, found.heads),
+            ("key/value heads", said.config_kv_heads, found.kv_heads),
+            ("head width", said.config_head_dim, found.head_dim),
+        )
+        if stated is not None and stated[1] != number and said.flag_heads is None
+    ]
 
 
 def _fused_query_rows(name: str, rows: RowCounts, said: Said) -> int:

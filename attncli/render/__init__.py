@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -39,30 +37,28 @@ def show(
         from attncli.errors import FileError
 
         raise FileError("standard output is closed")
-    if format in ("json", "ndjson"):
-        from attncli.render import data as render_data
-
-        _write_bytes(out, render_data.json_line(report, {} if line is None else {"line": line}))
-        return
-    if format == "csv":
-        from attncli.render import data as render_data
-
-        _write(out, render_data.csv_lines(report))
-    elif format == "markdown":
-        from attncli.render import data as render_data
-
-        _write(out, (line + "\n" for line in render_data.markdown_lines(report)))
-    else:
-        from attncli.render import terminal
+    if format == "table":
+        from attncli.render import paint, terminal
 
         columns, rows = _size(out)
         lines = terminal.lines(
             report,
             width=width or columns,
             height=height or max(rows - 8, 8),
-            color=_colored(out, color),
+            colors=paint.colors_of(out, color),
         )
-        _write(out, (line + "\n" for line in lines))
+        _write(out, (text + "\n" for text in lines))
+        return
+    from attncli.render import data
+
+    if format == "csv":
+        _write(out, data.csv_lines(report))
+    elif format == "markdown":
+        _write(out, (text + "\n" for text in data.markdown_lines(report)))
+    elif format in ("json", "ndjson"):
+        _write_bytes(out, data.json_line(report, {} if line is None else {"line": line}))
+    else:
+        raise ValueError(f"unknown format {format!r}")
 
 
 def show_error(
@@ -73,10 +69,10 @@ def show_error(
     ``more`` are further members of that object, such as the ``line`` of NDJSON.
     """
     if json:
-        from attncli.render import data as render_data
+        from attncli.render import data
 
         if sys.stdout is not None:
-            _write_bytes(sys.stdout, render_data.error_line(error, command, more))
+            _write_bytes(sys.stdout, data.error_line(error, command, more))
         return
     from attncli.render.cells import escaped
 
@@ -102,52 +98,16 @@ def progress(
     It draws a bar on standard error, only on a terminal and only past ``delay`` seconds of work.
     """
     out = stream or sys.stderr
-    if out is None or not out.isatty():
+    if out is None or not out.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda share: None
         return
-    bar = _Bar(out, label, delay)
+    from attncli.render.bar import Bar
+
+    bar = Bar(out, label, delay)
     try:
         yield bar
     finally:
         bar.clear()
-
-
-class _Bar:
-    WIDTH, EVERY = 30, 0.1
-
-    def __init__(self, out: TextIO, label: str, delay: float) -> None:
-        self._out, self._label = out, label
-        self._start = time.monotonic()
-        self._next = self._start + delay
-        self._drawn = False
-        self._lock = threading.Lock()
-
-    def __call__(self, share: float) -> None:
-        now = time.monotonic()
-        if now < self._next:
-            return
-        with self._lock:
-            self._next = now + self.EVERY
-            share = min(max(share, 0.0), 1.0)
-            full = round(share * self.WIDTH)
-            left = f"{(now - self._start) * (1 - share) / share:.0f} s left" if share else ""
-            bar = "█" * full + "░" * (self.WIDTH - full)
-            _write(self._out, [f"\r{self._label}  {bar} {100 * share:3.0f} %  {left}\x1b[K"])
-            self._drawn = True
-
-    def clear(self) -> None:
-        """Take the bar away."""
-        with self._lock:
-            if self._drawn:
-                self._out.write("\r\x1b[K")
-                self._out.flush()
-            self._next = float("inf")
-
-
-def _colored(out: TextIO, color: str) -> bool:
-    if color != "auto":
-        return color == "always"
-    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _size(out: TextIO) -> tuple[int, int]:

@@ -85,7 +85,7 @@ def markdown_lines(report: Report) -> Iterator[str]:
             if block.lines:
                 yield from ("", "```", *block.lines, "```")
         else:
-            yield from ("```", *block_lines(block, Paint(False), WIDTH, HEIGHT), "```")
+            yield from ("```", *block_lines(block, Paint(0), WIDTH, HEIGHT), "```")
 
 
 def _pipe_table(table: Table) -> Iterator[str]:

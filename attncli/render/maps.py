@@ -23,7 +23,7 @@ def heatmap_lines(heat: Heatmap, paint: Paint, width: int, height: int) -> Itera
         yield paint.bold(heat.title)
         yield f"{size} × {across}: nothing to show"
         return
-    halves = paint.color and size > height
+    halves = bool(paint.colors) and size > height
     values, row_edges = _pooled(heat.values, heat.row_edges, height * (2 if halves else 1))
     labels = _block_labels(heat, row_edges, 2 if halves else 1)
     label_width = max(wide(text) for text in labels)
@@ -39,9 +39,9 @@ def heatmap_lines(heat: Heatmap, paint: Paint, width: int, height: int) -> Itera
         if halves:
             upper = values[2 * n]
             lower = values[2 * n + 1] if 2 * n + 1 < len(values) else [0.0] * len(upper)
-            row = "".join(_half(a / top, b / top) for a, b in zip(upper, lower, strict=True))
+            row = "".join(paint.halves(a / top, b / top) for a, b in zip(upper, lower, strict=True))
         else:
-            row = "".join(_block(v / top, cell, paint.color) for v in values[n])
+            row = "".join(_block(v / top, cell, paint) for v in values[n])
         yield f"{pad(label, label_width, left=True)}  {row}".rstrip()
     yield from _legend(heat, values.shape, top, width, paint)
     if cell < 4 and _tell(heat, column_edges):
@@ -102,17 +102,12 @@ def _tell(heat: Heatmap, edges: Sequence[int]) -> bool:
     return list(heat.column_labels) != [str(n) for n in at]
 
 
-def _block(share: float, cell: int, color: bool) -> str:
+def _block(share: float, cell: int, paint: Paint) -> str:
     if share != share:
         return "?" * cell
-    if not color:
-        return PLAIN[level(share, len(PLAIN))] * cell
-    return f"\x1b[48;5;{RAMP[level(share, len(RAMP))][0]}m{' ' * cell}\x1b[0m"
-
-
-def _half(upper: float, lower: float) -> str:
-    front, back = (RAMP[max(level(share, len(RAMP)), 0)][0] for share in (upper, lower))
-    return f"\x1b[38;5;{front};48;5;{back}m▀\x1b[0m"
+    if paint.colors:
+        return paint.blank(cell, level(share, len(RAMP)))
+    return PLAIN[level(share, len(PLAIN))] * cell
 
 
 def _legend(
@@ -120,8 +115,8 @@ def _legend(
 ) -> Iterator[str]:
     steps = len(PLAIN)
     largest = numbers([top])[0]
-    if paint.color:
-        ramp = "".join(f"\x1b[48;5;{back}m  \x1b[0m" for back, _ in RAMP)
+    if paint.colors:
+        ramp = "".join(paint.blank(2, step) for step in range(len(RAMP)))
         yield f"0 {ramp} {largest}"
     else:
         starts = numbers([top * (k / steps) ** 2 for k in range(1, steps)], spare=True)
@@ -156,7 +151,7 @@ def grid_lines(grid: Grid, paint: Paint, width: int, height: int) -> Iterator[st
     yield (paint.bold(pad(grid.title, label_width, left=True)) + head).rstrip()
     for label, row in zip(labels, values, strict=True):
         marks = (
-            _middle(paint.shade(mark, share) if paint.color else mark, w, 1)
+            _middle(paint.shade(mark, share), w, 1)
             for mark, share, w in zip(map(_mark, row), row, columns, strict=True)
         )
         yield (pad(label, label_width, left=True) + (" " * gaps).join(marks)).rstrip()

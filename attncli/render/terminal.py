@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from attncli.errors import counted
 from attncli.render.cells import ELLIPSIS, columns_of, cut, escaped, flow, pad, visible, wide, wrap
 from attncli.render.maps import grid_lines, heatmap_lines
 from attncli.render.paint import Paint
@@ -16,9 +17,9 @@ SHORT_LABEL = 12  # label columns up to here stand in line from table to table
 NARROWEST = 24
 
 
-def lines(report: Report, *, width: int, height: int, color: bool) -> Iterator[str]:
+def lines(report: Report, *, width: int, height: int, colors: int) -> Iterator[str]:
     """Return the report as lines of at most ``width`` cells (unless something is to be whole)."""
-    width, paint = max(width, NARROWEST), Paint(color)
+    width, paint = max(width, NARROWEST), Paint(colors)
     for line in wrap([visible(fact) for fact in report.headline], " · ", width):
         yield from flow(line, width)
     for note in report.notes:
@@ -50,6 +51,7 @@ def block_lines(
 
 
 # -- tables -----------------------------------------------------------------------------------
+# rich's Table squeezes and wraps its columns; here the least telling go and a line says so.
 
 
 def _label_width(table: Table) -> int:
@@ -185,8 +187,7 @@ def _footer(table: Table, shown: Sequence[int], width: int) -> Iterator[str]:
         yield from flow("; ".join(facts) + (f" ({table.hint})" if table.hint else ""), width)
     dropped = len(table.columns) - len(shown)
     if not table.matrix and dropped:
-        plural = "s" if dropped > 1 else ""
-        yield from flow(f"+{dropped} column{plural}: --format csv, or a wider terminal", width)
+        yield from flow(f"+{counted(dropped, 'column')}: --format csv, or a wider terminal", width)
 
 
 # -- steps ------------------------------------------------------------------------------------

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.view import View
-from attncli.errors import InputError
-from attncli.reports.facts import cells, is_whole
-from attncli.reports.matrices import (
-    stage_of,
-    strongest,
-)
-from attncli.reports.parts import Selection, select
+from attncli.errors import InputError, nearest
+from attncli.reports.matrices import stage_of, strongest
+from attncli.reports.selection import Selection, is_whole, select
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,10 +39,9 @@ def wanted(
     chosen = select(problem, view)
     unknown = [name for name in include or () if name not in INCLUDABLE]
     if unknown:
-        close = get_close_matches(unknown[0], INCLUDABLE, 1)
         raise InputError(
             f"unknown name '{unknown[0]}' in --include",
-            (f"did you mean '{close[0]}'? " if close else "") + f"known: {', '.join(INCLUDABLE)}",
+            nearest(unknown[0], INCLUDABLE, f"known: {', '.join(INCLUDABLE)}", 0.6),
         )
     want = {"output", "lse", "row_statistics"} | {n for n in include or () if n in STAGES}
     asked = [name for name in include or () if name in GRADIENTS]
@@ -57,7 +51,7 @@ def wanted(
         )
     if gradients:
         want |= {"gradients", "gradient_norms"}
-    if machine and not include and is_whole(view) and cells(chosen) <= SMALL:
+    if machine and not include and is_whole(view) and chosen.cells <= SMALL:
         want.add("weights")
     return want
 

@@ -108,6 +108,15 @@ class Step:
 Block = Table | Heatmap | Grid | Text | Step
 
 
+def sentences(*lines: str, indent: str = "") -> Text:
+    """Return lines broken at blanks, so that they fit 80 columns."""
+    from textwrap import wrap
+
+    whole = [line.replace(" %", "~%") for line in lines]  # a number stays with its unit
+    parts = [part for line in whole for part in wrap(line, 79, subsequent_indent=indent)]
+    return Text("", [part.replace("~%", " %") for part in parts])
+
+
 @dataclass(frozen=True, eq=False)
 class Records:
     """One tidy table for programs: every row complete, every number in full."""

@@ -14,23 +14,20 @@ from attncli.measures.statistic import STATISTICS, of_head, quantile, summarize
 from attncli.reports.arrays import GRADIENTS, SMALL, array_of, saved, top_data
 from attncli.reports.blocks import Block, Column, Report, Table, Text
 from attncli.reports.facts import (
-    cells,
     facts_of,
     headline,
-    selection_of,
-    timing_of,
-    timing_table,
     tokens_of,
 )
+from attncli.reports.maps import heatmaps
 from attncli.reports.matrices import (
-    heatmaps,
     output_tables,
     top_tables,
     weights_tables,
 )
-from attncli.reports.parts import Selection, select
 from attncli.reports.records import records_of
+from attncli.reports.selection import Selection, select, selection_of
 from attncli.reports.stability import stability_table
+from attncli.reports.timing import timing_of, timing_table
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
 
@@ -165,7 +162,7 @@ def _data(
     else:
         if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
             data["output"] = array_of(result, chosen, view, "output")
-        if cells(chosen) <= SMALL:
+        if chosen.cells <= SMALL:
             data["weights"] = array_of(result, chosen, view, "weights")
         if result.derived is not None and problem.query.size + problem.key.size <= SMALL:
             data |= {name: array_of(result, chosen, view, name) for name in GRADIENTS}

@@ -1,22 +1,15 @@
-"""Facts that several reports share: the first line, sizes, selection, time."""
+"""What is said of any result: in words on the first line, as members of the JSON object."""
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Mapping
 from typing import Any
 
 from attncli.attention.problem import Problem
-from attncli.attention.view import Labels, View
-from attncli.reports.blocks import Column, Table
-from attncli.reports.parts import Selection
+from attncli.attention.view import Labels
+from attncli.errors import counted
 from attncli.studies.attend import Result
 
 LONGEST_MASK = 48
-
-
-# -- the first line ---------------------------------------------------------------------------
 
 
 def headline(result: Result) -> list[str]:
@@ -51,20 +44,16 @@ def _shapes_in_words(problem: Problem) -> str:
     parts = []
     if batch != 1 or heads != 1:
         many = f"{batch} × " if batch != 1 else ""
-        text = many + _count(heads, "head")
+        text = many + counted(heads, "head")
         if problem.kv_heads != heads:
             text += f" ({problem.kv_heads} for keys and values)"
         parts.append(text)
-    rows, keys = _count(problem.queries, "query", "queries"), _count(problem.keys, "key")
+    rows, keys = counted(problem.queries, "query", "queries"), counted(problem.keys, "key")
     past = f" ({problem.past} of them past)" if problem.past else ""
     parts += [f"{rows} × {keys}{past}", f"width {problem.width}"]
     if problem.value_width != problem.width:
         parts.append(f"values of width {problem.value_width}")
     return ", ".join(parts)
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _scale_in_words(problem: Problem) -> str:
@@ -102,24 +91,6 @@ def facts_of(result: Result) -> dict[str, Any]:
     return data
 
 
-def selection_of(view: View) -> dict[str, Any]:
-    """Return the member that says which part was selected, if one was."""
-    if is_whole(view):
-        return {}
-    names = ("batch", "head", "rows", "keys")
-    return {"selection": {n: list(s) for n in names if (s := getattr(view, n)) is not None}}
-
-
-def is_whole(view: View) -> bool:
-    """Return whether everything is selected."""
-    return view.batch is view.head is view.rows is view.keys is None
-
-
-def cells(chosen: Selection) -> int:
-    """Return how many weights are selected."""
-    return len(chosen.batch) * len(chosen.head) * len(chosen.rows) * len(chosen.keys)
-
-
 def tokens_of(labels: Labels) -> dict[str, Any]:
     """Return the labels as the members that a bundle has: tokens, or query_ and key_tokens."""
 
@@ -130,35 +101,3 @@ def tokens_of(labels: Labels) -> dict[str, Any]:
         return {"tokens": plain(labels.query)}
     found = {"query_tokens": labels.query, "key_tokens": labels.key}
     return {name: plain(names) for name, names in found.items() if names}
-
-
-# -- time -------------------------------------------------------------------------------------
-
-
-def timing_of(result: Result) -> dict[str, Any]:
-    """Return seconds, GFLOP/s (two products over the visible cells) and peak memory in bytes."""
-    problem = result.problem
-    cells = problem.batch * problem.heads * problem.queries * problem.keys
-    if result.rows is not None:
-        cells = int(result.rows.n.sum())
-    flops = 2 * cells * (problem.width + problem.value_width)
-    rate = flops / result.seconds / 1e9 if result.seconds > 0 else math.nan
-    return {"seconds": result.seconds, "gflops": rate, "peak_memory_bytes": _peak_memory()}
-
-
-def _peak_memory() -> int | None:
-    """Return the most memory this process has had, or None where the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def timing_table(result: Result, timing: Mapping[str, Any]) -> Table:
-    """Return a row for what ``timing_of`` says."""
-    peak = timing["peak_memory_bytes"]
-    columns = [Column("seconds"), Column("GFLOP/s"), Column("peak memory", sub="MiB")]
-    cells = [timing["seconds"], timing["gflops"], None if peak is None else peak / 2**20]
-    return Table("Time", columns, [cells], [result.engine.kernel or result.engine.backend])

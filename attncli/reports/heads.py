@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 from attncli.attention.problem import Problem
 from attncli.measures.policy import Verdict
 from attncli.measures.statistic import STATISTICS, Statistic
-from attncli.reports.blocks import Block, Column, Gap
-from attncli.reports.parts import excerpt, sentences
+from attncli.reports.blocks import Block, Column, Gap, sentences
+from attncli.reports.selection import excerpt
 
 WHOLE = 40  # heads up to here are all shown
 EDGE = 8  # of many heads with nothing to say

@@ -14,10 +14,10 @@ from attncli.attention.view import Labels, View
 from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.statistic import flat_names, flat_values, of_head
-from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
+from attncli.reports.blocks import Block, Column, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
 from attncli.reports.heads import WHOLE, Shown, cells, columns, head_name, reasons, telling
-from attncli.reports.parts import select, sentences
+from attncli.reports.selection import select
 from attncli.studies.effects import OVERALL, Effect
 from attncli.studies.health import Examination, Head
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from attncli.errors import counted
 from attncli.models.layer import Layer
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 
@@ -21,14 +22,16 @@ def layers_report(
     table, alike = _table(layers, full)
     blocks: list[Block] = [table]
     if skipped:
-        blocks.append(Text("", [f"{_many(len(skipped))} cannot be read:", *skipped]))
+        blocks.append(
+            Text("", [f"{counted(len(skipped), 'attention layer')} cannot be read:", *skipped])
+        )
     every = [set(layer.notes) for layer in layers]
     shared = [note for note in layers[0].notes if all(note in some for some in every)]
     lacks = dict.fromkeys(what for layer in layers for what in layer.lacks)
     return Report(
         command="multihead",
         headline=[
-            _many(len(layers)), *([", ".join(families)] if families else []),
+            counted(len(layers), "attention layer"), *([", ".join(families)] if families else []),
             f"{total:,} parameters", source,
         ],
         blocks=blocks,
@@ -43,10 +46,6 @@ def layers_report(
             *shared, *(f"not computed: {what}" for what in lacks),
         ],
     )  # fmt: skip
-
-
-def _many(count: int) -> str:
-    return f"{count} attention layer{'s' if count != 1 else ''}"
 
 
 #: Columns of the list that are said once, above it, where all layers agree.
@@ -150,7 +149,7 @@ def family_of(layer: Layer) -> str:
 
 def heads_of(layer: Layer) -> str:
     """Return '32 heads × 64, 8 for keys and values'."""
-    text = f"{layer.heads} head{'s' if layer.heads != 1 else ''} × {layer.head_dim}"
+    text = f"{counted(layer.heads, 'head')} × {layer.head_dim}"
     if layer.kv_heads != layer.heads:
         text += f", {layer.kv_heads} for keys and values"
     if layer.value_dim != layer.head_dim:

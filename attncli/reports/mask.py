@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,7 @@ from attncli.measures.masks import (
     mask_facts,
 )
 from attncli.reports.blocks import Block, Grid, Records, Report, Text
-from attncli.reports.matrices import Names
-from attncli.reports.parts import label, where
+from attncli.reports.labels import Names, label, where
 from attncli.resources import Progress, available_memory, readable_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -72,52 +70,61 @@ def mask_report(
     more = [] if tokens_view else _sentences(mask, facts)
     if more:
         blocks.append(Text("", more))
+    said: dict[str, Any] = {}
     if against is not None and found is not None:
         blocks.append(Text("", _differences(mask, against, found)))
-    tensors = dict(spoken.tensors) if spoken else {}
-    if not spoken and (keep or cells <= SMALL):
-        tensors = {"attn_mask": mask_tensor(mask, additive)}
-
-    def data() -> Mapping[str, Any]:
-        said: dict[str, Any] = {
-            "schema": "attncli.mask/1",
-            "command": "mask",
-            "mask": mask.text,
-            "shapes": {"attn_mask": [e.batch, e.heads, e.queries, e.keys]},
-            "kept": facts.kept,
-            "kept_share": facts.kept / facts.cells if facts.cells else None,
-            "empty_rows": facts.empty_rows,
-            "future_rows": facts.future_rows,
-            "tiles": {
-                "size": 128, "empty": facts.tiles_empty, "full": facts.tiles_full,
-                "mixed": facts.tiles_mixed,
-            },
-            "warnings": [],
+        said["against"] = _against_data(against, found)
+    tensors: dict[str, Array] = {}
+    if spoken is not None:
+        tensors = dict(spoken.tensors)
+        said["dialect"] = {
+            "name": spoken.dialect, "call": spoken.call, "arguments": dict(spoken.arguments),
+            "notes": list(spoken.notes),
         }  # fmt: skip
-        if against is not None and found is not None:
-            said["against"] = {
-                "mask": against.text, "cells": found.only_one + found.only_other,
-                "kept_only_here": found.only_one, "kept_only_there": found.only_other,
-                "first": found.first, "some": found.some,
-            }  # fmt: skip
-        if spoken is not None:
-            said["dialect"] = {
-                "name": spoken.dialect, "call": spoken.call, "arguments": dict(spoken.arguments),
-                "notes": list(spoken.notes),
-            }  # fmt: skip
-        return said | tensors
-
-    def records() -> Records:
-        if cells > SMALL * 64:
-            raise InputError(f"{cells} cells are too many for a table", "save the mask with -o")
-        rows = ((*map(int, cell), int(kept)) for cell, kept in np.ndenumerate(mask.dense()))
-        return Records(("batch", "head", "query", "key", "kept"), rows)
-
-    differs = found is not None and found.first is not None
+    elif keep or cells <= SMALL:
+        tensors = {"attn_mask": mask_tensor(mask, additive)}
     return Report(
         command="mask", headline=[] if tokens_view else _headline(mask, facts),
-        blocks=blocks, data=data, records=records, arrays=tensors, exit_code=int(differs),
+        blocks=blocks, data=lambda: {**_data(mask, facts), **said, **tensors},
+        records=lambda: _records(mask), arrays=tensors,
+        exit_code=int(found is not None and found.first is not None),
     )  # fmt: skip
+
+
+def _data(mask: Mask, facts: MaskFacts) -> dict[str, Any]:
+    e = mask.extent
+    return {
+        "schema": "attncli.mask/1",
+        "command": "mask",
+        "mask": mask.text,
+        "shapes": {"attn_mask": [e.batch, e.heads, e.queries, e.keys]},
+        "kept": facts.kept,
+        "kept_share": facts.kept / facts.cells if facts.cells else None,
+        "empty_rows": facts.empty_rows,
+        "future_rows": facts.future_rows,
+        "tiles": {
+            "size": 128, "empty": facts.tiles_empty, "full": facts.tiles_full,
+            "mixed": facts.tiles_mixed,
+        },
+        "warnings": [],
+    }  # fmt: skip
+
+
+def _against_data(against: Mask, found: Difference) -> dict[str, Any]:
+    return {
+        "mask": against.text, "cells": found.only_one + found.only_other,
+        "kept_only_here": found.only_one, "kept_only_there": found.only_other,
+        "first": found.first, "some": found.some,
+    }  # fmt: skip
+
+
+def _records(mask: Mask) -> Records:
+    e = mask.extent
+    cells = e.batch * e.heads * e.queries * e.keys
+    if cells > SMALL * 64:
+        raise InputError(f"{cells} cells are too many for a table", "save the mask with -o")
+    rows = ((*map(int, cell), int(kept)) for cell, kept in np.ndenumerate(mask.dense()))
+    return Records(("batch", "head", "query", "key", "kept"), rows)
 
 
 def mask_tensor(mask: Mask, additive: bool = False) -> Array:
@@ -193,7 +200,7 @@ def _sentences(mask: Mask, facts: MaskFacts) -> list[str]:
     if len(batches) > 1 or len(heads) > 1:
         lines.append("other batch elements or heads differ: see them with --batch and --head")
     if mask.has_bias:
-        kinds = ", ".join(type(bias).__name__.lower() for bias in mask.biases)
+        kinds = ", ".join(bias.words() for bias in mask.biases)
         lines.append(f"adds to the scores: {kinds}")
     return lines
 

@@ -1,8 +1,8 @@
-"""Matrices as tables and maps: weights, outputs, strongest keys."""
+"""Matrices as tables: weights, outputs, strongest keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from attncli.attention.definition import stages
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import TooLarge
-from attncli.reports.blocks import Column, Gap, Heatmap, Table
-from attncli.reports.parts import Indices, Selection, excerpt, label, ranges, where
-from attncli.resources import Progress
+from attncli.reports.blocks import Column, Gap, Table
+from attncli.reports.labels import label, ranges, where
+from attncli.reports.selection import Indices, Selection, excerpt
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -23,7 +23,6 @@ EDGE_COLUMNS = 40  # more than fit on a screen: the window chooses among them
 WHOLE_ROWS = 12
 PRINTABLE = 4_000_000  # cells of a table, not more
 CHUNK = 1 << 22  # cells computed at once
-MAP_BLOCKS = 512  # resolution of a map before the window fits it to the screen
 
 
 def stage_of(
@@ -42,11 +41,16 @@ def stage_of(
     return found
 
 
+def rows_at_once(problem: Problem) -> int:
+    """Return how many rows of all keys are computed at once."""
+    return max(1, CHUNK // max(1, problem.keys))
+
+
 def chunks(
     problem: Problem, b: int, h: int, rows: Indices
 ) -> Iterator[tuple[int, dict[str, Array]]]:
     """Return the stages of some rows, a chunk at a time, each with where its first row stands."""
-    step = max(1, CHUNK // max(1, problem.keys))
+    step = rows_at_once(problem)
     for start in range(0, len(rows), step):
         yield start, stages(problem, b, h, np.asarray(rows[start : start + step], np.int64))
 
@@ -57,7 +61,7 @@ def _row_part(shown: Array, total: int) -> str:
     return f"row{'s' if len(shown) != 1 else ''} {ranges(shown.tolist())} of {total}"
 
 
-def _not_shown(problem: Problem, view: View, chosen: Selection) -> tuple[str, list[str]]:
+def not_shown(problem: Problem, view: View, chosen: Selection) -> tuple[str, list[str]]:
     """Return what is said about heads and batch elements not shown, and how to see them."""
     heads = problem.heads - len({h for _, h in chosen.shown})
     batch = problem.batch - len({b for b, _ in chosen.shown})
@@ -99,7 +103,7 @@ def _rows(chosen: Selection, view: View) -> tuple[Array, Gap | None]:
 def _footer(
     problem: Problem, view: View, chosen: Selection, rows: Array, gap: Gap | None, last: bool
 ) -> dict[str, Any]:
-    hidden, flags = _not_shown(problem, view, chosen) if last else ("", [])
+    hidden, flags = not_shown(problem, view, chosen) if last else ("", [])
     flags += ["--rows"] if gap else []
     if flags:
         flags += ["--top"] if view.top is None else []
@@ -184,83 +188,3 @@ def top_tables(problem: Problem, labels: Labels, view: View, chosen: Selection) 
             )
         )
     return tables
-
-
-def heatmaps(
-    problem: Problem,
-    labels: Labels,
-    view: View,
-    chosen: Selection,
-    progress: Progress | None = None,
-) -> list[Heatmap]:
-    """Return maps of the heads shown, each at most MAP_BLOCKS blocks wide and high."""
-    maps = []
-    hidden, flags = _not_shown(problem, view, chosen)
-    for n, (b, h) in enumerate(chosen.shown):
-        row_edges, column_edges = _edges(len(chosen.rows)), _edges(len(chosen.keys))
-        values = np.zeros((len(row_edges) - 1, len(column_edges) - 1))
-        if values.size:
-            block = np.repeat(np.arange(len(row_edges) - 1), np.diff(row_edges))
-            for start, pooled in _pooled_rows(problem, b, h, view, chosen, column_edges):
-                np.maximum.at(values, block[start : start + len(pooled)], pooled)
-                if progress:
-                    done = (start + len(pooled)) / len(chosen.rows)
-                    progress((n + done) / len(chosen.shown))
-        last = n == len(chosen.shown) - 1
-        maps.append(
-            Heatmap(
-                title="Weights" + where(problem, b, h),
-                values=values,
-                row_edges=row_edges,
-                column_edges=column_edges,
-                row_labels=Names(labels.query, b, chosen.rows),
-                column_labels=Names(labels.key, b, chosen.keys),
-                row_positions=chosen.rows,
-                column_positions=chosen.keys,
-                notes=[f"{hidden} ({', '.join(flags)})"] if hidden and last else [],
-            )
-        )
-    return maps
-
-
-def _pooled_rows(
-    problem: Problem, b: int, h: int, view: View, chosen: Selection, edges: Sequence[int]
-) -> Iterator[tuple[int, Array]]:
-    """Yield (where a chunk of rows starts, the largest weight of each block of keys)."""
-    column = np.repeat(np.arange(len(edges) - 1), np.diff(edges))  # the block of each chosen key
-    if view.keys is not None:
-        some = np.asarray(chosen.keys, np.int64)
-        for start, stage in chunks(problem, b, h, chosen.rows):
-            yield start, np.maximum.reduceat(stage["weights"][:, some], edges[:-1], axis=1)
-        return
-    step = max(1, CHUNK // max(1, problem.keys))
-    for start in range(0, len(chosen.rows), step):
-        rows = np.asarray(chosen.rows[start : start + step], np.int64)
-        spans = problem.mask.spans(b, h, int(rows.min()), int(rows.max()) + 1)
-        pooled = np.zeros((len(rows), len(edges) - 1))
-        if spans:
-            keys = np.concatenate([np.arange(*span) for span in spans])
-            weights = stages(problem, b, h, rows, keys)["weights"]
-            blocks, firsts = np.unique(column[keys], return_index=True)
-            pooled[:, blocks] = np.maximum.reduceat(weights, firsts, axis=1)
-        yield start, pooled
-
-
-def _edges(size: int) -> list[int]:
-    blocks = min(size, MAP_BLOCKS)
-    return [size * k // blocks for k in range(blocks + 1)] if blocks else [0]
-
-
-class Names(Sequence[str]):
-    """The labels of a selection, made when they are looked at: there may be very many."""
-
-    def __init__(self, names: tuple[tuple[str, ...], ...] | None, b: int, indices: Indices) -> None:
-        self._names, self._b, self._indices = names, b, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, slice):
-            return [label(self._names, self._b, i) for i in self._indices[at]]
-        return label(self._names, self._b, self._indices[at])

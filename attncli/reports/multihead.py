@@ -14,22 +14,20 @@ from attncli.measures.statistic import of_head
 from attncli.reports.arrays import SMALL, array_of, top_data, wanted
 from attncli.reports.blocks import Block, Column, Heatmap, Records, Report, Table, Text
 from attncli.reports.facts import (
-    cells,
     facts_of,
     headline,
-    is_whole,
-    selection_of,
-    timing_of,
-    timing_table,
     tokens_of,
 )
 from attncli.reports.heads import WHOLE, Shown, alike, columns, head_name
 from attncli.reports.heads import cells as shown_cells
+from attncli.reports.labels import label
 from attncli.reports.layers import family_of, heads_of, layer_data
-from attncli.reports.matrices import heatmaps, rows_table, top_tables
-from attncli.reports.parts import Selection, excerpt, label, select
+from attncli.reports.maps import heatmaps
+from attncli.reports.matrices import rows_table, top_tables
 from attncli.reports.records import records_of
+from attncli.reports.selection import Selection, excerpt, is_whole, select, selection_of
 from attncli.reports.stability import EDGE_HEADS
+from attncli.reports.timing import timing_of, timing_table
 from attncli.studies import bundle
 from attncli.studies.heads import HeadFacts
 from attncli.studies.layer import MultiheadResult
@@ -114,7 +112,7 @@ def multihead_report(
         else:
             if made.output.size <= SMALL:
                 said["output"] = made.output
-            if cells(chosen) <= SMALL:
+            if chosen.cells <= SMALL:
                 said["weights"] = array_of(made.attention, chosen, view, "weights")
         if more or options:
             said["mask"] = options.get("mask")

@@ -12,8 +12,9 @@ from attncli.attention.view import Labels, View
 from attncli.errors import InputError
 from attncli.measures.statistic import flat_names, flat_values, of_head
 from attncli.reports.blocks import Records
+from attncli.reports.labels import label
 from attncli.reports.matrices import strongest
-from attncli.reports.parts import Selection, label
+from attncli.reports.selection import Selection
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -12,7 +12,7 @@ from attncli.attention.view import View
 from attncli.measures.statistic import of_head
 from attncli.reports.blocks import Table
 from attncli.reports.heads import Shown, cells, columns, head_in_words
-from attncli.reports.parts import Selection, excerpt
+from attncli.reports.selection import Selection, excerpt
 
 EDGE_HEADS = 16
 COLUMNS = (

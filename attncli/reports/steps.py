@@ -14,7 +14,8 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import InputError
 from attncli.reports.blocks import Block, Column, Step, Table, Text
-from attncli.reports.parts import Selection, label, where
+from attncli.reports.labels import label, where
+from attncli.reports.selection import Selection
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

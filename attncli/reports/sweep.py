@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from attncli.measures.statistic import STATISTICS
-from attncli.reports.blocks import Column, Records, Report, Table
+from attncli.reports.blocks import Column, Records, Report, Table, sentences
 from attncli.reports.heads import WORDS
 from attncli.reports.health import SCHEMA, share_in_words
-from attncli.reports.parts import sentences
 from attncli.studies.effects import OVERALL
 from attncli.studies.widths import SWEPT, SWEPT_VALUES
 

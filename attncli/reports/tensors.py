@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
 from textwrap import wrap
 from typing import Any
 
-from attncli.errors import FileError, InputError
+from attncli.errors import FileError, InputError, listed, nearest
 from attncli.files.bundle import Bundle
 from attncli.measures.tensors import TensorFacts, header_facts, tensor_facts
 from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
-from attncli.resources import Progress, readable_bytes
+from attncli.resources import Progress, readable_bytes, stages
 
 WHOLE = 40  # rows of a table that is shown whole
 EDGE = 16  # else at each end
@@ -82,36 +80,6 @@ def tensors_report(
     )  # fmt: skip
 
 
-def tensor_lines(
-    bundles: Bundle | Sequence[Bundle],
-    *,
-    header: bool = False,
-    filter: str | Sequence[str] | None = None,
-    sort: str | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Iterator[Report]:
-    """Yield a report a tensor for NDJSON (``render.show(report, "ndjson")``), each as it is read.
-
-    Options and errors as of ``tensors_report``; with ``sort`` all are read before the first. The
-    exit code of the whole is the largest of them.
-    """
-    chosen = _chosen(bundles, filter)
-    order = _order(sort, header)
-    found = _facts(chosen, header, threads, progress)
-    several = len({bundle.source for bundle, _ in chosen}) > 1
-
-    def lines() -> Iterator[Report]:
-        for facts in order(list(found)) if order else found:
-            yield Report(
-                command="inspect", headline=[], blocks=[],
-                data=partial(_line, facts, header, several),
-                warnings=_warnings([facts]), exit_code=_exit_code([facts]),
-            )  # fmt: skip
-
-    return lines()
-
-
 # -- which tensors, in what order -------------------------------------------------------------
 
 Chosen = Sequence[tuple[Bundle, str]]
@@ -136,12 +104,11 @@ def _chosen(bundles: Bundle | Sequence[Bundle], filter: str | Sequence[str] | No
     hint = (
         f"the pattern is of the whole name: --filter '*{inside[0].strip('*')}*'" if inside else None
     )
-    near = difflib.get_close_matches(globs[0].strip("*"), names, 1, 0.5) if globs else []
-    if not hint and near:
-        hint = f"did you mean '{near[0]}'?"
+    if not hint and globs:
+        hint = nearest(globs[0].strip("*"), names, "")
     raise InputError(
         f"no name of {len(names)} tensors matches {' or '.join(map(repr, globs))}",
-        hint or f"they are called {', '.join(map(repr, names[:3]))}{', …' * (len(names) > 3)}",
+        hint or f"they are called {listed(map(repr, names), 3)}",
     )
 
 
@@ -153,11 +120,10 @@ def _order(
         return None
     column, reverse = sort.removeprefix("-"), sort.startswith("-")
     if column not in HEADER + STATISTICS:
-        near = difflib.get_close_matches(column, HEADER + STATISTICS, 1, 0.5)
+        columns = HEADER + STATISTICS
         raise InputError(
             f"unknown column '{column}' in --sort",
-            (f"did you mean '{near[0]}'? " if near else "")
-            + f"columns are {', '.join(HEADER + STATISTICS)}",
+            nearest(column, columns, f"columns are {', '.join(columns)}"),
         )
     if header and column in STATISTICS:
         raise InputError(
@@ -184,16 +150,10 @@ def _facts(
         yield from heads
         return
     sizes = [_bytes(head) + 1 for head in heads]
-    done, total = 0, sum(sizes)
-
-    def part(share: float) -> None:
-        if progress:
-            progress((done + share * size) / total)
-
-    for (bundle, _), head, size in zip(chosen, heads, sizes, strict=True):
-        yield tensor_facts(bundle, head, threads=threads, progress=part)
-        part(1.0)
-        done += size
+    for (bundle, _), head, stage in zip(chosen, heads, stages(progress, sizes), strict=True):
+        yield tensor_facts(bundle, head, threads=threads, progress=stage)
+        if stage:
+            stage(1.0)
 
 
 # -- for programs -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from attncli.models.finding import find_layers, holds_layers
 from attncli.reports.blocks import Block, Column, Records, Report, Table
 from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
-from attncli.reports.parts import excerpt
+from attncli.reports.selection import excerpt
 from attncli.resources import Progress
 
 __all__ = ["holds_layers", "weights_report"]

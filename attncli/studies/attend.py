@@ -18,17 +18,20 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
-from attncli.engines import GRADIENTS, ON_DEVICES, WANTS, Attended
+from attncli.engines import ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
-from attncli.resources import Progress, available_memory, readable_bytes
+from attncli.resources import Progress, available_memory, readable_bytes, stages
 
 if TYPE_CHECKING:
     from attncli.attention.rope import Rope
 
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+GRADIENTS = ("gradients", "grad_bias", "gradient_norms")  # the last two imply the first
+WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,22 +236,20 @@ def run(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", "it must be at least 1")
     engine = engines.load(backend, device)
-    where = {"device": device} if backend in ON_DEVICES else {}
-    check_memory(problem, want, dense=backend == "reference")
-    forward = 1.0 if grad_output is None else 0.3  # the share of the work
+    back = None if grad_output is None else engines.load_backward(backend)
+    check_memory(problem, want, dense=ENGINES[backend].dense)
+    stage = stages(progress, (3, 7) if back else (1,))  # gradients are the longer part
     start = time.perf_counter()
-    done = engine.attend(
-        problem, frozenset(want), threads=threads, progress=_share(progress, 0, forward), **where
-    )
+    done = engine.attend(problem, frozenset(want), How(threads, device, next(stage)))
     if done.seconds is None:
         done = replace(done, seconds=time.perf_counter() - start)
     derived = None
-    if grad_output is not None:
+    if back is not None:
         names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
-        derived = engines.load_backward(backend).backward(
-            problem, grad_output, done, want=frozenset(names[n] for n in want if n in names),
-            threads=threads, progress=_share(progress, forward, 1), **where,
-        )  # fmt: skip
+        asked = frozenset(names[name] for name in want if name in names)
+        derived = back.backward(
+            problem, grad_output, done, asked, How(threads, device, next(stage))
+        )
     known_lse = bool({"lse", "row_statistics"} & set(want))
     return Result(
         problem=problem,
@@ -258,11 +259,6 @@ def run(
         warnings=(*problem.warnings, *_warnings(problem, done.lse, known_lse)),
         derived=derived,
     )
-
-
-def _share(progress: Progress | None, start: float, stop: float) -> Progress | None:
-    """Return progress for a part of the work, from start to stop."""
-    return progress and (lambda done: progress(start + (stop - start) * done))
 
 
 def statistics(result: Result) -> dict[str, Any]:

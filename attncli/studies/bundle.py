@@ -9,7 +9,7 @@ import numpy as np
 
 from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.predicates import KeysBelow
+from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import Problem
 from attncli.errors import MaskError
 from attncli.measures.masks import difference
@@ -38,8 +38,10 @@ def options_of(problem: Problem) -> tuple[dict[str, Any], dict[str, Array], str]
     if text is None:
         e = p.mask.extent
         if e.batch * e.heads * e.queries * e.keys > LARGEST:
-            return options, arrays, f"the mask ({p.mask.text}) is too large to go along as a tensor"
-        arrays["attn_mask"] = _tensor(p.mask, p.dtype)
+            missing = f"the mask ({p.mask.words}) is too large to go along as a tensor"
+            return options, arrays, missing
+        whole = p.mask.has_bias
+        arrays["attn_mask"] = p.mask.tensor(p.dtype) if whole else p.mask.compact().dense()
     elif text:
         options["mask"] = text
     return options, arrays, ""
@@ -83,17 +85,3 @@ def _same_bias(one: Mask, other: Mask) -> bool:
         for h in range(e.heads)
         for rows in ends
     )
-
-
-def _tensor(mask: Mask, dtype: np.dtype[Any]) -> Array:
-    """Return bool, or float with −∞ where nothing is seen."""
-    e = mask.extent
-    batches, heads = mask.distinct()
-    if mask.has_bias:
-        batches, heads = list(range(e.batch)), list(range(e.heads))
-    whole = (0, e.queries, 0, e.keys)
-    keep = np.array([[mask.keep(b, h, *whole) for h in heads] for b in batches])
-    if not mask.has_bias:
-        return keep
-    bias = np.array([[mask.bias(b, h, *whole) for h in heads] for b in batches])
-    return np.where(keep, bias, -np.inf).astype(dtype)

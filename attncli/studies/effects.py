@@ -14,7 +14,6 @@ from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
 from attncli.measures.rows import SATURATED, pooled_std
 from attncli.measures.statistic import Summaries, quantile
-from attncli.resources import Progress
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,20 +49,6 @@ class Effect:
     moved: Array
     moved_overall: float
     lost: int
-
-
-class Stages:
-    """Progress of work in ``count`` stages of equal length: each call of a stage starts at 0."""
-
-    def __init__(self, progress: Progress | None, count: int) -> None:
-        self.progress, self.count, self.done, self.last = progress, count, 0, 0.0
-
-    def __call__(self, share: float) -> None:
-        if share < self.last - 0.3:
-            self.done = min(self.done + 1, self.count - 1)
-        self.last = share
-        if self.progress:
-            self.progress((self.done + min(share, 1.0)) / self.count)
 
 
 def overview(run: Evidence) -> dict[str, float]:

@@ -55,7 +55,7 @@ def head_facts(
     p = result.problem
     evidence = replace(result.evidence, added=made.added, threads=threads, progress=progress)
     # what a position is worth where queries and keys are one sequence
-    known = sweep.positions(p) is not None and not made.cross
+    known = p.mask.positions() is not None and not made.cross
     found = evidence.summaries(n for n in TOLD if known or "placed" not in STATISTICS[n].needs)
     swept, roles = evidence.sweep, {}
     for b, h in np.ndindex(p.batch, p.heads):

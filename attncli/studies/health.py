@@ -15,10 +15,10 @@ from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
 from attncli.measures.statistic import Summaries
-from attncli.resources import Progress
+from attncli.resources import Progress, stages
 from attncli.studies import what_if
 from attncli.studies.attend import Result
-from attncli.studies.effects import VANISHED, Effect, Stages, effect
+from attncli.studies.effects import VANISHED, Effect, effect
 from attncli.studies.runs import median_gradient, run_both_ways, run_rounded
 from attncli.studies.what_if import WhatIf
 
@@ -91,11 +91,12 @@ def examine(
     scales: dict[float, Problem] = {}
     for one in (auto, what_if.with_scale(p, "none"), p):
         scales.setdefault(one.scale, one)
-    stages = Stages(progress, 2 * (len(scales | {p.scale: p}) + len(what_ifs)) + 2)
+    # the runs, then what their statistics need, about as long as a run, then the what-ifs
+    stage = stages(progress, [1] * (len(scales) + 1 + len(what_ifs)))
 
     def run(one: Problem) -> Result:
         return run_both_ways(
-            one, grad_output, backend=backend, device=device, threads=threads, progress=stages
+            one, grad_output, backend=backend, device=device, threads=threads, progress=next(stage)
         )
 
     result = run(p)
@@ -104,7 +105,7 @@ def examine(
     }
     floor = _floor(problem, runs[auto.scale])
     runs = {scale: replace(one, floor=floor) for scale, one in runs.items()}
-    runs[p.scale] = now = replace(runs[p.scale], seed=seed, threads=threads, progress=stages)
+    runs[p.scale] = now = replace(runs[p.scale], seed=seed, threads=threads, progress=next(stage))
     found = now.summaries(TOLD)
     heads = tuple(_head(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads))
     scale = [effect(_scale_text(one), runs[number], now) for number, one in scales.items()]
@@ -113,7 +114,7 @@ def examine(
         changed = change.apply(p, now.values("logit_max"))
         if change.dtype:
             after = run_rounded(
-                changed, change.dtype, grad_output, threads=threads, progress=stages
+                changed, change.dtype, grad_output, threads=threads, progress=next(stage)
             )
         else:
             after = run(changed).evidence
@@ -142,7 +143,7 @@ def _head(
     labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
     what, placed = looks_at(
         own, swept.received[b, h].tolist(), int(swept.rows[b, h]), int(swept.cells[b, h]), labels,
-        sweep.positions(now.problem) is not None,
+        now.problem.mask.positions() is not None,
     )  # fmt: skip
     sink = own["sink_mass"] > 0.9
     return Head(b, h, judge(own, placed, policy, sink), tuple(what), placed)

@@ -144,7 +144,7 @@ def multihead(
 
     What the layer says of mask, scale, softcap, sink and RoPE holds unless given here; ``mask``,
     ``scale``, ``rope`` = ``"none"``, ``softcap`` = 0 and ``sink`` = -inf switch it off.
-    ``want`` as in ``run.attend``, or a function of the posed Problem that says it. Raises AttnError
+    ``want`` as in ``attend``, or a function of the posed Problem that says it. Raises AttnError
     for what does not fit together.
     """
     if not isinstance(weights, Layer):

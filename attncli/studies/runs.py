@@ -37,10 +37,11 @@ def run_rounded(
     progress: Progress | None = None,
 ) -> Evidence:  # fmt: skip
     """Run both ways with every stage rounded to a half precision; of the gradients only ‖dS‖."""
+    from attncli.engines import How
     from attncli.engines.rounded import rounded
 
     upward = _real_upstream(problem, grad_output)
-    done = rounded(problem, dtype, upward, threads=threads, progress=progress)
+    done = rounded(problem, dtype, upward, How(threads, progress=progress))
     norms = {"grad_score_norm": done.score_norm}
     return Evidence(problem, done.rows, output=done.output, norms=norms)
 

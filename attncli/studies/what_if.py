@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import Problem
-from attncli.errors import InputError
-from attncli.measures.policy import nearest
+from attncli.errors import InputError, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from attncli.attention.pose import pose
 from attncli.attention.problem import Scale
-from attncli.resources import Progress
-from attncli.studies.effects import VANISHED, Stages, overview
+from attncli.resources import Progress, stages
+from attncli.studies.effects import VANISHED, overview
 from attncli.studies.runs import median_gradient, run_both_ways
 
 SWEPT = 512  # queries and keys
 SWEPT_VALUES = 64  # width of the values, the same for all
+SCALES: tuple[Scale, ...] = ("auto", "none")
 
 
 def sweep_dim(
@@ -25,20 +26,19 @@ def sweep_dim(
 
     SWEPT queries and keys; values are SWEPT_VALUES wide, so that gradients can be compared.
     """
-    stages = Stages(progress, 4 * len(widths))
+    stage = stages(progress, (width + SWEPT_VALUES for width in widths for _ in SCALES))
     for width in widths:
         rng = np.random.default_rng([seed, width])
         query, key = rng.standard_normal((2, SWEPT, width))
         value = rng.standard_normal((SWEPT, SWEPT_VALUES))
         found = []
         floor = np.zeros((1, 1))
-        scales: tuple[Scale, ...] = ("auto", "none")
-        for scale in scales:
+        for scale in SCALES:
             run = run_both_ways(
                 pose(query, key, value, scale=scale),
                 f"random:{seed}",
                 threads=threads,
-                progress=stages,
+                progress=next(stage),
             ).evidence
             if scale == "auto":
                 floor = VANISHED * median_gradient(run)

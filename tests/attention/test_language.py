@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attncli.attention.language import MASKS, masker, tensor_masker
+from attncli.attention.language import BUILDERS, masker, tensor_masker
 from attncli.attention.masks import Extent
+from attncli.attention.words import MASKS
 from attncli.errors import AttnError, MaskError
 
 EXTENT = Extent(2, 2, 4, 4)
@@ -101,9 +102,11 @@ def test_a_corner_holds_for_the_whole_expression() -> None:
 
 
 def test_every_mask_says_how_it_is_written() -> None:
-    for name, (form, meaning, _) in MASKS.items():
-        assert form.startswith(name)
-        assert meaning
+    assert set(BUILDERS) == set(MASKS)
+    for name, word in MASKS.items():
+        assert word.forms.startswith(name)
+        assert word.usual.startswith(name)
+        assert word.meaning
 
 
 def test_masks_from_files(tmp_path: Path) -> None:

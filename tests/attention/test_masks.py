@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attncli.attention.biases import alibi_slopes
 from attncli.attention.language import masker, tensor_masker
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.predicates import EMPTY, FULL, alibi_slopes
+from attncli.attention.predicates import EMPTY, FULL
 from attncli.errors import MaskError
 from tests.support.problems import mask_expressions, mask_tensors
 

@@ -31,9 +31,11 @@ if any(name in os.environ for name in UNSET):  # both are read when NumPy is loa
 import numpy as np  # noqa: E402
 
 from attncli.attention.masks import Extent, Mask  # noqa: E402
+from attncli.attention.patterns import Band, Blocks  # noqa: E402
 from attncli.attention.pose import pose  # noqa: E402
-from attncli.attention.predicates import FAR, Band, Blocks  # noqa: E402
+from attncli.attention.predicates import FAR  # noqa: E402
 from attncli.attention.problem import Problem  # noqa: E402
+from attncli.engines import How  # noqa: E402
 from attncli.engines.numpy import forward  # noqa: E402
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -166,7 +168,7 @@ def installed() -> dict[str, Make]:
 
 
 def ours(problem: Problem, want: tuple[str, ...] = ("output",)) -> Run:
-    return lambda: forward.attend(problem, want, threads=THREADS).output
+    return lambda: forward.attend(problem, want, How(THREADS)).output
 
 
 def p1(quick: bool) -> Iterator[Line]:
@@ -263,7 +265,7 @@ def p5(quick: bool) -> Iterator[Line]:
         problem = pose(*tensors(1, n, 64), mask=causal if masked else ())
         for want in (("output",), STATISTICS):
             tracemalloc.start()
-            got = forward.attend(problem, want, threads=THREADS)
+            got = forward.attend(problem, want, How(THREADS))
             _, peak = tracemalloc.get_traced_memory()
             tracemalloc.stop()
             kept = got.output.nbytes + got.lse.nbytes

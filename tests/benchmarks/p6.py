@@ -34,9 +34,11 @@ if __name__ == "__main__" and any(name in os.environ for name in UNSET):
 import numpy as np  # noqa: E402
 
 from attncli.attention.masks import Extent, Mask  # noqa: E402
+from attncli.attention.patterns import Band  # noqa: E402
 from attncli.attention.pose import pose  # noqa: E402
-from attncli.attention.predicates import FAR, Band  # noqa: E402
+from attncli.attention.predicates import FAR  # noqa: E402
 from attncli.attention.problem import Problem  # noqa: E402
+from attncli.engines import How  # noqa: E402
 from attncli.engines.numpy import backward as numpy_backward  # noqa: E402
 from attncli.engines.numpy import forward as numpy_forward  # noqa: E402
 
@@ -91,10 +93,10 @@ def measure(cells: list[tuple[int, int, int]], seconds: float) -> Iterator[Line]
                 return torch.autograd.grad(out, leaves, upward)
 
             def ours(problem: Problem = problem) -> Any:
-                return numpy_forward.attend(problem, (), threads=THREADS)
+                return numpy_forward.attend(problem, (), How(THREADS))
 
             def ours_back(done: Any, problem: Problem = problem, grad: Array = grad) -> Any:
-                return numpy_backward.backward(problem, grad, done, threads=THREADS)
+                return numpy_backward.backward(problem, grad, done, how=How(THREADS))
 
             found = ours_back(ours())
             for a, b in zip((found.query, found.key, found.value), back(forward()), strict=True):
@@ -136,9 +138,9 @@ def in_turn(pairs: dict[str, Pair], seconds: float) -> tuple[dict[str, float], d
 def memory(length: int, width: int) -> float:
     """Return MiB beyond inputs, forward results and gradients, one head, full."""
     problem, grad = case(1, length, width, False)
-    done = numpy_forward.attend(problem, (), threads=THREADS)
+    done = numpy_forward.attend(problem, (), How(THREADS))
     tracemalloc.start()
-    found = numpy_backward.backward(problem, grad, done, threads=THREADS)
+    found = numpy_backward.backward(problem, grad, done, how=How(THREADS))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return (peak - found.query.nbytes - found.key.nbytes - found.value.nbytes) / 2**20

@@ -78,11 +78,11 @@ def measure(tune: bool) -> list[dict[str, Any]]:
 
     from attncli.attention.language import masker
     from attncli.attention.pose import pose
-    from attncli.engines.torch import device as torch_device
     from attncli.engines.torch import forward
+    from attncli.engines.torch.device import Inputs, describe, find_device
 
     device = torch.device("cuda")
-    print(f"{torch_device.describe(torch_device.find_device('cuda'))}, torch {torch.__version__}")
+    print(f"{describe(find_device('cuda'))}, torch {torch.__version__}")
     results = []
     for batch, heads, groups, length, width, mask in CASES:
         rng = np.random.default_rng(0)
@@ -91,7 +91,7 @@ def measure(tune: bool) -> list[dict[str, Any]]:
             for h in (heads, groups, groups)
         ]
         problem = pose(*arrays, mask=[masker(mask)] if mask else [])
-        inputs = torch_device.Inputs.of(problem, device)
+        inputs = Inputs.of(problem, device)
         everything = {"output", "row_statistics"}
         with torch.inference_mode():
             done = forward.compute(problem, everything, inputs)

@@ -15,7 +15,7 @@ import pytest
 from attncli import files, render
 from attncli.errors import FileError, InputError
 from attncli.reports.blocks import Report, Table, Text
-from attncli.reports.tensors import STATISTICS, tensor_lines, tensors_report
+from attncli.reports.tensors import STATISTICS, tensors_report
 
 NUMBERS = {
     "wide": np.array([[1e5, -2.0, 0.0], [3e-8, np.nan, np.inf]], np.float32),
@@ -341,20 +341,6 @@ def test_a_file_without_tensors(tmp_path: Path) -> None:
     path.write_text('{"model_type": "bert"}')
     with pytest.raises(FileError, match=r"x\.json holds no tensor"):
         tensors_report(files.read(str(path)))
-
-
-def test_lines_come_one_by_one(tmp_path: Path) -> None:
-    bundle = files.read(damaged(tmp_path / "x.npz"))
-    lines = list(tensor_lines(bundle))
-    assert [report.exit_code for report in lines] == [0, 2, 0]
-    texts = [shown(report, "ndjson") for report in lines]
-    assert all(text.endswith("}\n") and text.count("\n") == 1 for text in texts)
-    assert [json.loads(text) for text in texts] == data(tensors_report(bundle))["tensors"]
-    assert [json.loads(shown(r, "ndjson"))["name"] for r in tensor_lines(bundle, sort="-mean")] == [
-        "c", "a", "b"
-    ]  # fmt: skip
-    with pytest.raises(InputError):  # at once, not with the first line
-        tensor_lines(bundle, sort="colour")
 
 
 def test_progress_goes_from_nothing_to_all(saved: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 
 import attncli
+from attncli import engines
 from attncli.attention import definition
 from attncli.attention.gradients import Gradients, float_masks, upstream
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
-from attncli.engines import BACKENDS, BACKWARD, load_backward, reference
+from attncli.engines import How, reference
 from attncli.engines.numpy import backward as numpy_backward
 from attncli.engines.numpy.backward_tiles import KeyTile
 from attncli.engines.numpy.forward import Tiling
@@ -28,7 +28,9 @@ from tests.support.problems import problems
 
 Array = np.ndarray[Any, np.dtype[Any]]
 ALL = ("biases", "score_norm")
-ENGINES = [name for name in BACKWARD if import_module(BACKENDS[name]).missing() is None]
+ENGINES = [
+    name for name, row in engines.ENGINES.items() if row.backward and not engines.missing(name)
+]
 
 
 @pytest.fixture(params=ENGINES)
@@ -41,7 +43,7 @@ def upward(problem: Problem, seed: int = 0) -> Array:
 
 
 def backward(engine: str, problem: Problem, grad: Array) -> Gradients:
-    found = load_backward(engine).backward(problem, grad, want=ALL)
+    found = engines.load_backward(engine).backward(problem, grad, want=ALL)
     assert isinstance(found, Gradients)
     return found
 
@@ -216,9 +218,7 @@ def test_tiles_change_nothing_beyond_rounding(masks: tuple[str, ...]) -> None:
     first = arrays(backward("reference", problem, grad))
     for tiling in (None, Tiling(7, 16), Tiling(64, 128), Tiling(33, 256), Tiling(512, 1024)):
         for threads in (1, 3):
-            found = numpy_backward.backward_tiled(
-                problem, grad, None, tiling, want=ALL, threads=threads
-            )
+            found = numpy_backward.backward(problem, grad, None, ALL, How(threads), tiling=tiling)
             for name, array in arrays(found).items():
                 np.testing.assert_allclose(array, first[name], rtol=1e-10, atol=1e-12)
 
@@ -227,9 +227,9 @@ def test_two_runs_and_up_to_four_threads_agree_to_the_bit() -> None:
     problem = some_problem(masks=("causal(top_left)",))
     problem = replace(problem, dtype=np.dtype(np.float32), result_dtype=np.dtype(np.float32))
     grad = upward(problem)
-    first = arrays(numpy_backward.backward(problem, grad, want=ALL, threads=1))
+    first = arrays(numpy_backward.backward(problem, grad, None, ALL, How(1)))
     for threads in (1, 2, 3, 4):
-        again = arrays(numpy_backward.backward(problem, grad, want=ALL, threads=threads))
+        again = arrays(numpy_backward.backward(problem, grad, None, ALL, How(threads)))
         for name, array in again.items():
             np.testing.assert_array_equal(array, first[name])
 

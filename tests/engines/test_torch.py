@@ -27,9 +27,7 @@ from tests.support.problems import DTYPES, problems
 
 torch = pytest.importorskip("torch")
 
-from attncli.engines.torch import device as torch_device  # noqa: E402
-from attncli.engines.torch import forward  # noqa: E402
-from attncli.engines.torch import tiles as torch_tiles  # noqa: E402
+from attncli.engines.torch import device, forward, tiles  # noqa: E402
 
 TILINGS = [(1, 2, 1), (3, 4, 24), (5, 100, 1 << 20)]
 
@@ -119,16 +117,14 @@ def test_running_sums_are_right_and_tiles_change_nothing(
     problem: Problem, tiling: tuple[int, int, int]
 ) -> None:
     whole = run(problem, "output", "row_statistics", "weights")
-    tiles = run(problem, "output", "row_statistics")
-    inputs = torch_device.Inputs.of(problem, torch.device("cpu"))
+    tiled = run(problem, "output", "row_statistics")
+    inputs = device.Inputs.of(problem, torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_tiles, "GRAIN", 2)
-        small = torch_tiles.attend(
-            problem, {"row_statistics"}, inputs, tiling=torch_tiles.Tiling(*tiling)
-        )
+        patch.setattr(tiles, "GRAIN", 2)
+        small = tiles.attend(problem, {"row_statistics"}, inputs, tiling=tiles.Tiling(*tiling))
     done = forward.Done(small.output, small.lse, small.rows, {}, "tiles")
     parts = forward.attended(problem, done, torch.device("cpu"), 0)
-    for rows in (whole.rows, tiles.rows):
+    for rows in (whole.rows, tiled.rows):
         assert rows is not None
     assert parts.rows is not None
     rows_are_right(problem, parts.rows)
@@ -137,7 +133,7 @@ def test_running_sums_are_right_and_tiles_change_nothing(
         rows = run(no_sink, *want).rows
         assert rows is not None
         rows_are_right(no_sink, rows)
-    again = replace(tiles, attended=parts)
+    again = replace(tiled, attended=parts)
     assert_within_budget(again, ("output",))
 
 
@@ -256,8 +252,8 @@ def test_numbers_that_are_not_finite_do_what_the_definition_does(
     problem = replace(problem, key=key, value=value)
     right = reference.attend(problem, {"output"}).output
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_tiles, "GRAIN", 2)
-        patch.setitem(torch_tiles.TILINGS, "cpu", torch_tiles.Tiling(3, 4, 24))
+        patch.setattr(tiles, "GRAIN", 2)
+        patch.setitem(tiles.TILINGS, "cpu", tiles.Tiling(3, 4, 24))
         ours = problem.family.restore(right), run(problem).output
     reference_rows, found = ours
     # where a weight is too small for float32 the definition in float64 may still see it
@@ -323,7 +319,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("cuda", "cuda:1"):
         with pytest.raises(Unavailable, match=rf"'{name}' was asked for(.|\n)*--device cpu"):
             attncli.attend(np.ones((2, 2)), backend="torch", device=name)
-    assert torch_device.find_device("auto").type == "cpu"
+    assert device.find_device("auto").type == "cpu"
 
 
 def test_an_index_past_the_last_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,9 +328,9 @@ def test_an_index_past_the_last_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "H100")
     with pytest.raises(Unavailable, match=r"there is only cuda:0 H100(.|\n)*--device"):
-        torch_device.find_device("cuda:1")
-    assert str(torch_device.find_device("cuda")) == "cuda:0"
-    assert str(torch_device.find_device("auto")) == "cuda:0"
+        device.find_device("cuda:1")
+    assert str(device.find_device("cuda")) == "cuda:0"
+    assert str(device.find_device("auto")) == "cuda:0"
 
 
 def test_memory_that_runs_out_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,13 +22,14 @@ from attncli.attention.view import Labels, View
 from attncli.errors import FileError, InputError
 from attncli.render import progress, show, show_error, show_warnings
 from attncli.render.cells import cut, in_encoding, numbers, pad, texts, visible, wide, wrap
-from attncli.render.paint import RAMP, level
+from attncli.render.paint import RAMP, Paint, colors_of, level
 from attncli.reports.arrays import wanted
 from attncli.reports.blocks import Column, Gap, Heatmap, Report, Step, Table, Text
 from attncli.reports.compute import compute_report
 from attncli.studies.attend import solve
 
 ESCAPE = "\x1b"
+GONE = "\r\x1b[1A\x1b[2K"  # up to the bar's line, which is erased
 
 
 class Terminal(io.StringIO):
@@ -278,6 +279,54 @@ def test_shades_are_ordered() -> None:
         light, dark = sorted((luminance(back), luminance(front)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) > 3.5
     assert [level(s, 5) for s in (0, 0.04, 0.2, 0.5, 1, math.nan)] == [0, 1, 2, 3, 4, -1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "colors"),
+    [
+        ({"TERM": "xterm-256color"}, 256),
+        ({"TERM": "linux", "COLORTERM": "truecolor"}, 256),
+        ({"TERM": "dumb"}, 0),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, 0),
+    ],
+)
+def test_colours_are_those_the_terminal_has(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], colors: int
+) -> None:
+    for name in ("TERM", "COLORTERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert colors_of(Terminal(), "auto") == colors
+    assert colors_of(Terminal(), "never") == 0
+    assert (colors_of(io.StringIO(), "auto"), colors_of(io.StringIO(), "always")) == (0, 256)
+
+
+def test_few_colours_are_believed_where_the_system_describes_the_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    curses = pytest.importorskip("curses")
+
+    def unknown(fd: int) -> None:
+        raise curses.error("could not find terminal")
+
+    monkeypatch.delenv("COLORTERM", raising=False)
+    monkeypatch.setenv("TERM", "linux")
+    monkeypatch.setattr(curses, "setupterm", lambda fd: None)
+    monkeypatch.setattr(curses, "tigetnum", {"colors": 8}.get)
+    assert colors_of(Terminal(), "always") == 16
+    monkeypatch.setattr(curses, "setupterm", unknown)
+    assert colors_of(Terminal(), "always") == 256
+
+
+def test_sixteen_colours_shade_as_many_cells_as_256() -> None:
+    few, many = Paint(16), Paint(256)
+    for share in (0, 0.02, 0.3, 1):
+        assert ESCAPE not in few.shade("x", 0)
+        assert (few.shade("x", share) == "x") == (many.shade("x", share) == "x")
+    assert few.shade("0.9", 0.9) == "\x1b[30;103m0.9\x1b[0m"
+    assert few.halves(1, 0) == "\x1b[93;40m▀\x1b[0m"
+    assert few.blank(2, 9) == "\x1b[103m  \x1b[0m"
 
 
 # -- numbers ----------------------------------------------------------------------------------
@@ -604,20 +653,25 @@ def test_progress_is_silent_while_work_is_short() -> None:
     assert stream.getvalue() == ""
 
 
-def test_progress_draws_a_bar_and_takes_it_away() -> None:
+def test_progress_draws_a_bar_and_takes_it_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     with progress("attention", stream=stream, delay=0) as tell:
         tell(0.25)
-        time.sleep(0.12)
+        time.sleep(0.15)
         tell(2.0)
     text = stream.getvalue()
     assert "attention" in text
     assert " 25 %" in text
     assert "100 %" in text
-    assert text.endswith("\r\x1b[K")
+    assert text.endswith(GONE)
+    tell(0.5)  # a thread that comes late draws nothing
+    assert stream.getvalue() == text
+    assert "\x1b[?25l" not in text  # the cursor stays, whatever becomes of the process
 
 
-def test_progress_goes_away_when_the_work_fails() -> None:
+def test_progress_goes_away_when_the_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
 
     def work() -> None:
@@ -627,7 +681,15 @@ def test_progress_goes_away_when_the_work_fails() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert stream.getvalue().endswith("\r\x1b[K")
+    assert stream.getvalue().endswith(GONE)
+
+
+def test_progress_is_silent_on_a_terminal_that_cannot_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with progress(stream=stream, delay=0) as tell:
+        tell(0.5)
+    assert stream.getvalue() == ""
 
 
 def test_one_huge_column_leaves_the_others_alone() -> None:

@@ -26,8 +26,9 @@ from attncli.render import show
 from attncli.reports.arrays import INCLUDABLE, wanted
 from attncli.reports.blocks import Gap, Heatmap, Report, Step, Table
 from attncli.reports.compute import compute_report
+from attncli.reports.labels import ranges
 from attncli.reports.matrices import stage_of
-from attncli.reports.parts import excerpt, ranges, select
+from attncli.reports.selection import excerpt, select
 from attncli.studies.attend import Result, solve
 
 RNG = np.random.default_rng(7)
@@ -190,7 +191,7 @@ def test_heatmap_is_pooled_by_the_largest(monkeypatch: pytest.MonkeyPatch) -> No
     asked = problem(queries=10, keys=11)
     weights = stages(asked, 0, 0, np.arange(10))["weights"]
     seen: list[float] = []
-    monkeypatch.setattr("attncli.reports.matrices.MAP_BLOCKS", 4)
+    monkeypatch.setattr("attncli.reports.maps.MAP_BLOCKS", 4)
     monkeypatch.setattr("attncli.reports.matrices.CHUNK", 33)  # three rows at a time
     view = View(heatmap=True)
     result = answered(asked, view, None, False)

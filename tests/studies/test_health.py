@@ -80,7 +80,7 @@ def check(got: Any, values: Any, **how: float) -> None:
 @settings(max_examples=150, deadline=None)
 def test_statistics_are_their_definitions(problem: Problem) -> None:
     done = health.examine(problem)
-    offsets = sweep.positions(problem)
+    offsets = problem.mask.positions()
     heads = {at: dense(problem, *at) for at in np.ndindex(problem.batch, problem.heads)}
     at_auto = replace(problem, scale=problem.width**-0.5)
     for (b, h), one in heads.items():
@@ -266,12 +266,13 @@ def test_padding_changes_nothing() -> None:
 
 def test_positions_of_queries() -> None:
     square, wide = np.ones((4, 2)), np.ones((7, 2))
-    assert sweep.positions(pose(square)) == [0]
-    assert sweep.positions(pose(square, wide)) is None
-    assert sweep.positions(pose(square, wide, mask=masker("causal(bottom_right)"))) == [3]
+    assert pose(square).mask.positions() == (0,)
+    assert pose(square, wide).mask.positions() is None
+    corner = pose(square, wide, mask=masker("causal(bottom_right)"))
+    assert corner.mask.positions() == (3,)
     past = pose(square, square, past_key=np.ones((2, 2)), past_value=np.ones((2, 2)))
-    assert sweep.positions(past) == [2]
-    assert sweep.positions(pose(square, wide, kv_lengths=[6])) == [2]
+    assert past.mask.positions() == (2,)
+    assert pose(square, wide, kv_lengths=[6]).mask.positions() == (2,)
 
 
 # -- what if ----------------------------------------------------------------------------------

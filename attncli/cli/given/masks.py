@@ -15,8 +15,10 @@ from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.problem import Masker
 from attncli.attention.view import Labels
+from attncli.attention.words import MASKS
 from attncli.cli.given.attention import Flags, files_in, gather_tokens
 from attncli.errors import FileError, InputError, MaskError, counted
+from attncli.files.formats import SUFFIXES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -135,7 +137,7 @@ def _source(text: str, polarity: str | None) -> _Source:
         shape = (None,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else (None,) * 4
         masker = language.tensor_masker(array, polarity or "keep", found[0] if found else text)
         return _Source(masker, *shape)
-    if text.endswith((".npy", ".npz", ".safetensors", ".json", ".pt")):
+    if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
     return _Source(language.masker(text), **_told(text))
 
@@ -150,11 +152,7 @@ def _told(text: str) -> dict[str, int]:
     for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             numbers = [a for a in node.args if not isinstance(a, ast.Name)]
-            written = len(numbers) > 1
-            if node.func.id == "padding" and written:
-                told["batch"] = len(numbers)
-            elif node.func.id == "segments" and written:
-                told["keys"] = len(numbers)
-            elif node.func.id == "alibi" and written:
-                told["heads"] = len(numbers)
+            word = MASKS.get(node.func.id)
+            if word and word.tells and len(numbers) > 1:
+                told[word.tells] = len(numbers)
     return told

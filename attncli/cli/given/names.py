@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 from attncli import files
-from attncli.errors import InputError
+from attncli.errors import InputError, closest, listed
 from attncli.files.bundle import STDIN, Bundle
 
 DTYPES = ("dtype", "softmax_dtype")  # in metadata they speak of the file, not of the arithmetic
@@ -50,7 +49,7 @@ def refuse_slips(bundle: Bundle, given: Collection[str]) -> None:
         if len(alias) > 2
     }
     for name in bundle.tensors:
-        near = get_close_matches(name.lower(), spellings, 1, 0.65)
+        near = closest(name.lower(), spellings, 0.65)
         if name.lower() not in KNOWN and near and spellings[near[0]] != "query":
             raise InputError(
                 f"{bundle.source}: '{name}' is not read; did you mean '{near[0]}'?",
@@ -71,7 +70,7 @@ def unread(bundle: Bundle, taken: Collection[str]) -> list[str]:
     lines = [f"{bundle.source}: {listed(left)} {are} not read"] if left else []
     there = {name.lower() for name in bundle.options}
     for name in bundle.options if bundle.kind == "json" else ():
-        near = get_close_matches(name.lower(), [n for n in OPTIONS if n not in there], 1, 0.75)
+        near = closest(name.lower(), [n for n in OPTIONS if n not in there], 0.75)
         if near and name.lower() not in KNOWN:
             lines.append(f"{bundle.source}: '{name}' is not read; did you mean '{near[0]}'?")
     return lines
@@ -83,7 +82,8 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
     if files.is_result(bundle):
         command = str(bundle.options["schema"]).partition("/")[0].replace(".", " ")
         return InputError(
-            f"{bundle.source} is a result of {command} without its query: it holds {listed(names)}",
+            f"{bundle.source} is a result of {command} without its query: "
+            f"it holds {listed(names) or 'no tensors'}",
             "write it with --include query,key,value",
         )
     hint = 'expected at least {"query": [[…], …]}'
@@ -92,11 +92,6 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
         hint = f"say which it is: -q {path}::{(candidates or names)[0]}"
     return InputError(
         f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
-        f"it holds {listed(names)}",
+        f"it holds {listed(names) or 'no tensors'}",
         hint,
     )
-
-
-def listed(names: list[str]) -> str:
-    """Return names in a line, the first ten."""
-    return ", ".join(names[:10]) + ", …" * (len(names) > 10) if names else "no tensors"

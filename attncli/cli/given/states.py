@@ -14,8 +14,8 @@ from attncli.attention.problem import Problem
 from attncli.attention.rope import Rope
 from attncli.attention.view import Labels
 from attncli.cli.given.attention import Flags, Gathering, Inputs, Tokens
-from attncli.cli.given.names import listed, without_role
-from attncli.errors import InputError
+from attncli.cli.given.names import without_role
+from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models.layer import Layer
 from attncli.models.random import random_weights
@@ -193,7 +193,7 @@ class StateGathering(Gathering):
         if found is None:
             rest = without_role(self.bundle)
             if len(rest) != 1:
-                names = listed(list(self.bundle.tensors))
+                names = listed(self.bundle.tensors) or "no tensors"
                 raise InputError(
                     f"{self.bundle.source} has no tensor named hidden_states or x; it holds "
                     f"{names}",

@@ -21,7 +21,8 @@ import numpy as np
 from attncli.attention.gradients import Gradients, float_masks
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
-from attncli.engines import Attended
+from attncli.attention.softcap import softcap_with_slope
+from attncli.engines import ANYHOW, Attended, How
 from attncli.engines.numpy.backward_tiles import (
     BiasSum,
     Head,
@@ -31,13 +32,14 @@ from attncli.engines.numpy.backward_tiles import (
     mend_product,
     within,
 )
-from attncli.engines.numpy.forward import LOG2E, TINY_CELLS, Tiling, attend_tiled
+from attncli.engines.numpy.forward import LOG2E, TINY_CELLS, Tiling, attend
+from attncli.engines.numpy.moments import GRAIN
 from attncli.engines.numpy.rows import BLOCK
-from attncli.engines.numpy.sums import GRAIN
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Run = tuple[int, int, list[tuple[int, int]]]
+Cells = tuple[int, int, int, int, int, int]  # b, h, rows i0:i1, keys j0:j1
 
 HIDDEN = 1024  # most masks of mixed grains that are kept, 16 KiB each
 SLICES = 16  # most jobs of one head: each holds a dQ of its own
@@ -48,43 +50,25 @@ def backward(
     problem: Problem,
     grad_output: Array,
     attended: Attended | None = None,
-    *,
     want: Collection[str] = (),
-    threads: int | None = None,
-    progress: Progress | None = None,
+    how: How = ANYHOW,
+    tiling: Tiling | None = None,
 ) -> Gradients:
     """Return the gradients of a problem. grad_output: ``(B, H, Lq, Dv)``.
 
     ``attended`` is what ``attend`` returned for it, used when it is in the arithmetic's dtype and
     computed otherwise. ``want``: any of ``biases``, ``score_norm``. ``softmax_dtype`` is left out:
-    rounding has no derivative.
+    rounding has no derivative. ``tiling`` None chooses the size of the tiles.
     """
-    return backward_tiled(
-        problem, grad_output, attended, None, want=want, threads=threads, progress=progress
-    )
-
-
-def backward_tiled(
-    problem: Problem,
-    grad_output: Array,
-    attended: Attended | None,
-    tiling: Tiling | None,
-    *,
-    want: Collection[str] = (),
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Gradients:
-    """Compute with tiles of a given size; None chooses."""
-    threads = threads or processors()
-    p = problem
+    p, threads = problem, how.threads or processors()
     if attended is None or attended.output.dtype != p.dtype or p.softmax_dtype is not None:
-        p = replace(p, result_dtype=p.dtype, softmax_dtype=None)
-        attended = attend_tiled(p, (), None, threads=threads)
-    walk = Walk(problem, grad_output, attended, tiling or _tiling(problem, threads), threads, want)
+        exact = replace(p, result_dtype=p.dtype, softmax_dtype=None)
+        attended = attend(exact, (), How(threads))
+    walk = Walk(p, grad_output, attended, tiling or _tiling(p, threads), threads, want)
     cells = p.batch * p.heads * p.queries * p.keys
     if cells:
         tiny = cells <= TINY_CELLS
-        run_jobs(walk.jobs(), 1 if tiny else threads, not tiny, progress)
+        run_jobs(walk.jobs(), threads, not tiny, how.progress)
     return walk.gradients()
 
 
@@ -236,7 +220,7 @@ class Walk:
             for n, head in enumerate(heads):
                 for i0, i1, runs in self.plan(b, head.h, j0, j1):
                     for run in runs:
-                        ds = self._tile(b, head, i0, i1, tile, run, grad_query[n, i0:i1])
+                        ds = self._tile(head, i0, i1, tile, run, grad_query[n, i0:i1])
                         if squares is not None:
                             squares[n, i0:i1] += np.vecdot(ds, ds)
             self.key[b, g, j0:j1] *= p.dtype.type(p.scale)
@@ -264,31 +248,31 @@ class Walk:
         grad = self.grad_output[b, h].astype(p.dtype, copy=False)
         query = p.query[b, h].astype(p.dtype, copy=False)
         head = Head(
-            h, query, grad, self.attended.output[b, h], lse, p.scale * self.unit, self.plain
+            (b, h), query, grad, self.attended.output[b, h], lse, p.scale * self.unit, self.plain
         )
         if p.mask.has_bias and (np.abs(lse) > LARGE)[np.isfinite(lse)].any():
-            head.top, head.rest = self._settle(b, head)
+            head.top, head.rest = self._settle(head)
         if self.sink is not None and p.sink is not None:
             sunk = np.exp(p.sink[h] - np.where(np.isneginf(lse), np.inf, lse))
             self.sink[b, h] = -np.sum(sunk * head.delta)
         return head
 
     def _tile(
-        self, b: int, head: Head, i0: int, i1: int, tile: KeyTile, run: Run, grad_query: Array
+        self, head: Head, i0: int, i1: int, tile: KeyTile, run: Run, grad_query: Array
     ) -> Array:
         """Add to grad_query ``(R, D)`` and to the keys' gradients; return dS ``(R, C)``."""
         a, z, mixed = run
-        at = b, self.problem.group(head.h), slice(tile.j0 + a, tile.j0 + z)
+        b, h, j0 = head.b, head.h, tile.j0
+        at = b, self.problem.group(h), slice(j0 + a, j0 + z)
         hide = [
-            (slice(m - a, n - a), self._hidden(b, head.h, i0, i1, tile.j0 + m, tile.j0 + n))
-            for m, n in mixed
+            (slice(m - a, n - a), self._hidden((b, h, i0, i1, j0 + m, j0 + n))) for m, n in mixed
         ]
         weights = tile.times("weights", head.left[i0:i1], tile.keys_across, a, z)  # (R, C)
         slope = None
         if self.plain:
             np.exp2(weights, out=weights)
         else:
-            slope = self._weights(b, head, i0, i1, tile.j0 + a, tile.j0 + z, weights)
+            slope = self._weights(head, (b, h, i0, i1, j0 + a, j0 + z), weights)
         for some, hidden in hide:
             np.copyto(weights[:, some], 0, where=hidden)
             if slope is not None:
@@ -299,7 +283,7 @@ class Walk:
         for some, hidden in hide:
             np.copyto(ds[:, some], 0, where=hidden)
         for bias in self.biases:
-            bias.add(b, head.h, i0, tile.j0 + a, ds)
+            bias.add(b, h, i0, j0 + a, ds)
         if slope is not None:
             np.multiply(ds, slope, out=ds)
         add_product(self.key[at], ds.T, head.query[i0:i1])
@@ -314,8 +298,9 @@ class Walk:
             mend_product(self.value[at], weights.T, seen.T, head.raw[1][i0:i1], rows)
         return ds
 
-    def _hidden(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
+    def _hidden(self, cells: Cells) -> Array:
         """Return the cells that are masked, bool ``(R, C)``; heads that are alike share them."""
+        b, h, i0, i1, j0, j1 = cells
         b, h = b * self.distinct[0], h * self.distinct[1]
         found = self.hidden.get((b, h, i0, j0))
         if found is None:
@@ -324,52 +309,52 @@ class Walk:
                 self.hidden[b, h, i0, j0] = found
         return found
 
-    def _weights(
-        self, b: int, head: Head, i0: int, i1: int, j0: int, j1: int, s: Array
-    ) -> Array | None:
+    def _weights(self, head: Head, cells: Cells, s: Array) -> Array | None:
         """Turn q·k·unit ``(R, C)`` into weights in place; return 1 − (c/cap)² with a softcap."""
-        slope = self._logits(b, head.h, i0, i1, j0, j1, s)
+        slope = self._logits(cells, s)
+        i0, i1 = cells[2:4]
         np.subtract(s, head.top[i0:i1, None], out=s)
         if head.rest is not None:
             np.subtract(s, head.rest[i0:i1, None], out=s)
         np.exp(s, out=s)
         return slope
 
-    def _logits(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int, s: Array) -> Array | None:
+    def _logits(self, cells: Cells, s: Array) -> Array | None:
         """Turn q·k·unit ``(R, C)`` into logits in place; return 1 − (c/cap)² with a softcap."""
         slope, cap = None, self.problem.softcap
         if cap is not None:
-            np.tanh(s, out=s)
-            slope = np.multiply(s, s, out=buffers.take("slope", s.shape, s.dtype))
-            np.subtract(1, slope, out=slope)
-            np.multiply(s, s.dtype.type(cap), out=s)
-        bias = self.problem.mask.bias(b, h, i0, i1, j0, j1)
+            slope = buffers.take("slope", s.shape, s.dtype)
+            softcap_with_slope(s, cap, slope)
+        bias = self.problem.mask.bias(*cells)
         if bias is not None:
             np.add(s, bias, out=s, casting="same_kind")
         return slope
 
-    def _settle(self, b: int, head: Head) -> tuple[Array, Array]:
+    def _settle(self, head: Head) -> tuple[Array, Array]:
         """Return the maximum and log Σ exp(z − maximum) of each row, ``(Lq,)``, sink included.
 
         Rows of nothing but finite sentinels (−1e9) have an lse that has lost log Σ to rounding.
         """
-        p, width = self.problem, self.keys
-        sink = -np.inf if p.sink is None else p.sink[head.h]
+        p, width, b, h = self.problem, self.keys, head.b, head.h
+        sink = -np.inf if p.sink is None else p.sink[h]
         top, total = np.full(p.queries, sink), np.full(p.queries, float(sink > -np.inf))
-        for i0 in range(0, p.queries, self.rows):
-            i1 = min(i0 + self.rows, p.queries)
-            for start, stop in p.mask.spans(b, head.h, i0, i1):
-                for j0 in range(start, stop, width):
-                    j1 = min(j0 + width, stop)
-                    key = p.key[b, p.group(head.h), j0:j1].astype(p.dtype, copy=False)
-                    z = head.left[i0:i1, :-1] @ key.T  # (R, C)
-                    self._logits(b, head.h, i0, i1, j0, j1, z)
-                    z[~p.mask.keep(b, head.h, i0, i1, j0, j1)] = -np.inf
-                    new = np.maximum(top[i0:i1], z.max(1))
-                    shift = np.where(np.isneginf(new), 0, new)
-                    total[i0:i1] *= np.exp(np.where(total[i0:i1] > 0, top[i0:i1] - shift, 0))
-                    total[i0:i1] += np.exp(z - shift[:, None].astype(z.dtype)).sum(1)
-                    top[i0:i1] = new
+        tiles = [
+            (b, h, i0, min(i0 + self.rows, p.queries), j0, min(j0 + width, stop))
+            for i0 in range(0, p.queries, self.rows)
+            for start, stop in p.mask.spans(b, h, i0, min(i0 + self.rows, p.queries))
+            for j0 in range(start, stop, width)
+        ]
+        for cells in tiles:
+            rows, keys = slice(*cells[2:4]), slice(*cells[4:])
+            key = p.key[b, p.group(h), keys].astype(p.dtype, copy=False)
+            z = head.left[rows, :-1] @ key.T  # (R, C)
+            self._logits(cells, z)
+            z[~p.mask.keep(*cells)] = -np.inf
+            new = np.maximum(top[rows], z.max(1))
+            shift = np.where(np.isneginf(new), 0, new)
+            total[rows] *= np.exp(np.where(total[rows] > 0, top[rows] - shift, 0))
+            total[rows] += np.exp(z - shift[:, None].astype(z.dtype)).sum(1)
+            top[rows] = new
         top, rest = np.where(np.isneginf(top), 0, top), np.where(total == 0, 0, np.log(total))
         return top.astype(p.dtype), rest.astype(p.dtype)
 

@@ -46,13 +46,14 @@ class Head:
     """
 
     def __init__(
-        self, h: int, query: Array, grad: Array, out: Array, lse: Array, unit: float, plain: bool
-    ) -> None:
-        """query ``(Lq, D)``, grad and out ``(Lq, Dv)``, lse ``(Lq,)``.
+        self, at: tuple[int, int], query: Array, grad: Array, out: Array, lse: Array,
+        unit: float, plain: bool,
+    ) -> None:  # fmt: skip
+        """at: (b, h), query ``(Lq, D)``, grad and out ``(Lq, Dv)``, lse ``(Lq,)``.
 
         A product with ``left`` is unit·q·k; when ``plain``, less lse in units of ln 2.
         """
-        self.h, dtype = h, query.dtype
+        (self.b, self.h), dtype = at, query.dtype
         self.top = np.where(np.isneginf(lse), 0, np.where(np.isposinf(lse), np.nan, lse))
         self.top = self.top.astype(dtype)
         self.rest: Array | None = None

@@ -8,7 +8,7 @@ three kernels differ in how they meet ``exp``:
 - *online*: a running maximum (Milakov & Gimelshein 2018), for everything else.
 - *whole rows*: for small problems, many heads in one product, and when a matrix is asked for.
 
-Products are cut small on purpose (``tile_rows.chunks``), and keys are transposed in blocks once.
+Products are cut small on purpose (``rows.split_rows``), and keys are transposed in blocks once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ import numpy as np
 
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
-from attncli.engines import Attended
+from attncli.attention.softcap import softcapped
+from attncli.attention.tile_sums import TileSums, largest
+from attncli.engines import ANYHOW, Attended, How
+from attncli.engines.numpy.moments import GRAIN, settle
 from attncli.engines.numpy.rows import BLOCK, Head, Part, Rowset
-from attncli.engines.numpy.sums import GRAIN, TileSums, largest
 from attncli.engines.numpy.whole import Sheet, mend, whole_jobs
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Tile = tuple[int, int, list[tuple[int, int]]]  # keys j0:j1, and which of them must be asked
 
 LOG2E = math.log2(math.e)
 # The cube of 2^±bound, summed over 2^17 keys, must stay a normal number.
@@ -48,33 +51,11 @@ class Tiling:
     heads: int = 1
 
 
-def missing() -> str | None:
-    """Return why this engine cannot run: never, NumPy is always there."""
-    return None
-
-
 def attend(
-    problem: Problem,
-    want: Collection[str],
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
+    problem: Problem, want: Collection[str], how: How = ANYHOW, tiling: Tiling | None = None
 ) -> Attended:
-    """Compute in tiles; ``threads`` None takes the processors this process may use."""
-    return attend_tiled(problem, want, None, threads=threads, progress=progress)
-
-
-def attend_tiled(
-    problem: Problem,
-    want: Collection[str],
-    tiling: Tiling | None,
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Attended:
-    """Compute with tiles of a given size; None chooses, and lets small problems do without."""
-    threads = threads or processors()
-    p = problem
+    """Compute in tiles of a given size; None chooses, and lets small problems do without."""
+    p, threads = problem, how.threads or processors()
     sheet = Sheet.blank(p, want)
     cells = p.queries * p.keys
     used = 1
@@ -86,7 +67,7 @@ def attend_tiled(
             else:
                 jobs = Walk(sheet, tiling or _tiling(p, threads)).jobs()
             tiny = p.batch * p.heads * cells <= TINY_CELLS
-            used = run_jobs(jobs, 1 if tiny else threads, not tiny, progress)
+            used = run_jobs(jobs, threads, not tiny, how.progress)
         elif p.sink is not None:
             sheet.lse[:] = p.sink[:, None]
     return sheet.attended(used)
@@ -149,7 +130,7 @@ class Walk:
                  if self.problem.kv_heads % n == 0]  # fmt: skip
         return max(n for n in fits if n <= max(1, self.tiling.heads))
 
-    def plan(self, part: Part, pure: bool) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+    def plan(self, part: Part, pure: bool) -> Iterator[Tile]:
         """Yield (j0, j1, mixed) of the tiles that a part sees, empty ones left out.
 
         ``mixed`` are the key ranges whose cells must be asked; a ``pure`` tile is one or has none.
@@ -185,52 +166,60 @@ class Walk:
         heads = [self.heads[part.b, g] for g in groups]
         for head in heads:
             head.fill()
-        block = part.b, slice(part.h0, part.h1), slice(part.i0, part.i1)
-        query = p.query[block].astype(p.dtype, copy=False)  # (heads, R, D)
+        query = p.query[part.block].astype(p.dtype, copy=False)  # (heads, R, D)
+        bounded = self._is_bounded(query, heads)
+        self.sheet.kernels.add("bounded" if bounded else "online")
+        unit = LOG2E if bounded else 1.0
+        kv, each = (part.b, slice(groups.start, groups.stop)), part.size // len(groups)
+        q = (query * p.dtype.type(p.scale * unit)).reshape(len(groups), each, p.width)
+        rows = Rowset(
+            part, q, self.blocks[kv], self.value[kv],
+            acc=np.zeros((part.size, p.value_width), p.dtype),
+            sums=TileSums(part.size) if self.sheet.rows else None,
+        )  # fmt: skip
+        total, shift = (self._bounded if bounded else self._online)(rows)
+        self._write(rows, total, shift)
+        if rows.sums:
+            for at, head in enumerate(heads):
+                some = slice(at * each, (at + 1) * each)
+                settle(rows.sums, rows.runs, head.moments, q[at], some)
+            for name, array in rows.sums.finish(total, shift, 1 / unit, self.plain).items():
+                self.sheet.rows[name][part.block] = part.by_head(array)
+
+    def _is_bounded(self, query: Array, heads: list[Head]) -> bool:
+        """Whether exp of the scores of query ``(heads, R, D)`` needs no maximum."""
         reach = math.sqrt(np.vecdot(query, query).max()) * max(head.key_reach for head in heads)
         sizes = [head.value_reach for head in heads]
-        bounded = (
+        return (
             self.plain
-            and reach * abs(p.scale) * LOG2E <= BOUND[p.dtype]
+            and reach * abs(self.problem.scale) * LOG2E <= BOUND[self.problem.dtype]
             and all(size == 0 or 2.0**-60 < size < 2.0**60 for size in sizes)
         )
-        self.sheet.kernels.add("bounded" if bounded else "online")
-        q = query * p.dtype.type(p.scale * (LOG2E if bounded else 1))
-        kv, each = (part.b, slice(groups.start, groups.stop)), part.size // len(groups)
-        rows = Rowset(
-            part, q.reshape(len(groups), each, p.width), self.blocks[kv], self.value[kv],
-            np.zeros((part.size, p.value_width), p.dtype),
-        )  # fmt: skip
-        sums = TileSums(part.size) if self.sheet.rows else None
-        total, shift = (self._bounded if bounded else self._online)(rows, sums)
+
+    def _write(self, rows: Rowset, total: Array, shift: Array | float) -> None:
+        """Write output and lse. total ``(R,)``: Σ exp(z − shift) over keys, in float64."""
+        p, part, sheet = self.problem, rows.part, self.sheet
         denominator, lse = total, shift + np.log(total)
         if p.sink is not None:
             sink = np.repeat(p.sink[part.h0 : part.h1], part.i1 - part.i0)
             denominator, lse = total + np.exp(sink - shift), np.logaddexp(lse, sink)
         factor = np.where(total == 0, 0, 1 / denominator).astype(p.dtype)
         np.multiply(rows.acc, factor[:, None], out=rows.acc)
-        out = rows.acc.reshape(*q.shape[:2], p.value_width)  # (heads, R, Dv)
-        self.sheet.lse[block] = lse = lse.reshape(q.shape[:2])
+        out, lse = part.by_head(rows.acc), part.by_head(lse)
+        sheet.lse[part.block] = lse
         for at, h in enumerate(range(part.h0, part.h1)):
-            if (part.b, p.group(h)) in self.sheet.bad:
-                mend(self.sheet, part.b, h, np.arange(part.i0, part.i1), out[at], lse[at])
-        self.sheet.output[block] = out
-        if sums:
-            for at, head in enumerate(heads):
-                flat = q.reshape(part.size, p.width)
-                sums.settle(head.moments, flat, at * each, (at + 1) * each)
-            unit = 1 / LOG2E if bounded else 1.0
-            for name, array in sums.finish(total, shift, unit, self.plain).items():
-                self.sheet.rows[name][block] = array.reshape(*q.shape[:2], *array.shape[1:])
+            if (part.b, p.group(h)) in sheet.bad:
+                mend(sheet, part.b, h, np.arange(part.i0, part.i1), out[at], lse[at])
+        sheet.output[part.block] = out
 
-    def _bounded(self, rows: Rowset, sums: TileSums | None) -> tuple[Array, Array | float]:
+    def _bounded(self, rows: Rowset) -> tuple[Array, Array | float]:
         """Add Σ2^s·v to ``rows.acc``; return Σ2^s ``(R,)`` and the shift, 0."""
-        p, total = self.problem, np.zeros(len(rows.acc))
+        p, sums, total = self.problem, rows.sums, np.zeros(len(rows.acc))
         for j0, j1, mixed in self.plan(rows.part, sums is not None):
             s = rows.scores(j0, j1)  # (R, C)
             e = s if sums is None else rows.spare(s)
             if sums:
-                hidden = self._scores(rows.part, sums, s, e, j0, j1, mixed)
+                hidden = self._scores(rows, s, e, (j0, j1, mixed))
             np.exp2(s, out=e)
             for a, z in mixed:
                 cells = e[:, a - j0 : z - j0]
@@ -246,19 +235,17 @@ class Walk:
                 sums.weights(e, s)
         return total, 0.0
 
-    def _online(self, rows: Rowset, sums: TileSums | None) -> tuple[Array, Array | float]:
+    def _online(self, rows: Rowset) -> tuple[Array, Array | float]:
         """Add Σexp(z−m)·v to ``rows.acc``; return Σexp(z−m) ``(R,)`` and the shift m."""
-        p, total = self.problem, np.zeros(len(rows.acc))
+        p, sums, total = self.problem, rows.sums, np.zeros(len(rows.acc))
         m, shift = np.full(len(rows.acc), -np.inf, p.dtype), np.zeros(len(rows.acc), p.dtype)
         floor = np.log(np.finfo(p.dtype).smallest_subnormal) - 1
         for j0, j1, mixed in self.plan(rows.part, sums is not None):
             s = rows.scores(j0, j1)  # (R, C)
             e = s if sums is None else rows.spare(s)
             if sums:
-                self._scores(rows.part, sums, s, e, j0, j1, mixed)
-            if p.softcap is not None:
-                np.divide(s, p.dtype.type(p.softcap), out=s)
-                np.multiply(np.tanh(s, out=s), p.dtype.type(p.softcap), out=s)
+                self._scores(rows, s, e, (j0, j1, mixed))
+            softcapped(s, p.softcap, out=s)
             if p.mask.has_bias:
                 bias = rows.part.stack(p.mask.bias, j0, j1)
                 np.add(s, bias, out=s, casting="same_kind")
@@ -283,22 +270,21 @@ class Walk:
                 sums.weights(e, np.maximum(s, floor, out=s))
         return total, shift.astype(np.float64)
 
-    def _scores(
-        self, part: Part, sums: TileSums, s: Array, spare: Array, j0: int, j1: int,
-        mixed: list[tuple[int, int]],
-    ) -> Array | None:  # fmt: skip
-        """Add scores ``(R, C)`` of keys j0:j1; return which are hidden, None when none is.
+    def _scores(self, rows: Rowset, s: Array, spare: Array, tile: Tile) -> Array | None:
+        """Add a tile's scores ``(R, C)``; return which are hidden, None when none is.
 
         What all rows see is left to the moments.
         """
+        (j0, j1, mixed), sums = tile, rows.sums
+        assert sums is not None
         if mixed:
-            keep = part.stack(self.problem.mask.keep, j0, j1)
+            keep = rows.part.stack(self.problem.mask.keep, j0, j1)
             sums.scores(s, keep, spare)
             return ~keep
         sums.extremes(s, both=not self.plain)
-        if sums.runs and sums.runs[-1][1] == j0:
-            j0 = sums.runs.pop()[0]
-        sums.runs.append((j0, j1))
+        if rows.runs and rows.runs[-1][1] == j0:
+            j0 = rows.runs.pop()[0]
+        rows.runs.append((j0, j1))
         return None
 
 

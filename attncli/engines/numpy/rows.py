@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from attncli.engines.numpy.sums import Moments
+from attncli.attention.tile_sums import TileSums
+from attncli.engines.numpy.moments import Moments
 from attncli.engines.numpy.whole import not_finite
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -76,6 +77,15 @@ class Part(NamedTuple):
     def size(self) -> int:
         return (self.h1 - self.h0) * (self.i1 - self.i0)
 
+    @property
+    def block(self) -> tuple[int, slice, slice]:
+        """Where the part stands in ``(B, H, Lq, …)``."""
+        return self.b, slice(self.h0, self.h1), slice(self.i0, self.i1)
+
+    def by_head(self, array: Array) -> Array:
+        """Return ``(R, …)`` as ``(h1 − h0, i1 − i0, …)``."""
+        return array.reshape(self.h1 - self.h0, self.i1 - self.i0, *array.shape[1:])
+
     def where(self) -> list[tuple[int, int, int, int]]:
         return [(self.b, h, self.i0, self.i1) for h in range(self.h0, self.h1)]
 
@@ -91,7 +101,8 @@ class Rowset:
     """The rows of a part while they walk.
 
     q ``(G, R/G, D)`` scaled, blocks ``(G, blocks, D, BLOCK)``, value ``(G, Lk, Dv)``,
-    acc ``(R, Dv)``; G: the key heads of the part.
+    acc ``(R, Dv)``; G: the key heads of the part. ``sums`` are statistics, where wanted; ``runs``
+    the keys, as (start, stop), whose scores they still lack.
     """
 
     part: Part
@@ -99,6 +110,8 @@ class Rowset:
     blocks: Array
     value: Array
     acc: Array
+    sums: TileSums | None = None
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
     def scores(self, j0: int, j1: int) -> Array:
         """Return q·k of keys j0:j1, j0 a multiple of BLOCK, in a buffer: ``(R, C)``."""

@@ -6,7 +6,7 @@ finite do to a result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,10 +15,11 @@ import numpy as np
 
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.rows import Rows
+from attncli.attention.softcap import softcapped
 from attncli.engines import Attended
+from attncli.resources import Job
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Job = Callable[[], None]
 
 BLOCK_CELLS = 1 << 18  # scores that a job of whole rows holds at once
 
@@ -73,13 +74,12 @@ def mend(sheet: Sheet, b: int, h: int, i: Array, out: Array, lse: Array) -> None
     """
     p, g = sheet.problem, sheet.problem.group(h)
     query = p.query[b, h][i].astype(np.float64)
-    for at in range(0, len(sheet.bad[b, g]), 256):
-        j = sheet.bad[b, g][at : at + 256]
+    for start in range(0, len(sheet.bad[b, g]), 256):
+        j = sheet.bad[b, g][start : start + 256]
         z = p.scale * (query @ p.key[b, g][j].astype(np.float64).T)  # (R, C)
-        if p.softcap is not None:
-            z = p.softcap * np.tanh(z / p.softcap)
-        z = z + sum(bias.at(b, h, i[:, None], j[None, :]) for bias in p.mask.biases)
-        sees = np.broadcast_to(p.mask.predicate.allows(b, h, i[:, None], j[None, :]), z.shape)
+        at = b, h, i[:, None], j[None, :]
+        z = softcapped(z, p.softcap, out=z) + sum(bias.at(*at) for bias in p.mask.biases)
+        sees = np.broadcast_to(p.mask.predicate.allows(*at), z.shape)
         weighs = sees & (np.exp(z - lse[:, None]) > 0)
         value = p.value[b, g][j].astype(np.float64)  # (C, Dv)
         for one in (np.inf, -np.inf):
@@ -109,39 +109,17 @@ def whole_jobs(sheet: Sheet) -> Iterator[Job]:
 
 def _whole(sheet: Sheet, batches: slice, heads: slice, rows: slice) -> None:
     """Compute a block of batch elements, heads and rows densely."""
-    p, dtype = sheet.problem, sheet.problem.dtype
+    p, dtype, block = sheet.problem, sheet.problem.dtype, (batches, heads, rows)
     sheet.kernels.add("whole-row")
-    block = batches, heads, rows
     bs, hs, i = (range(n)[part] for n, part in zip(sheet.lse.shape, block, strict=True))
     groups: Any = heads if p.kv_heads == p.heads else [p.group(h) for h in hs]
     query = p.query[block].astype(dtype, copy=False)  # (b, h, n, D)
     key = p.key[batches][:, groups].astype(dtype, copy=False)
     value = p.value[batches][:, groups].astype(dtype, copy=False)
     scores = np.matmul(query, key.swapaxes(-1, -2)) * dtype.type(p.scale)  # (b, h, n, Lk)
-    capped = scores
-    if p.softcap is not None:
-        capped = dtype.type(p.softcap) * np.tanh(scores / dtype.type(p.softcap))
-    masked, keep = capped, np.broadcast_to(True, scores.shape)
-    if not p.mask.trivial:
-        here = i.start, i.stop, 0, p.keys
-        keep = np.stack([np.stack([p.mask.keep(b, h, *here) for h in hs]) for b in bs])
-        if p.mask.has_bias:
-            bias = [[np.asarray(p.mask.bias(b, h, *here)) for h in hs] for b in bs]
-            masked = masked + np.asarray(bias).astype(dtype)
-        masked = np.where(keep, masked, dtype.type(-np.inf))
-    z = masked if p.softmax_dtype is None else masked.astype(p.softmax_dtype).astype(dtype)
-    top = z.max(-1)  # (b, h, n)
-    if p.sink is not None:
-        top = np.maximum(top, p.sink[heads][:, None].astype(dtype))
-    shift = np.where(np.isneginf(top), dtype.type(0), top)
-    weights = np.exp(z - shift[..., None])
-    total = weights.sum(-1)
-    if p.sink is not None:
-        total += np.exp(p.sink[heads][:, None].astype(dtype) - shift)
-    weights /= np.where(total == 0, dtype.type(1), total)[..., None]
-    if p.softmax_dtype is not None:
-        weights = weights.astype(p.softmax_dtype).astype(dtype)
-    lse = shift + np.log(total)
+    capped = softcapped(scores, p.softcap)
+    masked, keep = _masked(p, capped, bs, hs, i)
+    weights, lse = _softmax(p, masked, heads)
     bad = [
         (x, y) for x, b in enumerate(bs) for y, h in enumerate(hs) if (b, p.group(h)) in sheet.bad
     ]
@@ -158,3 +136,35 @@ def _whole(sheet: Sheet, batches: slice, heads: slice, rows: slice) -> None:
     if sheet.rows:
         for name, array in vars(Rows.dense(masked, scores, keep)).items():
             sheet.rows[name][block] = array
+
+
+def _masked(p: Problem, capped: Array, bs: range, hs: range, i: range) -> tuple[Array, Array]:
+    """Return capped scores ``(b, h, n, Lk)`` with biases, −∞ where hidden; and what is kept."""
+    if p.mask.trivial:
+        return capped, np.broadcast_to(True, capped.shape)
+    here = i.start, i.stop, 0, p.keys
+    keep = np.stack([np.stack([p.mask.keep(b, h, *here) for h in hs]) for b in bs])
+    if p.mask.has_bias:
+        bias = [[np.asarray(p.mask.bias(b, h, *here)) for h in hs] for b in bs]
+        capped = capped + np.asarray(bias).astype(p.dtype)
+    return np.where(keep, capped, p.dtype.type(-np.inf)), keep
+
+
+def _softmax(p: Problem, z: Array, heads: slice) -> tuple[Array, Array]:
+    """Return weights ``(b, h, n, Lk)`` and lse ``(b, h, n)``, with the sinks of these heads."""
+    dtype = p.dtype
+    if p.softmax_dtype is not None:
+        z = z.astype(p.softmax_dtype).astype(dtype)
+    top = z.max(-1)  # (b, h, n)
+    if p.sink is not None:
+        sink = p.sink[heads][:, None].astype(dtype)  # (h, 1)
+        top = np.maximum(top, sink)
+    shift = np.where(np.isneginf(top), dtype.type(0), top)
+    weights = np.exp(z - shift[..., None])
+    total = weights.sum(-1)
+    if p.sink is not None:
+        total += np.exp(sink - shift)
+    weights /= np.where(total == 0, dtype.type(1), total)[..., None]
+    if p.softmax_dtype is not None:
+        weights = weights.astype(p.softmax_dtype).astype(dtype)
+    return weights, shift + np.log(total)

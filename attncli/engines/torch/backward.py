@@ -1,6 +1,6 @@
 """The PyTorch engine's gradients (see ``gradients``): in tiles, on the device, never L × L.
 
-The jobs are those of ``torch_tiles``: some query rows of some heads. Each makes its weights anew
+The jobs are those of ``tiles``: some query rows of some heads. Each makes its weights anew
 from a maximum and a sum of its own, walks over its tiles a second time, and adds to dK and dV in
 place, as jobs follow one another. Everything is in float32 or float64, also where inputs are not.
 """
@@ -16,7 +16,7 @@ import torch  # noqa: TID253 (loaded only once torch is known to be there)
 
 from attncli.attention.gradients import Gradients, float_masks
 from attncli.attention.problem import Problem
-from attncli.engines import Attended
+from attncli.engines import ANYHOW, Attended, How
 from attncli.engines.torch.device import (
     Inputs,
     dtype_of,
@@ -26,6 +26,7 @@ from attncli.engines.torch.device import (
     to_numpy,
     to_torch,
 )
+from attncli.engines.torch.softcap import softcap_with_slope
 from attncli.engines.torch.tiles import TILINGS, Job, Sheet, Tiling, jobs_of, plan
 from attncli.resources import Progress
 
@@ -37,47 +38,43 @@ def backward(
     problem: Problem,
     grad_output: Array,
     attended: Attended | None = None,
-    *,
     want: Collection[str] = (),
-    threads: int | None = None,
-    progress: Progress | None = None,
-    device: str = "auto",
+    how: How = ANYHOW,
+    tiling: Tiling | None = None,
 ) -> Gradients:
     """Return the gradients of a problem in the arithmetic's dtype. grad_output: ``(B, H, Lq, Dv)``.
 
     ``want``: any of ``biases``, ``score_norm``. ``attended`` is not used, nor is the softmax's
-    dtype: rounding has no derivative. Raises Unavailable for a device that is not there or has too
-    little memory.
+    dtype: rounding has no derivative. ``tiling`` None chooses the size of the tiles. Raises
+    Unavailable for a device that is not there or has too little memory.
     """
-    place = find_device(device)
-    problem = replace(problem, softmax_dtype=None)
-    with settings(threads):
+    p, place = replace(problem, softmax_dtype=None), find_device(how.device)
+    with settings(how.threads):
         try:
-            return backward_tiled(problem, grad_output, place, None, want, progress)
+            inputs = Inputs.of(p, place)
+            grad = to_torch(grad_output, place).to(dtype_of(p.dtype))
+            sums = Sums.blank(p, inputs, want)
+            if p.batch * p.heads * p.queries * p.keys:
+                tiling = tiling or TILINGS.get(place.type, TILINGS["cuda"])
+                _walk(p, inputs, grad, sums, tiling, how.progress)
+            return sums.gradients(p)
         except torch.OutOfMemoryError:
-            raise out_of_memory(problem, place) from None
+            raise out_of_memory(p, place) from None
 
 
-def backward_tiled(
-    problem: Problem, grad_output: Array, device: torch.device, tiling: Tiling | None,
-    want: Collection[str] = (), progress: Progress | None = None,
-) -> Gradients:  # fmt: skip
-    """Compute with tiles of a given size; None chooses."""
-    p, inputs = problem, Inputs.of(problem, device)
-    grad = to_torch(grad_output, device).to(dtype_of(p.dtype))
-    sums = Sums.blank(p, inputs, want)
-    if p.batch * p.heads * p.queries * p.keys:
-        tiling = tiling or TILINGS.get(device.type, TILINGS["cuda"])
-        # dP and the softcap's slope take as much again as the scores
-        jobs = list(jobs_of(p, replace(tiling, cells=tiling.cells // 2), False))
-        finite = inputs.finite() and bool(grad.isfinite().all())
-        sheet = Sheet.blank(p, (), inputs)
-        for at, (b, groups, rows) in enumerate(jobs):
-            job = Job(sheet, inputs, b, groups, rows, finite)
-            Back(job, sums, inputs, grad, finite).run(tiling.keys)
-            if progress:
-                progress((at + 1) / len(jobs))
-    return sums.gradients(p)
+def _walk(
+    p: Problem, inputs: Inputs, grad: Tensor, sums: Sums, tiling: Tiling, progress: Progress | None
+) -> None:
+    """Add what every job gives to the sums. grad: ``(B, H, Lq, Dv)``."""
+    # dP and the softcap's slope take as much again as the scores
+    jobs = list(jobs_of(p, replace(tiling, cells=tiling.cells // 2), False))
+    finite = inputs.finite() and bool(grad.isfinite().all())
+    sheet = Sheet.blank(p, (), inputs)
+    for at, (b, groups, rows) in enumerate(jobs):
+        job = Job(sheet, inputs, b, groups, rows, finite)
+        Back(job, sums, inputs, grad, finite).run(tiling.keys)
+        if progress:
+            progress((at + 1) / len(jobs))
 
 
 @dataclass
@@ -138,19 +135,15 @@ class Back:
         """Add what the job gives, with tiles of ``width`` keys."""
         job, p, sums = self.job, self.job.problem, self.sums
         top, rest, delta = self._forward(width)
-        cap = p.softcap
         grad_query = torch.zeros_like(self.query)
         for j0, j1, mixed in plan(p.mask, job.b, job.heads, job.rows, width):
             keep = job.keep(j0, j1) if mixed else None
-            s = job.scores(j0, j1)  # (h, n, c)
-            slope = None
-            if cap is not None:
-                s.div_(cap).tanh_()
-                slope = 1 - s * s
-                s.mul_(cap)
+            s, slope = job.scores(j0, j1), None  # (h, n, c)
+            if p.softcap is not None:
+                slope = softcap_with_slope(s, p.softcap)
             s = job.masked(s, None, j0, j1)
             weights = _hide(s.sub_(top).sub_(rest).exp_(), keep)
-            key, value = (x[:, j0:j1].to(job.kind) for x in (job.key, job.value))
+            value = job.value[:, j0:j1].to(job.kind)
             dp = torch.bmm(self.grad, value.mT).view(s.shape)
             ds = _hide(dp.sub_(delta).mul_(weights), keep)
             for bias in sums.biases:
@@ -159,19 +152,27 @@ class Back:
                 ds = _hide(ds.mul_(slope), keep)
             if sums.squares is not None:
                 sums.squares[self.at] += ds.square().sum(-1).double()
-            seen = None if keep is None else keep.expand(s.shape).reshape(job.g, -1, j1 - j0)
-            weights, ds = (x.view(job.g, -1, j1 - j0) for x in (weights, ds))  # (g, N, c)
-            part = (*self.kv, slice(j0, j1))
-            back = None if seen is None else seen.mT
-            sums.value[part] += self._product(weights.mT, self.grad, back)
-            sums.key[part] += self._product(ds.mT, self.query, back) * p.scale
-            grad_query += self._product(ds, key, seen)
+            grad_query += self._spread(weights, ds, keep, j0, j1)
         sums.query[self.at] = (grad_query * p.scale).view(sums.query[self.at].shape)
+
+    def _spread(self, weights: Tensor, ds: Tensor, keep: Tensor | None, j0: int, j1: int) -> Tensor:
+        """Add to dK and dV of keys j0:j1 and return dQ / scale ``(g, N, D)``.
+
+        weights, ds: ``(h, n, c)``.
+        """
+        job, sums = self.job, self.sums
+        seen = None if keep is None else keep.expand(ds.shape).reshape(job.g, -1, j1 - j0)
+        weights, ds = (x.view(job.g, -1, j1 - j0) for x in (weights, ds))  # (g, N, c)
+        part = (*self.kv, slice(j0, j1))
+        back = None if seen is None else seen.mT
+        sums.value[part] += self._product(weights.mT, self.grad, back)
+        sums.key[part] += self._product(ds.mT, self.query, back) * job.problem.scale
+        return self._product(ds, job.key[:, j0:j1].to(job.kind), seen)
 
     def _forward(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return maximum, log Σ exp(z − maximum) and δ ``(h, n, 1)``, and add to the sink's."""
         job, p = self.job, self.job.problem
-        acc, total, top = job._tiles(width, None)  # total and top in float64
+        acc, total, top = job.walk(width, None)  # total and top in float64
         denominator = total
         if p.sink is not None:
             sink = torch.tensor(p.sink[self.heads], device=job.device)[:, None]  # (h, 1)
@@ -186,7 +187,7 @@ class Back:
         out = acc * torch.where(dead, 0, 1 / denominator)[..., None].to(job.kind)
         grad = self.grad.view(out.shape)
         if not self.finite:
-            job._mend(out, top + torch.where(dead, -torch.inf, rest))
+            job.mend(out, top + torch.where(dead, -torch.inf, rest))
             grad = torch.where(dead[..., None], 0, grad)  # a dead row's dO is not read
         delta = (grad.double() * out.double()).sum(-1)
         if p.sink is not None and self.sums.sink is not None:

@@ -7,30 +7,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch  # noqa: TID253 (loaded only once torch is known to be there)
 
 from attncli.attention.problem import Problem
 from attncli.engines import DEVICE
 from attncli.errors import InputError, Unavailable
 
-if TYPE_CHECKING:
-    import torch
-
-
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def missing() -> str | None:
-    """Return why this engine cannot run here, or None."""
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
-            return "PyTorch is not installed: pip install 'attncli[torch]'"
-        return f"PyTorch is installed but does not load ({error}): install it anew"
-    return None
 
 
 # --- devices ------------------------------------------------------------------------------------
@@ -38,8 +24,6 @@ def missing() -> str | None:
 
 def find_device(name: str) -> torch.device:
     """Return the device of that name; InputError: no such name, Unavailable: no such device."""
-    import torch
-
     match = re.fullmatch(DEVICE, name)
     if not match:
         raise InputError(f"unknown device '{name}'", "it must be auto, cpu, cuda or cuda:N")
@@ -73,8 +57,6 @@ def find_device(name: str) -> torch.device:
 
 def describe(device: torch.device) -> str:
     """Return 'cpu' or 'cuda:0 NVIDIA H100 80GB HBM3'."""
-    import torch
-
     if device.type == "cpu":
         return "cpu"
     return f"{device} {torch.cuda.get_device_name(device)}"
@@ -82,16 +64,12 @@ def describe(device: torch.device) -> str:
 
 def wait(device: torch.device) -> None:
     """Wait for what was sent to a GPU."""
-    import torch
-
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def out_of_memory(problem: Problem, device: torch.device) -> Unavailable:
     """Return the error that says how much a device has and what would need less."""
-    import torch
-
     free, total = torch.cuda.mem_get_info(device)
     p = problem
     size = f"{p.batch} × {p.heads} heads, {p.queries} × {p.keys}, {p.result_dtype}"
@@ -105,8 +83,6 @@ def out_of_memory(problem: Problem, device: torch.device) -> Unavailable:
 @contextmanager
 def settings(threads: int | None) -> Iterator[None]:
     """Float32 products in float32 (no TF32), no gradients, so many threads; put back afterwards."""
-    import torch
-
     before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
         if threads is not None:
@@ -124,8 +100,6 @@ def settings(threads: int | None) -> Iterator[None]:
 
 def to_torch(array: Array, device: torch.device) -> torch.Tensor:
     """Return a tensor of the same numbers; on the CPU a view where NumPy's memory allows it."""
-    import torch
-
     half = array.dtype.name == "bfloat16"
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -139,8 +113,6 @@ def to_torch(array: Array, device: torch.device) -> torch.Tensor:
 
 def to_numpy(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
     """Return an array of ``dtype``, rounded once."""
-    import torch
-
     kind = dtype_of(dtype)
     tensor = tensor.to(kind).cpu()
     return tensor.view(torch.int16).numpy().view(dtype) if dtype.name == "bfloat16" else (
@@ -150,8 +122,6 @@ def to_numpy(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
 
 def dtype_of(dtype: np.dtype[Any]) -> torch.dtype:
     """Return torch's dtype of that name."""
-    import torch
-
     found = getattr(torch, dtype.name)
     assert isinstance(found, torch.dtype)
     return found

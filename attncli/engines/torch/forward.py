@@ -6,23 +6,23 @@ into ``Attended.kernel``. Results of one device are never made on another.
 
 from __future__ import annotations
 
-import importlib
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch  # noqa: TID253 (loaded only once torch is known to be there)
 
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.rows import Rows
-from attncli.engines import Attended
+from attncli.engines import ANYHOW, Attended, How
+from attncli.engines.torch import tiles
 from attncli.engines.torch.device import (
     Inputs,
     describe,
     find_device,
     finite,
-    missing,
     out_of_memory,
     settings,
     to_numpy,
@@ -33,10 +33,7 @@ from attncli.engines.torch.sdpa_mask import Said, say
 from attncli.resources import Progress
 
 if TYPE_CHECKING:
-    import torch
-
-
-__all__ = ["attend", "missing"]
+    from attncli.engines.torch.triton_rows import Plan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -45,28 +42,19 @@ NOT_FINITE = "numbers that are not finite"
 KERNELS = {0: "math", 1: "flash", 2: "memory-efficient", 3: "cudnn"}
 
 
-def attend(
-    problem: Problem,
-    want: Collection[str],
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
-    device: str = "auto",
-) -> Attended:
-    """Compute on ``device``: auto (a GPU if there is one), cpu, cuda or cuda:N.
+def attend(problem: Problem, want: Collection[str], how: How = ANYHOW) -> Attended:
+    """Compute on a device: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
-    ``threads`` are those of the CPU. Raises Unavailable for a device that is not
-    there or has too little memory.
+    Threads are those of the CPU. Raises Unavailable for a device that is not there or has too
+    little memory.
     """
-    import torch
-
-    place = find_device(device)
-    with settings(threads):
+    place = find_device(how.device)
+    with settings(how.threads):
         try:
             inputs = Inputs.of(problem, place)
             wait(place)
             start = time.perf_counter()
-            done = compute(problem, want, inputs, progress=progress)
+            done = compute(problem, want, inputs, how.progress)
             wait(place)
             return attended(problem, done, place, time.perf_counter() - start)
         except torch.OutOfMemoryError:
@@ -89,8 +77,6 @@ class Done:
 
 def attended(problem: Problem, done: Done, device: torch.device, seconds: float) -> Attended:
     """Bring the results back from the device."""
-    import torch
-
     return Attended(
         output=to_numpy(done.output, problem.result_dtype),
         lse=to_numpy(done.lse, problem.dtype),
@@ -107,42 +93,48 @@ def attended(problem: Problem, done: Done, device: torch.device, seconds: float)
 
 
 def compute(
-    problem: Problem, want: Collection[str], inputs: Inputs, *, progress: Progress | None = None
+    problem: Problem, want: Collection[str], inputs: Inputs, progress: Progress | None = None
 ) -> Done:
     """Compute on the device where the inputs are, by the fastest way that is right."""
-    import torch
+    call, one_pass, reason = _sdpa(problem, want, inputs)
+    if call is not None:
+        output, dead = call.run()
+        # SDPA lets a hidden NaN through; what reached no output is no matter
+        if finite(output):
+            kernel = " ".join(filter(None, ["sdpa", call.kernel])) + call.note
+            if one_pass is not None:
+                lse, rows = one_pass(inputs)
+                rows = rows if "row_statistics" in want else {}
+                return Done(output, lse, rows, {}, kernel + " + triton statistics")
+            lse = torch.full(output.shape[:3], torch.nan, device=output.device)
+            if dead is not None:
+                lse.masked_fill_(dead, -torch.inf)
+            return Done(output, lse, {}, {}, kernel)
+        reason = NOT_FINITE
+    sheet = tiles.attend(problem, want, inputs, progress=progress)
+    return Done(sheet.output, sheet.lse, sheet.rows, sheet.stages, f"tiles: {reason}")
 
-    from attncli.engines.torch import tiles
 
+def _sdpa(
+    problem: Problem, want: Collection[str], inputs: Inputs
+) -> tuple[Call | None, Plan | None, str]:
+    """Return a call of SDPA and what adds lse and statistics, or why it must be tiles."""
     reason = _why_tiles(problem, want, inputs)
-    said = Said() if reason else say(problem.mask, problem.result_dtype)
+    if reason:
+        return None, None, reason
+    said = say(problem.mask, problem.result_dtype)
     if isinstance(said, str):
-        reason, said = said, Said()
+        return None, None, said
     one_pass = None
-    if not reason and not {"row_statistics", "lse"}.isdisjoint(want):
+    if not {"row_statistics", "lse"}.isdisjoint(want):
         one_pass, why_not = _one_pass(problem, inputs)
         if one_pass is None:
-            reason = ("statistics" if "row_statistics" in want else "lse") + why_not
-    call = None if reason else Call.of(problem, inputs, said)
+            return None, None, ("statistics" if "row_statistics" in want else "lse") + why_not
+    call = Call.of(problem, inputs, said)
     cells = problem.batch * problem.heads * problem.queries * problem.keys
-    if call and call.kernel == "math" and cells > MATRIX_CELLS:
-        call, reason = None, "SDPA would make the whole matrix"
-    output, dead = call.run() if call else (None, None)
-    # SDPA lets a hidden NaN through; what reached no output is no matter
-    if output is not None and not finite(output):
-        call, reason = None, NOT_FINITE
-    if call is None or output is None:
-        sheet = tiles.attend(problem, want, inputs, progress=progress)
-        return Done(sheet.output, sheet.lse, sheet.rows, sheet.stages, f"tiles: {reason}")
-    kernel = " ".join(filter(None, ["sdpa", call.kernel])) + call.note
-    if one_pass is not None:
-        lse, rows = one_pass(inputs)
-        rows = rows if "row_statistics" in want else {}
-        return Done(output, lse, rows, {}, kernel + " + triton statistics")
-    lse = torch.full(output.shape[:3], torch.nan, device=output.device)
-    if dead is not None:
-        lse.masked_fill_(dead, -torch.inf)
-    return Done(output, lse, {}, {}, kernel)
+    if call.kernel == "math" and cells > MATRIX_CELLS:
+        return None, None, "SDPA would make the whole matrix"
+    return call, one_pass, ""
 
 
 def _why_tiles(problem: Problem, want: Collection[str], inputs: Inputs) -> str:
@@ -165,16 +157,16 @@ def _why_tiles(problem: Problem, want: Collection[str], inputs: Inputs) -> str:
     return NOT_FINITE if statistics and not inputs.finite() else ""
 
 
-def _one_pass(problem: Problem, inputs: Inputs) -> tuple[Any, str]:
+def _one_pass(problem: Problem, inputs: Inputs) -> tuple[Plan | None, str]:
     """Return the fused kernel for lse and statistics on a GPU, or None and why it is not there."""
     if inputs.query.device.type != "cuda":
         return None, ""
     try:
-        module = importlib.import_module("attncli.engines.torch.triton_rows")
-        reason = module.missing()
+        from attncli.engines.torch import triton_rows
     except ImportError:
-        reason = "Triton is not installed"
-    return (None, f" ({reason})") if reason else (module.plan(problem), "")
+        return None, " (Triton is not installed)"
+    reason = triton_rows.missing()
+    return (None, f" ({reason})") if reason else (triton_rows.plan(problem), "")
 
 
 @dataclass(frozen=True)
@@ -189,8 +181,6 @@ class Call:
 
     @classmethod
     def of(cls, problem: Problem, inputs: Inputs, said: Said) -> Call:
-        import torch
-
         query, key, value = inputs.query, inputs.key, inputs.value
         if problem.scale < 0:
             query = -query  # some kernels take the maximum before they scale
@@ -214,8 +204,6 @@ class Call:
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the output ``(B, H, Lq, Dv)`` and which rows see no key."""
-        import torch
-
         attention = torch.nn.functional.scaled_dot_product_attention
         output = attention(*self.tensors, **self.options)
         if self.dead is not None:

@@ -8,16 +8,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.masks import Mask
-from attncli.attention.predicates import (
-    FULL,
-    Added,
-    Alibi,
-    Band,
-    Cells,
-    Everything,
-    KeysBelow,
-    Relative,
-)
+from attncli.attention.predicates import FULL, Predicate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -41,80 +32,44 @@ def say(mask: Mask, dtype: np.dtype[Any]) -> Said | str:
     extent, keys = mask.extent, mask.extent.keys
     rest = []
     for part in mask.conjuncts():
-        if isinstance(part, KeysBelow) and len(set(part.stop)) == 1:
-            keys = min(keys, part.stop[0])  # the same for all: a slice
-        elif not isinstance(part, Everything):
+        stop = part.keys_below()
+        if stop is not None and len(set(stop)) == 1:
+            keys = min(keys, stop[0])  # the same for all: a slice
+        elif not part.everything():
             rest.append(part)
     if keys <= 0:
         return "no key is seen"
     if not mask.biases:
-        edges = np.array([0, keys])
-        rest = [
-            part
-            for part in rest
-            if not (
-                isinstance(part, Band)
-                and all(
-                    part.tiles(b, 0, 0, extent.queries, edges)[0] == FULL
-                    for b in range(extent.batch)
-                )
-            )
-        ]
+        rest = [part for part in rest if not _open_band(part, mask, keys)]
     cut = keys if keys < extent.keys else None
     if not rest and not mask.biases:
         return Said(cut)
     if len(rest) == 1 and not mask.biases and _is_causal(rest[0], mask):
         return Said(cut, causal=True)
-    by_batch, by_head, by_row = _depends(mask)
-    shape = (
-        extent.batch if by_batch else 1, extent.heads if by_head else 1,
-        extent.queries if by_row else 1, extent.keys,
-    )  # fmt: skip
-    if by_row and np.prod(shape, dtype=float) > MASK_CELLS:
+    small = mask.compact(rows=True)
+    e = small.extent
+    shape = (e.batch, e.heads, e.queries, e.keys)
+    if mask.varies.row and np.prod(shape, dtype=float) > MASK_CELLS:
         return f"a mask of {' × '.join(map(str, shape))} cells"
-    tensor = _tensor(mask, shape)
+    tensor = small.tensor() if mask.biases else small.dense()
     return _why_not_added(tensor, dtype) or Said(mask=tensor)
 
 
-def _is_causal(part: Any, mask: Mask) -> bool:
+def _open_band(part: Predicate, mask: Mask, keys: int) -> bool:
+    """Whether the predicate is a band that hides none of the first keys."""
+    e, edges = mask.extent, np.array([0, keys])
+    return part.band() is not None and all(
+        part.tiles(b, 0, 0, e.queries, edges)[0] == FULL for b in range(e.batch)
+    )
+
+
+def _is_causal(part: Predicate, mask: Mask) -> bool:
     """Whether the predicate is SDPA's causal: j ≤ i, counted from the top left."""
-    return isinstance(part, Band) and all(
-        part.high + offset == 0 and part.low + offset <= 1 - mask.extent.queries
-        for offset in part.offset
+    band = part.band()
+    return band is not None and all(
+        band.high + offset == 0 and band.low + offset <= 1 - mask.extent.queries
+        for offset in band.offset
     )
-
-
-def _depends(mask: Mask) -> tuple[bool, bool, bool]:
-    """Return whether the mask differs between batch elements, heads and rows."""
-    batches, heads = mask.distinct()
-    by_batch, by_head = len(batches) > 1, len(heads) > 1
-    by_row = not all(
-        isinstance(part, KeysBelow | Everything)
-        or (isinstance(part, Cells) and part.tensor.shape[2] == 1)
-        for part in mask.conjuncts()
-    )
-    for bias in mask.biases:
-        if isinstance(bias, Added):
-            b, h, i, _ = bias.cells.tensor.shape
-            by_batch, by_head, by_row = by_batch or b > 1, by_head or h > 1, by_row or i > 1
-        else:
-            known = isinstance(bias, Alibi | Relative)
-            by_batch |= not known or len(set(bias.offset)) > 1  # type: ignore[attr-defined]
-            by_head |= not (isinstance(bias, Relative) and len(bias.table) == 1)
-            by_row = True
-    return by_batch, by_head, by_row
-
-
-def _tensor(mask: Mask, shape: tuple[int, ...]) -> Array:
-    """Return the mask as bool, or as float with −∞ where hidden; of that shape."""
-    batch, heads, rows, keys = shape
-    keep = np.empty(shape, bool)
-    bias = np.zeros(shape) if mask.biases else None
-    for b, h in np.ndindex(batch, heads):
-        keep[b, h] = mask.keep(b, h, 0, rows, 0, keys)
-        if bias is not None:
-            bias[b, h] = mask.bias(b, h, 0, rows, 0, keys)
-    return keep if bias is None else np.where(keep, bias, -np.inf)
 
 
 def _why_not_added(bias: Array, dtype: np.dtype[Any]) -> str:

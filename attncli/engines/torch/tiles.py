@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch  # noqa: TID253 (loaded only once torch is known to be there)
 
 from attncli.attention.masks import Mask
-from attncli.attention.predicates import EMPTY, FULL, MIXED, Alibi, Relative
+from attncli.attention.predicates import EMPTY, FULL, MIXED
 from attncli.attention.problem import STAGES, Problem
+from attncli.engines.torch.device import Inputs, dtype_of
+from attncli.engines.torch.softcap import softcapped
 from attncli.engines.torch.sums import Sums
 from attncli.resources import Progress
-
-if TYPE_CHECKING:
-    from attncli.engines.torch.device import Inputs
-
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Tensor = torch.Tensor
@@ -97,7 +95,7 @@ class Sheet:
     @classmethod
     def blank(cls, p: Problem, want: Collection[str], inputs: Inputs) -> Sheet:
         shape, device = (p.batch, p.heads, p.queries), inputs.query.device
-        kind = getattr(torch, p.dtype.name)
+        kind = dtype_of(p.dtype)
         rows = Sums.of(shape, device).rows() if "row_statistics" in want else {}
         return cls(
             problem=p,
@@ -143,18 +141,7 @@ def plan(
 
 def _different(mask: Mask, heads: range) -> list[int]:
     """Heads whose predicate may differ; the first alone where all are alike."""
-    return list(heads) if len(mask.distinct()[1]) > 1 else [heads[0]]
-
-
-def _bias_differs(mask: Mask) -> bool:
-    for bias in mask.biases:
-        if isinstance(bias, Relative):
-            alike = len(bias.table) == 1
-        else:
-            alike = not isinstance(bias, Alibi) and bias.cells.tensor.shape[1] == 1  # type: ignore[attr-defined]
-        if not alike:
-            return True
-    return False
+    return list(heads) if mask.keep_varies.head else [heads[0]]
 
 
 class Job:
@@ -168,7 +155,7 @@ class Job:
         self.sheet, self.problem, self.b, self.rows = sheet, p, b, rows
         each = p.heads // p.kv_heads
         self.heads = range(groups.start * each, groups.stop * each)
-        self.kind = getattr(torch, p.dtype.name)
+        self.kind = dtype_of(p.dtype)
         self.device = inputs.query.device
         self.g, self.n = len(groups), len(rows)
         query = inputs.query[b, self.heads.start : self.heads.stop, rows.start : rows.stop]
@@ -184,7 +171,7 @@ class Job:
         heads, rows = (slice(some.start, some.stop) for some in (self.heads, self.rows))
         at = self.b, heads, rows
         sums = Sums.of(self.shape, self.device) if sheet.rows else None
-        acc, total, shift = self._whole(sums) if whole else self._tiles(width, sums)
+        acc, total, shift = self._whole(sums) if whole else self.walk(width, sums)
         lse = shift + total.log()
         denominator = total
         if p.sink is not None:
@@ -193,7 +180,7 @@ class Job:
         if not whole:
             acc *= torch.where(total == 0, 0, 1 / denominator)[..., None].to(self.kind)
         if not self.finite:
-            self._mend(acc, lse)
+            self.mend(acc, lse)
         sheet.output[at], sheet.lse[at] = acc, lse.to(self.kind)
         if sums:
             if not whole:
@@ -218,7 +205,7 @@ class Job:
         """Add the biases to capped scores and hide what is not kept, in place."""
         mask, i0, i1 = self.problem.mask, self.rows.start, self.rows.stop
         if mask.biases:
-            some = self.heads if _bias_differs(mask) else self.heads[:1]
+            some = self.heads if mask.bias_varies.head else self.heads[:1]
             bias = np.stack([np.asarray(mask.bias(self.b, h, i0, i1, j0, j1)) for h in some])
             with np.errstate(over="ignore"):
                 bias = bias.astype(self.problem.dtype)
@@ -232,11 +219,7 @@ class Job:
         keep = np.stack([mask.keep(self.b, h, i0, i1, j0, j1) for h in some])
         return torch.from_numpy(keep).to(self.device)
 
-    def _capped(self, s: Tensor) -> Tensor:
-        cap = self.problem.softcap
-        return s if cap is None else s.div_(cap).tanh_().mul_(cap)
-
-    def _tiles(self, width: int, sums: Sums | None) -> tuple[Tensor, Tensor, Tensor]:
+    def walk(self, width: int, sums: Sums | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return Σ exp(z−m)·v ``(h, n, Dv)``, Σ exp(z−m) and the shift m ``(h, n)``."""
         p = self.problem
         acc = torch.zeros((*self.shape, p.value_width), dtype=self.kind, device=self.device)
@@ -248,7 +231,7 @@ class Job:
             keep = self.keep(j0, j1) if mixed else None
             if sums:
                 sums.scores(s, keep)
-            s = self.masked(self._capped(s), keep, j0, j1)
+            s = self.masked(softcapped(s, p.softcap), keep, j0, j1)
             peak = sums.logits(s, j0).to(self.kind) if sums else s.amax(-1)
             new = torch.maximum(m, peak)
             moved = torch.where(new.isneginf(), 0, new)
@@ -272,9 +255,9 @@ class Job:
         p, keys = self.problem, self.problem.keys
         scores = self.scores(0, keys)
         keep = None if p.mask.trivial else self.keep(0, keys)
-        capped = self._capped(scores.clone())
+        capped = softcapped(scores.clone(), p.softcap)
         z = masked = self.masked(capped.clone(), keep, 0, keys)
-        rounded = None if p.softmax_dtype is None else getattr(torch, p.softmax_dtype.name)
+        rounded = None if p.softmax_dtype is None else dtype_of(p.softmax_dtype)
         if rounded:
             z = z.to(rounded).to(self.kind)
         top = z.amax(-1)
@@ -301,31 +284,33 @@ class Job:
                 ] = part.astype(stage.dtype)
         return output, total, shift.double()
 
-    def _mend(self, out: Tensor, lse: Tensor) -> None:
-        """Add to out ``(h, n, Dv)`` what visible values that are not finite do.
+    def mend(self, out: Tensor, lse: Tensor) -> None:
+        """Add to out ``(h, n, Dv)`` what visible values that are not finite do."""
+        each = len(self.heads) // self.g
+        for g in range(self.g):
+            odd = (~self.value[g].isfinite()).any(-1).nonzero()[:, 0]
+            for some in torch.split(odd, 256):
+                for x in range(g * each, (g + 1) * each):
+                    self._mend_head(out[x], lse[x], x, g, some)
+
+    def _mend_head(self, out: Tensor, lse: Tensor, x: int, g: int, some: Tensor) -> None:
+        """Add what values of the keys ``some`` do. out ``(n, Dv)``, lse ``(n,)``: of the x-th head.
 
         p > 0 times ∞ is ∞, p = 0 times ∞ is NaN, ∞ − ∞ is NaN, as in the dense sum.
         """
-        p, i = self.problem, np.arange(self.rows.start, self.rows.stop)[:, None]
-        each = len(self.heads) // self.g
-        query = self.query.view(*self.shape, -1).double()
-        for g in range(self.g):
-            odd = (~self.value[g].isfinite()).any(-1).nonzero()[:, 0]
-            for part in torch.split(odd, 256):
-                j = part.cpu().numpy()[None]
-                value = self.value[g][part].double()  # (c, Dv)
-                for x in range(g * each, (g + 1) * each):
-                    h = self.heads[x]
-                    z = query[x] @ self.key[g][part].double().mT  # (n, c)
-                    z = self._capped(z)
-                    for bias in p.mask.biases:
-                        z += torch.as_tensor(np.asarray(bias.at(self.b, h, i, j), float)).to(z)
-                    allowed = np.broadcast_to(p.mask.predicate.allows(self.b, h, i, j), z.shape)
-                    sees = torch.from_numpy(allowed.copy()).to(z.device)
-                    weighs = sees & ((z - lse[x].double()[:, None]).exp() > 0)
-                    hits, losses = weighs.double(), (sees & ~weighs).double()
-                    for one in (torch.inf, -torch.inf):
-                        there = (value == one).double()
-                        out[x] += torch.where(hits @ there > 0, one, 0.0)
-                        out[x].masked_fill_(losses @ there > 0, torch.nan)
-                    out[x].masked_fill_(sees.double() @ value.isnan().double() > 0, torch.nan)
+        p, value = self.problem, self.value[g][some].double()  # (c, Dv)
+        i, j = np.arange(self.rows.start, self.rows.stop)[:, None], some.cpu().numpy()[None]
+        at = self.b, self.heads[x], i, j
+        query = self.query.view(*self.shape, -1)[x].double()
+        z = softcapped(query @ self.key[g][some].double().mT, p.softcap)  # (n, c)
+        for bias in p.mask.biases:
+            z += torch.as_tensor(np.asarray(bias.at(*at), float)).to(z)
+        allowed = np.broadcast_to(p.mask.predicate.allows(*at), z.shape)
+        sees = torch.from_numpy(allowed.copy()).to(z.device)
+        weighs = sees & ((z - lse.double()[:, None]).exp() > 0)
+        hits, losses = weighs.double(), (sees & ~weighs).double()
+        for one in (torch.inf, -torch.inf):
+            there = (value == one).double()
+            out += torch.where(hits @ there > 0, one, 0.0)
+            out.masked_fill_(losses @ there > 0, torch.nan)
+        out.masked_fill_(sees.double() @ value.isnan().double() > 0, torch.nan)

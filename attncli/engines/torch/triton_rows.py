@@ -14,22 +14,17 @@ import functools
 import math
 import subprocess
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch  # noqa: TID253 (loaded only once torch is known to be there)
 import triton
 import triton.language as tl
 
-from attncli.attention.predicates import Band, Everything, KeysBelow
 from attncli.attention.problem import Problem
-
-if TYPE_CHECKING:
-    from attncli.engines.torch.device import Inputs
-
+from attncli.engines.torch.device import Inputs
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int, int]  # rows, keys of a tile, warps, stages of the pipeline
-Plan = Callable[["Inputs"], tuple[Tensor, dict[str, Tensor]]]
+Plan = Callable[[Inputs], tuple[Tensor, dict[str, Tensor]]]
 
 GROUP = 16  # keys of a group, one in every TILE / 16
 FAR = 1 << 30
@@ -59,13 +54,14 @@ def plan(problem: Problem) -> Plan | None:
     low, high, stop = [-FAR] * p.batch, [FAR] * p.batch, [p.keys] * p.batch
     bands = 0
     for part in mask.conjuncts():
-        if isinstance(part, Band):
+        band, below = part.band(), part.keys_below()
+        if band is not None:
             bands += 1
-            low = [max(-FAR, part.low + o) for o in part.offset]
-            high = [min(FAR, part.high + o) for o in part.offset]
-        elif isinstance(part, KeysBelow):
-            stop = [max(0, min(old, new)) for old, new in zip(stop, part.stop, strict=True)]
-        elif not isinstance(part, Everything):
+            low = [max(-FAR, band.low + o) for o in band.offset]
+            high = [min(FAR, band.high + o) for o in band.offset]
+        elif below is not None:
+            stop = [max(0, min(old, new)) for old, new in zip(stop, below, strict=True)]
+        elif not part.everything():
             return None
     if bands > 1:
         return None

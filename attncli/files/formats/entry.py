@@ -1,8 +1,8 @@
 """What every format of tensor files shares: entries, headers, errors.
 
 A reader takes the whole file as a buffer (mapped, or the bytes of a pipe) and returns an `Entry`
-for each name. Lengths are checked against the buffer first, nothing is executed, and whatever a
-library raises on damaged bytes becomes a `FileError`.
+for each name, and the file's options. Lengths are checked against the buffer first, nothing is
+executed, and whatever a library raises on damaged bytes becomes a `FileError`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import AttnError, FileError
+from attncli.errors import AttnError, FileError, closest
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Buffer = bytes | mmap.mmap
 Entries = dict[str, "Entry"]
-MANY_NAMES = 20
-READABLE = "readable are .npy, .npz, .safetensors, JSON, NDJSON and PyTorch files"
-PICKLE_HINT = "a pickle can run code, so it is never loaded; save it as .npz or .safetensors"
-
 
 SAFETENSORS = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
@@ -123,9 +119,7 @@ def os_error(error: OSError, path: str, verb: str) -> FileError:
             return FileError(f"no such folder: {folder}", f"to {verb} {name}, make it or fix it")
         if verb == "write":
             return FileError(f"{path} cannot be written: {folder or 'the folder'} takes no files")
-        import difflib
-
-        near = difflib.get_close_matches(name, os.listdir(folder or "."), 1)
+        near = closest(name, os.listdir(folder or "."))
         return FileError(
             f"no such file: {path}",
             f"did you mean {os.path.join(folder, near[0])}?" if near else None,
@@ -137,10 +131,3 @@ def os_error(error: OSError, path: str, verb: str) -> FileError:
     return FileError(
         f"{path} cannot be {verb if verb == 'read' else 'written'}: {error.strerror or error}"
     )
-
-
-def listed(names: Any) -> str:
-    """``3 tensors``-like lists for messages: the first names and how many there are."""
-    names = list(names)
-    shown = ", ".join(names[:MANY_NAMES]) + (", …" if len(names) > MANY_NAMES else "")
-    return f"{len(names)} ({shown})" if names else "nothing"

@@ -7,20 +7,45 @@ non-finite numbers as the strings "NaN", "Infinity", "-Infinity").
 from __future__ import annotations
 
 import math
-import struct
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain
-from typing import Any, NoReturn
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from attncli.errors import FileError, InputError, counted
+from attncli.errors import FileError, InputError
+from attncli.files.formats.entry import Array, Buffer, Entries, Entry
+from attncli.files.formats.nested import described, is_tensor, to_array
 
-Array = np.ndarray[Any, np.dtype[Any]]
+#: A string, and the colon after it where it names a member.
+STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
 
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-NESTED_LIMIT = 32
+
+def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
+    """Return the members that are tensors, or the one array under ``""``, and the other members."""
+    value = parse(bytes(data), source)
+    if isinstance(value, list):
+        return {"": _entry(value, source, "")}, {}
+    if not isinstance(value, dict):
+        raise FileError(f"{source} is {described(value)}; expected an array or an object")
+    ours = str(value.get("schema")).startswith("attncli.")  # its empty lists are no tensors
+    entries = {
+        name: _entry(member, source, name)
+        for name, member in value.items()
+        if is_tensor(member) and not (ours and member == [])
+    }
+    return entries, {name: member for name, member in value.items() if name not in entries}
+
+
+def _entry(value: list[Any], source: str, name: str) -> Entry:
+    return Entry(lambda: to_array(value, source, name))
+
+
+def write(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
+    """Write an object of the arrays and ``extra``; a lone unnamed array without it stays bare."""
+    bare = list(arrays) == [""] and not extra
+    stream.write(dumps(arrays[""] if bare else {**extra, **arrays}) + b"\n")
 
 
 def parse(data: bytes, source: str) -> Any:
@@ -34,11 +59,7 @@ def parse(data: bytes, source: str) -> Any:
             if b"NaN" not in data and b"Infinity" not in data:
                 raise
             value = _parse_bare_non_finite(data)
-        # A member that was dropped leaves its colon behind.
-        if data.count(b":") != _colons(value):
-            import json
-
-            json.loads(data, object_pairs_hook=lambda pairs: _unique(pairs, source))
+        _refuse_twins(data, value, source)
     return value
 
 
@@ -69,14 +90,25 @@ def _parse_bare_non_finite(data: bytes) -> Any:
         return json.loads(data)
 
 
-def _colons(value: Any) -> int:
-    match value:
-        case str():
-            return value.count(":")
-        case dict():
-            return sum(1 + k.count(":") + _colons(v) for k, v in value.items())
-        case list() if not is_tensor(value):
-            return sum(map(_colons, value))
+def _refuse_twins(data: bytes, value: Any, source: str) -> None:
+    """Raise FileError for two members of one name, of which orjson keeps the last.
+
+    Each member that is written has a colon of its own, so as many colons as members prove that none
+    was lost; only where strings hold colons too are the members in the text counted.
+    """
+    kept = _members(value)
+    if data.count(b":") > kept and STRINGS.findall(data).count(b":") > kept:
+        import json
+
+        json.loads(data, object_pairs_hook=lambda pairs: _unique(pairs, source))
+
+
+def _members(value: Any) -> int:
+    """How many members all objects in a value have; those inside a tensor, an error, left out."""
+    if isinstance(value, dict):
+        return len(value) + sum(map(_members, value.values()))
+    if isinstance(value, list) and not is_tensor(value):
+        return sum(map(_members, value))
     return 0
 
 
@@ -105,118 +137,6 @@ def _json_errors(source: str, several_lines: bool) -> Iterator[None]:
             line = f"line {error.lineno} " if several_lines else ""
             where = f"{error.msg} at {line}column {error.colno}"
         raise FileError(f"{source} is no valid JSON: {where}") from None
-
-
-def is_tensor(value: Any) -> bool:
-    """Nested lists whose first leaf is a number, or null: a hole that deserves its error."""
-    if not isinstance(value, list):
-        return False
-    while isinstance(value, list):
-        if not value:
-            return True
-        value = value[0]
-    return value is None or type(value) is bool or _is_number(value)
-
-
-def to_array(value: list[Any], source: str, name: str) -> Array:
-    """Nested lists of numbers → float64, of integers alone → int64, of bools alone → bool."""
-    shape, leaves = [len(value)], value
-    while leaves and type(leaves[0]) is list:
-        n = len(leaves[0])
-        if set(map(type, leaves)) != {list} or set(map(len, leaves)) != {n}:
-            _refuse(value, source, name)
-        shape.append(n)
-        if len(shape) > NESTED_LIMIT:
-            raise FileError(f"{source}: {name} is nested more than {NESTED_LIMIT} deep")
-        leaves = list(chain.from_iterable(leaves))
-    array = np.empty(len(leaves))
-    kinds: set[type] = set()
-    if not _pack(array, leaves):
-        kinds = set(map(type, leaves))
-        plain = kinds <= {float, int, bool, str}
-        if not plain or not _pack(array, list(map(NON_FINITE.get, leaves, leaves))):
-            _refuse(value, source, name)
-    if leaves and (type(leaves[0]) is int or ((array == 0) | (array == 1)).any()):
-        kinds = kinds or set(map(type, leaves))
-        if kinds == {bool}:
-            return array.astype(bool).reshape(shape)
-        if bool in kinds:
-            _refuse(value, source, name)
-        if kinds == {int} and min(leaves) >= -(2**63) and max(leaves) < 2**63:
-            return np.array(leaves, np.int64).reshape(shape)
-    return array.reshape(shape)
-
-
-def _pack(array: Array, numbers: list[Any]) -> bool:
-    """Fill the array, or say that something in the list is no number that float64 can hold."""
-    try:
-        struct.Struct(f"{len(numbers)}d").pack_into(array.data, 0, *numbers)
-    except (struct.error, OverflowError):
-        return False
-    return True
-
-
-def _refuse(value: list[Any], source: str, name: str) -> NoReturn:
-    """Raise the error that says which item does not fit."""
-    shape: list[int] = []
-    leaf: Any = value
-    while isinstance(leaf, list) and len(shape) < NESTED_LIMIT:
-        shape.append(len(leaf))
-        leaf = leaf[0] if leaf else 0.0
-    wants_bool = type(leaf) is bool
-
-    def look(item: Any, at: str, first: str, depth: int) -> None:
-        if depth == len(shape):
-            is_bool = type(item) is bool
-            if is_bool != wants_bool or not (is_bool or _is_number(item)):
-                wanted = "true or false" if wants_bool else "a number"
-                raise FileError(f"{source}: {at} is {described(item)}; expected {wanted}")
-            return
-        if not isinstance(item, list):
-            raise FileError(f"{source}: {at} is {described(item)} but {first} is a list")
-        if len(item) != shape[depth]:
-            what = "number" if depth + 1 == len(shape) else "row"
-            raise FileError(
-                f"{source}: {at} has {counted(len(item), what)} but {first} has {shape[depth]} "
-                "(ragged)"
-            )
-        for i, inner in enumerate(item):
-            look(inner, f"{at}[{i}]", f"{first}[0]", depth + 1)
-
-    look(value, name, name, 0)
-    raise FileError(f"{source}: {name} holds an integer beyond float64")
-
-
-def no_numbers(value: Any, source: str, name: str) -> FileError:
-    """Return the error for a member that should be nested lists of numbers, and where it is not."""
-    try:
-        if isinstance(value, list):
-            _refuse(value, source, name)
-    except FileError as error:
-        return error
-    return FileError(
-        f"{source}: {name} is {described(value)}; expected numbers", "as in [[1, 0], [0, 1]]"
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) or (type(value) is str and value in NON_FINITE)
-
-
-def described(value: Any) -> str:
-    """A JSON value in words: 'null', '"abc" (a string)'."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return f"{str(value).lower()} (a bool)"
-        case str():
-            return f'"{value if len(value) <= 20 else value[:19] + "…"}" (a string)'
-        case list():
-            return "a list"
-        case dict():
-            return "an object"
-    return f"{value} (a number)"
 
 
 def dumps(obj: Any, *, pretty: bool = False) -> bytes:

@@ -1,42 +1,34 @@
-"""NumPy's formats: .npy and .npz."""
+"""NumPy's .npy: one array, mapped."""
 
 from __future__ import annotations
 
 import io
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from attncli.errors import FileError
+from attncli.files.formats import PICKLE_HINT
 from attncli.files.formats.entry import (
-    PICKLE_HINT,
-    READABLE,
+    Array,
     Buffer,
     Entries,
     Entry,
-    Header,
     dtype_named,
     expect_bytes,
     header_of,
     is_numeric,
-    listed,
     reading,
     view_of,
 )
 
-if TYPE_CHECKING:
-    import zipfile
-
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
 HEAD = 1 << 17  # longer than any .npy header
 
 
-def _npy_header(head: bytes, source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, Fortran order, dtype and where the data begins."""
+def header_at(head: bytes, source: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, Fortran order, dtype and where the data begins."""
     import warnings
 
     stream = io.BytesIO(head)
@@ -60,8 +52,9 @@ def _npy_header(head: bytes, source: str) -> tuple[tuple[int, ...], bool, np.dty
     return shape, fortran, dtype, stream.tell()
 
 
-def _npy_array(data: Buffer, source: str) -> Array:
-    shape, fortran, dtype, start = _npy_header(data[:HEAD], source)
+def array_in(data: Buffer, source: str) -> Array:
+    """Return the array of a whole .npy file, on top of its bytes where they allow it."""
+    shape, fortran, dtype, start = header_at(data[:HEAD], source)
     if dtype.kind == "O":
         raise FileError(f"{source} holds pickled Python objects", PICKLE_HINT)
     if not is_numeric(dtype):
@@ -70,56 +63,13 @@ def _npy_array(data: Buffer, source: str) -> Array:
     return view_of(data, shape, dtype, start, "F" if fortran else "C")
 
 
-def read_npy(data: Buffer, source: str) -> Entries:
-    """The one array of a .npy file, mapped, under the name ``""``."""
-    array = _npy_array(data, source)
-    return {"": Entry(lambda: array, lambda: header_of(array))}
+def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
+    """Return the one array under the name ``""``; .npy has no options."""
+    array = array_in(data, source)
+    return {"": Entry(lambda: array, lambda: header_of(array))}, {}
 
 
-def _opened(data: Buffer, path: str | None) -> zipfile.ZipFile:
-    import zipfile
-
-    return zipfile.ZipFile(path if path is not None else io.BytesIO(data))
-
-
-def zip_members(data: Buffer, source: str, path: str | None) -> list[str]:
-    """The names in a zip file: .npz and PyTorch files are both of that kind."""
-    with reading(source, "a truncated or damaged zip file"), _opened(data, path) as archive:
-        return archive.namelist()
-
-
-def read_npz(data: Buffer, source: str, path: str | None) -> Entries:
-    """The members of a .npz file, each read when it is asked for."""
-    with reading(source, "a truncated or damaged zip file"):
-        archive = _opened(data, path)  # once: opening reads the whole directory
-    members = archive.namelist()
-    for name in members if len(set(members)) < len(members) else ():
-        if members.count(name) > 1:
-            raise FileError(f"{source} has two members named '{name}'", "keep one of them")
-
-    def entry(member: str) -> Entry:
-        label = f"{source}::{member.removesuffix('.npy')}"
-
-        def load() -> Array:
-            with reading(label, "a damaged zip member"):
-                return _npy_array(archive.read(member), label)
-
-        def header() -> Header:
-            with reading(label, "a damaged zip member"), archive.open(member) as stream:
-                shape, _, dtype, _ = _npy_header(stream.read(HEAD), label)
-            return Header(shape, dtype.name, math.prod(shape) * dtype.itemsize)
-
-        return Entry(load, header)
-
-    entries = {n.removesuffix(".npy"): entry(n) for n in members if n.endswith(".npy")}
-    if members and not entries:
-        raise FileError(
-            f"{source} is a zip file of {listed(members)}; expected .npy members", READABLE
-        )
-    return entries
-
-
-def write_npy(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
+def write(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
     """Write the one array; ``extra`` has no place in .npy."""
     for array in arrays.values():
         if not is_numeric(array.dtype) or array.dtype.name.startswith("float8"):
@@ -127,14 +77,3 @@ def write_npy(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str,
                 f"NumPy's files cannot hold {array.dtype.name}", "write .safetensors instead"
             )
         np.lib.format.write_array(stream, array, allow_pickle=False)
-
-
-def write_npz(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
-    """Write a member for each array, uncompressed; ``extra`` has no place in .npz."""
-    import zipfile
-
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, array in arrays.items():
-            member = zipfile.ZipInfo(f"{name or 'arr_0'}.npy")
-            with archive.open(member, "w", force_zip64=True) as inner:
-                write_npy(inner, {name: array}, {})  # type: ignore[arg-type]

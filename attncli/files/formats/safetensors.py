@@ -12,6 +12,7 @@ import numpy as np
 from attncli.errors import FileError
 from attncli.files.formats.entry import (
     SAFETENSORS,
+    Array,
     Buffer,
     Entries,
     Entry,
@@ -23,21 +24,15 @@ from attncli.files.formats.entry import (
 )
 from attncli.files.formats.json import dumps
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
-
-def _safetensors_length(data: Buffer) -> int:
-    return int.from_bytes(data[:8], "little")
-
-
-def read_safetensors(data: Buffer, source: str) -> tuple[Entries, dict[str, Any]]:
-    """The tensors of a safetensors file, mapped, and its metadata.
+def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
+    """Return the tensors, mapped, and the metadata.
 
     Its header must account for every byte. Metadata are strings; one that is JSON is read as such.
     """
     import orjson
 
-    start = 8 + _safetensors_length(data)
+    start = 8 + int.from_bytes(data[:8], "little")
     if start > len(data):
         raise FileError(
             f"{source} is truncated: its safetensors header has {start - 8} bytes, "
@@ -61,7 +56,7 @@ def read_safetensors(data: Buffer, source: str) -> tuple[Entries, dict[str, Any]
                 all(type(n) is int and n >= 0 for n in shape) and 0 <= a <= b
             ):
                 spans.append((a, b, name))
-                entries[name] = _safetensors_entry(
+                entries[name] = _entry(
                     data, f"{source}::{name}", tag, tuple(shape), start + a, start + b
                 )
             case _:
@@ -78,7 +73,7 @@ def read_safetensors(data: Buffer, source: str) -> tuple[Entries, dict[str, Any]
     return entries, options
 
 
-def _safetensors_entry(
+def _entry(
     data: Buffer, label: str, tag: str, shape: tuple[int, ...], start: int, stop: int
 ) -> Entry:
     name = SAFETENSORS.get(tag)
@@ -94,9 +89,7 @@ def _safetensors_entry(
     return Entry(load, lambda: Header(shape, name or tag, stop - start))
 
 
-def write_safetensors(
-    stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]
-) -> None:
+def write(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
     """Write header and data; ``extra`` becomes metadata."""
     tags = {name: tag for tag, name in SAFETENSORS.items()}
     header: dict[str, Any] = {}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from attncli.errors import FileError, Unavailable
-from attncli.files.formats.entry import Buffer, Entries, Entry, Header, dtype_named, reading
+from attncli.files.formats import HEAD, is_zip
+from attncli.files.formats.entry import Array, Buffer, Entries, Entry, Header, dtype_named, reading
 
-Array = np.ndarray[Any, np.dtype[Any]]
+NOT_PLAIN = "no PyTorch file of plain tensors"
 
 
-def read_torch(data: Buffer, source: str, path: str | None) -> Entries:
-    """The tensors of a PyTorch file, nested names joined by dots; code in it is refused."""
+def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
+    """Return the tensors, nested names joined by dots; code in the file is refused."""
     try:
         import torch
     except ImportError:
@@ -22,14 +22,29 @@ def read_torch(data: Buffer, source: str, path: str | None) -> Entries:
             f"{source} is a PyTorch file, and PyTorch is not installed",
             "pip install 'attncli[torch]', or save it as .safetensors",
         ) from None
+    loaded = _loaded(data, source, path if is_zip(data[:HEAD]) else None)
+    entries: Entries = {}
+    with reading(source, NOT_PLAIN):
+        for name, value in _leaves(loaded, ""):
+            if isinstance(value, torch.Tensor):
+                if name in entries:
+                    raise FileError(f"{source} holds two tensors named '{name}'")
+                entries[name] = _entry(value, f"{source}::{name}")
+    return entries, {}
+
+
+def _loaded(data: Buffer, source: str, path: str | None) -> Any:
+    """What was saved; mapped from ``path``, which the format before zip files cannot be."""
     import pickle
     import re
     import warnings
 
-    with reading(source, "no PyTorch file of plain tensors"), warnings.catch_warnings():
+    import torch
+
+    with reading(source, NOT_PLAIN), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            loaded = torch.load(
+            return torch.load(
                 path if path is not None else io.BytesIO(data),
                 map_location="cpu",
                 weights_only=True,
@@ -42,40 +57,33 @@ def read_torch(data: Buffer, source: str, path: str | None) -> Entries:
                 + (f": it asks for {wish[1].rstrip('.,`')}" if wish else ""),
                 "code in a file is never run; save the tensors alone, as .safetensors",
             ) from None
-    entries: dict[str, Entry] = {}
 
-    def entry(tensor: Any, label: str) -> Entry:
-        def load() -> Array:
-            with reading(label, "a tensor that NumPy cannot hold"):
-                plain = tensor.detach().cpu().resolve_conj().resolve_neg()
-                name = str(plain.dtype).removeprefix("torch.")
-                if name == "bfloat16" or name.startswith("float8"):
-                    bits = torch.int16 if name == "bfloat16" else torch.uint8
-                    array: Array = plain.view(bits).numpy().view(dtype_named(name))
-                else:
-                    array = plain.numpy()
-                array.flags.writeable = False
-                return array
 
-        return Entry(
-            load,
-            lambda: Header(
-                tuple(tensor.shape),
-                str(tensor.dtype).removeprefix("torch."),
-                tensor.numel() * tensor.element_size(),
-            ),
-        )
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict | list | tuple):
+        yield name, value
+        return
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(inner, f"{name}.{key}" if name else str(key))
 
-    def collect(value: Any, name: str) -> None:
-        if isinstance(value, torch.Tensor):
-            if name in entries:
-                raise FileError(f"{source} holds two tensors named '{name}'")
-            entries[name] = entry(value, f"{source}::{name}")
-        elif isinstance(value, dict | list | tuple):
-            pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, inner in pairs:
-                collect(inner, f"{name}.{key}" if name else str(key))
 
-    with reading(source, "no PyTorch file of plain tensors"):
-        collect(loaded, "")
-    return entries
+def _entry(tensor: Any, label: str) -> Entry:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+
+    def load() -> Array:
+        import torch
+
+        with reading(label, "a tensor that NumPy cannot hold"):
+            plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+            if dtype == "bfloat16" or dtype.startswith("float8"):
+                bits = torch.int16 if dtype == "bfloat16" else torch.uint8
+                array: Array = plain.view(bits).numpy().view(dtype_named(dtype))
+            else:
+                array = plain.numpy()
+            array.flags.writeable = False
+            return array
+
+    def header() -> Header:
+        return Header(tuple(tensor.shape), dtype, tensor.numel() * tensor.element_size())
+
+    return Entry(load, header)

@@ -1,4 +1,4 @@
-"""Pieces that several reports share: selections, labels, excerpts."""
+"""Which part of a result a report is about, and how much of it is shown."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.masks import Extent
 from attncli.attention.problem import Problem
 from attncli.attention.view import View
 from attncli.errors import InputError
-from attncli.reports.blocks import Gap, Text
+from attncli.reports.blocks import Gap
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Indices = Sequence[int]
@@ -36,6 +35,11 @@ class Selection:
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Every selected (batch, head)."""
         return product(self.batch, self.head)
+
+    @property
+    def cells(self) -> int:
+        """How many weights are selected."""
+        return len(self.batch) * len(self.head) * len(self.rows) * len(self.keys)
 
 
 def select(problem: Problem, view: View) -> Selection:
@@ -63,30 +67,17 @@ def select(problem: Problem, view: View) -> Selection:
     return Selection(**chosen, shown=tuple(product(first_batch, first_head)))
 
 
-def label(names: tuple[tuple[str, ...], ...] | None, b: int, index: int) -> str:
-    """Return the token at a position of a batch element, or the position itself."""
-    if names:
-        own = names[b if len(names) > 1 else 0]
-        if index < len(own):
-            return own[index]
-    return str(index)
+def is_whole(view: View) -> bool:
+    """Return whether everything is selected."""
+    return view.batch is view.head is view.rows is view.keys is None
 
 
-def ranges(indices: Indices) -> str:
-    """Return [0, 1, 2, 7] as '0–2, 7'."""
-    runs: list[list[int]] = []
-    for i in indices:
-        if runs and i == runs[-1][1] + 1:
-            runs[-1][1] = i
-        else:
-            runs.append([i, i])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
-
-
-def where(problem: Problem | Extent, b: int, h: int) -> str:
-    """Return ' · batch 0 · head 3', without what there is only one of."""
-    batch = f" · batch {b}" if problem.batch > 1 else ""
-    return batch + (f" · head {h}" if problem.heads > 1 else "")
+def selection_of(view: View) -> dict[str, Any]:
+    """Return the member that says which part was selected, if one was."""
+    if is_whole(view):
+        return {}
+    names = ("batch", "head", "rows", "keys")
+    return {"selection": {n: list(s) for n in names if (s := getattr(view, n)) is not None}}
 
 
 def excerpt(indices: Indices, whole: bool, limit: int, edge: int) -> tuple[Array, Gap | None]:
@@ -95,12 +86,3 @@ def excerpt(indices: Indices, whole: bool, limit: int, edge: int) -> tuple[Array
         return np.asarray(indices, np.int64), None
     ends = [*indices[:edge], *indices[len(indices) - edge :]]
     return np.asarray(ends, np.int64), Gap(edge, len(indices) - 2 * edge)
-
-
-def sentences(*lines: str, indent: str = "") -> Text:
-    """Return lines broken at blanks, so that they fit 80 columns."""
-    from textwrap import wrap
-
-    whole = [line.replace(" %", "~%") for line in lines]  # a number stays with its unit
-    parts = [part for line in whole for part in wrap(line, 79, subsequent_indent=indent)]
-    return Text("", [part.replace("~%", " %") for part in parts])

@@ -1,62 +1,19 @@
-"""Row statistics of the tiled engine: grown tile by tile, while a tile is still in the cache."""
+"""The sums of ``Rows``, grown tile by tile, while a tile is still in the cache."""
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-GRAIN = 128  # keys: the grid on which masks are asked and moments kept
-
-
-class Moments:
-    """Count, mean and scatter of one key head's rows, for any run of whole blocks of keys.
-
-    Over keys that a query sees without exception, the mean of its scores is q·mean(k) and their
-    sum of squared deviations is qᵀ·scatter·q: O(D²) a row, in float64, instead of passes over
-    every score.
-    """
-
-    def __init__(self, key: Array) -> None:
-        """key: ``(Lk, D)``."""
-        self.key = key
-        self.runs: dict[tuple[int, int], tuple[int, Array, Array]] = {}
-        self.lock = threading.Lock()
-        self.blocks: tuple[Array, Array, Array] | None = None
-
-    def _blocks(self) -> tuple[Array, Array, Array]:
-        keys, width = self.key.shape
-        count = -(-keys // GRAIN)
-        centre = self.key.mean(0, dtype=np.float64)  # (D,)
-        first, second = np.empty((count, width)), np.empty((count, width, width))
-        for block in range(count):
-            part = self.key[block * GRAIN : (block + 1) * GRAIN] - centre  # float64 (GRAIN, D)
-            first[block] = part.sum(0)
-            np.matmul(part.T, part, out=second[block])
-        return centre, first, second
-
-    def of(self, j0: int, j1: int) -> tuple[int, Array, Array]:
-        """Return n, mean ``(D,)`` and scatter ``(D, D)`` of keys j0:j1, on the grain's grid."""
-        with self.lock:
-            if self.blocks is None:
-                self.blocks = self._blocks()
-            if (j0, j1) not in self.runs:
-                centre, first, second = self.blocks
-                blocks = slice(j0 // GRAIN, -(-j1 // GRAIN))
-                offset = first[blocks].sum(0) / (j1 - j0)
-                scatter = second[blocks].sum(0) - (j1 - j0) * np.outer(offset, offset)
-                self.runs[j0, j1] = j1 - j0, centre + offset, scatter
-            return self.runs[j0, j1]
-
 
 class TileSums:
     """The sums of ``Rows`` for some query rows, each ``(R,)`` in float64, relative to a shift.
 
-    The engine calls, for each tile: ``scores`` (or ``extremes``, with a run for ``settle``), then
-    ``logits``, then ``weights``; and ``decay`` whenever it changes the shift.
+    The engine calls, for each tile: ``scores`` (or ``extremes`` and ``merge``, sooner or later),
+    then ``logits``, then ``weights``; and ``decay`` whenever it changes the shift.
     """
 
     def __init__(self, rows: int) -> None:
@@ -65,7 +22,6 @@ class TileSums:
         self.n = np.zeros(rows, np.int64)
         self.mean, self.m2 = np.zeros(rows), np.zeros(rows)
         self.amax = np.full(rows, -np.inf)
-        self.runs: list[tuple[int, int]] = []
         self.first = np.full(rows, -np.inf)
         self.top_z = np.full((rows, 2), -np.inf)
         self.top_j = np.full((rows, 2), -1, np.int64)
@@ -89,17 +45,6 @@ class TileSums:
         np.copyto(spare, 0, where=hidden)
         left = spare.sum(1) / many  # what rounding left of the mean
         self.merge(n, mean + left, np.vecdot(spare, spare) - n * left**2)
-
-    def settle(self, moments: Moments, q: Array, start: int, stop: int) -> None:
-        """Add the scores of ``runs``, the keys that all rows see, to rows start:stop.
-
-        q: ``(R, D)``, scaled.
-        """
-        some = slice(start, stop)
-        q = q[some].astype(np.float64)
-        for run in self.runs:
-            n, mean, scatter = moments.of(*run)
-            self.merge(n, q @ mean, np.vecdot(q @ scatter, q), some)
 
     def merge(self, n: Array | int, mean: Array, m2: Array, some: slice = slice(None)) -> None:
         """Merge the mean and squared deviations of n more scores (Chan et al. 1983)."""

@@ -1,0 +1,51 @@
+"""Whole files, read in the format that their first bytes tell."""
+
+from __future__ import annotations
+
+import re
+from types import MappingProxyType
+
+from attncli.errors import FileError
+from attncli.files.bundle import Bundle, Lazy
+from attncli.files.formats import FORMATS, HEAD, READABLE, UNREAD, Format, is_zip, json, npz
+from attncli.files.formats.entry import Buffer
+from attncli.files.formats.nested import described
+
+LONE = re.compile(rb"""\s*(["\d-]|null|true|false|NaN|Infinity)""")
+LONE_LIMIT = 1 << 16  # bytes in which a lone number or string of JSON ends
+
+
+def read_whole(data: Buffer, source: str, path: str | None) -> Bundle:
+    """Read what is no stream of JSON; ``path`` is None when there is no file behind the bytes."""
+    head = data[:HEAD]
+    members = npz.zip_members(data, source, path) if is_zip(head) else ()
+    for row in FORMATS:
+        if row.tells(head, members):
+            return read_as(row, data, source, path)
+    raise _unknown(data, source)
+
+
+def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> Bundle:
+    """Read a whole file in this format."""
+    entries, options = row.read(data, source, path)
+    return Bundle(source, row.name, Lazy(entries), MappingProxyType(dict(options)))
+
+
+def _unknown(data: Buffer, source: str) -> FileError:
+    """The error for a file in no format that is read: what it may be instead."""
+    head = data[:HEAD]
+    if LONE.match(head):
+        try:
+            value = json.parse(bytes(data[:LONE_LIMIT]), source)
+        except FileError:
+            pass
+        else:
+            return FileError(
+                f"{source} is JSON, but {described(value)}", "expected an array or an object"
+            )
+    for row in UNREAD:
+        if head.startswith(row.begins):
+            return row.error(source)
+    return FileError(
+        f"{source} is in no known format: it begins with {bytes(head[:12])!r}", READABLE
+    )
