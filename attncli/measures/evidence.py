@@ -60,6 +60,7 @@ class Evidence:
     threads: int | None = None
     progress: Progress | None = None
     _made: dict[str, Array] = field(default_factory=dict, init=False)
+    _summed: dict[str, Mapping[str, Array]] = field(default_factory=dict, init=False)
 
     @cached_property
     def rows(self) -> Rows:
@@ -135,11 +136,13 @@ class Evidence:
         one, values = STATISTICS[name], self.values(name)
         if one.of == "head":
             return values
-        found = summarize(values, getattr(self, one.over), one.spread)
-        if one.of == "key":
-            group = [self.problem.group(h) for h in range(self.problem.heads)]
-            found = {quantile: of_groups[:, group] for quantile, of_groups in found.items()}
-        return found
+        if name not in self._summed:
+            found = summarize(values, getattr(self, one.over), one.spread)
+            if one.of == "key":
+                group = [self.problem.group(h) for h in range(self.problem.heads)]
+                found = {quantile: of_groups[:, group] for quantile, of_groups in found.items()}
+            self._summed[name] = found
+        return self._summed[name]
 
     def summaries(self, names: Iterable[str]) -> Summaries:
         """Return the statistics of heads by name."""

@@ -57,6 +57,7 @@ def test_evidence_is_made_once_and_only_when_asked_for(monkeypatch: pytest.Monke
     assert not count
     known = result.evidence
     assert known.values("max_weight") is known.values("max_weight")
+    assert known.summary("max_weight") is known.summary("max_weight")
     known.summaries(("mean_distance", "sink_key", "sink_mass"))
     assert len(count) == 1
     with pytest.raises(KeyError):
