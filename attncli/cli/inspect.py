@@ -177,12 +177,11 @@ def inspect(
                 f"{alien} has nothing to do with --sweep-dim", "leave one of the two out"
             )
         from attncli import render
-        from attncli.reports import health as report_health
         from attncli.reports import sweep
-        from attncli.studies import effects
+        from attncli.studies import widths as swept
 
         with render.progress("widths") as progress:
-            found = list(effects.sweep_dim(widths, seed=seed, threads=threads, progress=progress))
+            found = list(swept.sweep_dim(widths, seed=seed, threads=threads, progress=progress))
         render.show(sweep.sweep_report(found, seed), shown, color=when)
         return
     if bundle is None and query is None:
@@ -196,7 +195,6 @@ def inspect(
     from attncli.cli.given import view as given_view
     from attncli.measures import policy as measure_policy
     from attncli.reports import health as report_health
-    from attncli.reports import sweep
     from attncli.studies import health
     from attncli.studies import what_if as changes
 

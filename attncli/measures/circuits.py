@@ -7,61 +7,197 @@ inner product of two of them is one of D×D blocks. Nothing here is E×E.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
+from attncli.measures.statistic import WEIGHTS, statistic
 from attncli.models.layer import Layer, Norm
 from attncli.resources import Progress
 
 Array = np.ndarray[Any, np.dtype[Any]]
+OfCircuits = TypeVar("OfCircuits", bound=Callable[..., Array])
 
 SIMILAR = 1 << 38  # multiply-adds of a layer's head similarity that are worth it
 NORMAL = 0.6745  # of the median absolute deviation, the share of a normal's standard deviation
 
-OUTLYING = ("largest_logit", "ov_norm")  # what heads are compared in
-JUDGED = (
-    "nonfinite_weights", *OUTLYING, "logit_outlier", "ov_outlier", "qk_rank_share",
-    "qk_similarity",
-)  # fmt: skip
+
+@dataclass(frozen=True, eq=False)
+class Circuits:
+    """The weights of one layer by head, and what their decompositions gave.
+
+    ``query`` ``(H, D, E)``, ``key`` ``(G, D, Ek)``, ``value`` ``(G, Dv, Ev)``, ``output``
+    ``(H, Dv, Eo)`` or None; numbers that are not finite are 0 here, and ``lost`` ``(H)`` counts
+    them. ``own`` ``(H)`` is the key/value head of each head; ``qk``, ``ov`` ``(H, r)`` are singular
+    values; ``cosine`` ``(H)`` is the largest of the QK circuit with that of ``other`` ``(H)``.
+    """
+
+    layer: Layer
+    query: Array
+    key: Array
+    value: Array
+    output: Array | None
+    lost: Array
+    own: Array
+    qk: Array
+    ov: Array
+    cosine: Array
+    other: Array
 
 
 @dataclass(frozen=True, eq=False)
 class WeightFacts:
-    """What the weights of one layer say; every array is ``(H,)``.
-
-    ``largest_logit``: ‖W_Q,h W_K,hᵀ‖₂·|scale|, biases and RoPE (at distance 0) aside;
-    ``logit_bound`` what qk-norm allows at most (NaN without); ``ov_norm`` ‖W_O,h W_V,h‖₂;
-    ``qk_rank``, ``ov_rank`` their effective ranks; ``query_norm`` … Frobenius norms;
-    ``similarity`` the largest |cosine| of the QK circuit with another head's and ``similar_head``
-    which (NaN and −1 where not looked at); ``nonfinite`` how many weights are NaN or infinite.
-    """
+    """What the weights of one layer say: its statistics by name, each ``(H)``."""
 
     layer: Layer
-    largest_logit: Array
-    logit_bound: Array
-    ov_norm: Array
-    qk_rank: Array
-    ov_rank: Array
-    query_norm: Array
-    key_norm: Array
-    value_norm: Array
-    output_norm: Array
-    similarity: Array
-    similar_head: Array
-    nonfinite: Array
+    values: Mapping[str, Array]
 
-    #: The numbers of a head, in the order of tables.
-    NAMES = (
-        "largest_logit", "logit_bound", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
-        "value_norm", "output_norm", "similarity", "similar_head", "nonfinite",
-    )  # fmt: skip
+    def __getitem__(self, name: str) -> Array:
+        return self.values[name]
 
     def of_head(self, head: int) -> dict[str, float | int]:
         """Return the numbers of one head by name."""
-        return {name: getattr(self, name)[head].item() for name in self.NAMES}
+        return {name: array[head].item() for name, array in self.values.items()}
+
+
+def of_circuits(**facts: Any) -> Callable[[OfCircuits], OfCircuits]:
+    """Register a formula of circuits, ``(H)``; NaN for a head whose weights are not finite."""
+
+    def register(formula: OfCircuits) -> OfCircuits:
+        @wraps(formula)
+        def known(circuits: Circuits) -> Array:
+            return np.asarray(formula(circuits) * np.where(circuits.lost > 0, np.nan, 1.0))
+
+        statistic("weights", **facts)(known)
+        return formula
+
+    return register
+
+
+# -- of one layer -----------------------------------------------------------------------------
+
+
+@of_circuits(source="Elhage et al. 2021", heading="logit", keep=9)
+def largest_logit(circuits: Circuits) -> Array:
+    """‖W_Q W_Kᵀ‖₂·scale: of two inputs of norm 1, biases and RoPE (at distance 0) aside."""
+    return np.asarray(circuits.qk[:, 0] * abs(circuits.layer.scale))
+
+
+@of_circuits(source="Henry et al. 2020", keep=1)
+def logit_bound(circuits: Circuits) -> Array:
+    """D·max|g_q|·max|g_k|·scale, what qk-norm allows at most; NaN without.
+
+    Normed queries and keys have norm √D before their gains.
+    """
+    layer = circuits.layer
+    if layer.query_norm is None or layer.key_norm is None:
+        return np.full(layer.heads, np.nan)
+    gains = [_gain(layer, norm) for norm in (layer.query_norm, layer.key_norm)]
+    return np.full(layer.heads, gains[0] * gains[1] * layer.head_dim * abs(layer.scale))
+
+
+@of_circuits(source="Roy & Vetterli 2007", heading="QK rank", keep=8)
+def qk_rank(circuits: Circuits) -> Array:
+    """The effective rank of W_Q W_Kᵀ."""
+    return effective_ranks(circuits.qk)
+
+
+@of_circuits(source="Elhage et al. 2021", heading="‖OV‖₂", keep=8)
+def ov_norm(circuits: Circuits) -> Array:
+    """‖W_O W_V‖₂."""
+    return np.asarray(circuits.ov[:, 0])
+
+
+@of_circuits(source="Roy & Vetterli 2007", heading="OV rank", keep=6)
+def ov_rank(circuits: Circuits) -> Array:
+    """The effective rank of W_O W_V."""
+    return effective_ranks(circuits.ov)
+
+
+@of_circuits(heading="‖W_Q‖", keep=4)
+def query_norm(circuits: Circuits) -> Array:
+    """The Frobenius norm of W_Q."""
+    return _norms(circuits.query)
+
+
+@of_circuits(heading="‖W_K‖", keep=4)
+def key_norm(circuits: Circuits) -> Array:
+    """The Frobenius norm of W_K."""
+    return np.asarray(_norms(circuits.key)[circuits.own])
+
+
+@of_circuits(heading="‖W_V‖", keep=4)
+def value_norm(circuits: Circuits) -> Array:
+    """The Frobenius norm of W_V."""
+    return np.asarray(_norms(circuits.value)[circuits.own])
+
+
+@of_circuits(heading="‖W_O‖", keep=4)
+def output_norm(circuits: Circuits) -> Array:
+    """The Frobenius norm of W_O; NaN without."""
+    output = circuits.output
+    return np.full(circuits.layer.heads, np.nan) if output is None else _norms(output)
+
+
+@of_circuits(unit="cosine", heading="QK alike", keep=7)
+def similarity(circuits: Circuits) -> Array:
+    """The largest |cosine| of the QK circuit with another head's; NaN where not looked at."""
+    return circuits.cosine
+
+
+@statistic("weights", kind="count")
+def similar_head(circuits: Circuits) -> Array:
+    """Which head that is, −1 for none."""
+    return circuits.other
+
+
+@statistic("weights", heading="not finite", kind="count")
+def nonfinite(circuits: Circuits) -> Array:
+    """How many of the weights are NaN or infinite."""
+    return circuits.lost
+
+
+# -- among the heads of all layers ------------------------------------------------------------
+
+
+@statistic("weights", kind="count")
+def nonfinite_weights(layers: Sequence[WeightFacts]) -> list[Array]:
+    """The same, as it is judged."""
+    return [one["nonfinite"].astype(np.float64) for one in layers]
+
+
+@statistic("weights", source="Iglewicz & Hoaglin 1993")
+def logit_outlier(layers: Sequence[WeightFacts]) -> list[Array]:
+    """The robust z-score of ln largest_logit."""
+    return _outlying([one["largest_logit"] for one in layers])
+
+
+@statistic("weights", source="Iglewicz & Hoaglin 1993")
+def ov_outlier(layers: Sequence[WeightFacts]) -> list[Array]:
+    """The robust z-score of ln ov_norm."""
+    return _outlying([one["ov_norm"] for one in layers])
+
+
+@statistic("weights", source="Roy & Vetterli 2007", kind="percent")
+def qk_rank_share(layers: Sequence[WeightFacts]) -> list[Array]:
+    """The effective rank of W_Q W_Kᵀ, of its width."""
+    return [one["qk_rank"] / min(one.layer.head_dim, one.layer.model_dim) for one in layers]
+
+
+@statistic("weights", unit="cosine")
+def qk_similarity(layers: Sequence[WeightFacts]) -> list[Array]:
+    """The same as similarity, as it is judged."""
+    return [one["similarity"] for one in layers]
+
+
+OF_LAYERS = tuple(one.name for one in WEIGHTS.values() if one.needs == ("circuits",))
+AMONG_ALL = tuple(one.name for one in WEIGHTS.values() if one.needs == ("layers",))
+ALONE = tuple(WEIGHTS.values())  # statistics of weights alone
+#: What the policy judges of a head: similar_head is for its words.
+JUDGED = (*AMONG_ALL, "largest_logit", "ov_norm")
 
 
 def weight_facts(
@@ -76,6 +212,12 @@ def weight_facts(
 
 def layer_facts(layer: Layer) -> WeightFacts:
     """Return the facts of a layer, in its weights' precision (float32 at least)."""
+    circuits = circuits_of(layer)
+    return WeightFacts(layer, {name: WEIGHTS[name].formula(circuits) for name in OF_LAYERS})
+
+
+def circuits_of(layer: Layer) -> Circuits:
+    """Return the weights of a layer by head, decomposed."""
     made = layer.projections()
     heads, groups = layer.heads, layer.kv_heads
     q = made.query.reshape(heads, -1, made.query.shape[1])  # (H, D, E)
@@ -84,33 +226,17 @@ def layer_facts(layer: Layer) -> WeightFacts:
     o = None
     if made.output is not None:
         o = made.output.T.reshape(heads, -1, made.output.shape[0])  # (H, Dv, Eo)
-    parts = [q, k, v] if o is None else [q, k, v, o]
-    own = np.arange(heads) // (heads // groups)  # the key/value head of each head
-    bad = [_nonfinite(part) for part in parts]
-    lost = bad[0] + bad[1][own] + bad[2][own] + (bad[3] if o is not None else 0)
+    own = np.arange(heads) // (heads // groups)
+    lost = _nonfinite(q) + _nonfinite(k)[own] + _nonfinite(v)[own]
+    lost = lost if o is None else lost + _nonfinite(o)
     if lost.any():  # they would stop the decompositions
         q, k, v = (np.nan_to_num(part, nan=0, posinf=0, neginf=0) for part in (q, k, v))
         o = None if o is None else np.nan_to_num(o, nan=0, posinf=0, neginf=0)
     qk = _values(_factors(q), _factors(k)[own])
     right = _factors(v)[own]
     ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
-    similar, other = _similarity(q, k, own)
-    unknown = np.where(lost > 0, np.nan, 1.0)
-    return WeightFacts(
-        layer=layer,
-        largest_logit=qk[:, 0] * abs(layer.scale) * unknown,
-        logit_bound=_bound(layer) * unknown,
-        ov_norm=ov[:, 0] * unknown,
-        qk_rank=effective_ranks(qk) * unknown,
-        ov_rank=effective_ranks(ov) * unknown,
-        query_norm=_norms(q) * unknown,
-        key_norm=_norms(k)[own] * unknown,
-        value_norm=_norms(v)[own] * unknown,
-        output_norm=(np.full(heads, np.nan) if o is None else _norms(o)) * unknown,
-        similarity=similar * unknown,
-        similar_head=other,
-        nonfinite=lost,
-    )
+    cosine, other = _similarity(q, k, own)
+    return Circuits(layer, q, k, v, o, lost, own, qk, ov, cosine, other)
 
 
 def _nonfinite(part: Array) -> Array:
@@ -163,36 +289,19 @@ def _similarity(q: Array, k: Array, own: Array) -> tuple[Array, Array]:
     return np.where(most < 0, np.nan, most), np.where(most < 0, -1, best)
 
 
-def _bound(layer: Layer) -> Array:
-    """Return D·max|g_q|·max|g_k|·scale: normed queries and keys have norm √D before their gains."""
-    if layer.query_norm is None or layer.key_norm is None:
-        return np.full(layer.heads, np.nan)
-    gains = [_gain(layer, norm) for norm in (layer.query_norm, layer.key_norm)]
-    return np.full(layer.heads, gains[0] * gains[1] * layer.head_dim * abs(layer.scale))
-
-
 def _gain(layer: Layer, norm: Norm) -> float:
     weights = np.concatenate([np.atleast_1d(layer.tensor(name)).ravel() for name in norm.weights])
     return float(np.abs(weights + (norm.kind == "rms+1")).max())
 
 
 def judged(facts: Sequence[WeightFacts]) -> Iterator[list[dict[str, float]]]:
-    """Yield for each layer what ``verdicts`` judges of its heads, outliers among all heads too."""
-    logit, writes = (_outlying([getattr(one, n) for one in facts]) for n in OUTLYING)
+    """Yield for each layer what ``policy`` judges of its heads, outliers among all heads too."""
+    among = {name: WEIGHTS[name].formula(facts) for name in AMONG_ALL}
     for n, one in enumerate(facts):
-        width = min(one.layer.head_dim, one.layer.model_dim)
+        found = {name: among[name][n] if name in among else one[name] for name in JUDGED}
+        found["similar_head"] = one["similar_head"]
         yield [
-            {
-                "nonfinite_weights": float(one.nonfinite[h]),
-                "largest_logit": float(one.largest_logit[h]),
-                "ov_norm": float(one.ov_norm[h]),
-                "logit_outlier": float(logit[n][h]),
-                "ov_outlier": float(writes[n][h]),
-                "qk_rank_share": float(one.qk_rank[h]) / width,
-                "qk_similarity": float(one.similarity[h]),
-                "similar_head": int(one.similar_head[h]),
-            }
-            for h in range(one.layer.heads)
+            {name: array[h].item() for name, array in found.items()} for h in range(one.layer.heads)
         ]
 
 

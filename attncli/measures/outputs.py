@@ -4,20 +4,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
 
-from attncli.measures.statistic import Measure
+from attncli.attention.problem import Problem
+from attncli.attention.rows import Rows
+from attncli.measures.statistic import share_of, statistic
+from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
+OfOutput = Callable[[Array], float]
+
+SMALL = 1 << 15  # numbers of the output that need no threads
 
 
-# -- the output and the gradients -------------------------------------------------------------
+# -- the output -------------------------------------------------------------------------------
 
 
+def of_output(**facts: Any) -> Callable[[OfOutput], OfOutput]:
+    """Register a formula of one head's finite outputs ``(n, Dv)``, float64, without padding."""
+
+    def register(formula: OfOutput) -> OfOutput:
+        @wraps(formula)
+        def each(output: Array, real: Array, threads: int | None) -> Array:
+            found = np.full(output.shape[:2], np.nan)
+
+            def look(b: int, h: int) -> None:
+                rows = output[b, h][real[b, h]].astype(np.float64)
+                found[b, h] = formula(rows[np.isfinite(rows).all(1)])
+
+            jobs: list[Job] = [partial(look, *at) for at in np.ndindex(found.shape)]
+            run_jobs(jobs, threads or processors(), output.size > SMALL, None)
+            return found
+
+        del each.__wrapped__  # it takes all heads: the parameters are its own
+        statistic("head", **facts)(each)
+        return formula
+
+    return register
+
+
+@statistic("row", heading="‖o‖", over="real")
+def output_norm(output: Array) -> Array:
+    """‖o_i‖, ``(B, H, Lq)``."""
+    wide = output.astype(np.float64)
+    return np.asarray(np.sqrt(np.vecdot(wide, wide)))
+
+
+@of_output(source="Roy & Vetterli 2007")
 def effective_rank(output: Array) -> float:
-    """exp H(σ/Σσ) of the singular values σ of ``(n, Dv)`` outputs."""
+    """exp H(σ/Σσ) of the singular values σ of the output, ``(n, Dv)``."""
     if not output.size:
         return math.nan
     tall = output if output.shape[0] >= output.shape[1] else output.T
@@ -29,52 +67,87 @@ def effective_rank(output: Array) -> float:
     return float(np.exp(-np.sum(share * np.log(share))))
 
 
+@of_output(source="Dong et al. 2021")
 def rank_residual(output: Array) -> float:
-    """‖X − 1x̄ᵀ‖/‖X‖ of ``(n, Dv)`` outputs: 0 when all are the same, NaN for fewer than two."""
+    """‖X − 1x̄ᵀ‖/‖X‖ of the output: 0 when all its rows are the same, NaN for fewer than two.
+
+    output ``(n, Dv)``.
+    """
     whole = np.linalg.norm(output)
     if len(output) < 2 or not whole > 0:
         return math.nan
     return float(np.linalg.norm(output - output.mean(0)) / whole)
 
 
-def output_norm(output: Array) -> Array:
-    """‖o_i‖ of each row, ``(…)``."""
-    return np.asarray(np.sqrt(np.vecdot(output, output)))
+@statistic("head", source="IEEE 754 binary16")
+def overflow_room(logit_max: Array, problem: Problem) -> Array:
+    """65504/max|q·k|: below 1 float16 cannot hold the products, ``(B, H)``."""
+    if not problem.scale:
+        return np.full(logit_max.shape, np.nan)
+    return np.asarray(65504 * abs(problem.scale) / logit_max)
 
 
-def overflow_room(logit_max: Array, scale: float) -> Array:
-    """65504/max|q·k|: below 1 float16 cannot hold the products. logit_max ``(B, H)``."""
-    with np.errstate(divide="ignore"):
-        return (
-            np.asarray(65504 * abs(scale) / logit_max)
-            if scale
-            else np.full(logit_max.shape, np.nan)
-        )
+@statistic("head", source="IEEE 754 binary16", inner=True)
+def overflow_room_now(overflow_room: Array, problem: Problem) -> Array:
+    """The same of inputs that are float16 themselves; NaN of others, ``(B, H)``."""
+    half = problem.result_dtype.name == "float16"
+    return overflow_room if half else np.full(overflow_room.shape, np.nan)
 
 
-def vanishing_share(norms: Array, chosen: Array, floor: Array) -> Array:
-    """Share of the chosen rows with ‖dS_i‖ < floor. norms ``(B, H, Lq)``, floor ``(B, H)``."""
-    chosen = chosen & np.isfinite(norms)
-    count = chosen.sum(-1)
-    below = (chosen & (norms < floor[..., None])).sum(-1)
-    known = (count > 0) & np.isfinite(floor)
-    return np.where(known, below / np.maximum(count, 1), np.nan)
+# -- the gradients ----------------------------------------------------------------------------
 
 
-def _norm(name: str) -> Callable[[Mapping[str, Array]], Array]:
-    return lambda norms: norms[name]
+@statistic("row", source="softmax Jacobian", heading="‖dS‖", keep=8, spread=True)
+def grad_score_norm(norms: Mapping[str, Array]) -> Array:
+    """‖dS_i‖, ``(B, H, Lq)``."""
+    return norms["grad_score_norm"]
 
 
-OTHERS = (
-    Measure("effective_rank", "", "exp H(σ/Σσ) of the output", "Roy & Vetterli 2007",
-            effective_rank),
-    Measure("rank_residual", "", "‖X − 1x̄ᵀ‖/‖X‖ of the output", "Dong et al. 2021", rank_residual),
-    Measure("output_norm", "", "‖o_i‖", "", output_norm),
-    Measure("overflow_room", "", "65504/max|q·k|", "IEEE 754 binary16", overflow_room),
-    Measure("vanishing_share", "", "share of rows with ‖dS‖ < 1e-3 of the median row's at 1/√D",
-            "Vaswani et al. 2017", vanishing_share),
-    Measure("grad_score_norm", "", "‖dS_i‖", "softmax Jacobian", _norm("grad_score_norm")),
-    Measure("grad_query_norm", "", "‖dQ_i‖", "chain rule", _norm("grad_query_norm")),
-    Measure("grad_key_norm", "", "‖dK_j‖", "chain rule", _norm("grad_key_norm")),
-    Measure("grad_value_norm", "", "‖dV_j‖", "chain rule", _norm("grad_value_norm")),
-)  # fmt: skip
+@statistic("row", source="chain rule", heading="‖dQ‖", keep=7, spread=True)
+def grad_query_norm(norms: Mapping[str, Array]) -> Array:
+    """‖dQ_i‖, ``(B, H, Lq)``."""
+    return norms["grad_query_norm"]
+
+
+@statistic("key", source="chain rule", heading="‖dK‖", over="keys", spread=True)
+def grad_key_norm(norms: Mapping[str, Array]) -> Array:
+    """‖dK_j‖, ``(B, G, Lk)``."""
+    return norms["grad_key_norm"]
+
+
+@statistic("key", source="chain rule", heading="‖dV‖", over="keys", spread=True)
+def grad_value_norm(norms: Mapping[str, Array]) -> Array:
+    """‖dV_j‖, ``(B, G, Lk)``."""
+    return norms["grad_value_norm"]
+
+
+@statistic("head", unit="rows", source="Vaswani et al. 2017", heading="vanishing",
+           kind="percent", keep=8)  # fmt: skip
+def vanishing_share(grad_score_norm: Array, chosen: Array, floor: Array) -> Array:
+    """Share of the rows with ‖dS‖ < 1e-3 of the median row's at scale 1/√D, ``(B, H)``."""
+    share = share_of(grad_score_norm < floor[..., None], chosen & np.isfinite(grad_score_norm))
+    return np.where(np.isfinite(floor), share, np.nan)
+
+
+# -- what is not finite -----------------------------------------------------------------------
+
+
+@statistic("head", unit="rows", kind="count")
+def nonfinite_outputs(output: Array, real: Array) -> Array:
+    """How many rows have an output that is NaN or infinite, ``(B, H)``."""
+    return np.asarray((real & ~np.isfinite(output).all(-1)).sum(-1))
+
+
+@statistic("head", unit="rows", kind="count")
+def nonfinite_scores(rows: Rows, real: Array) -> Array:
+    """How many rows have such a score, before softcap and bias, ``(B, H)``."""
+    return np.asarray((real & ~np.isfinite(rows.amax)).sum(-1))
+
+
+@statistic("head", kind="percent", inner=True)
+def nonfinite_share(
+    nonfinite: Array, nonfinite_outputs: Array, nonfinite_scores: Array, real: Array
+) -> Array:
+    """Share of the rows with any of these three, the most frequent, ``(B, H)``."""
+    lost = np.maximum(np.maximum(nonfinite, nonfinite_outputs), nonfinite_scores)
+    return np.asarray(lost / np.maximum(real.sum(-1), 1))

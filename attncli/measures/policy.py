@@ -8,7 +8,7 @@ The labels are this tool's policy, not a fact: ``--policy FILE.toml`` overrides 
 
 A limit is calibrated so that healthy pretrained models (MiniLM, SmolLM2, DINOv2, Whisper, ALBERT)
 have no ``critical`` head: their logits go to 282, and whole heads look at the previous token alone.
-The last rules judge heads by their weights alone (``weight_facts``).
+The last rules judge heads by their weights alone (``circuits``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from itertools import pairwise
 from typing import Any
 
 from attncli.errors import FileError, InputError, nearest
+from attncli.measures.circuits import ALONE
+from attncli.measures.evidence import every_statistic
 
 LEVELS = ("ok", "watch", "critical")
 LIMITS = ("hint", "watch", "critical")
@@ -35,7 +37,8 @@ class Rule:
     ``hint`` says so without changing the verdict. ``words`` take the value as ``{}``. ``placed``
     excuses heads that look at fixed places (first token, previous token, separators, …), unless
     their logits are large; ``chosen`` asks that the head chooses at all (neither flat nor a sink).
-    ``number``: how the value is written.
+    ``number``: how the value is written. ``unless`` names the statistic that is judged instead
+    where it is known.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Rule:
     placed: bool = False
     chosen: bool = False
     number: str = "g"
+    unless: str = ""
 
     def limit(self, value: float) -> str | None:
         """Return the highest of hint, watch and critical that the value passes."""
@@ -91,7 +95,7 @@ POLICY = (
     Rule("rank_collapse", "rank_residual", "all rows have nearly the same output (residual {})",
          "Dong et al. 2021", below=True, watch=0.01, placed=True),
     Rule("overflow", "overflow_room", "q·k reaches {reach}, past float16's 65504",
-         "IEEE 754 binary16", below=True, watch=1.0),
+         "IEEE 754 binary16", below=True, watch=1.0, unless="overflow_room_now"),
     Rule("overflow_now", "overflow_room_now", "q·k reaches {reach}, past the inputs' own float16: "
          "kernels that store scores in it overflow", "IEEE 754 binary16", below=True, critical=1.0),
     # of heads judged by their weights alone
@@ -156,6 +160,8 @@ def judge(
         value = _value(found, rule.statistic, rule.quantile)
         level = None if math.isnan(value) else rule.limit(value)
         if level is None or (rule.chosen and (flat or sink)):
+            continue
+        if rule.unless and not math.isnan(_value(found, rule.unless)):
             continue
         reason = rule.words.format(
             _number(value, rule.number), other=found.get("similar_head"),
@@ -251,3 +257,19 @@ def _check_order(rule: Rule, where: str) -> None:
 def _toml(value: Any) -> str:
     text = "true" if value is True else "false" if value is False else repr(value)
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+# -- the table and the registry ---------------------------------------------------------------
+
+
+def check(policy: Sequence[Rule]) -> None:
+    """Raise AssertionError for a rule on what is no statistic, or none of its quantiles."""
+    known = {one.name: one for one in (*ALONE, *every_statistic())}
+    for rule in policy:
+        for name in filter(None, (rule.statistic, rule.unless)):
+            assert name in known, f"{rule.name}: no statistic is called {name}"
+        quantiles = known[rule.statistic].quantiles or ("",)
+        assert rule.quantile in quantiles, f"{rule.name}: {rule.quantile} of {rule.statistic}"
+
+
+check(POLICY)

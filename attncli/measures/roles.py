@@ -14,7 +14,7 @@ SHARE = 0.3  # of the mass: enough to be named (a sink, in Gu et al. 2025)
 REST = 0.15  # at least, of a second place, which needs SHARE of what the first leaves
 LIFT = 2.0  # and this many times what equal weights would give
 FEW = 4  # rows, before one key is called a sink
-LOCAL = 0.6  # of the mass within second_sweep.NEAR positions
+LOCAL = 0.6  # of the mass within sweep.NEAR positions
 BROAD = 0.7  # of the largest entropy there is
 
 SEPARATORS = frozenset(

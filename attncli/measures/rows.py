@@ -1,43 +1,62 @@
-"""What the running sums say about attention: one function a statistic, one row a statistic.
+"""What the running sums say about attention: one function a statistic.
 
-Statistics of rows come from Rows, in O(1) a row and without the weights. Padding and rows with
-fewer than two visible keys, which have no choice to make, are left out of every summary.
+They come from Rows, in O(1) a row and without the weights. Padding and rows with fewer than two
+visible keys, which have no choice to make, are left out of every summary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 
 from attncli.attention.rows import Rows
-from attncli.measures.statistic import Measure, summarize
+from attncli.measures.statistic import share_of, statistic
 
 Array = np.ndarray[Any, np.dtype[Any]]
+OfRows = TypeVar("OfRows", bound=Callable[..., Array])
 
 SATURATED = 0.99  # a row whose largest weight is above this passes next to no gradient
+
+
+def of_rows(**facts: Any) -> Callable[[OfRows], OfRows]:
+    """Register a formula of rows, ``(B, H, Lq)``, as one that is NaN where a row sees no key."""
+
+    def register(formula: OfRows) -> OfRows:
+        @wraps(formula)
+        def seen(rows: Rows, *others: Array) -> Array:
+            return np.where(rows.n == 0, np.nan, formula(rows, *others))
+
+        statistic("row", **facts)(seen)
+        return formula
+
+    return register
 
 
 def _log_e1(rows: Rows) -> Array:
     return np.log(np.where(rows.e1 > 0, rows.e1, np.nan))
 
 
+@of_rows(unit="nats", source="Zhai et al. 2023", keep=9)
 def entropy(rows: Rows) -> Array:
     """−Σ p ln p = ln e1 − es/e1, in nats; at least 0."""
     h = _log_e1(rows) - rows.es / np.where(rows.e1 > 0, rows.e1, np.nan)
     return np.where(np.isnan(h), np.nan, np.maximum(h, 0))
 
 
-def normalized_entropy(rows: Rows) -> Array:
+@of_rows(source="Zhai et al. 2023")
+def normalized_entropy(rows: Rows, entropy: Array) -> Array:
     """Entropy over its largest value, ln n; a sink is one more outcome."""
     outcomes = rows.n + rows.others
-    return np.where(rows.n > 1, entropy(rows) / np.log(np.maximum(outcomes, 2)), np.nan)
+    return np.where(rows.n > 1, entropy / np.log(np.maximum(outcomes, 2)), np.nan)
 
 
-def effective_keys(rows: Rows) -> Array:
+@statistic("row", unit="keys", source="perplexity", keep=6)
+def effective_keys(entropy: Array) -> Array:
     """exp(entropy): how many keys the row really uses."""
-    return np.exp(entropy(rows))
+    return np.exp(entropy)
 
 
 def _weight(rows: Rows, z: Array) -> Array:
@@ -45,6 +64,7 @@ def _weight(rows: Rows, z: Array) -> Array:
         return np.where(rows.e1 > 0, np.exp(z - rows.m) / rows.e1, np.nan)
 
 
+@of_rows(keep=8)
 def max_weight(rows: Rows) -> Array:
     """The largest weight of a key (a sink is none)."""
     z = np.where(rows.top_j >= 0, rows.top_z, -np.inf).max(-1)
@@ -56,11 +76,13 @@ def _power_sums(rows: Rows) -> tuple[Array, Array]:
     return rows.e2 / e1**2, rows.e3 / e1**3
 
 
+@of_rows(source="softmax Jacobian", heading="Jacobian trace", keep=3)
 def jacobian_trace(rows: Rows) -> Array:
     """1 − Σp²: the sum of the eigenvalues of diag(p) − ppᵀ."""
     return np.asarray(np.maximum(1 - _power_sums(rows)[0], 0))
 
 
+@of_rows(source="softmax Jacobian", heading="Frobenius", keep=2)
 def jacobian_frobenius(rows: Rows) -> Array:
     """√(Σp² − 2Σp³ + (Σp²)²) of diag(p) − ppᵀ."""
     p2, p3 = _power_sums(rows)
@@ -71,22 +93,26 @@ def _two_largest(rows: Rows) -> tuple[Array, Array]:
     return _weight(rows, rows.top_z[..., 0]), _weight(rows, rows.top_z[..., 1])
 
 
+@of_rows(source="interlacing", heading="spectral bounds", keep=1)
 def jacobian_spectral_low(rows: Rows) -> Array:
     """Lower bound p₂ of the largest eigenvalue of diag(p) − ppᵀ (eigenvalues interlace with p)."""
     return _two_largest(rows)[1]
 
 
+@of_rows(source="Gershgorin", heading="spectral bounds", keep=1)
 def jacobian_spectral_high(rows: Rows) -> Array:
     """Upper bound min(½, p₁(1 − p₁ + p₂)) of the largest eigenvalue of diag(p) − ppᵀ."""
     p1, p2 = _two_largest(rows)
     return np.asarray(np.minimum(0.5, p1 * (1 - p1 + p2)))
 
 
+@of_rows(source="Xiao et al. 2024", heading="first key", keep=2)
 def first_key_mass(rows: Rows) -> Array:
     """Weight of key 0."""
     return _weight(rows, rows.first)
 
 
+@of_rows(source="Derrida 1981")
 def logit_std_ratio(rows: Rows) -> Array:
     """σ/√(2 ln n) of the row's visible scores; above 1 a few of n random ones take all."""
     n = np.maximum(rows.n, 2)
@@ -94,57 +120,60 @@ def logit_std_ratio(rows: Rows) -> Array:
     return np.where(rows.n > 1, spread / np.sqrt(2 * np.log(n)), np.nan)
 
 
-MEASURES = (
-    Measure("entropy", "nats", "0: one key only; ln n: all alike", "Zhai et al. 2023", entropy),
-    Measure("normalized_entropy", "", "entropy / ln n", "Zhai et al. 2023", normalized_entropy),
-    Measure("effective_keys", "keys", "exp(entropy)", "perplexity", effective_keys),
-    Measure("max_weight", "", "the largest weight", "", max_weight),
-    Measure("jacobian_trace", "", "1 − Σp²", "softmax Jacobian", jacobian_trace),
-    Measure("jacobian_frobenius", "", "‖diag(p) − ppᵀ‖", "softmax Jacobian", jacobian_frobenius),
-    Measure("jacobian_spectral_low", "", "lower bound", "interlacing", jacobian_spectral_low),
-    Measure("jacobian_spectral_high", "", "upper bound", "Gershgorin", jacobian_spectral_high),
-    Measure("first_key_mass", "", "weight of key 0", "Xiao et al. 2024", first_key_mass),
-    Measure("logit_std_ratio", "", "σ/√(2 ln n) of its scores", "Derrida 1981", logit_std_ratio),
-)
+@statistic("head", unit="rows", heading="saturated", kind="percent", keep=8)
+def saturated_share(max_weight: Array, chosen: Array) -> Array:
+    """Share of the rows with max weight > 0.99, ``(B, H)``."""
+    return share_of(max_weight > SATURATED, chosen & np.isfinite(max_weight))
 
 
-def per_row(rows: Rows) -> dict[str, Array]:
-    """Return every row statistic by name, each ``(B, H, Lq)``; NaN for a row that sees no key."""
-    rows = rows.astype(np.float64)
-    dead = rows.n == 0
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        return {m.name: np.where(dead, np.nan, m.formula(rows)) for m in MEASURES}
+@statistic("head", source="Kimi K2 2025", heading="max logit", keep=8)
+def logit_max(rows: Rows, real: Array) -> Array:
+    """The largest magnitude of a visible score (scaled, before softcap and bias), ``(B, H)``."""
+    seen = real & (rows.n > 0)
+    largest = np.where(seen, rows.amax, 0).max(-1, initial=0)
+    return np.where(seen.any(-1), largest, np.nan)
 
 
-def per_head(rows: Rows, real_rows: Array | None = None) -> dict[str, Mapping[str, Array] | Array]:
-    """Return every statistic of a head: quantiles over its rows, or one number, as ``(B, H)``.
+@statistic("head", keep=4)
+def logit_std(rows: Rows, real: Array) -> Array:
+    """Standard deviation of the visible scores, ``(B, H)``."""
+    return pooled_std(rows, real & (rows.n > 0))
 
-    rows: sink included. real_rows: bool ``(B, Lq)``, False for padding.
-    """
-    rows = rows.astype(np.float64)
-    real = np.ones(rows.m.shape, bool)
-    if real_rows is not None:
-        real = np.broadcast_to(real_rows[:, None], rows.m.shape)
-    choice = real & (rows.n >= 2)
-    values = per_row(rows)
-    result: dict[str, Mapping[str, Array] | Array] = {
-        name: summarize(value, choice) for name, value in values.items()
-    }
-    with np.errstate(invalid="ignore", divide="ignore"):
-        count = choice.sum(-1)
-        told = choice & np.isfinite(values["max_weight"])
-        saturated = (told & (values["max_weight"] > SATURATED)).sum(-1)
-        whole = told.sum(-1)
-        result["saturated_share"] = np.where(whole > 0, saturated / np.maximum(whole, 1), np.nan)
-        seen = real & (rows.n > 0)
-        largest = np.where(seen, rows.amax, 0).max(-1, initial=0)
-        result["logit_max"] = np.where(seen.any(-1), largest, np.nan)
-        result["logit_std"] = pooled_std(rows, real & (rows.n > 0))
-    result["rows"] = real.sum(-1)
-    result["rows_with_choice"] = count
-    result["dead_rows"] = (real & ~np.isfinite(rows.m) & ~(rows.m > 0) & ~np.isnan(rows.m)).sum(-1)
-    result["nonfinite"] = (real & (np.isnan(rows.m) | np.isposinf(rows.m))).sum(-1)
-    return result
+
+@statistic("head", inner=True, keep=9)
+def score_variance(logit_std: Array) -> Array:
+    """The variance of the visible scores, which grows with the width unless they are scaled."""
+    return np.asarray(logit_std**2)
+
+
+@statistic("head", name="rows", unit="rows", kind="count")
+def row_count(real: Array) -> Array:
+    """How many rows are no padding, ``(B, H)``."""
+    return np.asarray(real.sum(-1))
+
+
+@statistic("head", unit="rows", kind="count")
+def rows_with_choice(chosen: Array) -> Array:
+    """How many of them see at least two keys, ``(B, H)``."""
+    return np.asarray(chosen.sum(-1))
+
+
+@statistic("head", unit="rows", kind="count", keep=10)
+def dead_rows(rows: Rows, real: Array) -> Array:
+    """How many see no key, ``(B, H)``."""
+    return np.asarray((real & ~np.isfinite(rows.m) & ~(rows.m > 0) & ~np.isnan(rows.m)).sum(-1))
+
+
+@statistic("head", unit="rows", heading="not finite", kind="count", keep=10)
+def nonfinite(rows: Rows, real: Array) -> Array:
+    """How many have scores that are NaN or infinite, ``(B, H)``."""
+    return np.asarray((real & (np.isnan(rows.m) | np.isposinf(rows.m))).sum(-1))
+
+
+@statistic("head", inner=True, kind="percent")
+def dead_share(dead_rows: Array, real: Array) -> Array:
+    """Share of the rows that see no key, ``(B, H)``."""
+    return np.asarray(dead_rows / np.maximum(real.sum(-1), 1))
 
 
 def pooled_std(rows: Rows, chosen: Array) -> Array:

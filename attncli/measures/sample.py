@@ -12,7 +12,7 @@ import numpy as np
 
 from attncli.attention.definition import stages
 from attncli.attention.problem import Problem
-from attncli.measures.statistic import Measure
+from attncli.measures.statistic import statistic
 from attncli.resources import Progress
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,7 +44,7 @@ class Sample:
         return self.rows == self.total
 
 
-def jacobian_spectral(p: Array) -> Array:
+def largest_eigenvalues(p: Array) -> Array:
     """The largest eigenvalue of diag(p) − ppᵀ for each row of ``(n, k)`` probabilities.
 
     It is the largest root of the secular equation Σ p_i²/(p_i − λ) = 1 (Golub 1973), which lies
@@ -80,14 +80,25 @@ def entropies(p: Array) -> Array:
         return np.asarray(-np.where(p > 0, p * np.log(p), np.where(p == 0, 0, np.nan)).sum(-1))
 
 
+@statistic("row", source="Golub 1973", heading="largest eigenvalue", keep=1)
+def jacobian_spectral(sample: Sample) -> Array:
+    """The largest eigenvalue of diag(p) − ppᵀ, ``(B, H, Lq)``; NaN for rows not looked at."""
+    return sample.spectral
+
+
+@statistic("head", source="Lin 1991", keep=6)
 def head_similarity(distances: Array) -> Array:
-    """The distance to the most similar other head, ``(B, H)``: 0 is a copy; NaN: no other."""
+    """The Jensen–Shannon distance to the most similar other head: 0 is a copy.
+
+    distances ``(B, H, H)`` → ``(B, H)``; NaN: there is no other.
+    """
     nearest = _known(distances).min(-1, initial=np.inf)
     return np.where(np.isinf(nearest), np.nan, nearest)
 
 
+@statistic("head", kind="count")
 def similar_head(distances: Array) -> Array:
-    """Which head that is, ``(B, H)``; −1 for none."""
+    """Which head that is, −1 for none, ``(B, H)``."""
     if distances.shape[-1] < 2:
         return np.full(distances.shape[:-1], -1)
     known = _known(distances)
@@ -97,15 +108,6 @@ def similar_head(distances: Array) -> Array:
 def _known(distances: Array) -> Array:
     own = np.eye(distances.shape[-1], dtype=bool)
     return np.where(own | np.isnan(distances), np.inf, distances)
-
-
-MEASURES = (
-    Measure("jacobian_spectral", "", "largest eigenvalue of diag(p) − ppᵀ", "Golub 1973",
-            jacobian_spectral),
-    Measure("head_similarity", "", "Jensen–Shannon distance to the nearest head", "Lin 1991",
-            head_similarity),
-    Measure("similar_head", "", "which head that is", "", similar_head),
-)  # fmt: skip
 
 
 def sample(
@@ -130,7 +132,7 @@ def sample(
         for h in range(p.heads):
             found = _probabilities(p, b, h, rows)
             ours = chosen[b, h, rows]
-            spectral[b, h, rows[ours]] = jacobian_spectral(found[ours])
+            spectral[b, h, rows[ours]] = largest_eigenvalues(found[ours])
             weights.append(found)
             if progress:
                 progress((b + (h + 1) / p.heads / 2) / p.batch)

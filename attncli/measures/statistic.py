@@ -1,42 +1,117 @@
-"""What a statistic is, and how those of rows are summed up."""
+"""The registry of statistics, and how those of rows are summed up.
+
+A decorator above a formula says all there is to say about a statistic. Tables, CSV, JSON, policy
+and documentation read it here; ``evidence`` makes what the formula asks for.
+
+    @statistic("row", unit="nats", source="Zhai et al. 2023", heading="entropy", keep=9)
+    def entropy(rows: Rows) -> Array:
+        '''−Σ p ln p = ln e1 − es/e1; at least 0.'''
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from inspect import signature
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Formula = TypeVar("Formula", bound=Callable[..., Any])
+Of = Literal["row", "key", "head", "weights"]
+Kind = Literal["number", "percent", "count"]
+
 QUANTILES = {"p05": 0.05, "median": 0.5, "p95": 0.95}
+SUMMARY = ("mean", *QUANTILES, "min", "max")
+
+#: Statistics of attention by name, and those of a layer's weights alone.
+STATISTICS: dict[str, Statistic] = {}
+WEIGHTS: dict[str, Statistic] = {}
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One statistic: what it is called, its unit, how it reads, where it comes from, its function.
+class Statistic:
+    """What is known of one statistic.
 
-    Those of ``MEASURES`` take Rows (sink included) to ``(B, H, Lq)``; those of ``OTHERS``
-    what they say; ``second_sweep`` and ``sampled`` have tables of their own.
+    ``formula`` takes what its parameters name: evidence, or other statistics. It makes
+    ``(B, H, Lq)`` of rows, ``(B, G, Lk)`` of keys, ``(B, H)`` of heads and ``(H,)`` of weights.
+    ``over`` names the rows or keys that are summed up: chosen (they have a choice), real (no
+    padding) or keys; ``spread`` adds the coefficient of variation. ``heading`` and ``kind`` are
+    those of its column, which stays the longer in a narrow table the larger ``keep`` is.
+    ``inner`` ones are judged and not told.
     """
 
     name: str
-    unit: str
-    text: str
-    source: str
+    of: Of
     formula: Callable[..., Any]
+    needs: tuple[str, ...]
+    unit: str
+    source: str
+    heading: str
+    kind: Kind
+    keep: int
+    over: str
+    spread: bool
+    inner: bool
+
+    @property
+    def text(self) -> str:
+        """The first line of the formula's docstring."""
+        return (self.formula.__doc__ or self.name).splitlines()[0]
+
+    @property
+    def quantiles(self) -> tuple[str, ...]:
+        """What it is summed up to; nothing for what is one number a head."""
+        if self.of not in ("row", "key"):
+            return ()
+        return (*SUMMARY, "cv") if self.spread else SUMMARY
 
 
-def summarize(values: Array, chosen: Array) -> dict[str, Array]:
+def statistic(
+    of: Of,
+    *,
+    name: str = "",
+    unit: str = "",
+    source: str = "",
+    heading: str = "",
+    kind: Kind = "number",
+    keep: int = 0,
+    over: str = "chosen",
+    spread: bool = False,
+    inner: bool = False,
+) -> Callable[[Formula], Formula]:
+    """Register the formula below as a statistic, by its own name unless another is given."""
+
+    def register(formula: Formula) -> Formula:
+        called = name or formula.__name__
+        table = WEIGHTS if of == "weights" else STATISTICS
+        assert called not in table, f"two statistics are called {called}"
+        table[called] = Statistic(
+            called, of, formula, tuple(signature(formula).parameters), unit, source,
+            heading or called.replace("_", " "), kind, keep, over, spread, inner,
+        )  # fmt: skip
+        return formula
+
+    return register
+
+
+# -- summing up -------------------------------------------------------------------------------
+
+#: Statistics of heads by name: quantiles, ``(B, H)`` each, or one ``(B, H)``.
+Summaries = dict[str, Mapping[str, Array] | Array]
+
+
+def summarize(values: Array, chosen: Array, spread: bool = False) -> dict[str, Array]:
     """Return mean, quantiles, min and max over the chosen rows, each ``(B, H)``.
 
-    values and chosen ``(B, H, Lq)``. NaN where no row is chosen; rows whose value is not finite
-    are left out (they are counted as ``nonfinite``).
+    values and chosen ``(B, H, Lq)``; with ``spread`` also ``cv``, the coefficient of variation. NaN
+    where no row is chosen; rows whose value is not finite are left out (they are counted as
+    ``nonfinite``).
     """
     chosen = chosen & np.isfinite(values)
     shape = values.shape[:2]
-    names = ("mean", *QUANTILES, "min", "max")
-    summary = {name: np.full(shape, np.nan) for name in names}
+    summary = {name: np.full(shape, np.nan) for name in SUMMARY}
     for b, h in np.ndindex(shape):
         some = values[b, h][chosen[b, h]]
         if some.size:
@@ -45,7 +120,17 @@ def summarize(values: Array, chosen: Array) -> dict[str, Array]:
             some.sort()
             for name, share in QUANTILES.items():
                 summary[name][b, h] = quantile(some, share)
+    if spread:
+        summary["cv"] = _variation(values, chosen, summary["mean"])
     return summary
+
+
+def _variation(values: Array, chosen: Array, mean: Array) -> Array:
+    """Return the standard deviation over the mean, ``(B, H)``."""
+    count = np.maximum(chosen.sum(-1), 1)
+    away = np.where(chosen, values - mean[..., None], 0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.sqrt((away**2).sum(-1) / count) / mean)
 
 
 def quantile(ordered: Array, share: float) -> float:
@@ -59,18 +144,13 @@ def quantile(ordered: Array, share: float) -> float:
     return a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t)
 
 
-def with_cv(values: Array, chosen: Array) -> dict[str, Array]:
-    """Return the summary with the coefficient of variation, ``(B, H)`` each."""
-    found = summarize(values, chosen)
-    chosen = chosen & np.isfinite(values)
-    count = np.maximum(chosen.sum(-1), 1)
-    away = np.where(chosen, values - found["mean"][..., None], 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found["cv"] = np.sqrt((away**2).sum(-1) / count) / found["mean"]
-    return found
+def share_of(part: Array, whole: Array) -> Array:
+    """Return the share of ``whole`` rows that are ``part`` of it, ``(B, H)``; NaN of none.
 
-
-Found = dict[str, Mapping[str, Array] | Array]
+    Both are bool ``(B, H, Lq)``.
+    """
+    count = whole.sum(-1)
+    return np.where(count > 0, (part & whole).sum(-1) / np.maximum(count, 1), np.nan)
 
 
 def of_head(found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
@@ -81,3 +161,20 @@ def of_head(found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
         else values[b, h].item()
         for name, values in found.items()
     }
+
+
+def flat_names(found: Mapping[str, Any]) -> list[str]:
+    """Return the names of a table of statistics: entropy_mean, entropy_p05, …, logit_max."""
+    names: list[str] = []
+    for name, values in found.items():
+        many = isinstance(values, Mapping)
+        names += [f"{name}_{quantile}" for quantile in values] if many else [name]
+    return names
+
+
+def flat_values(own: Mapping[str, Any]) -> list[Any]:
+    """Return the numbers of one head (see ``of_head``) in the order of ``flat_names``."""
+    numbers: list[Any] = []
+    for value in own.values():
+        numbers += value.values() if isinstance(value, Mapping) else [value]
+    return numbers

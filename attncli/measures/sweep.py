@@ -7,7 +7,6 @@ cell; the masses on near-by keys are dot products of their own, O(L·D).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
-from attncli.measures.statistic import Measure
+from attncli.measures.statistic import statistic
 from attncli.resources import Job, Progress, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,6 +44,37 @@ class Sweep:
     rows: Array
 
 
+@statistic("row", unit="positions", source="Vig & Belinkov 2019")
+def mean_distance(placed: Sweep) -> Array:
+    """Σ_j p_ij |i−j|, how far away a row looks, ``(B, H, Lq)``."""
+    return placed.distance
+
+
+@statistic("row", source="Clark et al. 2019")
+def diagonal_mass(placed: Sweep) -> Array:
+    """The weight of the own position, ``(B, H, Lq)``."""
+    return np.asarray(placed.near[..., NEAR])
+
+
+@statistic("row", source="Clark et al. 2019")
+def previous_mass(placed: Sweep) -> Array:
+    """The weight of the position before, ``(B, H, Lq)``."""
+    return np.asarray(placed.near[..., NEAR - 1])
+
+
+@statistic("row", source="Clark et al. 2019")
+def next_mass(placed: Sweep) -> Array:
+    """The weight of the position after, ``(B, H, Lq)``."""
+    return np.asarray(placed.near[..., NEAR + 1])
+
+
+@statistic("row")
+def local_mass(placed: Sweep) -> Array:
+    """The weight of positions at most NEAR = 4 away, ``(B, H, Lq)``."""
+    return np.asarray(placed.near.sum(-1))
+
+
+@statistic("head", source="Xiao et al. 2024", kind="count")
 def sink_key(sweep: Sweep) -> Array:
     """The key that receives most mass, ``(B, H)``; −1 where no row was chosen."""
     if not sweep.received.shape[-1]:
@@ -52,54 +82,17 @@ def sink_key(sweep: Sweep) -> Array:
     return np.where(sweep.rows > 0, sweep.received.argmax(-1), -1)
 
 
+@statistic("head", source="Xiao et al. 2024", kind="percent")
 def sink_mass(sweep: Sweep) -> Array:
-    """The mean weight of ``sink_key`` over the rows, ``(B, H)``."""
+    """The mean weight of that key over the rows, ``(B, H)``."""
     most = sweep.received.max(-1, initial=0)
     return np.where(sweep.rows > 0, most / np.maximum(sweep.rows, 1), np.nan)
 
 
+@statistic("head", unit="cells", source="IEEE 754 binary16", heading="underflow", kind="percent")
 def underflow_share(sweep: Sweep) -> Array:
     """Share of the visible cells with p < 2⁻²⁴, ``(B, H)``."""
     return np.where(sweep.cells > 0, sweep.tiny / np.maximum(sweep.cells, 1), np.nan)
-
-
-def mean_distance(sweep: Sweep) -> Array:
-    """Σ_j p_ij |i−j|, ``(B, H, Lq)``."""
-    return sweep.distance
-
-
-def diagonal_mass(sweep: Sweep) -> Array:
-    """The weight of the own position, ``(B, H, Lq)``."""
-    return np.asarray(sweep.near[..., NEAR])
-
-
-def previous_mass(sweep: Sweep) -> Array:
-    """The weight of the position before, ``(B, H, Lq)``."""
-    return np.asarray(sweep.near[..., NEAR - 1])
-
-
-def next_mass(sweep: Sweep) -> Array:
-    """The weight of the position after, ``(B, H, Lq)``."""
-    return np.asarray(sweep.near[..., NEAR + 1])
-
-
-def local_mass(sweep: Sweep) -> Array:
-    """The weight of positions at most NEAR away, ``(B, H, Lq)``."""
-    return np.asarray(sweep.near.sum(-1))
-
-
-ROW_MEASURES = (
-    Measure("mean_distance", "positions", "Σp|i−j|", "Vig & Belinkov 2019", mean_distance),
-    Measure("diagonal_mass", "", "weight of the own position", "Clark et al. 2019", diagonal_mass),
-    Measure("previous_mass", "", "weight of i − 1", "Clark et al. 2019", previous_mass),
-    Measure("next_mass", "", "weight of i + 1", "Clark et al. 2019", next_mass),
-    Measure("local_mass", "", f"weight within {NEAR} positions", "", local_mass),
-)
-HEAD_MEASURES = (
-    Measure("sink_key", "", "the key with most mass", "Xiao et al. 2024", sink_key),
-    Measure("sink_mass", "", "mean weight of sink_key", "Xiao et al. 2024", sink_mass),
-    Measure("underflow_share", "", "share of p < 2⁻²⁴", "IEEE 754 binary16", underflow_share),
-)
 
 
 def sweep(
@@ -266,13 +259,3 @@ class _Rows:
         )
         self.query[:, -1] = -self.lse * unit if walk.plain else 0
         self.distance = np.zeros(i1 - i0)
-
-
-def row_values(found: Sweep) -> Mapping[str, Array]:
-    """Return the row statistics of a sweep by name, each ``(B, H, Lq)``."""
-    return {m.name: m.formula(found) for m in ROW_MEASURES}
-
-
-def head_values(found: Sweep) -> Mapping[str, Array]:
-    """Return the statistics of whole heads by name, each ``(B, H)``."""
-    return {m.name: m.formula(found) for m in HEAD_MEASURES}

@@ -10,8 +10,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
-from attncli.measures import statistic
-from attncli.measures.statistic import of_head
+from attncli.measures.statistic import STATISTICS, of_head, quantile, summarize
 from attncli.reports.arrays import GRADIENTS, SMALL, array_of, saved, top_data
 from attncli.reports.blocks import Block, Column, Report, Table, Text
 from attncli.reports.facts import (
@@ -59,7 +58,7 @@ def compute_report(
         norms = result.gradient_norms
         real = np.broadcast_to(problem.real_rows[:, None], norms["grad_query_norm"].shape)
         found |= {
-            name: statistic.summarize(norm, real)
+            name: summarize(norm, real)
             for name, norm in norms.items()
             if norm.shape[1:] == (problem.heads, problem.queries)
         }
@@ -109,22 +108,21 @@ def _or_nothing(block: Block) -> Block:
 def gradient_table(problem: Problem, norms: Mapping[str, Array], chosen: Selection) -> Table:
     """Return a row a head: medians and p05 of the norms of each row of dQ, dS, dK and dV."""
     columns, cells = [], []
-    for name, symbol in (("query", "‖dQ‖"), ("score", "‖dS‖"), ("key", "‖dK‖"), ("value", "‖dV‖")):
-        if f"grad_{name}_norm" in norms:
-            columns += [Column(symbol, sub="median"), Column("", sub="p05", keep=-1)]
+    shown = [f"grad_{name}_norm" for name in ("query", "score", "key", "value")]
+    shown = [name for name in shown if name in norms]
+    for name in shown:
+        columns += [
+            Column(STATISTICS[name].heading, sub="median"),
+            Column("", sub="p05", keep=-1),
+        ]
     for b, h in chosen.pairs:
         row: list[float] = []
-        for name in ("query", "score", "key", "value"):
-            if f"grad_{name}_norm" not in norms:
-                continue
-            ours = name in ("query", "score")
-            norm = norms[f"grad_{name}_norm"][b, h if ours else problem.group(h)]
+        for name in shown:
+            ours = STATISTICS[name].of == "row"
+            norm = norms[name][b, h if ours else problem.group(h)]
             norm = norm[problem.real_rows[b]] if ours else norm
             ordered = np.sort(norm[np.isfinite(norm)])
-            row += [
-                statistic.quantile(ordered, share) if len(ordered) else math.nan
-                for share in (0.5, 0.05)
-            ]
+            row += [quantile(ordered, share) if len(ordered) else math.nan for share in (0.5, 0.05)]
         cells.append(row)
     names = [f"head {h}" if problem.batch == 1 else f"batch {b} head {h}" for b, h in chosen.pairs]
     return Table("Gradients", columns, cells, names)

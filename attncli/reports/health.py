@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,29 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
-from attncli.measures.statistic import of_head
-from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text, sentences
+from attncli.measures.statistic import flat_names, flat_values, of_head
+from attncli.reports.blocks import Block, Column, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
+from attncli.reports.heads import WHOLE, Shown, cells, columns, head_name, reasons, telling
 from attncli.reports.selection import select
-from attncli.studies.effects import Effect
+from attncli.studies.effects import OVERALL, Effect
 from attncli.studies.health import Examination, Head
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SCHEMA = "attncli.inspect/1"
-WHOLE = 40  # heads up to here are all shown
-EDGE = 8  # of many heads with nothing to say
 LINES = 24  # of reasons
 FACTS = 6  # counts on a line of the summary
+HEAD = (
+    Shown("entropy", keep=7), Shown("entropy", "p05", "p95", keep=3), Shown("max_weight", keep=4),
+    Shown("saturated_share", keep=6), Shown("logit_max", keep=5), Shown("grad_query_norm", "p05"),
+    Shown("grad_query_norm", keep=2),
+)  # fmt: skip
+#: Of all heads together, and how telling each is where the registry says nothing fit.
+EFFECT: dict[str, int | None] = {
+    "logit_std": None, "saturated_share": None, "entropy": 7, "grad_score_p05": None,
+    "grad_score_median": 4, "grad_score_cv": 3, "vanishing_share": None,
+}  # fmt: skip
 
 
 def inspect_report(
@@ -49,7 +59,7 @@ def inspect_report(
     blocks: list[Block] = []
     if heads:
         blocks = [_summary(heads), _head_table(examined, heads, view)]
-        blocks += _reasons(problem, heads)
+        blocks += reasons(heads, partial(_name, examined), _gravity, LINES)
         blocks += [_scale_table(examined), sentences(scale_sentence(examined.scale))]
     if examined.what_ifs:
         blocks.append(_what_if_table(examined))
@@ -138,46 +148,27 @@ def _summary(heads: Sequence[Head]) -> Text:
     return Text("", [*lines, *([f"looks at   {shown}{more}"] if shown else [])])
 
 
-def _name(problem: Problem, head: Head) -> str:
-    return f"{head.batch}/{head.head}" if problem.batch > 1 else str(head.head)
-
-
 def _head_table(examined: Examination, heads: Sequence[Head], view: View) -> Table:
-    problem, found = examined.result.problem, examined.found
-    shown, part, gap = _telling(heads, view.full)
-
-    def value(head: Head, name: str, quantile: str = "") -> Any:
-        values = found[name]
-        array = values[quantile] if isinstance(values, Mapping) else values
-        number = array[head.batch, head.head].item()
-        return None if np.isnan(number) else number
-
-    rows = []
-    for head in shown:
-        ends = value(head, "entropy", "p05"), value(head, "entropy", "p95")
-        rows.append([
+    ill = [head for head in heads if head.verdict.level != "ok"]
+    what = f"the worst of {len(ill)}" if len(ill) > WHOLE else "those that are not ok"
+    shown, part, gap = telling(heads, ill, _gravity, what, view.full)
+    rows = [
+        [
             head.verdict.level,
-            value(head, "entropy", "median"), None if None in ends else ends,
-            value(head, "max_weight", "median"), value(head, "saturated_share"),
-            value(head, "logit_max"),
-            value(head, "grad_query_norm", "p05"), value(head, "grad_query_norm", "median"),
+            *cells(HEAD, of_head(examined.found, head.batch, head.head)),
             ", ".join(role.words for role in head.roles),
-        ])  # fmt: skip
+        ]
+        for head in shown
+    ]
     return Table(
         title="head",
         columns=[
             Column("verdict", "verdict", keep=10),
-            Column("entropy", sub="median", keep=7),
-            Column("", "range", "p05–p95", keep=3),
-            Column("max weight", sub="median", keep=4),
-            Column("saturated", "percent", "rows", keep=6),
-            Column("max logit", keep=5),
-            Column("‖dQ‖", sub="p05", keep=7),
-            Column("", sub="median", keep=2),
+            *columns(HEAD),
             Column("looks at", "text", keep=8),
         ],
         rows=rows,
-        labels=[_name(problem, head) for head in shown],
+        labels=[_name(examined, head) for head in shown],
         part=part,
         hint="--full, --head, --format csv" if part else "",
         row_gap=gap,
@@ -185,19 +176,8 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View) -> Tab
     )
 
 
-def _telling(heads: Sequence[Head], full: bool) -> tuple[list[Head], str, Gap | None]:
-    """Return the heads to show: all, those with something to say, or both ends."""
-    if full or len(heads) <= WHOLE:
-        return list(heads), "", None
-    ill = [head for head in heads if head.verdict.level != "ok"]
-    if not ill:
-        left = len(heads) - 2 * EDGE
-        shown = [*heads[:EDGE], *heads[-EDGE:]]
-        return shown, f"{len(shown)} of {len(heads)} heads, all ok", Gap(EDGE, left)
-    worst = sorted(ill, key=_gravity)[:WHOLE]
-    shown = [head for head in heads if head in worst]
-    what = f"the worst of {len(ill)}" if len(ill) > WHOLE else "those that are not ok"
-    return shown, f"{len(shown)} of {len(heads)} heads, {what}", None
+def _name(examined: Examination, head: Head) -> str:
+    return head_name(examined.result.problem, head.batch, head.head)
 
 
 def _gravity(head: Head) -> tuple[int, int]:
@@ -207,43 +187,22 @@ def _gravity(head: Head) -> tuple[int, int]:
     return -LEVELS.index(head.verdict.level), at
 
 
-def _reasons(problem: Problem, heads: Sequence[Head]) -> list[Block]:
-    told = [head for head in heads if head.verdict.findings]
-    if not told:
-        return []
-    told.sort(key=_gravity)
-    lines = []
-    for head in told[:LINES]:
-        start = f"head {_name(problem, head)}"
-        level = "" if head.verdict.level == "ok" else f" {head.verdict.level}"
-        lines.append(f"{start}{level}: {'; '.join(head.verdict.reasons)}")
-    if len(told) > LINES:
-        lines.append(f"… and {len(told) - LINES} more heads (--format csv, --json)")
-    return [sentences(*lines, indent="  ")]
-
-
 # -- the scale and other changes --------------------------------------------------------------
 
-EFFECT_COLUMNS = (
-    (Column("logit std", keep=5), "logit_std"),
-    (Column("saturated", "percent", "rows", keep=9), "saturated_share"),
-    (Column("entropy", sub="median", keep=7), "entropy"),
-    (Column("‖dS‖", sub="p05", keep=8), "grad_score_p05"),
-    (Column("", sub="median", keep=4), "grad_score_median"),
-    (Column("", sub="CV", keep=3), "grad_score_cv"),
-    (Column("vanishing", "percent", "rows", keep=8), "vanishing_share"),
-)
+
+def _effect_columns() -> list[Shown]:
+    return [Shown(*OVERALL[name], keep=keep) for name, keep in EFFECT.items()]
 
 
 def _cells(effect: Effect) -> list[Any]:
-    values = [effect.overall[name] for _, name in EFFECT_COLUMNS]
+    values = [effect.overall[name] for name in EFFECT]
     return [None if np.isnan(value) else value for value in values]
 
 
 def _scale_table(examined: Examination) -> Table:
     return Table(
         title="Scale",
-        columns=[column for column, _ in EFFECT_COLUMNS],
+        columns=columns(_effect_columns()),
         rows=[_cells(effect) for effect in examined.scale],
         labels=[effect.text for effect in examined.scale],
     )
@@ -260,7 +219,8 @@ def scale_sentence(scale: Sequence[Effect]) -> str:
     if np.isnan(none["saturated_share"]):
         return "No row has a choice to make: there is nothing to compare."
     shares = [
-        (_share(none[name]), _share(auto[name])) for name in ("saturated_share", "vanishing_share")
+        (share_in_words(none[name]), share_in_words(auto[name]))
+        for name in ("saturated_share", "vanishing_share")
     ]
     if all(without == with_it for without, with_it in shares):
         text = (
@@ -286,19 +246,20 @@ def _times(ratio: float) -> str:
     return f"{ratio:.2g}" if ratio >= 0.001 or ratio == 0 else "less than 0.001"
 
 
-def _share(value: float) -> str:
+def share_in_words(value: float) -> str:
+    """Return '12 %'; '<1 %' for what rounds to 0 but is not."""
     return f"{100 * value:.0f} %" if value >= 0.005 or value == 0 else "<1 %"
 
 
 def _what_if_table(examined: Examination) -> Table:
     now = next(e for e in examined.scale if e.moved_overall == 0 or np.isnan(e.moved_overall))
     effects = examined.what_ifs
-    columns = [column for column, _ in EFFECT_COLUMNS]
-    columns.insert(1, Column("max logit", keep=5))
-    columns.append(Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10))
+    shown = _effect_columns()
+    shown.insert(1, Shown("logit_max", keep=4))
+    titles = [*columns(shown), Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10)]
     lost = any(effect.lost for effect in effects)
     if lost:
-        columns.append(Column("rows lost", "count", "NaN or ∞", keep=10))
+        titles.append(Column("rows lost", "count", "NaN or ∞", keep=10))
     rows = []
     for effect in (now, *effects):
         cells = _cells(effect)
@@ -307,7 +268,7 @@ def _what_if_table(examined: Examination) -> Table:
         cells.append(None if effect is now or np.isnan(moved) else moved)
         rows.append(cells + ([effect.lost] if lost else []))
     return Table(
-        title="What if", columns=columns, rows=rows, labels=["now", *(e.text for e in effects)]
+        title="What if", columns=titles, rows=rows, labels=["now", *(e.text for e in effects)]
     )
 
 
@@ -379,18 +340,13 @@ def _row_statistics(examined: Examination) -> dict[str, Array]:
 
 
 def _records(examined: Examination, heads: Sequence[Head]) -> Records:
-    columns = ["batch", "head", "verdict", "reasons", "looks_at"]
-    for name, values in examined.found.items():
-        many = isinstance(values, Mapping)
-        columns += [f"{name}_{quantile}" for quantile in values] if many else [name]
+    columns = ["batch", "head", "verdict", "reasons", "looks_at", *flat_names(examined.found)]
 
     def row(head: Head) -> list[Any]:
-        cells: list[Any] = [
+        return [
             head.batch, head.head, head.verdict.level, "; ".join(head.verdict.reasons),
             ", ".join(role.words for role in head.roles),
+            *flat_values(of_head(examined.found, head.batch, head.head)),
         ]  # fmt: skip
-        for value in of_head(examined.found, head.batch, head.head).values():
-            cells += value.values() if isinstance(value, dict) else [value]
-        return cells
 
     return Records(columns, map(row, heads))

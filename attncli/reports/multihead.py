@@ -18,6 +18,8 @@ from attncli.reports.facts import (
     headline,
     tokens_of,
 )
+from attncli.reports.heads import WHOLE, Shown, alike, columns, head_name
+from attncli.reports.heads import cells as shown_cells
 from attncli.reports.labels import label
 from attncli.reports.layers import family_of, heads_of, layer_data
 from attncli.reports.maps import heatmaps
@@ -34,7 +36,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SCHEMA = "attncli.multihead/1"
 OWN = ("output", "query", "key", "value", "present_key", "present_value", "heads", "concat")
-WHOLE_HEADS = 40
+HEAD = (Shown("entropy"), Shown("max_weight"), Shown("output_share", sub="norm share"))
 MAPPED = 64  # heads that a map of likeness has room for
 
 
@@ -170,43 +172,30 @@ def _parameter_table(made: MultiheadResult) -> Table:
     return Table("Weights", columns, rows, [*labels, "all"])
 
 
-def _head_name(problem: Problem, b: int, h: int) -> str:
-    return f"{b}/{h}" if problem.batch > 1 else str(h)
-
-
 def _head_table(problem: Problem, facts: HeadFacts, view: View, chosen: Selection) -> Table:
     pairs = list(chosen.pairs)
-    shown, gap = excerpt(range(len(pairs)), view.full, WHOLE_HEADS, EDGE_HEADS)
+    shown, gap = excerpt(range(len(pairs)), view.full, WHOLE, EDGE_HEADS)
     rows = []
     for b, h in (pairs[n] for n in shown.tolist()):
         own = of_head(facts.found, b, h)
-        other, apart = own["similar_head"], own["head_similarity"]
         rows.append([
             ", ".join(role.token or role.name for role in facts.roles[b, h][:2]),
-            _known(own["entropy"]["median"]), _known(own["max_weight"]["median"]),
-            _known(own["output_share"]),
-            f"{other} ({apart:.2f})" if other >= 0 else None,
+            *shown_cells(HEAD, own), alike(own, "head_similarity"),
         ])  # fmt: skip
     return Table(
         title="head",
         columns=[
             Column("looks at", "text", keep=10),
-            Column("entropy", sub="median", keep=9),
-            Column("max weight", sub="median", keep=7),
-            Column("output", "percent", "norm share", keep=8),
+            *columns(HEAD),
             Column("most alike", "text", "(distance)", keep=6),
         ],
         rows=rows,
-        labels=[_head_name(problem, *pairs[n]) for n in shown.tolist()],
+        labels=[head_name(problem, *pairs[n]) for n in shown.tolist()],
         part=f"{len(shown)} of {len(pairs)} heads" if gap else "",
         hint="--full, --head, --batch, --format csv" if gap else "",
         row_gap=gap,
         whole=view.full,
     )
-
-
-def _known(value: float) -> float | None:
-    return None if value != value else value
 
 
 def _likeness(problem: Problem, facts: HeadFacts, chosen: Selection) -> list[Block]:

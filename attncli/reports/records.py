@@ -10,7 +10,7 @@ import numpy as np
 from attncli.attention.problem import STAGES
 from attncli.attention.view import Labels, View
 from attncli.errors import InputError
-from attncli.measures.statistic import of_head
+from attncli.measures.statistic import flat_names, flat_values, of_head
 from attncli.reports.blocks import Records
 from attncli.reports.labels import label
 from attncli.reports.matrices import strongest
@@ -53,19 +53,8 @@ def records_of(
 def _head_records(
     result: Result, labels: Labels, view: View, chosen: Selection, include: Any, found: Any
 ) -> Records:
-    columns = ["batch", "head"]
-    for name, values in found.items():
-        many = isinstance(values, Mapping)
-        columns += [f"{name}_{quantile}" for quantile in values] if many else [name]
-
-    def rows() -> Iterator[list[Any]]:
-        for b, h in chosen.pairs:
-            row: list[Any] = [b, h]
-            for value in of_head(found, b, h).values():
-                row += value.values() if isinstance(value, dict) else [value]
-            yield row
-
-    return Records(columns, rows())
+    rows = ([b, h, *flat_values(of_head(found, b, h))] for b, h in chosen.pairs)
+    return Records(["batch", "head", *flat_names(found)], rows)
 
 
 def _cell_records(

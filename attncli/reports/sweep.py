@@ -4,42 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from attncli.measures.statistic import STATISTICS
 from attncli.reports.blocks import Column, Records, Report, Table, sentences
-from attncli.reports.health import SCHEMA, _share
-from attncli.studies.effects import SWEPT, SWEPT_VALUES
+from attncli.reports.heads import WORDS
+from attncli.reports.health import SCHEMA, share_in_words
+from attncli.studies.effects import OVERALL
+from attncli.studies.widths import SWEPT, SWEPT_VALUES
 
-# -- unit-normal tensors ----------------------------------------------------------------------
+#: Columns and how telling they are.
+SHOWN = {
+    "score_variance": 9, "saturated_share": 8, "grad_score_p05": 7, "grad_score_median": 5,
+    "grad_score_cv": 4, "vanishing_share": 6,
+}  # fmt: skip
 
 
 def sweep_report(
     swept: Sequence[tuple[int, Mapping[str, float], Mapping[str, float]]], seed: int
 ) -> Report:
     """Return the table of ``--sweep-dim``: a row a width, without and with the scale."""
-    pairs = (
-        ("score variance", "number", "score_variance", 9),
-        ("saturated", "percent", "saturated_share", 8),
-        ("‖dS‖ p05", "number", "grad_score_p05", 7),
-        ("‖dS‖ median", "number", "grad_score_median", 5),
-        ("‖dS‖ CV", "number", "grad_score_cv", 4),
-        ("vanishing", "percent", "vanishing_share", 6),
-    )
     columns: list[Column] = []
-    for title, kind, _, keep in pairs:
-        columns += [Column(title, kind, "none", keep), Column("", kind, "1/√d", keep)]  # type: ignore[arg-type]
-    rows = [
-        [one[name] for _, _, name, _ in pairs for one in (none, auto)] for _, auto, none in swept
-    ]
+    for name, keep in SHOWN.items():
+        statistic, quantile = OVERALL[name]
+        one = STATISTICS[statistic]
+        title = f"{one.heading} {WORDS.get(quantile, quantile)}".strip()
+        columns += [Column(title, one.kind, "none", keep), Column("", one.kind, "1/√d", keep)]
+    rows = [[one[name] for name in SHOWN for one in (none, auto)] for _, auto, none in swept]
     table = Table("d", columns, rows, [str(width) for width, _, _ in swept])
     lines = []
     if swept:
         width, auto, none = max(swept, key=lambda one: one[0])
+        words = {
+            (text, name): share_in_words(one[name])
+            for text, one in (("none", none), ("auto", auto))
+            for name in ("saturated_share", "vanishing_share")
+        }
         lines.append(
             f"Unscaled, the variance of q·k grows as d: at d = {width} it is "
-            f"{none['score_variance']:.4g}, {_share(none['saturated_share'])} of the rows have max "
-            f"weight > 0.99 and {_share(none['vanishing_share'])} pass less than 1/1000 of the "
-            f"median row's gradient at 1/√d. Scaled, the variance is {auto['score_variance']:.3g}, "
-            f"and these shares are {_share(auto['saturated_share'])} and "
-            f"{_share(auto['vanishing_share'])}."
+            f"{none['score_variance']:.4g}, {words['none', 'saturated_share']} of the rows have "
+            f"max weight > 0.99 and {words['none', 'vanishing_share']} pass less than 1/1000 of "
+            f"the median row's gradient at 1/√d. Scaled, the variance is "
+            f"{auto['score_variance']:.3g}, and these shares are "
+            f"{words['auto', 'saturated_share']} and {words['auto', 'vanishing_share']}."
         )
     return Report(
         command="inspect",

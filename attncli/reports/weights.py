@@ -10,18 +10,23 @@ from typing import Any
 import numpy as np
 
 from attncli.files.bundle import Bundle
-from attncli.measures.circuits import JUDGED, WeightFacts, judged, weight_facts
+from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged, weight_facts
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
+from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers
-from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, sentences
+from attncli.reports.blocks import Block, Column, Records, Report, Table
+from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
 from attncli.reports.selection import excerpt
 from attncli.resources import Progress
 
 __all__ = ["holds_layers", "weights_report"]
 
-WHOLE = 40  # heads up to here are all shown
-EDGE = 16
+EDGE = 16  # layers at both ends of many
+HEAD = tuple(
+    map(Shown, ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
+                "value_norm", "output_norm"))
+)  # fmt: skip
 MEANING = (
     "logit: largest logit of two inputs of norm 1, ‖W_Q W_Kᵀ‖₂·scale; rank: effective, of the width"
 )
@@ -77,7 +82,7 @@ def weights_report(
     count = Counter(head.verdict.level for head in every)
     families = sorted({family_of(layer) for layer in layers} - {""})
     blocks: list[Block] = [_layer_table(facts, full), _head_table(every, full)]
-    blocks += _reasons(every)
+    blocks += reasons(every, lambda head: head.name, _gravity, WHOLE)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
     warnings = [f"not read: {why}" for why in skipped]
@@ -118,13 +123,13 @@ def _layer_table(facts: Sequence[WeightFacts], full: bool) -> Table:
     shown, gap = excerpt(range(len(facts)), full, WHOLE, EDGE)
     rows = []
     for one in (facts[n] for n in shown.tolist()):
-        largest = int(np.nanargmax(one.largest_logit)) if _some(one.largest_logit) else None
+        largest = int(np.nanargmax(one["largest_logit"])) if _some(one["largest_logit"]) else None
         rows.append([
             short_name(one.layer.name), one.layer.heads,
-            _middle(one.largest_logit), _most(one.largest_logit),
+            _middle(one["largest_logit"]), _most(one["largest_logit"]),
             f"head {largest}" if largest is not None else None,
-            _middle(one.qk_rank), _middle(one.ov_norm), _most(one.ov_norm), _middle(one.ov_rank),
-            _most(one.similarity), _most(one.logit_bound),
+            _middle(one["qk_rank"]), _middle(one["ov_norm"]), _most(one["ov_norm"]),
+            _middle(one["ov_rank"]), _most(one["similarity"]), _most(one["logit_bound"]),
         ])  # fmt: skip
     columns = [
         Column("name", "text", keep=5), Column("heads", "count", keep=3),
@@ -160,22 +165,18 @@ def _most(values: Any) -> float | None:
 
 
 def _head_table(every: Sequence[_Head], full: bool) -> Table:
-    shown, part, gap = _telling(every, full)
+    told = [head for head in every if head.verdict.findings]
+    shown, part, gap = telling(every, told, _gravity, "those that stand out", full)
     rows = []
     for head in shown:
         own = head.facts.of_head(head.head)
-        other = own["similar_head"]
-        alike = f"{other} ({own['similarity']:.2f})" if other >= 0 else None
-        numbers = ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
-                   "value_norm", "output_norm")  # fmt: skip
-        rows.append([head.verdict.level, *(_known(own[name]) for name in numbers), alike])
+        rows.append([head.verdict.level, *cells(HEAD, own), alike(own, "similarity")])
     return Table(
         title="head",
         columns=[
-            Column("verdict", "verdict", keep=10), Column("logit", keep=9),
-            Column("QK rank", keep=8), Column("‖OV‖₂", keep=8), Column("OV rank", keep=6),
-            Column("‖W_Q‖", keep=4), Column("‖W_K‖", keep=4), Column("‖W_V‖", keep=4),
-            Column("‖W_O‖", keep=4), Column("QK like", "text", "(cosine)", keep=7),
+            Column("verdict", "verdict", keep=10),
+            *columns(HEAD, WEIGHTS),
+            Column("QK like", "text", "(cosine)", keep=7),
         ],
         rows=rows,
         labels=[head.name for head in shown],
@@ -183,37 +184,11 @@ def _head_table(every: Sequence[_Head], full: bool) -> Table:
         hint="--full, --format csv" if part else "",
         row_gap=gap,
         whole=full,
-    )  # fmt: skip
+    )
 
 
-def _known(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _telling(every: Sequence[_Head], full: bool) -> tuple[list[_Head], str, Gap | None]:
-    """Return the heads to show: all, those with something to say, or both ends."""
-    if full or len(every) <= WHOLE:
-        return list(every), "", None
-    told = [head for head in every if head.verdict.findings]
-    if told:
-        worst = sorted(told, key=lambda head: -LEVELS.index(head.verdict.level))[:WHOLE]
-        shown = [head for head in told if head in worst]
-        return shown, f"{len(shown)} of {len(every)} heads, those that stand out", None
-    at, gap = excerpt(range(len(every)), False, WHOLE, 8)
-    return [every[n] for n in at.tolist()], f"{len(at)} of {len(every)} heads, all ok", gap
-
-
-def _reasons(every: Sequence[_Head]) -> list[Block]:
-    told = [head for head in every if head.verdict.findings]
-    told.sort(key=lambda head: -LEVELS.index(head.verdict.level))
-    lines = [
-        f"head {head.name}{'' if head.verdict.level == 'ok' else f' {head.verdict.level}'}: "
-        + "; ".join(head.verdict.reasons)
-        for head in told[:WHOLE]
-    ]
-    more = len(told) - len(lines)
-    lines += [f"… and {more} more heads (--format csv, --json)"] if more else []
-    return [sentences(*lines, indent="  ")] if lines else []
+def _gravity(head: _Head) -> int:
+    return -LEVELS.index(head.verdict.level)
 
 
 # -- for programs -----------------------------------------------------------------------------
@@ -244,7 +219,7 @@ def _data(
 
 
 def _records(every: Sequence[_Head]) -> Records:
-    names = [*WeightFacts.NAMES, *(n for n in JUDGED if n not in WeightFacts.NAMES)]
+    names = [*OF_LAYERS, *AMONG_ALL]
     columns = ["layer", "layer_index", "head", "verdict", "reasons", *names]
     rows = (
         [

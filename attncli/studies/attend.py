@@ -21,6 +21,7 @@ from attncli.attention.rows import Rows
 from attncli.engines import ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
+from attncli.measures.evidence import Evidence, told
 from attncli.resources import Progress, available_memory, readable_bytes, stages
 
 if TYPE_CHECKING:
@@ -99,7 +100,15 @@ class Result:
     @cached_property
     def row_values(self) -> dict[str, Array] | None:
         """Every row statistic by name, each ``(B, H, Lq)``, or None."""
-        return None if self.rows is None else measure_rows.per_row(self.rows)
+        return None if self.rows is None else self.evidence.row_values(told(measure_rows))
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What statistics are made from; only of a result with row_statistics."""
+        assert self.rows is not None
+        return Evidence(
+            self.problem, self.rows, self.attended.lse, self.attended.output, self.gradient_norms
+        )
 
     @cached_property
     def gradients(self) -> Gradients | None:
@@ -262,7 +271,7 @@ def statistics(result: Result) -> dict[str, Any]:
         raise InputError(
             "this result has no row statistics", 'ask for them: want=("output", "row_statistics")'
         )
-    return measure_rows.per_head(result.rows, result.problem.real_rows)
+    return result.evidence.summaries(told(measure_rows))
 
 
 def check_memory(problem: Problem, want: Collection[str], *, dense: bool = False) -> None:

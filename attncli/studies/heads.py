@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from attncli.measures import sample as measure_sample
-from attncli.measures import sweep
+from attncli.measures import layer, rows, sweep
+from attncli.measures.evidence import told
 from attncli.measures.roles import Role, looks_at
-from attncli.measures.statistic import of_head, summarize
-from attncli.resources import Progress, stages
-from attncli.studies.attend import statistics
+from attncli.measures.sample import Sample
+from attncli.measures.statistic import STATISTICS, of_head
+from attncli.resources import Progress
 from attncli.studies.layer import MultiheadResult
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+TOLD = (*told(rows, sweep), "head_similarity", "similar_head", *told(layer))
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class HeadFacts:
 
     found: Mapping[str, Any]
     roles: Mapping[tuple[int, int], tuple[Role, ...]]
-    sample: measure_sample.Sample
+    sample: Sample
 
     def alike(self, batch: Sequence[int]) -> Array:
         """Return 1 − distance ``(H, H)``, the mean over these batch elements; NaN: unknown."""
@@ -50,29 +52,12 @@ def head_facts(
 ) -> HeadFacts:
     """Look at a result that has row_statistics and lse. tokens label the keys."""
     result = made.attention
-    p, rows = result.problem, result.rows
-    assert rows is not None
-    found = statistics(result)
-    real = np.broadcast_to(p.real_rows[:, None], rows.n.shape)
-    chosen = real & (rows.n >= 2)
-    lse = np.asarray(result.attended.lse, np.float64)
-    stage = stages(progress, (1, 1))
-    swept = sweep.sweep(p, lse, chosen, threads=threads, progress=next(stage))
+    p = result.problem
+    evidence = replace(result.evidence, added=made.added, threads=threads, progress=progress)
+    # what a position is worth where queries and keys are one sequence
     known = p.mask.positions() is not None and not made.cross
-    if known:  # what a position is worth where queries and keys are one sequence
-        values = sweep.row_values(swept)
-        found |= {n: summarize(values[n], chosen) for n in values}
-    found |= sweep.head_values(swept)
-    sample = measure_sample.sample(p, chosen, progress=next(stage))
-    found["head_similarity"] = measure_sample.head_similarity(sample.distances)
-    found["similar_head"] = measure_sample.similar_head(sample.distances)
-    added = made.added
-    found["contribution_norm"] = summarize(added, real)
-    total = added.sum(1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        share = np.where(total > 0, added / total, np.nan)
-    found["output_share"] = summarize(share, real)["mean"]
-    roles = {}
+    found = evidence.summaries(n for n in TOLD if known or "placed" not in STATISTICS[n].needs)
+    swept, roles = evidence.sweep, {}
     for b, h in np.ndindex(p.batch, p.heads):
         labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
         seen, _ = looks_at(
@@ -80,4 +65,4 @@ def head_facts(
             int(swept.cells[b, h]), labels, known,
         )  # fmt: skip
         roles[b, h] = tuple(seen)
-    return HeadFacts(found, roles, sample)
+    return HeadFacts(found, roles, evidence.sample)

@@ -78,15 +78,15 @@ def test_circuits_are_those_made_the_long_way(case: str) -> None:
     tight = dict(rtol=3e-5)
     for h, (a, b) in enumerate(pairs):
         logit = np.linalg.norm(a, 2) * layer.scale
-        np.testing.assert_allclose(facts.largest_logit[h], logit, **tight)
-        np.testing.assert_allclose(facts.ov_norm[h], np.linalg.norm(b, 2), **tight)
-        np.testing.assert_allclose(facts.qk_rank[h], entropy_rank(a, rank), **tight)
-        np.testing.assert_allclose(facts.ov_rank[h], entropy_rank(b, rank), **tight)
+        np.testing.assert_allclose(facts["largest_logit"][h], logit, **tight)
+        np.testing.assert_allclose(facts["ov_norm"][h], np.linalg.norm(b, 2), **tight)
+        np.testing.assert_allclose(facts["qk_rank"][h], entropy_rank(a, rank), **tight)
+        np.testing.assert_allclose(facts["ov_rank"][h], entropy_rank(b, rank), **tight)
     flat = np.array([a.ravel() / np.linalg.norm(a) for a, _ in pairs])
     cosine = np.abs(flat @ flat.T)
     np.fill_diagonal(cosine, -1)
-    np.testing.assert_allclose(facts.similarity, cosine.max(1), rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(facts.similar_head, cosine.argmax(1))
+    np.testing.assert_allclose(facts["similarity"], cosine.max(1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(facts["similar_head"], cosine.argmax(1))
 
 
 def test_no_two_inputs_of_norm_one_have_a_larger_logit() -> None:
@@ -96,7 +96,8 @@ def test_no_two_inputs_of_norm_one_have_a_larger_logit() -> None:
     for h in range(2):
         part = slice(4 * h, 4 * h + 4)
         logits = ((x @ w.query[part].T) * (y @ w.key[part].T)).sum(1) * layer.scale
-        assert 0.5 * facts.largest_logit[h] < np.abs(logits).max() <= facts.largest_logit[h] * 1.001
+        largest = facts["largest_logit"][h]
+        assert 0.5 * largest < np.abs(logits).max() <= largest * 1.001
 
 
 def test_norms_and_a_bound_by_qk_norm() -> None:
@@ -107,15 +108,15 @@ def test_norms_and_a_bound_by_qk_norm() -> None:
     })[0]  # fmt: skip
     facts = layer_facts(layer)
     most = [np.abs(g).max() for g in gains.values()]
-    np.testing.assert_allclose(facts.logit_bound, most[0] * most[1] * 4 * 0.5)
+    np.testing.assert_allclose(facts["logit_bound"], most[0] * most[1] * 4 * 0.5)
     for role, name in zip("qkv", ("query", "key", "value"), strict=True):
         whole = arrays[f"self_attn.{role}_proj.weight"]
         own = [np.linalg.norm(whole[:4]), np.linalg.norm(whole[4:])]
-        np.testing.assert_allclose(getattr(facts, f"{name}_norm"), own)
+        np.testing.assert_allclose(facts[f"{name}_norm"], own)
     out = arrays["self_attn.o_proj.weight"]
     own = [np.linalg.norm(out[:, :4]), np.linalg.norm(out[:, 4:])]
-    np.testing.assert_allclose(facts.output_norm, own)
-    assert np.isnan(layer_facts(random_weights(0, 8, 2)).logit_bound).all()
+    np.testing.assert_allclose(facts["output_norm"], own)
+    assert np.isnan(layer_facts(random_weights(0, 8, 2))["logit_bound"]).all()
 
 
 def levels(found: Bundle, **more: Any) -> dict[tuple[int, int], tuple[str, list[str]]]:

@@ -11,6 +11,7 @@ from attncli.attention import definition
 from attncli.attention.problem import Problem
 from attncli.engines import reference
 from attncli.measures import rows as measure_rows
+from attncli.measures.evidence import Evidence, told
 from attncli.studies import attend
 from tests.support.problems import problems
 
@@ -20,7 +21,8 @@ from tests.support.problems import problems
 def test_row_statistics_are_their_definitions(problem: Problem) -> None:
     done = reference.attend(problem, {"row_statistics"})
     assert done.rows is not None
-    found = measure_rows.per_row(done.rows.with_sink(problem.sink))
+    known = Evidence(problem, done.rows.with_sink(problem.sink))
+    found = known.row_values(told(measure_rows))
     for b, h in np.ndindex(problem.batch, problem.heads):
         stage = definition.stages(problem, b, h)
         for i in range(problem.queries):

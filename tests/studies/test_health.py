@@ -20,12 +20,10 @@ from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
 from attncli.errors import InputError
-from attncli.measures import outputs, sample, statistic, sweep
-from attncli.measures import rows as measure_rows
-from attncli.studies import effects, health, what_if
+from attncli.measures import sample, statistic, sweep
+from attncli.measures.statistic import of_head
+from attncli.studies import health, runs, what_if, widths
 from tests.support.problems import problems
-
-ROW_NAMES = {m.name for m in (*measure_rows.MEASURES, *sweep.ROW_MEASURES)}
 
 
 def close(got: float, want: float, abs: float = 1e-7, rel: float = 1e-6) -> None:
@@ -86,7 +84,7 @@ def test_statistics_are_their_definitions(problem: Problem) -> None:
     heads = {at: dense(problem, *at) for at in np.ndindex(problem.batch, problem.heads)}
     at_auto = replace(problem, scale=problem.width**-0.5)
     for (b, h), one in heads.items():
-        found = health.of_head(done.found, b, h)
+        found = of_head(done.found, b, h)
         p, keep = one["p"], one["keep"]
         choice = problem.real_rows[b] & (keep.sum(1) >= 2)
         # a cell whose bias is −∞ is hidden too; a row of such cells sees nothing
@@ -192,7 +190,7 @@ def test_largest_eigenvalue_of_the_softmax_jacobian(logits: Any, spread: float) 
     p = np.exp(z - z.max())
     p /= p.sum()
     exact = np.linalg.eigvalsh(np.diag(p) - np.outer(p, p))[-1]
-    found = sample.jacobian_spectral(p[None])[0]
+    found = sample.largest_eigenvalues(p[None])[0]
     assert found == pytest.approx(exact, abs=1e-14)
     first, second = np.sort(np.append(p, 0))[[-1, -2]]
     assert second - 1e-15 <= found <= min(0.5, first * (1 - first + second)) + 1e-15
@@ -201,9 +199,9 @@ def test_largest_eigenvalue_of_the_softmax_jacobian(logits: Any, spread: float) 
 def test_eigenvalues_of_ties_one_key_and_nan() -> None:
     for n in (1, 2, 3, 50):
         expected = 0 if n == 1 else 1 / n
-        assert sample.jacobian_spectral(np.full((2, n), 1 / n)) == pytest.approx(expected)
-    assert sample.jacobian_spectral(np.eye(4)).tolist() == [0, 0, 0, 0]
-    assert np.isnan(sample.jacobian_spectral(np.full((1, 3), np.nan))).all()
+        assert sample.largest_eigenvalues(np.full((2, n), 1 / n)) == pytest.approx(expected)
+    assert sample.largest_eigenvalues(np.eye(4)).tolist() == [0, 0, 0, 0]
+    assert np.isnan(sample.largest_eigenvalues(np.full((1, 3), np.nan))).all()
 
 
 @given(
@@ -217,21 +215,6 @@ def test_quantiles_are_numpys(values: Any, share: float) -> None:
     )
     for known in statistic.QUANTILES.values():
         assert statistic.quantile(values, known) == np.quantile(values, known)
-
-
-def test_every_statistic_has_one_row_in_one_table() -> None:
-    tables = (
-        *measure_rows.MEASURES, *sweep.ROW_MEASURES, *sweep.HEAD_MEASURES,
-        *sample.MEASURES, *outputs.OTHERS,
-    )  # fmt: skip
-    names = [m.name for m in tables]
-    assert len(set(names)) == len(names)
-    found = health.examine(pose(np.eye(6))).found
-    pooled = {
-        "saturated_share", "logit_max", "logit_std", "rows", "rows_with_choice", "dead_rows",
-        "nonfinite", "nonfinite_outputs", "nonfinite_scores",
-    }  # fmt: skip
-    assert set(found) == set(names) | pooled
 
 
 def test_threads_and_long_rows_change_nothing() -> None:
@@ -272,7 +255,7 @@ def test_padding_changes_nothing() -> None:
     short = health.examine(pose(x[:, :, :9]), grad_output="ones")
     padded = health.examine(pose(x, mask=masker("padding(9)")), grad_output="ones")
     for h in range(2):
-        one, other = (health.of_head(e.found, 0, h) for e in (short, padded))
+        one, other = (of_head(e.found, 0, h) for e in (short, padded))
         for name in one:
             if isinstance(one[name], dict):
                 for quantile, value in one[name].items():
@@ -315,7 +298,7 @@ def test_what_if_is_the_changed_problem(text: str, options: dict[str, Any]) -> N
     done = health.examine(before, what_ifs=[what_if.parse(text)])
     effect, exact = done.what_ifs[0], health.examine(changed)
     for h in range(2):
-        got, want = (health.of_head(f, 0, h) for f in (effect.heads, exact.found))
+        got, want = (of_head(f, 0, h) for f in (effect.heads, exact.found))
         for name in ("entropy", "max_weight", "grad_score_norm"):
             assert got[name] == pytest.approx(want[name])
         assert got["saturated_share"] == want["saturated_share"]
@@ -340,7 +323,7 @@ def test_what_if_qk_norm_and_clip() -> None:
 def test_what_if_half_precision_rounds_every_stage(name: str) -> None:
     kind = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[name]
     problem = problem_of(softcap=5.0)
-    done = effects.measure_half(problem, name, "random:0")
+    done = runs.run_rounded(problem, name, "random:0")
     for h in range(2):
         q, k, v = (getattr(problem, n)[0, h].astype(kind) for n in ("query", "key", "value"))
 
@@ -392,8 +375,8 @@ def test_what_if_says_what_is_wrong(text: str, message: str) -> None:
 
 
 def test_variance_grows_with_the_width_unless_scaled() -> None:
-    swept = list(effects.sweep_dim([8, 64, 512]))
-    assert next(iter(effects.sweep_dim([64]))) == swept[1]
+    swept = list(widths.sweep_dim([8, 64, 512]))
+    assert next(iter(widths.sweep_dim([64]))) == swept[1]
     for width, auto, none in swept:
         assert auto["score_variance"] == pytest.approx(1, abs=0.05)
         assert none["score_variance"] == pytest.approx(width, rel=0.05)

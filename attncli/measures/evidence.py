@@ -1,0 +1,162 @@
+"""What statistics are made from, and all statistics of one attention by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.problem import Problem
+from attncli.attention.rows import Rows
+from attncli.measures import layer, outputs, rows, sample, sweep
+from attncli.measures.sample import Sample
+from attncli.measures.statistic import STATISTICS, Statistic, Summaries, of_head, summarize
+from attncli.measures.sweep import Sweep
+from attncli.resources import Progress, stages
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FILES: tuple[ModuleType, ...] = (rows, sweep, sample, outputs, layer)
+
+
+def told(*files: ModuleType) -> tuple[str, ...]:
+    """Return the names of the statistics of these files, in the order of reports."""
+    return tuple(
+        one.name
+        for file in files
+        for one in STATISTICS.values()
+        if one.formula.__module__ == file.__name__ and not one.inner
+    )
+
+
+def every_statistic() -> tuple[Statistic, ...]:
+    """Return all statistics of attention, in the order of reports, and those that are not told."""
+    inner = (one for one in STATISTICS.values() if one.inner)
+    return (*(STATISTICS[name] for name in told(*FILES)), *inner)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What is known of one run, canonical; what a formula asks for is made then, and once.
+
+    ``sums``: the running sums as the engine made them, sink included. For what needs them: ``lse``
+    ``(B, H, Lq)``, sink included; ``output`` ``(B, H, Lq, Dv)``; ``norms``: the gradients' (see
+    ``gradients.row_norms``); ``floor`` ``(B, H)``: the ‖dS‖ below which a gradient vanishes;
+    ``added`` ``(B, H, Lq)``: the norm of what a head adds to the output of its layer.
+    """
+
+    problem: Problem
+    sums: Rows
+    lse: Array | None = None
+    output: Array | None = None
+    norms: Mapping[str, Array] = field(default_factory=dict)
+    floor: Array | None = None
+    added: Array | None = None
+    seed: int = 0
+    threads: int | None = None
+    progress: Progress | None = None
+    _made: dict[str, Array] = field(default_factory=dict, init=False)
+    _summed: dict[str, Mapping[str, Array]] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def rows(self) -> Rows:
+        """The running sums in float64."""
+        return self.sums.astype(np.float64)
+
+    @cached_property
+    def real(self) -> Array:
+        """Which rows are no padding, ``(B, H, Lq)``."""
+        return np.broadcast_to(self.problem.real_rows[:, None], self.sums.n.shape)
+
+    @cached_property
+    def chosen(self) -> Array:
+        """Which of them have a choice to make: at least two visible keys, ``(B, H, Lq)``."""
+        return np.asarray(self.real & (self.sums.n >= 2))
+
+    @cached_property
+    def keys(self) -> Array:
+        """Which keys are no padding, ``(B, G, Lk)``."""
+        p = self.problem
+        lengths = np.asarray(p.mask.lengths or (p.keys,) * p.batch)
+        real = np.arange(p.keys) < lengths[:, None]
+        return np.broadcast_to(real[:, None], (p.batch, p.kv_heads, p.keys))
+
+    @cached_property
+    def _stages(self) -> Iterator[Progress | None]:
+        return stages(self.progress, (1, 1))  # the sweep and the sample, if both are asked for
+
+    @cached_property
+    def sweep(self) -> Sweep:
+        """What a second pass over all visible cells finds."""
+        assert self.lse is not None
+        return sweep.sweep(
+            self.problem, np.asarray(self.lse, np.float64), self.chosen,
+            threads=self.threads, progress=next(self._stages),
+        )  # fmt: skip
+
+    @property
+    def placed(self) -> Sweep:
+        """The same, of what depends on the positions of queries."""
+        return self.sweep
+
+    @cached_property
+    def sample(self) -> Sample:
+        """What whole rows of weights say."""
+        return sample.sample(self.problem, self.chosen, seed=self.seed, progress=next(self._stages))
+
+    @property
+    def distances(self) -> Array:
+        """The Jensen–Shannon distance of every two heads, ``(B, H, H)``."""
+        return self.sample.distances
+
+    def values(self, name: str) -> Array:
+        """Return a statistic: ``(B, H, Lq)`` of rows, ``(B, G, Lk)`` of keys, ``(B, H)`` of heads.
+
+        KeyError for a name that is none, AssertionError where what it needs was not given.
+        """
+        if name not in self._made:
+            one = STATISTICS[name]
+            with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+                self._made[name] = one.formula(*map(self._needed, one.needs))
+        return self._made[name]
+
+    def _needed(self, name: str) -> Any:
+        if name in STATISTICS and not hasattr(type(self), name):
+            return self.values(name)
+        value = getattr(self, name)
+        assert value is not None or name == "threads", f"nothing says the {name} of this run"
+        return value
+
+    def summary(self, name: str) -> Mapping[str, Array] | Array:
+        """Return a statistic of heads: quantiles over rows or keys, or one number, ``(B, H)``."""
+        one, values = STATISTICS[name], self.values(name)
+        if one.of == "head":
+            return values
+        if name not in self._summed:
+            found = summarize(values, getattr(self, one.over), one.spread)
+            if one.of == "key":
+                group = [self.problem.group(h) for h in range(self.problem.heads)]
+                found = {quantile: of_groups[:, group] for quantile, of_groups in found.items()}
+            self._summed[name] = found
+        return self._summed[name]
+
+    def summaries(self, names: Iterable[str]) -> Summaries:
+        """Return the statistics of heads by name."""
+        return {name: self.summary(name) for name in names}
+
+    def row_values(self, names: Iterable[str]) -> dict[str, Array]:
+        """Return by name, ``(B, H, Lq)``, those of the statistics that are of every row."""
+        return {
+            name: self.values(name)
+            for name in names
+            if STATISTICS[name].of == "row" and "sample" not in STATISTICS[name].needs
+        }
+
+    def judged(self, found: Summaries, b: int, h: int) -> dict[str, Any]:
+        """Return what ``policy.judge`` takes of one head: what is told, and what is judged only."""
+        inner = {one.name: self.values(one.name) for one in STATISTICS.values() if one.inner}
+        return of_head(found | inner, b, h)

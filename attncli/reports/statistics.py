@@ -1,0 +1,27 @@
+"""The registry of statistics as documentation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from attncli.measures.circuits import ALONE
+from attncli.measures.evidence import every_statistic
+from attncli.measures.statistic import Statistic
+
+HEAD = "| name | of | unit | what it is | source |\n| --- | --- | --- | --- | --- |\n"
+
+
+def statistics_markdown() -> str:
+    """Return two Markdown tables: the statistics of attention, and those of weights alone."""
+    told = [one for one in every_statistic() if not one.inner]
+    return f"{HEAD}{_rows(told)}\n{HEAD}{_rows(ALONE)}"
+
+
+def _rows(statistics: Iterable[Statistic]) -> str:
+    lines = []
+    for one in statistics:
+        unit = f"share of {one.unit}" if one.kind == "percent" and one.unit else one.unit
+        # what stands behind it is a shape
+        text = one.text.split(", ``")[0].removesuffix(".").replace("|", "\\|")
+        lines.append(f"| `{one.name}` | {one.of} | {unit} | {text} | {one.source} |\n")
+    return "".join(lines)

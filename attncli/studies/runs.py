@@ -1,0 +1,58 @@
+"""Runs of attention with its gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.gradients import upstream
+from attncli.attention.problem import Problem
+from attncli.measures.evidence import Evidence
+from attncli.measures.statistic import summarize
+from attncli.resources import Progress
+from attncli.studies.attend import Result, run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+WANT = ("output", "lse", "row_statistics", "gradients", "gradient_norms")
+
+
+def run_both_ways(
+    problem: Problem, grad_output: Any, *, backend: str = "numpy", device: str = "auto",
+    threads: int | None = None, progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """Run attention and its gradients. grad_output: as ``gradients.upstream`` takes it.
+
+    Padding passes no gradient on.
+    """
+    return run(
+        problem, _real_upstream(problem, grad_output), backend=backend, device=device,
+        threads=threads, want=WANT, progress=progress,
+    )  # fmt: skip
+
+
+def run_rounded(
+    problem: Problem, dtype: str, grad_output: Any, *, threads: int | None = None,
+    progress: Progress | None = None,
+) -> Evidence:  # fmt: skip
+    """Run both ways with every stage rounded to a half precision; of the gradients only ‖dS‖."""
+    from attncli.engines import How
+    from attncli.engines.rounded import rounded
+
+    upward = _real_upstream(problem, grad_output)
+    done = rounded(problem, dtype, upward, How(threads, progress=progress))
+    norms = {"grad_score_norm": done.score_norm}
+    return Evidence(problem, done.rows, output=done.output, norms=norms)
+
+
+def _real_upstream(problem: Problem, grad_output: Any) -> Array:
+    """Return the gradient of the output, ``(B, H, Lq, Dv)``, 0 for padding."""
+    upward = upstream(grad_output, problem)
+    real = problem.real_rows[:, None, :, None]
+    return upward if real.all() else np.where(real, upward, upward.dtype.type(0))
+
+
+def median_gradient(evidence: Evidence) -> Array:
+    """Return the median ‖dS_i‖ of each head's rows with a choice, ``(B, H)``."""
+    return np.asarray(summarize(evidence.values("grad_score_norm"), evidence.chosen)["median"])
