@@ -37,6 +37,7 @@ from attncli.attention.predicates import (
     SameSegment,
     alibi_slopes,
 )
+from attncli.attention.words import POLARITIES
 from attncli.errors import MaskError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -79,7 +80,7 @@ def tensor_masker(
     would be written as an expression, if it can be.
     Raises MaskError for anything else.
     """
-    if polarity not in ("keep", "ignore"):
+    if polarity not in POLARITIES:
         raise MaskError(f"unknown mask polarity '{polarity}'", "it must be keep or ignore")
     array = _mask_values(np.asanyarray(tensor), polarity, name)
     text = text or f"{name} {array.shape} {array.dtype}"

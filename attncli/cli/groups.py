@@ -1,4 +1,7 @@
-"""The options that commands share: their names, help and place in ``--help``."""
+"""The options, each said once: name, type, default, help, and the group they belong to.
+
+A command lists groups; those of one command alone stand in its own file.
+"""
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
@@ -6,26 +9,31 @@ from typing import Annotated
 
 import typer
 
-from attncli.cli.options import at_least_one, one_of, option
-
-FORMATS = ("table", "json", "csv", "markdown")
-LINES = "ndjson"  # of commands that answer line by line
-SAVED = (
-    "output", "weights", "scores", "softcapped", "masked", "lse", "query", "key", "value",
-    "present_key", "present_value", "row_statistics", "grad_query", "grad_key", "grad_value",
-)  # fmt: skip
-FLOATS = ("float64", "float32", "float16", "bfloat16")
-
-TENSORS = "Tensors (REF is PATH, PATH::NAME or - for standard input)"
-MASK = "Mask"
-ATTENTION = "Attention"
-ROPE = "Rotary positions"
-ENGINE = "Engine"
-SHOW = "What to show"
-SAVE = "Output"
-
+from attncli.attention.words import FLOATS, LAYOUTS, POLARITIES, ROPE_STYLES
+from attncli.cli.options import (
+    ATTENTION,
+    ENGINE,
+    MASK,
+    ROPE,
+    SAVE,
+    SHOW,
+    SIZE,
+    STATES,
+    TENSORS,
+    WEIGHTS,
+    Group,
+    at_least_one,
+    at_least_zero,
+    one_of,
+    option,
+    said,
+)
+from attncli.render import FORMATS, LINES
+from attncli.reports.words import INCLUDABLE
 
 Text = str | None
+Float = float | None
+Count = int | None
 
 Bundle = Annotated[
     Text,
@@ -35,211 +43,459 @@ Bundle = Annotated[
         show_default=False,
     ),
 ]
-Query = Annotated[Text, option("--query", "-q", metavar="REF", panel=TENSORS, help="Queries.")]
-Key = Annotated[
-    Text, option("--key", "-k", metavar="REF", panel=TENSORS, help="Keys; missing: the queries.")
-]
-Value = Annotated[
-    Text, option("--value", "-v", metavar="REF", panel=TENSORS, help="Values; missing: the keys.")
-]
-PastKey = Annotated[
-    Text, option(metavar="REF", panel=TENSORS, help="Cached keys, put before the new ones.")
-]
-PastValue = Annotated[
-    Text, option(metavar="REF", panel=TENSORS, help="Cached values, put before the new ones.")
-]
-KvLengths = Annotated[
-    Text,
-    option(
-        "--kv-lengths", metavar="LIST|REF", panel=TENSORS,
-        help="Valid keys of each batch element, as in 18,13,15 (padded cache).",
-    ),
-]  # fmt: skip
-Layout = Annotated[
-    Text,
-    option(
-        **one_of("bhld", "blhd"), panel=TENSORS,
-        help="Order of the dimensions: (B, H, L, D) or (B, L, H, D).",
-    ),
-]  # fmt: skip
-Heads = Annotated[
-    int | None,
-    option(
-        metavar="H",
-        callback=at_least_one,
-        panel=TENSORS,
-        help="Unpack (L, H·D) or (B, L, H·D) into H heads.",
-    ),
-]
-KvHeads = Annotated[
-    int | None,
-    option(
-        "--kv-heads",
-        metavar="G",
-        callback=at_least_one,
-        panel=TENSORS,
-        help="Key/value heads, if fewer.",
-    ),
-]
-Tokens = Annotated[
-    Text,
-    option(
-        metavar="TEXT|@FILE", panel=TENSORS,
-        help="Labels of queries and keys: text split on blanks, or a file with one a line or a "
-        "JSON list.",
-    ),
-]  # fmt: skip
-QueryTokens = Annotated[
-    Text,
-    option("--query-tokens", metavar="TEXT|@FILE", panel=TENSORS, help="Labels of the queries."),
-]
-KeyTokens = Annotated[
-    Text, option("--key-tokens", metavar="TEXT|@FILE", panel=TENSORS, help="Labels of the keys.")
-]
 
-Mask = Annotated[
-    list[str] | None,
-    option(
-        "--mask", "-m", metavar="EXPR", panel=MASK,
-        help="A mask expression, such as 'causal & window(128)'; repeatable: all must allow.",
-    ),
-]  # fmt: skip
-Causal = Annotated[bool, option("--causal", panel=MASK, help="The same as --mask causal.")]
-AttnMask = Annotated[
-    Text,
-    option(
-        "--attn-mask", metavar="REF", panel=MASK,
-        help="A mask tensor: bool True = keep, float = added to the scores.",
-    ),
-]  # fmt: skip
-MaskPolarity = Annotated[
-    Text,
-    option("--mask-polarity", **one_of("keep", "ignore"), panel=MASK,
-            help="What True means in --attn-mask (default: keep)."),
-]  # fmt: skip
+# -- tensors ----------------------------------------------------------------------------------
 
-Scale = Annotated[
-    Text,
-    option(metavar="FLOAT|auto|none", panel=ATTENTION,
-            help="Factor of the scores; auto is 1/√D of the query (the default)."),
-]  # fmt: skip
-Softcap = Annotated[
-    float | None,
-    option(metavar="C", panel=ATTENTION, help="c·tanh(score/c), before the mask."),
-]
-Sink = Annotated[
-    Text,
-    option(metavar="FLOAT|REF", panel=ATTENTION,
+
+class Tensors(Group, panel=TENSORS):
+    """Queries, keys and values."""
+
+    query: Annotated[Text, option("-q", metavar="REF", help="Queries.")] = None
+    key: Annotated[Text, option("-k", metavar="REF", help="Keys; missing: the queries.")] = None
+    value: Annotated[Text, option("-v", metavar="REF", help="Values; missing: the keys.")] = None
+
+
+class Cache(Group, panel=TENSORS):
+    """What was there before."""
+
+    past_key: Annotated[
+        Text, option(metavar="REF", help="Cached keys, put before the new ones.")
+    ] = None
+    past_value: Annotated[
+        Text, option(metavar="REF", help="Cached values, put before the new ones.")
+    ] = None
+    kv_lengths: Annotated[
+        Text,
+        option(
+            metavar="LIST|REF",
+            help="Valid keys of each batch element, as in 18,13,15 (padded cache).",
+        ),
+    ] = None
+
+
+class Layout(Group, panel=TENSORS):
+    """How the tensors lie."""
+
+    layout: Annotated[
+        Text,
+        option(**one_of(*LAYOUTS), help="Order of the dimensions: (B, H, L, D) or (B, L, H, D)."),
+    ] = None
+
+
+class Heads(Group, panel=TENSORS):
+    """How many heads there are."""
+
+    heads: Annotated[
+        Count,
+        option(
+            metavar="H", callback=at_least_one, help="Unpack (L, H·D) or (B, L, H·D) into H heads."
+        ),
+    ] = None
+    kv_heads: Annotated[
+        Count, option(metavar="G", callback=at_least_one, help="Key/value heads, if fewer.")
+    ] = None
+
+
+class Labels(Group, panel=TENSORS):
+    """Tokens of queries and keys."""
+
+    tokens: Annotated[
+        Text,
+        option(
+            metavar="TEXT|@FILE",
+            help="Labels of queries and keys: text split on blanks, or a file with one a line or "
+            "a JSON list.",
+        ),
+    ] = None
+    query_tokens: Annotated[Text, option(metavar="TEXT|@FILE", help="Labels of the queries.")] = (
+        None
+    )
+    key_tokens: Annotated[Text, option(metavar="TEXT|@FILE", help="Labels of the keys.")] = None
+
+
+class Hidden(Group, panel=STATES):
+    """What queries, keys and values are made from, besides X."""
+
+    memory: Annotated[
+        Text, option(metavar="REF", help="What keys and values are made from: cross-attention.")
+    ] = None
+    memory_value: Annotated[
+        Text, option(metavar="REF", help="What values are made from, if not the memory.")
+    ] = None
+    seq_first: Annotated[bool, option("--seq-first", help="X is (L, B, E), torch's default.")] = (
+        False
+    )
+
+
+class HeadDim(Group, panel=WEIGHTS):
+    """How wide a head is."""
+
+    head_dim: Annotated[
+        Count, option(metavar="D", callback=at_least_one, help="Width of a head.")
+    ] = None
+
+
+class Random(Group, panel=WEIGHTS):
+    """Random weights, for learning without a checkpoint."""
+
+    random_weights: Annotated[
+        Count,
+        option(
+            metavar="SEED", callback=at_least_zero,
+            help="Random weights (Glorot uniform) in place of a checkpoint: for learning.",
+        ),
+    ] = None  # fmt: skip
+    model_dim: Annotated[
+        Count,
+        option(
+            metavar="N", callback=at_least_one,
+            help="Width of the model with --random-weights (default: X's).",
+        ),
+    ] = None  # fmt: skip
+
+
+class Size(Group, panel=SIZE):
+    """How large a mask is, where nothing else says it."""
+
+    length: Annotated[
+        Count, option("-l", metavar="L", callback=at_least_zero, help="Queries and keys.")
+    ] = None
+    query_length: Annotated[
+        Count, option(metavar="LQ", callback=at_least_zero, help="Queries.")
+    ] = None
+    key_length: Annotated[Count, option(metavar="LK", callback=at_least_zero, help="Keys.")] = None
+    batch_size: Annotated[
+        Count,
+        option(
+            metavar="B", callback=at_least_one,
+            help="Batch elements (default: what the mask says).",
+        ),
+    ] = None  # fmt: skip
+    heads: Annotated[
+        Count,
+        option(metavar="H", callback=at_least_one, help="Heads (default: what the mask says)."),
+    ] = None
+    past: Annotated[
+        Count,
+        option(
+            metavar="N", callback=at_least_zero,
+            help="Keys that a cache holds before the new ones.",
+        ),
+    ] = None  # fmt: skip
+    kv_lengths: Annotated[
+        Text, option(metavar="LIST", help="Valid keys of each batch element.")
+    ] = None
+
+
+# -- attention --------------------------------------------------------------------------------
+
+
+class Mask(Group, panel=MASK):
+    """Who sees whom."""
+
+    mask: Annotated[
+        list[str] | None,
+        option(
+            "-m", metavar="EXPR",
+            help="A mask expression, such as 'causal & window(128)'; repeatable: all must allow.",
+        ),
+    ] = None  # fmt: skip
+    causal: Annotated[bool, option("--causal", help="The same as --mask causal.")] = False
+    attn_mask: Annotated[
+        Text,
+        option(metavar="REF", help="A mask tensor: bool True = keep, float = added to the scores."),
+    ] = None
+
+    @property
+    def expressions(self) -> list[str]:
+        """The mask expressions, ``--causal`` as the last of them."""
+        return [*(self.mask or ()), *(["causal"] if self.causal else [])]
+
+
+class Padding(Group, panel=MASK):
+    """Which keys are real."""
+
+    key_padding_mask: Annotated[
+        Text,
+        option(
+            metavar="REF",
+            help="Which keys are real, (B, Lk): bool or 0/1, or float that is added.",
+        ),
+    ] = None
+
+
+class Polarity(Group, panel=MASK):
+    """How a mask tensor is meant."""
+
+    mask_polarity: Annotated[
+        Text,
+        option(**one_of(*POLARITIES), help="What True means in --attn-mask (default: keep)."),
+    ] = None
+
+
+class Against(Group, panel=MASK):
+    """Another mask."""
+
+    against: Annotated[
+        Text,
+        option(
+            metavar="EXPR", help="Compare with another mask cell by cell; exit 1 where they differ."
+        ),
+    ] = None
+
+
+class ZeroKey(Group, panel=MASK):
+    """A key that is not in X."""
+
+    add_zero_attn: Annotated[
+        bool,
+        option("--add-zero-attn", help="One more key and value of zeros, as in torch's layer."),
+    ] = False
+
+
+class Attention(Group, panel=ATTENTION):
+    """From scores to weights."""
+
+    scale: Annotated[
+        Text,
+        option(
+            metavar="FLOAT|auto|none",
+            help="Factor of the scores; auto is 1/√D of the query (the default).",
+        ),
+    ] = None
+    softcap: Annotated[Float, option(metavar="C", help="c·tanh(score/c), before the mask.")] = None
+    sink: Annotated[
+        Text,
+        option(
+            metavar="FLOAT|REF",
             help="An extra logit per head in the denominator, without a value: one number for "
-            "all, or one per head as in 0,0.5."),
-]  # fmt: skip
-Dtype = Annotated[
-    Text,
-    option("--dtype", **one_of(*FLOATS, metavar="DTYPE"), panel=ATTENTION,
-            help="Arithmetic type: float64, float32, float16 or bfloat16 (default: the inputs', "
-            "accumulated in float32 at least)."),
-]  # fmt: skip
-SoftmaxDtype = Annotated[
-    Text,
-    option("--softmax-dtype", **one_of(*FLOATS, metavar="DTYPE"), panel=ATTENTION,
-            help="Round the softmax to this type."),
-]  # fmt: skip
+            "all, or one per head as in 0,0.5.",
+        ),
+    ] = None
+    dtype: Annotated[
+        Text,
+        option(
+            **one_of(*FLOATS, metavar="DTYPE"),
+            help=f"Arithmetic type: {', '.join(FLOATS[:-1])} or {FLOATS[-1]} (default: the "
+            "inputs', accumulated in float32 at least).",
+        ),
+    ] = None
 
-Rope = Annotated[
-    Text,
-    option("--rope", **one_of("half", "interleaved"), panel=ROPE,
-           help="Turn queries and new keys by their positions first."),
-]  # fmt: skip
-RopeTheta = Annotated[
-    float | None, option("--rope-theta", metavar="T", panel=ROPE, help="Its base (default: 10000).")
-]
-RopeDim = Annotated[
-    int | None,
-    option("--rope-dim", metavar="N", panel=ROPE, help="Channels that turn, the first ones.",
-           callback=at_least_one),
-]  # fmt: skip
-RopeScaling = Annotated[
-    Text,
-    option("--rope-scaling", metavar="JSON", panel=ROPE,
-           help="""As in config.json: '{"rope_type": "linear", "factor": 2}'; also dynamic, """
-           "llama3, yarn."),
-]  # fmt: skip
-Positions = Annotated[
-    Text, option("--positions", metavar="REF", panel=ROPE, help="Positions of the new keys.")
-]
-RopeCos = Annotated[
-    Text, option("--rope-cos", metavar="REF", panel=ROPE, help="Cosines given, not computed.")
-]
-RopeSin = Annotated[
-    Text, option("--rope-sin", metavar="REF", panel=ROPE, help="Sines given, not computed.")
-]
 
-Backend = Annotated[
-    str,
-    option("--backend", **one_of("reference", "numpy", "torch"), panel=ENGINE,
-           help="The engine (default: numpy); reference is plain float64, torch needs PyTorch."),
-]  # fmt: skip
-Device = Annotated[
-    str,
-    option("--device", metavar="auto|cpu|cuda[:N]", panel=ENGINE,
-           help="Where torch runs (default: auto, a GPU if there is one)."),
-]  # fmt: skip
-Threads = Annotated[
-    int | None, option(metavar="N", callback=at_least_one, panel=ENGINE, help="At most N threads.")
-]
-Time = Annotated[bool, option("--time", panel=ENGINE, help="Time, GFLOP/s, peak memory, engine.")]
+class Softmax(Group, panel=ATTENTION):
+    """The softmax's own arithmetic."""
 
-GradOutput = Annotated[
-    Text,
-    option("--grad-output", metavar="ones|random[:SEED]|REF", panel=ENGINE,
-           help="Also dQ, dK, dV, for this gradient of the output."),
-]  # fmt: skip
+    softmax_dtype: Annotated[
+        Text, option(**one_of(*FLOATS, metavar="DTYPE"), help="Round the softmax to this type.")
+    ] = None
 
-Batch = Annotated[
-    Text,
-    option(metavar="SELECTION", panel=SHOW, help="Batch elements, as 3, 0:16, 1,4 or -1."),
-]
-Head = Annotated[Text, option(metavar="SELECTION", panel=SHOW, help="Heads.")]
-Rows = Annotated[Text, option(metavar="SELECTION", panel=SHOW, help="Queries.")]
-Keys = Annotated[Text, option(metavar="SELECTION", panel=SHOW, help="Keys.")]
-Top = Annotated[
-    int | None,
-    option(metavar="N", callback=at_least_one, panel=SHOW,
-            help="The N strongest keys of each row instead of a matrix."),
-]  # fmt: skip
-Heatmap = Annotated[bool, option("--heatmap", panel=SHOW, help="Weights as a map of shades.")]
-Steps = Annotated[
-    bool,
-    option("--steps", panel=SHOW, help="The stages one after the other, with their formulas."),
-]
-Full = Annotated[bool, option("--full", panel=SHOW, help="Whole tables, without ellipses.")]
 
-Output = Annotated[
-    Text,
-    option("--output", "-o", metavar="FILE", panel=SAVE,
+class Rope(Group, panel=ROPE):
+    """Rotary positions."""
+
+    rope: Annotated[
+        Text,
+        option(**one_of(*ROPE_STYLES), help="Turn queries and new keys by their positions first."),
+    ] = None
+    rope_theta: Annotated[Float, option(metavar="T", help="Its base (default: 10000).")] = None
+    rope_dim: Annotated[
+        Count,
+        option(metavar="N", callback=at_least_one, help="Channels that turn, the first ones."),
+    ] = None
+    rope_scaling: Annotated[
+        Text,
+        option(
+            metavar="JSON",
+            help="""As in config.json: '{"rope_type": "linear", "factor": 2}'; also dynamic, """
+            "llama3, yarn.",
+        ),
+    ] = None
+    positions: Annotated[Text, option(metavar="REF", help="Positions of the new keys.")] = None
+    rope_cos: Annotated[Text, option(metavar="REF", help="Cosines given, not computed.")] = None
+    rope_sin: Annotated[Text, option(metavar="REF", help="Sines given, not computed.")] = None
+
+
+# -- engine -----------------------------------------------------------------------------------
+
+
+class Engine(Group, panel=ENGINE):
+    """Who computes, and where."""
+
+    backend: Annotated[
+        str,
+        option(
+            **one_of("reference", "numpy", "torch"),
+            help="The engine (default: numpy); reference is plain float64, torch needs PyTorch.",
+        ),
+    ] = "numpy"
+    device: Annotated[
+        str,
+        option(
+            metavar="auto|cpu|cuda[:N]",
+            help="Where torch runs (default: auto, a GPU if there is one).",
+        ),
+    ] = "auto"
+    threads: Annotated[
+        Count, option(metavar="N", callback=at_least_one, help="At most N threads.")
+    ] = None
+
+
+class Gradient(Group, panel=ENGINE):
+    """The way back."""
+
+    grad_output: Annotated[
+        Text,
+        option(
+            metavar="ones|random[:SEED]|REF",
+            help="Also dQ, dK, dV, for this gradient of the output.",
+        ),
+    ] = None
+
+
+class Timing(Group, panel=ENGINE):
+    """How long it took."""
+
+    time: Annotated[bool, option("--time", help="Time, GFLOP/s, peak memory, engine.")] = False
+
+
+# -- what to show -----------------------------------------------------------------------------
+
+
+class Elements(Group, panel=SHOW):
+    """Which batch elements and heads."""
+
+    batch: Annotated[
+        Text, option(metavar="SELECTION", help="Batch elements, as 3, 0:16, 1,4 or -1.")
+    ] = None
+    head: Annotated[Text, option(metavar="SELECTION", help="Heads.")] = None
+
+
+class Cells(Group, panel=SHOW):
+    """Which rows, and how much of each."""
+
+    rows: Annotated[Text, option(metavar="SELECTION", help="Queries.")] = None
+    keys: Annotated[Text, option(metavar="SELECTION", help="Keys.")] = None
+    top: Annotated[
+        Count,
+        option(
+            metavar="N", callback=at_least_one,
+            help="The N strongest keys of each row instead of a matrix.",
+        ),
+    ] = None  # fmt: skip
+
+
+class Heatmap(Group, panel=SHOW):
+    """A map to look at."""
+
+    heatmap: Annotated[bool, option("--heatmap", help="Weights as a map of shades.")] = False
+
+
+class Steps(Group, panel=SHOW):
+    """All stages, to learn from."""
+
+    steps: Annotated[
+        bool, option("--steps", help="The stages one after the other, with their formulas.")
+    ] = False
+
+
+class Full(Group, panel=SHOW):
+    """Nothing left out."""
+
+    full: Annotated[bool, option("--full", help="Whole tables, without ellipses.")] = False
+
+
+# -- output -----------------------------------------------------------------------------------
+
+
+class Output(Group, panel=SAVE):
+    """Where to save."""
+
+    output: Annotated[
+        Text,
+        option(
+            "-o", metavar="FILE",
             help="Save to .npz, .safetensors, .json or .npy, whole whatever --rows and the like "
             "select; - is standard output in place of the report, as .npz, with --json as .json; "
-            "-.json and so on name another."),
-]  # fmt: skip
-Include = Annotated[
-    Text,
-    option(metavar="LIST", panel=SAVE, autocompletion=lambda: list(SAVED),
-            help=f"What to save and to put into JSON: {', '.join(SAVED)} (default: output)."),
-]  # fmt: skip
-Format = Annotated[
-    Text,
-    option("--format", **one_of(*FORMATS), panel=SAVE, help="What standard output carries."),
-]
-FormatOrLines = Annotated[
-    Text,
-    option("--format", **one_of(*FORMATS, LINES), panel=SAVE,
-           help="What standard output carries. ndjson: read one problem a line and answer each at "
-           "once (found out by itself, but for the first line)."),
-]  # fmt: skip
-Json = Annotated[bool, option("--json", panel=SAVE, help="The same as --format json.")]
-Color = Annotated[
-    Text,
-    option("--color", **one_of("auto", "always", "never"), panel=SAVE,
-            help="Colour (default: auto, on a terminal without NO_COLOR)."),
-]  # fmt: skip
-NoColor = Annotated[bool, option("--no-color", panel=SAVE, help="The same as --color never.")]
+            "-.json and so on name another.",
+        ),
+    ] = None  # fmt: skip
+
+
+class Include(Group, panel=SAVE):
+    """What to save."""
+
+    include: Annotated[
+        Text,
+        option(
+            metavar="LIST", autocompletion=lambda: list(INCLUDABLE),
+            help=f"What to save and to put into JSON: {', '.join(INCLUDABLE)} (default: output).",
+        ),
+    ] = None  # fmt: skip
+
+
+class Format(Group, panel=SAVE):
+    """What standard output carries."""
+
+    format: Annotated[Text, option(**one_of(*FORMATS), help="What standard output carries.")] = None
+    json: Annotated[bool, option("--json", help="The same as --format json.")] = False
+
+
+class Color(Group, panel=SAVE):
+    """Colour, where a table is printed."""
+
+    color: Annotated[
+        Text,
+        option(
+            **one_of("auto", "always", "never"),
+            help="Colour (default: auto, on a terminal without NO_COLOR).",
+        ),
+    ] = None
+    no_color: Annotated[bool, option("--no-color", help="The same as --color never.")] = False
+
+    @property
+    def when(self) -> str:
+        """When to print in colour: auto, always or never."""
+        return "never" if self.no_color else self.color or "auto"
+
+
+#: Of the commands that answer line by line.
+LINES_TOO = {
+    "format": said(
+        **one_of(*FORMATS, LINES),
+        help="What standard output carries. ndjson: read one problem a line and answer each at "
+        "once (found out by itself, but for the first line).",
+    )
+}
+
+
+# -- groups of groups -------------------------------------------------------------------------
+
+
+class Problem(Tensors, Cache, Layout, Heads, Labels, Mask, Polarity, Attention, Rope):
+    """What an attention problem is made of."""
+
+
+class Sizes(Heads, HeadDim):
+    """How many heads, and how wide."""
+
+
+class Projection(
+    Hidden, Labels, Cache, Sizes, Mask, Padding, Polarity, ZeroKey, Attention, Softmax, Rope
+):
+    """What a layer's attention is made of, besides X and the weights."""
+
+
+class Described(Size, Labels, Polarity, Against):
+    """What the masks are, besides their expressions."""
+
+
+class Part(Elements, Cells):
+    """What part of a result to show."""
+
+
+class Saved(Output, Include):
+    """What to save, and where."""
+
+
+class Printed(Format, Color):
+    """How the report is printed."""

@@ -17,15 +17,11 @@ from attncli.reports.matrices import (
     strongest,
 )
 from attncli.reports.parts import Selection, by_head, select
+from attncli.reports.words import GRADIENTS, INCLUDABLE
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = 4096  # numbers that JSON gives without being asked
-INCLUDABLE = (
-    "output", *reversed(STAGES), "lse", "query", "key", "value", "present_key", "present_value",
-    "row_statistics", "grad_query", "grad_key", "grad_value",
-)  # fmt: skip
-GRADIENTS = INCLUDABLE[-3:]
 
 
 def wanted(

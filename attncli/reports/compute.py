@@ -12,7 +12,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures import statistic
 from attncli.measures.statistic import of_head
-from attncli.reports.arrays import GRADIENTS, SMALL, array_of, gradient_norms, saved, top_data
+from attncli.reports.arrays import SMALL, array_of, gradient_norms, saved, top_data
 from attncli.reports.blocks import Block, Column, Report, Table, Text
 from attncli.reports.facts import (
     cells,
@@ -32,6 +32,7 @@ from attncli.reports.matrices import (
 from attncli.reports.parts import Selection, select
 from attncli.reports.records import records_of
 from attncli.reports.stability import stability_table
+from attncli.reports.words import GRADIENTS
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
 
