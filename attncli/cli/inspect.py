@@ -2,140 +2,30 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
-from attncli.cli.groups import Text
-from attncli.cli.options import (
-    FILE,
-    HEALTH,
-    Call,
-    Group,
-    at_least_zero,
-    command,
-    mode,
-    one_of,
-    option,
-    said,
-)
+from attncli.cli.groups import inspect as own
+from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
     from attncli import files
     from attncli.attention.view import Labels
-    from attncli.measures.policy import Rule
     from attncli.reports.blocks import Report
 
 
-SAVED = ("row_statistics",)
 WIDEST = 1 << 16
 
 
-class Changes(Group, panel=HEALTH):
-    """What would be otherwise."""
-
-    what_if: Annotated[
-        list[str] | None,
-        option(
-            metavar="CHANGE",
-            help="Also with scale=none, softcap=50, sink=0, qk_norm, qk_clip=100 or "
-            "dtype=bfloat16; several together with commas; repeatable.",
-        ),
-    ] = None
-
-
-class Sweep(Group, panel=HEALTH):
-    """Why the 1/√d is there."""
-
-    sweep_dim: Annotated[
-        Text,
-        option(
-            metavar="D,D,…",
-            help="Unit-normal Q and K of these widths, with and without 1/√d. Needs no tensors.",
-        ),
-    ] = None
-
-
-class Verdicts(Group, panel=HEALTH):
-    """What is sick."""
-
-    fail_on: Annotated[
-        Text,
-        option(**one_of("watch", "critical"), help="Exit with 1 when a head is as bad as that."),
-    ] = None
-    policy: Annotated[
-        Text,
-        option(
-            metavar="FILE.toml",
-            help="Limits of the verdicts that differ: [saturated] watch = 0.6.",
-        ),
-    ] = None
-
-    def limits(self) -> "Sequence[Rule]":
-        """Return the limits of the verdicts."""
-        from attncli.measures import policy
-
-        return policy.POLICY if self.policy is None else policy.read_policy(self.policy)
-
-
-class Seed(Group, panel=HEALTH):
-    """Where randomness begins."""
-
-    seed: Annotated[
-        int,
-        option(
-            metavar="N", callback=at_least_zero,
-            help="Of the upstream gradient, of samples and of --sweep-dim (default: 0).",
-        ),
-    ] = 0  # fmt: skip
-
-
-class AnyFile(Group, panel=FILE):
-    """A row a tensor."""
-
-    header: Annotated[
-        bool, option("--header", help="Shapes, dtypes and bytes alone: no data read.")
-    ] = False
-    filter: Annotated[
-        list[str] | None, option(metavar="GLOB", help="Tensors of these names; repeatable.")
-    ] = None
-    sort: Annotated[
-        Text,
-        option(
-            metavar="COLUMN",
-            help="Largest first, by bytes, max, std, nan, …; -COLUMN: smallest first.",
-        ),
-    ] = None
-
-
-class Health(Changes, Verdicts, Seed):
-    """What is asked of attention."""
-
-
-class Asked(groups.Problem, Health, groups.Engine, groups.Elements):
-    """All that one answer depends on."""
-
-
-class Everything(groups.Problem, Changes, Sweep, Verdicts, Seed, AnyFile, groups.Engine):
-    """The options of all modes, in the order of the help."""
-
-
-DIFFERING = {
-    "include": said(
-        autocompletion=lambda: list(SAVED),
-        help="row_statistics: the statistics of every row, into JSON or -o.",
-    )
-}
-
-
-@command(DIFFERING)
+@command(own.DIFFERING)
 def inspect(
     call: Call,
     bundle: groups.Bundle = None,
     *,
-    asked: Everything,
+    asked: own.Everything,
     part: groups.Elements,
     full: groups.Full,
     saved: groups.Saved,
@@ -168,28 +58,32 @@ def inspect(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
-    about_file = asked.header or asked.filter is not None or asked.sort is not None
-    if about_file:
-        call.check(header if asked.header else tensors)
+    listing = header if asked.header else tensors if asked.about_any_file else None
+    if listing:
+        call.check(listing)
 
     from attncli import files
-    from attncli.models.finding import holds_layers
 
     source = None if bundle is None else files.read_many(bundle)
     if isinstance(source, files.Records):
         with closing(source):
             return call.run(lines, records=source)
-    if asked.header:
-        return call.run(header, source=source)
-    if about_file:
-        return call.run(tensors, source=source)
+    if listing:
+        return call.run(listing, source=source)
     if source is None or asked.query is not None:
         return call.run(health, source=source)
+    found = _recognised(source)
+    call.run(found, source=source, hint=None if found is health else _no_query(source))
+
+
+def _recognised(source: "files.Bundle") -> Mode:
+    """Return what there is to do with a file of which nobody has said what it is."""
+    from attncli import files
+    from attncli.models.finding import holds_layers
+
     if "query" not in map(str.lower, source.tensors) and holds_layers(source):
-        return call.run(checkpoint, source=source, hint=_no_query(source))
-    if files.find(source, "query") is None:
-        return call.run(tensors, source=source, hint=_no_query(source))
-    call.run(health, source=source)
+        return checkpoint
+    return tensors if files.find(source, "query") is None else health
 
 
 @mode("a sweep of widths (--sweep-dim)", "leave one of the two out")
@@ -212,13 +106,13 @@ def health(
     source: "files.Bundle | None",
     *,
     bundle: str | None,
-    asked: Asked,
+    asked: own.Asked,
     full: bool,
     saved: groups.Saved,
     printed: groups.Printed,
 ) -> None:
     """Print a row a head with its verdict, or save the statistics of every row."""
-    page = output.page_of(printed, saved, SAVED)
+    page = output.page_of(printed, saved, own.SAVED)
     output.demand_place(page)
 
     from attncli import render
@@ -237,19 +131,19 @@ def lines(
     records: "files.Records",
     *,
     bundle: str,
-    asked: Asked,
+    asked: own.Asked,
     include: str | None,
     answers: groups.Format,
 ) -> None:
     """Print a line of JSON for each line that holds a problem."""
     output.demand_lines(answers.format)
-    page = output.Page("json", output.names_of(include, SAVED))
+    page = output.Page("json", output.names_of(include, own.SAVED))
     answer = _answering(asked, page)
     output.stream_answers(records, lambda one: answer(one)[0], "inspect")
 
 
 def _answering(
-    asked: Asked, page: output.Page, full: bool = False
+    asked: own.Asked, page: output.Page, full: bool = False
 ) -> "Callable[..., tuple[Report, Labels]]":
     """Return what makes the report on one bundle; policy and what-ifs are read here, once."""
     from attncli.cli.given import attention
@@ -260,7 +154,7 @@ def _answering(
 
     limits = asked.limits()
     what_ifs = [what_if.parse(text) for text in asked.what_if or ()]
-    include = page.names or (SAVED if page.target else ())
+    include = page.names or (own.SAVED if page.target else ())
 
     def answer(
         source: "files.Bundle | None", progress: Callable[[float], None] | None = None
@@ -289,7 +183,7 @@ def checkpoint(
     *,
     bundle: str,
     heads: groups.Heads,
-    verdicts: Verdicts,
+    verdicts: own.Verdicts,
     full: bool,
     printed: groups.Printed,
 ) -> None:
@@ -314,7 +208,7 @@ def tensors(
     source: "files.Bundle",
     *,
     bundle: str,
-    file: AnyFile,
+    file: own.AnyFile,
     threads: int | None,
     full: bool,
     printed: groups.Printed,
@@ -325,7 +219,7 @@ def tensors(
 
 @mode("a list of tensors from their headers", "leave one of them out")
 def header(
-    source: "files.Bundle", *, bundle: str, file: AnyFile, full: bool, printed: groups.Printed
+    source: "files.Bundle", *, bundle: str, file: own.AnyFile, full: bool, printed: groups.Printed
 ) -> None:
     """Print a row a tensor from what the file says of it; no data are read."""
     _list(source, file, None, full, printed)
@@ -333,7 +227,7 @@ def header(
 
 def _list(
     source: "files.Bundle",
-    file: AnyFile,
+    file: own.AnyFile,
     threads: int | None,
     full: bool,
     printed: groups.Printed,

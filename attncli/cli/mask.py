@@ -3,14 +3,11 @@
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from attncli.attention.words import DIALECTS
 from attncli.cli import groups, output
-from attncli.cli.groups import Text
-from attncli.cli.options import SAVE, SHOW, Call, Group, command, mode, one_of, option, said
+from attncli.cli.groups import mask as own
+from attncli.cli.options import Call, command, mode
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,61 +15,17 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
-Expressions = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="EXPR...", show_default=False,
-        help="Mask expressions, or files with a mask tensor; all must allow.",
-    ),
-]  # fmt: skip
-
-
-class ViewAs(Group, panel=SHOW):
-    """How the mask is drawn."""
-
-    view: Annotated[
-        Text,
-        option(**one_of("grid", "tokens"), help="A grid, or the tokens as each query meets them."),
-    ] = None
-
-
-class Additive(Group, panel=SAVE):
-    """Numbers in place of truth values."""
-
-    additive: Annotated[
-        bool, option("--additive", help="Save float: 0 where kept, -inf where hidden.")
-    ] = False
-
-
-class Dialect(Group, panel=SAVE):
-    """Another library's words."""
-
-    dialect: Annotated[
-        Text,
-        option(
-            "--for", **one_of(*DIALECTS),
-            help="Say it as another library takes it: tensors (with its polarity and dtype) or "
-            "arguments.",
-        ),
-    ] = None  # fmt: skip
-
-
-DIFFERING = {
-    "output": said(help="Save the mask, bool True = keep, as attn_mask (or as --for says).")
-}
-
-
-@command(DIFFERING)
+@command(own.DIFFERING)
 def mask(
     call: Call,
-    expressions: Expressions,
+    expressions: own.Expressions,
     *,
-    described: groups.Described,
-    view: ViewAs,
+    described: own.Described,
+    view: own.ViewAs,
     part: groups.Elements,
     save: groups.Output,
-    additive: Additive,
-    dialect: Dialect,
+    additive: own.Additive,
+    dialect: own.Dialect,
     printed: groups.Printed,
 ) -> None:
     """Build, see, combine, check, convert and save masks.
@@ -126,7 +79,7 @@ def draw(
     page: output.Page,
     *,
     expressions: list[str],
-    described: groups.Described,
+    described: own.Described,
     view: str | None,
     part: groups.Elements,
     save: groups.Output,
@@ -164,7 +117,7 @@ def translate(
     page: output.Page,
     *,
     expressions: list[str],
-    described: groups.Described,
+    described: own.Described,
     save: groups.Output,
     dialect: str,
     printed: groups.Printed,

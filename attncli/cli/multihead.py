@@ -5,17 +5,13 @@
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from attncli.attention.words import ROPE_STYLES
 from attncli.cli import groups, output
-from attncli.cli.groups import Text
-from attncli.cli.options import WEIGHTS, Call, Group, command, mode, one_of, option, said
+from attncli.cli.groups import multihead as own
+from attncli.cli.options import Call, command, mode
 from attncli.errors import InputError
 from attncli.render import LINES
-from attncli.reports.words import INCLUDABLE
 
 if TYPE_CHECKING:
     from attncli import files
@@ -25,114 +21,20 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
-SAVED = ("output", "heads", "concat", *(name for name in INCLUDABLE if name != "output"))
 EXAMPLE = "attncli multihead --random-weights 0 --model-dim 8 --heads 2 --tokens 'the cat sat'"
 
-X = Annotated[
-    Text,
-    typer.Argument(
-        metavar="[X]", show_default=False,
-        help="Hidden states (L, E) or (B, L, E): a tensor, or a file that names them "
-        "hidden_states or x; - is standard input. With --random-weights, --model-dim and --tokens "
-        "a random vector for each word.",
-    ),
-]  # fmt: skip
 
-
-class Weights(Group, panel=WEIGHTS):
-    """Where the weights are."""
-
-    weights: Annotated[
-        Text,
-        option(
-            "-w", metavar="REF",
-            help="A file, a checkpoint's folder, or its part: PATH::PREFIX. Also a bundle with "
-            "wq, wk, wv, wo (out, in) and bq … bo.",
-        ),
-    ] = None  # fmt: skip
-    layer: Annotated[
-        Text,
-        option(metavar="N|NAME", help="Which layer, by its number or (a part of) its name."),
-    ] = None
-
-
-class Listing(Group, panel=WEIGHTS):
-    """What layers there are."""
-
-    list_layers: Annotated[
-        bool, option("--list", help="List every attention layer of the weights; needs no X.")
-    ] = False
-
-
-class Architecture(Group, panel=WEIGHTS):
-    """How the weights are to be understood."""
-
-    arch: Annotated[
-        str,
-        option(
-            metavar="auto|MODEL_TYPE",
-            help="A model_type in place of config.json's, such as llama or gpt2.",
-        ),
-    ] = "auto"
-    config: Annotated[
-        Text,
-        option(metavar="FILE", help="The config.json, when it is not beside the weights."),
-    ] = None
-
-
-class Asked(groups.Projection, groups.Engine, groups.Timing, groups.Part):
-    """All that one answer depends on, besides the weights."""
-
-
-class Pictures(groups.Heatmap, groups.Full):
-    """How tables and maps are drawn."""
-
-
-DIFFERING = groups.LINES_TOO | {
-    "heads": said(
-        panel=WEIGHTS, help="How many heads, when config.json and the weights do not say."
-    ),
-    "kv_heads": said(panel=WEIGHTS),
-    "mask": said(
-        metavar="EXPR|none", help="In place of the layer's own mask; repeatable: all must allow."
-    ),
-    "attn_mask": said(
-        help="A mask tensor besides the layer's own: bool, or float that is added. (L, Lk), "
-        "(H, L, Lk), torch's (B·H, L, Lk) or (B, H, L, Lk)."
-    ),
-    "mask_polarity": said(
-        help="What True means in these two (default: keep, as in transformers and SDPA; "
-        "torch.nn.MultiheadAttention's mean ignore)."
-    ),
-    "scale": said(help="Factor of the scores (default: the layer's; auto is 1/√D)."),
-    "softcap": said(help="c·tanh(score/c), before the mask; 0 is none (default: the layer's)."),
-    "sink": said(
-        help="An extra logit per head, without a value; -inf is none (default: the layer's)."
-    ),
-    "rope": said(
-        **one_of(*ROPE_STYLES, "none"),
-        help="How queries and keys turn (default: the layer's; the options below change parts of "
-        "that).",
-    ),
-    "include": said(
-        autocompletion=lambda: list(SAVED),
-        help=f"What to save and to put into JSON: {', '.join(SAVED)} (default: output). With "
-        "query,key,value compute and inspect read it. In JSON, heads are each head's output.",
-    ),
-}
-
-
-@command(DIFFERING)
+@command(own.DIFFERING)
 def multihead(
     call: Call,
-    x: X = None,
+    x: own.X = None,
     *,
-    weights: Weights,
-    listing: Listing,
-    architecture: Architecture,
-    asked: Asked,
-    random: groups.Random,
-    pictures: Pictures,
+    weights: own.Weights,
+    listing: own.Listing,
+    architecture: own.Architecture,
+    asked: own.Asked,
+    random: own.Random,
+    pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
 ) -> None:
@@ -157,7 +59,7 @@ def multihead(
     _check_weights(weights, listing, random)
     if listing.list_layers:
         return call.run(list_layers)
-    page = output.page_of(printed, saved, SAVED)
+    page = output.page_of(printed, saved, own.SAVED)
     output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=False)
     if x is None and random.random_weights is None:
         raise InputError("nothing to project: no X, the hidden states", f"to try it: {EXAMPLE}")
@@ -169,8 +71,8 @@ def list_layers(
     *,
     weights: str,
     list_layers: bool,
-    architecture: Architecture,
-    sizes: groups.Sizes,
+    architecture: own.Architecture,
+    sizes: own.Sizes,
     full: bool,
     printed: groups.Printed,
 ) -> None:
@@ -192,10 +94,10 @@ def checkpoint(
     page: output.Page,
     *,
     x: str,
-    where: Weights,
-    architecture: Architecture,
-    asked: Asked,
-    pictures: Pictures,
+    where: own.Weights,
+    architecture: own.Architecture,
+    asked: own.Asked,
+    pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
 ) -> None:
@@ -224,9 +126,9 @@ def learning(
     page: output.Page,
     *,
     x: str | None,
-    random: groups.Random,
-    asked: Asked,
-    pictures: Pictures,
+    random: own.Random,
+    asked: own.Asked,
+    pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
 ) -> None:
@@ -239,10 +141,10 @@ def learning(
 class Projecting:
     """How hidden states become a report, whichever way the weights come."""
 
-    asked: Asked
+    asked: own.Asked
     layer_for: Callable[["States"], "Layer"]
     page: output.Page
-    random: groups.Random | None = None
+    random: own.Random | None = None
 
     def answer(
         self,
@@ -261,30 +163,30 @@ class Projecting:
 
         asked, names = self.asked, self.page.names
         given = states.gather_states(source, asked, self.random)
-        own = self.layer_for(given)
-        bundle = [own.bundle.source] if own.bundle else []
+        weights = self.layer_for(given)
+        bundle = [weights.bundle.source] if weights.bundle else []
         output.keep_inputs(self.page.target, [*given.sources, *bundle])
 
         def shown_of(problem: Any) -> "View":
             return view(problem, asked, top=asked.top, time=asked.time, **drawn)
 
         made = layer.multihead(
-            given.x, own, **given.arguments, rope=given.rope(own), backend=asked.backend,
+            given.x, weights, **given.arguments, rope=given.rope(weights), backend=asked.backend,
             device=asked.device, threads=asked.threads, progress=progress,
             want=lambda p: layer_wanted(p, shown_of(p), names, machine),
         )  # fmt: skip
         problem = made.attention.problem
-        labels = given.labels(problem, own)
+        labels = given.labels(problem, weights)
         facts = head_facts(made, labels.key, threads=asked.threads, progress=progress)
         report = multihead_report(
-            made, facts, labels, shown_of(problem), names, notes=given.notes_for(own),
+            made, facts, labels, shown_of(problem), names, notes=given.notes_for(weights),
             warnings=given.warnings, counted=self.random is not None,
         )  # fmt: skip
         return report, labels
 
 
 def _project(
-    call: Call, x: str | None, how: Projecting, pictures: Pictures, printed: groups.Printed
+    call: Call, x: str | None, how: Projecting, pictures: own.Pictures, printed: groups.Printed
 ) -> None:
     output.say_waiting('{"x": [[…], …]}', x, how.asked.memory)
 
@@ -314,10 +216,10 @@ def lines(
     how: Projecting,
     *,
     x: str,
-    where: Weights,
-    architecture: Architecture,
-    random: groups.Random,
-    asked: Asked,
+    where: own.Weights,
+    architecture: own.Architecture,
+    random: own.Random,
+    asked: own.Asked,
     include: str | None,
     answers: groups.Format,
 ) -> None:
@@ -326,7 +228,7 @@ def lines(
     output.stream_answers(records, lambda one: how.answer(one, {}, machine=True)[0], "multihead")
 
 
-def _check_weights(where: Weights, listing: Listing, random: groups.Random) -> None:
+def _check_weights(where: own.Weights, listing: own.Listing, random: own.Random) -> None:
     """Raise InputError unless it is said, once, where the weights come from."""
     weights, seed = where.weights, random.random_weights
     if weights is not None and seed is not None:

@@ -18,7 +18,7 @@ from attncli.attention.view import Labels
 from attncli.cli.given.expressions import files_in
 from attncli.cli.given.reader import Reader
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
-from attncli.cli.groups import Described
+from attncli.cli.groups.mask import Described
 from attncli.errors import FileError, InputError, MaskError, counted
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,6 +39,7 @@ class _Source:
     """One expression or file: how to bind it, and the sizes that it speaks of by itself."""
 
     masker: Masker
+    tensor: bool
     batch: int | None = None
     heads: int | None = None
     queries: int | None = None
@@ -55,6 +56,11 @@ def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
     tokens = tokens_of(reader)
     sources = [_source(text, flags.mask_polarity) for text in expressions]
     other = None if flags.against is None else _source(flags.against, flags.mask_polarity)
+    if flags.mask_polarity and not any(s.tensor for s in (*sources, other) if s):
+        raise InputError(
+            "--mask-polarity is given, but there is no mask tensor",
+            "name its file in place of an expression; in file('…') ~ turns it round",
+        )
     extent = _extent(flags, tokens, [*sources, other] if other else sources)
     mask = Mask(extent)
     for source in sources:
@@ -136,10 +142,10 @@ def _source(text: str, polarity: str | None) -> _Source:
         array = np.asarray(array)
         shape = (None,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else (None,) * 4
         masker = language.tensor_masker(array, polarity or "keep", found[0] if found else text)
-        return _Source(masker, *shape)
+        return _Source(masker, True, *shape)
     if text.endswith((".npy", ".npz", ".safetensors", ".json", ".pt")):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
-    return _Source(language.masker(text), **_told(text))
+    return _Source(language.masker(text), False, **_told(text))
 
 
 def _told(text: str) -> dict[str, int]:

@@ -19,6 +19,7 @@ from attncli.cli.given.names import listed, without_role
 from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
 from attncli.cli.given.rope import PARTS, rope_of
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
+from attncli.cli.groups import multihead as own
 from attncli.errors import InputError
 from attncli.files.bundle import Bundle
 from attncli.models.layer import Layer
@@ -66,7 +67,7 @@ class States:
         """Return what flags and file say of heads, as ``layers.load`` takes it."""
         return self.reader.sizes()
 
-    def random_layer(self, how: groups.Random) -> Layer:
+    def random_layer(self, how: own.Random) -> Layer:
         """Return a layer with random weights that takes these hidden states."""
         sizes = self.sizes()
         assert how.random_weights is not None
@@ -99,7 +100,7 @@ class States:
 
 
 def gather_states(
-    bundle: Bundle | None, flags: groups.Projection, learning: groups.Random | None = None
+    bundle: Bundle | None, flags: own.Projection, learning: own.Random | None = None
 ) -> States:
     """Find hidden states, what goes with them, and their labels.
 
@@ -112,15 +113,15 @@ def gather_states(
 class StateReader(Reader):
     """Finds hidden states and what goes with them."""
 
-    flags: groups.Projection
+    flags: own.Projection
 
-    def __init__(self, bundle: Bundle | None, flags: groups.Projection) -> None:
+    def __init__(self, bundle: Bundle | None, flags: own.Projection) -> None:
         super().__init__(bundle, flags)
         if bundle and files.is_result(bundle):
             # the result of a layer: its scale and mask are not those of the next one
             self.options = {n: v for n, v in self.options.items() if n.endswith("tokens")}
 
-    def states(self, learning: groups.Random | None) -> States:
+    def states(self, learning: own.Random | None) -> States:
         flags = self.flags
         tokens = tokens_of(self)
         x = self.hidden_states(tokens, learning)
@@ -163,7 +164,7 @@ class StateReader(Reader):
 
     # -- tensors --
 
-    def hidden_states(self, tokens: Mapping[str, Tokens], learning: groups.Random | None) -> Array:
+    def hidden_states(self, tokens: Mapping[str, Tokens], learning: own.Random | None) -> Array:
         """The tensor of that role, the output of a layer before, or the only one there is."""
         if self.bundle is None:
             assert learning is not None
@@ -185,7 +186,7 @@ class StateReader(Reader):
             found = self.bundle.tensors[rest[0]], self.bundle.kind
         return self.noted("x", *found)
 
-    def random_states(self, tokens: Mapping[str, Tokens], learning: groups.Random) -> Array:
+    def random_states(self, tokens: Mapping[str, Tokens], learning: own.Random) -> Array:
         """Normal numbers, one row a word: the same word is the same row."""
         words = tokens.get("tokens") or tokens.get("query_tokens")
         if not words or learning.model_dim is None:

@@ -17,13 +17,9 @@ from attncli.cli.options import (
     ROPE,
     SAVE,
     SHOW,
-    SIZE,
-    STATES,
     TENSORS,
-    WEIGHTS,
     Group,
     at_least_one,
-    at_least_zero,
     one_of,
     option,
     said,
@@ -113,80 +109,6 @@ class Labels(Group, panel=TENSORS):
     key_tokens: Annotated[Text, option(metavar="TEXT|@FILE", help="Labels of the keys.")] = None
 
 
-class Hidden(Group, panel=STATES):
-    """What queries, keys and values are made from, besides X."""
-
-    memory: Annotated[
-        Text, option(metavar="REF", help="What keys and values are made from: cross-attention.")
-    ] = None
-    memory_value: Annotated[
-        Text, option(metavar="REF", help="What values are made from, if not the memory.")
-    ] = None
-    seq_first: Annotated[bool, option("--seq-first", help="X is (L, B, E), torch's default.")] = (
-        False
-    )
-
-
-class HeadDim(Group, panel=WEIGHTS):
-    """How wide a head is."""
-
-    head_dim: Annotated[
-        Count, option(metavar="D", callback=at_least_one, help="Width of a head.")
-    ] = None
-
-
-class Random(Group, panel=WEIGHTS):
-    """Random weights, for learning without a checkpoint."""
-
-    random_weights: Annotated[
-        Count,
-        option(
-            metavar="SEED", callback=at_least_zero,
-            help="Random weights (Glorot uniform) in place of a checkpoint: for learning.",
-        ),
-    ] = None  # fmt: skip
-    model_dim: Annotated[
-        Count,
-        option(
-            metavar="N", callback=at_least_one,
-            help="Width of the model with --random-weights (default: X's).",
-        ),
-    ] = None  # fmt: skip
-
-
-class Size(Group, panel=SIZE):
-    """How large a mask is, where nothing else says it."""
-
-    length: Annotated[
-        Count, option("-l", metavar="L", callback=at_least_zero, help="Queries and keys.")
-    ] = None
-    query_length: Annotated[
-        Count, option(metavar="LQ", callback=at_least_zero, help="Queries.")
-    ] = None
-    key_length: Annotated[Count, option(metavar="LK", callback=at_least_zero, help="Keys.")] = None
-    batch_size: Annotated[
-        Count,
-        option(
-            metavar="B", callback=at_least_one,
-            help="Batch elements (default: what the mask says).",
-        ),
-    ] = None  # fmt: skip
-    heads: Annotated[
-        Count,
-        option(metavar="H", callback=at_least_one, help="Heads (default: what the mask says)."),
-    ] = None
-    past: Annotated[
-        Count,
-        option(
-            metavar="N", callback=at_least_zero,
-            help="Keys that a cache holds before the new ones.",
-        ),
-    ] = None  # fmt: skip
-    kv_lengths: Annotated[
-        Text, option(metavar="LIST", help="Valid keys of each batch element.")
-    ] = None
-
-
 # -- attention --------------------------------------------------------------------------------
 
 
@@ -212,18 +134,6 @@ class Mask(Group, panel=MASK):
         return [*(self.mask or ()), *(["causal"] if self.causal else [])]
 
 
-class Padding(Group, panel=MASK):
-    """Which keys are real."""
-
-    key_padding_mask: Annotated[
-        Text,
-        option(
-            metavar="REF",
-            help="Which keys are real, (B, Lk): bool or 0/1, or float that is added.",
-        ),
-    ] = None
-
-
 class Polarity(Group, panel=MASK):
     """How a mask tensor is meant."""
 
@@ -231,26 +141,6 @@ class Polarity(Group, panel=MASK):
         Text,
         option(**one_of(*POLARITIES), help="What True means in --attn-mask (default: keep)."),
     ] = None
-
-
-class Against(Group, panel=MASK):
-    """Another mask."""
-
-    against: Annotated[
-        Text,
-        option(
-            metavar="EXPR", help="Compare with another mask cell by cell; exit 1 where they differ."
-        ),
-    ] = None
-
-
-class ZeroKey(Group, panel=MASK):
-    """A key that is not in X."""
-
-    add_zero_attn: Annotated[
-        bool,
-        option("--add-zero-attn", help="One more key and value of zeros, as in torch's layer."),
-    ] = False
 
 
 class Attention(Group, panel=ATTENTION):
@@ -473,20 +363,6 @@ LINES_TOO = {
 
 class Problem(Tensors, Cache, Layout, Heads, Labels, Mask, Polarity, Attention, Rope):
     """What an attention problem is made of."""
-
-
-class Sizes(Heads, HeadDim):
-    """How many heads, and how wide."""
-
-
-class Projection(
-    Hidden, Labels, Cache, Sizes, Mask, Padding, Polarity, ZeroKey, Attention, Softmax, Rope
-):
-    """What a layer's attention is made of, besides X and the weights."""
-
-
-class Described(Size, Labels, Polarity, Against):
-    """What the masks are, besides their expressions."""
 
 
 class Part(Elements, Cells):
