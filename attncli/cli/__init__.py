@@ -187,6 +187,7 @@ def _usage(error: Any, command: str | None) -> AttnError:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
+    """Whether JSON was asked for, by what was typed: the error may be that it cannot be parsed."""
     machine = ("json", LINES)
     pairs = zip(arguments, (*arguments[1:], ""), strict=True)
     return any(

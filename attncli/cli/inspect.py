@@ -136,8 +136,8 @@ def lines(
     answers: groups.Format,
 ) -> None:
     """Print a line of JSON for each line that holds a problem."""
+    page = output.Page(output.format_of(answers), output.names_of(include, own.SAVED))
     output.demand_lines(answers.format)
-    page = output.Page("json", output.names_of(include, own.SAVED))
     answer = _answering(asked, page)
     output.stream_answers(records, lambda one: answer(one)[0], "inspect")
 

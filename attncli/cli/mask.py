@@ -89,7 +89,7 @@ def draw(
     """Print the mask as a grid or as readers meet it, and what it keeps."""
     if additive and not (page.target or page.machine):
         raise InputError(
-            f"--additive has no use in a report as {page.shown}",
+            f"--additive has no use with --format {page.shown}",
             "add -o FILE to save it, or --json",
         )
     from attncli import render

@@ -69,7 +69,7 @@ def demand_place(page: Page, *tables: str) -> None:
     """
     if page.names and not (page.target or page.machine or page.shown in tables):
         raise InputError(
-            f"--include has no use in a report as {page.shown}", "add -o FILE to save it, or --json"
+            f"--include has no use with --format {page.shown}", "add -o FILE to save it, or --json"
         )
 
 
