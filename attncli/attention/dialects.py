@@ -10,6 +10,7 @@ import numpy as np
 
 from attncli.attention.masks import Mask
 from attncli.attention.predicates import FAR, Diagonals, Predicate
+from attncli.attention.words import DIALECTS
 from attncli.errors import MaskError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -239,17 +240,13 @@ def _cumulative(ids: Array, keys: int) -> Array:
     return np.asarray(starts, np.int32)
 
 
-DIALECTS: dict[str, Callable[[Mask], Spoken]] = {
-    "sdpa": _sdpa,
-    "mha": _mha,
-    "onnx": _onnx,
-    "hf": _hf,
-    "flash": _flash,
-}
+_SPEAKERS: dict[str, Callable[[Mask], Spoken]] = dict(
+    zip(DIALECTS, (_sdpa, _mha, _onnx, _hf, _flash), strict=True)
+)
 
 
 def speak(mask: Mask, dialect: str) -> Spoken:
     """Return the mask as a library takes it; MaskError when it cannot say it, with the reason."""
     if dialect not in DIALECTS:
         raise MaskError(f"unknown dialect '{dialect}'", f"it must be one of {', '.join(DIALECTS)}")
-    return DIALECTS[dialect](mask)
+    return _SPEAKERS[dialect](mask)

@@ -21,7 +21,7 @@ from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import BUILDERS as PATTERNS
 from attncli.attention.predicates import And, Bias, Cells, Everything, Not, Or, Predicate
 from attncli.attention.problem import Masker
-from attncli.attention.words import CORNERS, MASKS
+from attncli.attention.words import CORNERS, MASKS, POLARITIES
 from attncli.errors import MaskError, nearest
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,7 +61,7 @@ def tensor_masker(
     would be written as an expression, if it can be.
     Raises MaskError for anything else.
     """
-    if polarity not in ("keep", "ignore"):
+    if polarity not in POLARITIES:
         raise MaskError(f"unknown mask polarity '{polarity}'", "it must be keep or ignore")
     array = _mask_values(np.asanyarray(tensor), polarity, name)
     text = text or f"{name} {array.shape} {array.dtype}"

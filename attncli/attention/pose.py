@@ -11,6 +11,7 @@ import numpy as np
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import FLOATS, Family, Masker, Problem, Scale, float_dtype
+from attncli.attention.words import LAYOUTS
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,8 +152,8 @@ def _numeric(name: str, array: Any) -> Array:
 
 
 def _family(query: Array, heads: int | None, layout: str) -> Family:
-    if layout not in ("bhld", "blhd"):
-        raise InputError(f"unknown layout '{layout}'", "it must be bhld or blhd")
+    if layout not in LAYOUTS:
+        raise InputError(f"unknown layout '{layout}'", f"it must be {' or '.join(LAYOUTS)}")
     if heads is None:
         if not 2 <= query.ndim <= 4:
             raise InputError(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from attncli.attention.masks import Extent, Mask
+from attncli.attention.words import FLOATS as FLOATS
+from attncli.attention.words import STAGES as STAGES
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,10 +20,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 Scale = float | Literal["auto", "none"]
 Masker = Callable[[Extent], Mask]
-
-#: What happens to a score on its way to a weight: the taps of ONNX's Attention, in order.
-STAGES = ("scores", "softcapped", "masked", "weights")
-FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)

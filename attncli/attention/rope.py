@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from attncli.attention.words import ROPE_STYLES
 from attncli.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[Array, Array]  # cos and sin
 
-STYLES = ("half", "interleaved")
 
 #: The parameters of each scaling: those it needs, those it may have.
 SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -60,9 +60,9 @@ class Rope:
     scaling: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.style not in STYLES:
+        if self.style not in ROPE_STYLES:
             raise InputError(
-                f"unknown RoPE style '{self.style}'", f"it must be {' or '.join(STYLES)}"
+                f"unknown RoPE style '{self.style}'", f"it must be {' or '.join(ROPE_STYLES)}"
             )
         if not _is_number(self.theta) or self.theta <= 0:
             raise InputError(
@@ -210,7 +210,7 @@ class Rope:
             )
         if array.shape[-1] == width // 2:
             return array
-        for style in (self.style, *STYLES):
+        for style in (self.style, *ROPE_STYLES):
             first, second = (array[..., part] for part in _halves(style, width))
             if np.array_equal(first, second, equal_nan=True):
                 break

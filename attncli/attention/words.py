@@ -1,13 +1,20 @@
-"""The masks of the language in words: how each is written and what it means.
+"""The words that options, files and the mathematics share. Nothing is loaded for them.
 
-Without NumPy, so that help can say them. What a mask does stands in ``patterns``, ``biases`` and
-``language`` under the same name.
+What a mask of ``MASKS`` does stands in ``patterns``, ``biases`` and ``language`` under its name.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+#: What happens to a score on its way to a weight: the taps of ONNX's Attention, in order.
+STAGES = ("scores", "softcapped", "masked", "weights")
+LAYOUTS = ("bhld", "blhd")
+POLARITIES = ("keep", "ignore")
+ROPE_STYLES = ("half", "interleaved")
+#: Libraries that take a mask each in their own way.
+DIALECTS = ("sdpa", "mha", "onnx", "hf", "flash")
 CORNERS = ("top_left", "bottom_right")
 
 

@@ -13,29 +13,48 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from attncli import __version__
-from attncli.cli import groups, options
-from attncli.cli.compute import compute
-from attncli.cli.inspect import inspect
-from attncli.cli.mask import mask
-from attncli.cli.multihead import multihead
+from attncli.cli.options import built
 from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
+from attncli.render import LINES
 
 BUG = 70  # EX_SOFTWARE of sysexits.h
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
 
+#: Each is a function of a module of that name.
+COMMANDS = ("compute", "mask", "multihead", "inspect")
+
+
+class Commands(TyperGroup):
+    """The commands by name; only the one that is called for is loaded and built."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: dict[str, Any] = dict.fromkeys(COMMANDS)  # for "did you mean"
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command, or None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        if self.commands[cmd_name] is None:
+            door = getattr(import_module(f"attncli.cli.{cmd_name}"), cmd_name)
+            self.commands[cmd_name] = built(door)
+        return self.commands[cmd_name]
+
+
 app = typer.Typer(
     name="attncli",
+    cls=Commands,
     rich_markup_mode=None,  # plain help: calm at 80 columns, and no rich to load
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compute, mask, multihead, inspect):
-    app.command(cls=options.Command)(command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -165,7 +184,8 @@ def _usage(error: Any, command: str | None) -> Misuse:
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
-    machine = ("json", groups.LINES)
+    """Whether JSON was asked for, by what was typed: the error may be that it cannot be parsed."""
+    machine = ("json", LINES)
     pairs = zip(arguments, (*arguments[1:], ""), strict=True)
     return any(
         a in ("--json", *(f"--format={name}" for name in machine))

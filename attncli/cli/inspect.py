@@ -2,16 +2,13 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from attncli import errors
-from attncli.cli import groups, options
-from attncli.cli import output as cli_output
-from attncli.cli.output import save, stream_answers
+from attncli.cli import groups, output
+from attncli.cli.groups import inspect as own
+from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,113 +17,19 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
-HEALTH = "Health"
-FILE = "Any tensor file"
-SAVED = ("row_statistics",)
 WIDEST = 1 << 16
 
-WhatIf = Annotated[
-    list[str] | None,
-    options.option(
-        "--what-if", metavar="CHANGE", panel=HEALTH,
-        help="Also with scale=none, softcap=50, sink=0, qk_norm, qk_clip=100 or dtype=bfloat16; "
-        "several together with commas; repeatable.",
-    ),
-]  # fmt: skip
-SweepDim = Annotated[
-    str | None,
-    options.option(
-        "--sweep-dim", metavar="D,D,…", panel=HEALTH,
-        help="Unit-normal Q and K of these widths, with and without 1/√d. Needs no tensors.",
-    ),
-]  # fmt: skip
-FailOn = Annotated[
-    str | None,
-    options.option("--fail-on", **options.one_of("watch", "critical"), panel=HEALTH,
-                   help="Exit with 1 when a head is as bad as that."),
-]  # fmt: skip
-Policy = Annotated[
-    str | None,
-    options.option("--policy", metavar="FILE.toml", panel=HEALTH,
-                   help="Limits of the verdicts that differ: [saturated] watch = 0.6."),
-]  # fmt: skip
-Seed = Annotated[
-    int,
-    options.option("--seed", metavar="N", panel=HEALTH, callback=options.at_least_zero,
-                   help="Of the upstream gradient, of samples and of --sweep-dim (default: 0)."),
-]  # fmt: skip
-Header = Annotated[
-    bool,
-    options.option("--header", panel=FILE, help="Shapes, dtypes and bytes alone: no data read."),
-]
-Filter = Annotated[
-    list[str] | None,
-    options.option(
-        "--filter", metavar="GLOB", panel=FILE, help="Tensors of these names; repeatable."
-    ),
-]
-Sort = Annotated[
-    str | None,
-    options.option("--sort", metavar="COLUMN", panel=FILE,
-                   help="Largest first, by bytes, max, std, nan, …; -COLUMN: smallest first."),
-]  # fmt: skip
-Include = Annotated[
-    str | None,
-    options.option("--include", metavar="LIST", panel=groups.SAVE,
-                   autocompletion=lambda: list(SAVED),
-                   help="row_statistics: the statistics of every row, into JSON or -o."),
-]  # fmt: skip
 
-
+@command(own.DIFFERING)
 def inspect(
+    call: Call,
     bundle: groups.Bundle = None,
-    query: groups.Query = None,
-    key: groups.Key = None,
-    value: groups.Value = None,
-    past_key: groups.PastKey = None,
-    past_value: groups.PastValue = None,
-    kv_lengths: groups.KvLengths = None,
-    layout: groups.Layout = None,
-    heads: groups.Heads = None,
-    kv_heads: groups.KvHeads = None,
-    tokens: groups.Tokens = None,
-    query_tokens: groups.QueryTokens = None,
-    key_tokens: groups.KeyTokens = None,
-    mask: groups.Mask = None,
-    causal: groups.Causal = False,
-    attn_mask: groups.AttnMask = None,
-    mask_polarity: groups.MaskPolarity = None,
-    scale: groups.Scale = None,
-    softcap: groups.Softcap = None,
-    sink: groups.Sink = None,
-    dtype: groups.Dtype = None,
-    rope: groups.Rope = None,
-    rope_theta: groups.RopeTheta = None,
-    rope_dim: groups.RopeDim = None,
-    rope_scaling: groups.RopeScaling = None,
-    positions: groups.Positions = None,
-    rope_cos: groups.RopeCos = None,
-    rope_sin: groups.RopeSin = None,
-    what_if: WhatIf = None,
-    sweep_dim: SweepDim = None,
-    fail_on: FailOn = None,
-    policy: Policy = None,
-    seed: Seed = 0,
-    header: Header = False,
-    filter: Filter = None,
-    sort: Sort = None,
-    backend: groups.Backend = "numpy",
-    device: groups.Device = "auto",
-    threads: groups.Threads = None,
-    batch: groups.Batch = None,
-    head: groups.Head = None,
-    full: groups.Full = False,
-    output: groups.Output = None,
-    include: Include = None,
-    format: groups.Format = None,
-    json: groups.Json = False,
-    color: groups.Color = None,
-    no_color: groups.NoColor = False,
+    *,
+    asked: own.Everything,
+    part: groups.Elements,
+    full: groups.Full,
+    saved: groups.Saved,
+    printed: groups.Printed,
 ) -> None:
     """Is this attention healthy? Statistics, gradients, what-ifs, verdicts; or any tensor file.
 
@@ -148,157 +51,208 @@ def inspect(
       attncli inspect checkpoint/
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
-    shown = cli_output.format_of(format, json)
-    names = _names(include)
-    target = None
-    if output is not None:
-        target = cli_output.target_of(
-            output, names or SAVED, json=shown == "json", is_terminal=sys.stdout.isatty
-        )
-        names = names or SAVED
-    when = "never" if no_color else color or "auto"
-    if sweep_dim is not None:
-        widths = _widths(sweep_dim)
-        if bundle or query:
-            raise InputError(
-                "--sweep-dim makes tensors of its own, but there are others as well",
-                "leave one of the two out",
-            )
-        asked = {
-            "--output": output, "--include": include, "--what-if": what_if, "--policy": policy,
-            "--fail-on": fail_on, "--mask": mask or causal, "--header": header,
-            "--filter": filter, "--sort": sort, "--scale": scale, "--softcap": softcap,
-            "--key": key, "--value": value, "--batch": batch, "--head": head,
-            "--backend": backend != "numpy", "--device": device != "auto",
-        }  # fmt: skip
-        alien = next((name for name, given in asked.items() if given), None)
-        if alien:
-            raise InputError(
-                f"{alien} has nothing to do with --sweep-dim", "leave one of the two out"
-            )
-        from attncli import render
-        from attncli.reports import sweep
-        from attncli.studies import widths as swept
-
-        with render.progress("widths") as progress:
-            found = list(swept.sweep_dim(widths, seed=seed, threads=threads, progress=progress))
-        render.show(sweep.sweep_report(found, seed), shown, color=when)
-        return
-    if bundle is None and query is None:
+    if asked.sweep_dim is not None:
+        return call.run(sweep)
+    if bundle is None and asked.query is None:
         raise InputError(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
+    listing = header if asked.header else tensors if asked.about_any_file else None
+    if listing:
+        call.check(listing)
 
-    from attncli import files, render
-    from attncli.cli.given import attention
-    from attncli.cli.given import view as given_view
-    from attncli.measures import policy as measure_policy
-    from attncli.reports import health as report_health
-    from attncli.studies import health
-    from attncli.studies import what_if as changes
-
-    limits = measure_policy.read_policy(policy) if policy is not None else measure_policy.POLICY
-    what_ifs = [changes.parse(text) for text in what_if or ()]
-    flags = attention.Flags(
-        query=query, key=key, value=value, past_key=past_key, past_value=past_value,
-        kv_lengths=kv_lengths, layout=layout, heads=heads, kv_heads=kv_heads, tokens=tokens,
-        query_tokens=query_tokens, key_tokens=key_tokens,
-        mask=(*(mask or ()), *(["causal"] if causal else [])), attn_mask=attn_mask,
-        mask_polarity=mask_polarity, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
-        rope=rope, rope_theta=rope_theta, rope_dim=rope_dim, rope_scaling=rope_scaling,
-        positions=positions, rope_cos=rope_cos, rope_sin=rope_sin,
-    )  # fmt: skip
-
-    def answer(
-        source: "files.Bundle | None", progress: Callable[[float], None] | None
-    ) -> "tuple[Report, Labels]":
-        given = attention.gather(source, flags)
-        if target:
-            cli_output.keep_inputs(target[0], given.sources)
-        problem = given.pose()
-        labels = given.labels(problem)
-        view = given_view.view(problem, batch=batch, head=head, full=full)
-        examined = health.examine(
-            problem, tokens=labels.key, what_ifs=what_ifs, policy=limits,
-            grad_output=f"random:{seed}", backend=backend, device=device, threads=threads,
-            seed=seed, progress=progress,
-        )  # fmt: skip
-        report = report_health.inspect_report(
-            examined, labels, view, fail_on=fail_on, include=names, notes=given.notes
-        )
-        return report, labels
+    from attncli import files
 
     source = None if bundle is None else files.read_many(bundle)
     if isinstance(source, files.Records):
-        if target or shown in ("csv", "markdown"):
-            source.close()
-            raise InputError(
-                f"{'-o' if target else f'--format {shown}'} cannot hold the results of NDJSON",
-                "leave it out: the results are NDJSON on standard output",
-            )
-        stream_answers(source, lambda one: answer(one, None)[0], command="inspect")
-        return
-    about_file = header or filter is not None or sort is not None
-    if source is not None and query is None and not about_file:
-        from attncli.models.finding import holds_layers
-        from attncli.reports.weights import weights_report
+        with closing(source):
+            return call.run(lines, records=source)
+    if listing:
+        return call.run(listing, source=source)
+    if source is None or asked.query is not None:
+        return call.run(health, source=source)
+    found = _recognised(source)
+    call.run(found, source=source, hint=None if found is health else _no_query(source))
 
-        asked = {
-            "--what-if": what_if, "--mask": mask or causal, "--include": include,
-            "--output": output, "--key": key, "--value": value,
-        }  # fmt: skip
-        if "query" not in map(str.lower, source.tensors) and holds_layers(source):
-            _check_tensors(source, [name for name, given in asked.items() if given], False)
-            from attncli.models import finding
 
-            with render.progress("layers") as progress:
-                report = weights_report(
-                    source, finding.config_beside(bundle or ""), heads=heads,
-                    kv_heads=kv_heads, policy=limits, fail_on=fail_on, full=full,
-                    progress=progress,
-                )  # fmt: skip
-            render.show_warnings(report.warnings)
-            render.show(report, shown, color=when)
-            raise typer.Exit(report.exit_code)
-    if source is not None and query is None and (about_file or files.find(source, "query") is None):
-        asked = {
-            "--what-if": what_if, "--fail-on": fail_on, "--policy": policy,
-            "--mask": mask or causal, "--scale": scale, "--softcap": softcap, "--sink": sink,
-            "--rope": rope, "--batch": batch, "--head": head, "--include": include,
-            "--output": output, "--key": key, "--value": value,
-            "--backend": backend != "numpy", "--device": device != "auto",
-        }  # fmt: skip
-        _check_tensors(source, [name for name, given in asked.items() if given], about_file)
-        with render.progress("tensors") as progress:
-            report = _tensors(
-                source, header=header, filter=filter, sort=sort, full=full, threads=threads,
-                progress=progress,
-            )  # fmt: skip
-        render.show_warnings(report.warnings)
-        render.show(report, shown, color=when)
-        raise typer.Exit(report.exit_code)
+def _recognised(source: "files.Bundle") -> Mode:
+    """Return what there is to do with a file of which nobody has said what it is."""
+    from attncli import files
+    from attncli.models.finding import holds_layers
+
+    if "query" not in map(str.lower, source.tensors) and holds_layers(source):
+        return checkpoint
+    return tensors if files.find(source, "query") is None else health
+
+
+@mode("a sweep of widths (--sweep-dim)", "leave one of the two out")
+def sweep(*, sweep_dim: str, seed: int, threads: int | None, printed: groups.Printed) -> None:
+    """Print what the scale does for tensors of its own."""
+    page = output.page_of(printed)
+    widths = _widths(sweep_dim)
+
+    from attncli import render
+    from attncli.reports.sweep import sweep_report
+    from attncli.studies.widths import sweep_dim as sweep_widths
+
+    with render.progress("widths") as progress:
+        found = list(sweep_widths(widths, seed=seed, threads=threads, progress=progress))
+    output.finish(sweep_report(found, seed), page, printed)
+
+
+@mode("the health of attention")
+def health(
+    source: "files.Bundle | None",
+    *,
+    bundle: str | None,
+    asked: own.Asked,
+    full: bool,
+    saved: groups.Saved,
+    printed: groups.Printed,
+) -> None:
+    """Print a row a head with its verdict, or save the statistics of every row."""
+    page = output.page_of(printed, saved, own.SAVED)
+    output.demand_place(page)
+
+    from attncli import render
+
+    answer = _answering(asked, page, full)
     with render.progress() as progress:
         report, labels = answer(source, progress)
     render.show_warnings(report.warnings)
-    if target:
-        save(*target, report, labels)
-    if target is None or target[0] != "-":
-        render.show(report, shown, color=when)
-    if target and target[0] != "-":
-        sys.stdout.flush()
-        cli_output.say_wrote(target[0], names)
-    raise typer.Exit(report.exit_code)
+    if page.target:
+        output.save(page.target, report, labels)
+    output.finish(report, page, printed)
 
 
-def _names(include: str | None) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(n.strip() for n in (include or "").split(",") if n.strip()))
-    for name in names:
-        if name not in SAVED:
-            raise InputError(f"--include: nothing is called '{name}'", errors.nearest(name, SAVED))
-    if include is not None and not names:
-        raise InputError("--include names nothing", f"name {', '.join(SAVED)}")
-    return names
+@mode(output.IN_LINES, output.LINES_HINT)
+def lines(
+    records: "files.Records",
+    *,
+    bundle: str,
+    asked: own.Asked,
+    include: str | None,
+    answers: groups.Format,
+) -> None:
+    """Print a line of JSON for each line that holds a problem."""
+    page = output.Page(output.format_of(answers), output.names_of(include, own.SAVED))
+    output.demand_lines(answers.format)
+    answer = _answering(asked, page)
+    output.stream_answers(records, lambda one: answer(one)[0], "inspect")
+
+
+def _answering(
+    asked: own.Asked, page: output.Page, full: bool = False
+) -> "Callable[..., tuple[Report, Labels]]":
+    """Return what makes the report on one bundle; policy and what-ifs are read here, once."""
+    from attncli.cli.given import attention
+    from attncli.cli.given.view import view
+    from attncli.reports.health import inspect_report
+    from attncli.studies import what_if
+    from attncli.studies.health import examine
+
+    limits = asked.limits()
+    what_ifs = [what_if.parse(text) for text in asked.what_if or ()]
+    include = page.names or (own.SAVED if page.target else ())
+
+    def answer(
+        source: "files.Bundle | None", progress: Callable[[float], None] | None = None
+    ) -> "tuple[Report, Labels]":
+        given = attention.gather(source, asked)
+        output.keep_inputs(page.target, given.sources)
+        problem = given.pose()
+        labels = given.labels(problem)
+        examined = examine(
+            problem, tokens=labels.key, what_ifs=what_ifs, policy=limits,
+            grad_output=f"random:{asked.seed}", backend=asked.backend, device=asked.device,
+            threads=asked.threads, seed=asked.seed, progress=progress,
+        )  # fmt: skip
+        report = inspect_report(
+            examined, labels, view(problem, asked, full=full), fail_on=asked.fail_on,
+            include=include, notes=given.notes,
+        )  # fmt: skip
+        return report, labels
+
+    return answer
+
+
+@mode("a checkpoint")
+def checkpoint(
+    source: "files.Bundle",
+    *,
+    bundle: str,
+    heads: groups.Heads,
+    verdicts: own.Verdicts,
+    full: bool,
+    printed: groups.Printed,
+) -> None:
+    """Print a row a head from the weights alone."""
+    page = output.page_of(printed)
+
+    from attncli import render
+    from attncli.models import finding
+    from attncli.reports.weights import weights_report
+
+    with render.progress("layers") as progress:
+        report = weights_report(
+            source, finding.config_beside(bundle), heads=heads.heads, kv_heads=heads.kv_heads,
+            policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full, progress=progress,
+        )  # fmt: skip
+    render.show_warnings(report.warnings)
+    output.finish(report, page, printed)
+
+
+@mode("a list of tensors", "leave one of them out: --filter and --sort are about any file")
+def tensors(
+    source: "files.Bundle",
+    *,
+    bundle: str,
+    file: own.AnyFile,
+    threads: int | None,
+    full: bool,
+    printed: groups.Printed,
+) -> None:
+    """Print a row a tensor, whatever the file holds."""
+    _list(source, file, threads, full, printed)
+
+
+@mode("a list of tensors from their headers", "leave one of them out")
+def header(
+    source: "files.Bundle", *, bundle: str, file: own.AnyFile, full: bool, printed: groups.Printed
+) -> None:
+    """Print a row a tensor from what the file says of it; no data are read."""
+    _list(source, file, None, full, printed)
+
+
+def _list(
+    source: "files.Bundle",
+    file: own.AnyFile,
+    threads: int | None,
+    full: bool,
+    printed: groups.Printed,
+) -> None:
+    page = output.page_of(printed)
+
+    from attncli import render
+
+    with render.progress("tensors") as progress:
+        report = _tensors(
+            source, header=file.header, filter=file.filter, sort=file.sort, full=full,
+            threads=threads, progress=progress,
+        )  # fmt: skip
+    render.show_warnings(report.warnings)
+    output.finish(report, page, printed)
+
+
+def _no_query(source: "files.Bundle") -> str:
+    """Return how to say that a file without a query holds attention."""
+    names = [name or "one tensor" for name in source.tensors]
+    holds = ", ".join(names[:6]) + ", …" * (len(names) > 6)
+    return (
+        f"{source.source} has no query: it holds {holds or 'no tensors'}\n"
+        f"leave it out, or say which it is: -q {source.source}::NAME -k … -v …"
+    )
 
 
 def _widths(text: str) -> list[int]:
@@ -314,25 +268,6 @@ def _widths(text: str) -> list[int]:
     if not widths:
         raise InputError("--sweep-dim names no width", "as in --sweep-dim 8,64,512,1000,4096")
     return widths
-
-
-def _check_tensors(source: "files.Bundle", asked: list[str], about_file: bool) -> None:
-    """Raise InputError when what was asked for needs attention, which this is not."""
-    if not asked:
-        return
-    names = list(source.tensors)
-    holds = ", ".join(name or "one tensor" for name in names[:6]) + ", …" * (len(names) > 6)
-    if about_file:
-        raise InputError(
-            f"{asked[0]} is about attention, --header, --filter and --sort about any file",
-            "leave one of them out",
-        )
-    raise InputError(
-        f"{asked[0]} is about attention, but {source.source} has no query: it holds "
-        f"{holds or 'no tensors'}",
-        f"say which it is: -q {source.source}::NAME -k … -v …; without {asked[0]}, inspect lists "
-        "the tensors",
-    )
 
 
 def _tensors(source: "files.Bundle", **how: Any) -> "Report":

@@ -1,131 +1,33 @@
 """``attncli mask``: build, see, combine, check, convert and save masks."""
 
-import inspect
-import sys
-from typing import Annotated, Any
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-import typer
+from dataclasses import replace
+from inspect import cleandoc
+from typing import TYPE_CHECKING
 
-from attncli.attention import words
-from attncli.cli import groups, options
-from attncli.cli import output as cli_output
+from attncli.cli import groups, output
+from attncli.cli.groups import mask as own
+from attncli.cli.options import Call, command, mode
 from attncli.errors import InputError
 
-MASK = "Mask"
-SIZE = "Size"
-DIALECTS = ("sdpa", "mha", "onnx", "hf", "flash")
+if TYPE_CHECKING:
+    from attncli.cli.given.masks import GivenMask
+    from attncli.reports.blocks import Report
 
 
-def length_option(*names: str, metavar: str, help: str) -> Any:
-    """Return an option that takes a length."""
-    return options.option(
-        *names, metavar=metavar, panel=SIZE, callback=options.at_least_zero, help=help
-    )
-
-
-Expressions = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="EXPR...", show_default=False,
-        help="Mask expressions, or files with a mask tensor; all must allow.",
-    ),
-]  # fmt: skip
-Length = Annotated[
-    int | None, length_option("--length", "-l", metavar="L", help="Queries and keys.")
-]
-QueryLength = Annotated[int | None, length_option("--query-length", metavar="LQ", help="Queries.")]
-KeyLength = Annotated[int | None, length_option("--key-length", metavar="LK", help="Keys.")]
-BatchSize = Annotated[
-    int | None,
-    options.option(
-        "--batch-size",
-        metavar="B",
-        panel=SIZE,
-        callback=options.at_least_one,
-        help="Batch elements (default: what the mask says).",
-    ),
-]
-HeadCount = Annotated[
-    int | None,
-    options.option(
-        "--heads",
-        metavar="H",
-        panel=SIZE,
-        callback=options.at_least_one,
-        help="Heads (default: what the mask says).",
-    ),
-]
-Past = Annotated[
-    int | None,
-    length_option("--past", metavar="N", help="Keys that a cache holds before the new ones."),
-]
-KvLengths = Annotated[
-    str | None,
-    options.option(
-        "--kv-lengths", metavar="LIST", panel=SIZE, help="Valid keys of each batch element."
-    ),
-]
-ViewAs = Annotated[
-    str | None,
-    options.option(
-        "--view", **options.one_of("grid", "tokens"), panel=groups.SHOW,
-        help="A grid, or the tokens as each query meets them.",
-    ),
-]  # fmt: skip
-Against = Annotated[
-    str | None,
-    options.option(
-        "--against", metavar="EXPR", panel=MASK,
-        help="Compare with another mask cell by cell; exit 1 where they differ.",
-    ),
-]  # fmt: skip
-Dialect = Annotated[
-    str | None,
-    options.option(
-        "--for", **options.one_of(*DIALECTS), panel=groups.SAVE,
-        help="Say it as another library takes it: tensors (with its polarity and dtype) or "
-        "arguments.",
-    ),
-]  # fmt: skip
-Additive = Annotated[
-    bool,
-    options.option(
-        "--additive", panel=groups.SAVE, help="Save float: 0 where kept, -inf where hidden."
-    ),
-]
-Output = Annotated[
-    str | None,
-    options.option(
-        "--output", "-o", metavar="FILE", panel=groups.SAVE,
-        help="Save the mask, bool True = keep, as attn_mask (or as --for says).",
-    ),
-]  # fmt: skip
-
-
+@command(own.DIFFERING)
 def mask(
-    expressions: Expressions,
-    length: Length = None,
-    query_length: QueryLength = None,
-    key_length: KeyLength = None,
-    batch_size: BatchSize = None,
-    heads: HeadCount = None,
-    past: Past = None,
-    kv_lengths: KvLengths = None,
-    tokens: groups.Tokens = None,
-    query_tokens: groups.QueryTokens = None,
-    key_tokens: groups.KeyTokens = None,
-    mask_polarity: groups.MaskPolarity = None,
-    against: Against = None,
-    view: ViewAs = None,
-    batch: groups.Batch = None,
-    head: groups.Head = None,
-    output: Output = None,
-    additive: Additive = False,
-    dialect: Dialect = None,
-    format: groups.Format = None,
-    json: groups.Json = False,
-    color: groups.Color = None,
-    no_color: groups.NoColor = False,
+    call: Call,
+    expressions: own.Expressions,
+    *,
+    described: own.Described,
+    view: own.ViewAs,
+    part: groups.Elements,
+    save: groups.Output,
+    additive: own.Additive,
+    dialect: own.Dialect,
+    printed: groups.Printed,
 ) -> None:
     """Build, see, combine, check, convert and save masks.
 
@@ -146,51 +48,97 @@ def mask(
       attncli mask 'causal & padding(3, 2)' --length 4 --for mha -o mask.npz
       attncli mask mask.npy --against 'causal & window(128)'
     """
-    shown = cli_output.format_of(format, json)
-    target = None
-    if output is not None:
-        target = cli_output.target_of(
-            output, ("attn_mask",), json=shown == "json", is_terminal=sys.stdout.isatty
+    if additive.additive and dialect.dialect:
+        raise InputError(
+            f"--additive and --for {dialect.dialect} contradict each other", "give one"
         )
-    if additive and dialect:
-        raise InputError(f"--additive and --for {dialect} contradict each other", "give one")
+    page = output.page_of(printed, groups.Saved(output=save.output), ("attn_mask",))
+    chosen = draw if dialect.dialect is None else translate
+    call.check(chosen)
 
-    from attncli import files, render
-    from attncli.attention.view import View
     from attncli.cli.given import masks
-    from attncli.cli.given import view as given_view
-    from attncli.reports import mask as report_mask
 
-    given = masks.gather_mask(
-        expressions, against=against, length=length, query_length=query_length,
-        key_length=key_length, batch=batch_size, heads=heads, past=past, kv_lengths=kv_lengths,
-        tokens=tokens, query_tokens=query_tokens, key_tokens=key_tokens, polarity=mask_polarity,
-    )  # fmt: skip
-    if target:
-        cli_output.keep_inputs(target[0], given.sources)
+    given = masks.gather_mask(expressions, described)
+    output.keep_inputs(page.target, given.sources)
+    call.run(chosen, given=given, page=page)
+
+
+@mode("a picture of the mask")
+def draw(
+    given: "GivenMask",
+    page: output.Page,
+    *,
+    expressions: list[str],
+    described: own.Described,
+    view: str | None,
+    part: groups.Elements,
+    save: groups.Output,
+    additive: bool,
+    printed: groups.Printed,
+) -> None:
+    """Print the mask as a grid or as readers meet it, and what it keeps."""
+    if additive and not (page.target or page.machine):
+        raise InputError(
+            f"--additive has no use with --format {page.shown}",
+            "add -o FILE to save it, or --json",
+        )
+    from attncli import render
+    from attncli.attention.view import View
+    from attncli.cli.given.view import selection
+    from attncli.reports.mask import mask_report
+
     extent = given.mask.extent
     chosen = View(
-        batch=given_view.selection("--batch", batch, extent.batch),
-        head=given_view.selection("--head", head, extent.heads),
+        batch=selection("--batch", part.batch, extent.batch),
+        head=selection("--head", part.head, extent.heads),
     )
     with render.progress("mask") as progress:
-        report = report_mask.mask_report(
-            given.mask, given.labels, chosen, tokens_view=view == "tokens", dialect=dialect,
-            against=given.against, additive=additive, keep=target is not None, progress=progress,
+        report = mask_report(
+            given.mask, given.labels, chosen, tokens_view=view == "tokens",
+            against=given.against, additive=additive, keep=page.target is not None,
+            progress=progress,
         )  # fmt: skip
+    _finish(report, page, printed)
+
+
+@mode("the words of another library (--for)", "leave it out, or leave out --for")
+def translate(
+    given: "GivenMask",
+    page: output.Page,
+    *,
+    expressions: list[str],
+    described: own.Described,
+    save: groups.Output,
+    dialect: str,
+    printed: groups.Printed,
+) -> None:
+    """Print, or save, what a library takes in place of the mask."""
+    from attncli import render
+    from attncli.attention.view import View
+    from attncli.reports.mask import mask_report
+
+    with render.progress("mask") as progress:
+        report = mask_report(
+            given.mask, given.labels, View(), dialect=dialect, against=given.against,
+            keep=page.target is not None, progress=progress,
+        )  # fmt: skip
+    if page.target and not report.arrays:
+        render.show_warnings(report.warnings)
+        raise InputError(
+            f"{dialect} takes this mask as arguments, there is no tensor to save",
+            "leave out -o; the arguments are printed",
+        )
+    _finish(report, page, printed)
+
+
+def _finish(report: "Report", page: output.Page, printed: groups.Printed) -> None:
+    from attncli import files, render
+
     render.show_warnings(report.warnings)
-    if target:
-        if not report.arrays:
-            raise InputError(
-                f"{dialect} takes this mask as arguments, there is no tensor to save",
-                "leave out -o; the arguments are printed",
-            )
-        files.write(target[0], report.arrays, format=target[1])
-    if target is None or target[0] != "-":
-        render.show(report, shown, color="never" if no_color else color or "auto")
-    if target and target[0] != "-":
-        cli_output.say_wrote(target[0], list(report.arrays))
-    raise typer.Exit(report.exit_code)
+    if page.target:
+        files.write(page.target.path, report.arrays, format=page.target.suffix)
+        page = replace(page, target=replace(page.target, names=list(report.arrays)))
+    output.finish(report, page, printed)
 
 
-mask.__doc__ = inspect.cleandoc(mask.__doc__ or "").replace("{masks}", words.help_lines("  "))
+mask.__doc__ = cleandoc(mask.__doc__ or "").replace("{masks}", words.help_lines("  "))

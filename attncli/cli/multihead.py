@@ -2,228 +2,41 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from attncli.cli import groups, options
-from attncli.cli import output as cli_output
-from attncli.cli.output import refuse_lines, save, stream_answers
+from attncli.cli import groups, output
+from attncli.cli.groups import multihead as own
+from attncli.cli.options import Call, command, mode
 from attncli.errors import InputError
+from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli import files
     from attncli.attention.view import Labels, View
+    from attncli.cli.given.states import States
     from attncli.models.layer import Layer
     from attncli.reports.blocks import Report
 
 
-STATES = "Hidden states (REF is PATH, PATH::NAME or - for standard input)"
-WEIGHTS = "Weights"
-EXTRA = ("heads", "concat")
-SAVED = ("output", *EXTRA, *(name for name in groups.SAVED if name != "output"))
 EXAMPLE = "attncli multihead --random-weights 0 --model-dim 8 --heads 2 --tokens 'the cat sat'"
-Ref = str | None
-
-X = Annotated[
-    Ref,
-    typer.Argument(
-        metavar="[X]", show_default=False,
-        help="Hidden states (L, E) or (B, L, E): a tensor, or a file that names them "
-        "hidden_states or x; - is standard input. With --random-weights, --model-dim and --tokens "
-        "a random vector for each word.",
-    ),
-]  # fmt: skip
-Memory = Annotated[
-    Ref,
-    options.option("--memory", metavar="REF", panel=STATES,
-                   help="What keys and values are made from: cross-attention."),
-]  # fmt: skip
-MemoryValue = Annotated[
-    Ref,
-    options.option("--memory-value", metavar="REF", panel=STATES,
-                   help="What values are made from, if not the memory."),
-]  # fmt: skip
-SeqFirst = Annotated[
-    bool, options.option("--seq-first", panel=STATES, help="X is (L, B, E), torch's default.")
-]
-Weights = Annotated[
-    Ref,
-    options.option(
-        "--weights", "-w", metavar="REF", panel=WEIGHTS,
-        help="A file, a checkpoint's folder, or its part: PATH::PREFIX. Also a bundle with wq, "
-        "wk, wv, wo (out, in) and bq … bo.",
-    ),
-]  # fmt: skip
-LayerChoice = Annotated[
-    str | None,
-    options.option("--layer", metavar="N|NAME", panel=WEIGHTS,
-                   help="Which layer, by its number or (a part of) its name."),
-]  # fmt: skip
-List = Annotated[
-    bool,
-    options.option("--list", panel=WEIGHTS,
-                   help="List every attention layer of the weights; needs no X."),
-]  # fmt: skip
-Arch = Annotated[
-    str,
-    options.option("--arch", metavar="auto|MODEL_TYPE", panel=WEIGHTS,
-                   help="A model_type in place of config.json's, such as llama or gpt2."),
-]  # fmt: skip
-Config = Annotated[
-    Ref,
-    options.option("--config", metavar="FILE", panel=WEIGHTS,
-                   help="The config.json, when it is not beside the weights."),
-]  # fmt: skip
-Heads = Annotated[
-    int | None,
-    options.option("--heads", metavar="H", panel=WEIGHTS, callback=options.at_least_one,
-                   help="How many heads, when config.json and the weights do not say."),
-]  # fmt: skip
-KvHeads = Annotated[
-    int | None,
-    options.option("--kv-heads", metavar="G", panel=WEIGHTS, callback=options.at_least_one,
-                   help="Key/value heads, if fewer."),
-]  # fmt: skip
-HeadDim = Annotated[
-    int | None,
-    options.option("--head-dim", metavar="D", panel=WEIGHTS, callback=options.at_least_one,
-                   help="Width of a head."),
-]  # fmt: skip
-RandomWeights = Annotated[
-    int | None,
-    options.option("--random-weights", metavar="SEED", panel=WEIGHTS,
-                   callback=options.at_least_zero,
-                   help="Random weights (Glorot uniform) in place of a checkpoint: for learning."),
-]  # fmt: skip
-ModelDim = Annotated[
-    int | None,
-    options.option("--model-dim", metavar="N", panel=WEIGHTS, callback=options.at_least_one,
-                   help="Width of the model with --random-weights (default: X's)."),
-]  # fmt: skip
-Mask = Annotated[
-    list[str] | None,
-    options.option(
-        "--mask", "-m", metavar="EXPR|none", panel=groups.MASK,
-        help="In place of the layer's own mask; repeatable: all must allow.",
-    ),
-]  # fmt: skip
-AttnMask = Annotated[
-    Ref,
-    options.option(
-        "--attn-mask", metavar="REF", panel=groups.MASK,
-        help="A mask tensor besides the layer's own: bool, or float that is added. (L, Lk), "
-        "(H, L, Lk), torch's (B·H, L, Lk) or (B, H, L, Lk).",
-    ),
-]  # fmt: skip
-KeyPadding = Annotated[
-    Ref,
-    options.option("--key-padding-mask", metavar="REF", panel=groups.MASK,
-                   help="Which keys are real, (B, Lk): bool or 0/1, or float that is added."),
-]  # fmt: skip
-Polarity = Annotated[
-    str | None,
-    options.option(
-        "--mask-polarity", **options.one_of("keep", "ignore"), panel=groups.MASK,
-        help="What True means in these two (default: keep, as in transformers and SDPA; "
-        "torch.nn.MultiheadAttention's mean ignore).",
-    ),
-]  # fmt: skip
-ZeroAttn = Annotated[
-    bool,
-    options.option("--add-zero-attn", panel=groups.MASK,
-                   help="One more key and value of zeros, as in torch's layer."),
-]  # fmt: skip
-Scale = Annotated[
-    str | None,
-    options.option("--scale", metavar="FLOAT|auto|none", panel=groups.ATTENTION,
-                   help="Factor of the scores (default: the layer's; auto is 1/√D)."),
-]  # fmt: skip
-Softcap = Annotated[
-    float | None,
-    options.option("--softcap", metavar="C", panel=groups.ATTENTION,
-                   help="c·tanh(score/c), before the mask; 0 is none (default: the layer's)."),
-]  # fmt: skip
-Sink = Annotated[
-    str | None,
-    options.option("--sink", metavar="FLOAT|REF", panel=groups.ATTENTION,
-                   help="An extra logit per head, without a value; -inf is none (default: the "
-                   "layer's)."),
-]  # fmt: skip
-Rope = Annotated[
-    str | None,
-    options.option("--rope", **options.one_of("half", "interleaved", "none"), panel=groups.ROPE,
-                   help="How queries and keys turn (default: the layer's; the options below "
-                   "change parts of that)."),
-]  # fmt: skip
-Include = Annotated[
-    str | None,
-    options.option(
-        "--include", metavar="LIST", panel=groups.SAVE, autocompletion=lambda: list(SAVED),
-        help=f"What to save and to put into JSON: {', '.join(SAVED)} (default: output). With "
-        "query,key,value compute and inspect read it. In JSON, heads are each head's output.",
-    ),
-]  # fmt: skip
 
 
+@command(own.DIFFERING)
 def multihead(
-    x: X = None,
-    memory: Memory = None,
-    memory_value: MemoryValue = None,
-    seq_first: SeqFirst = False,
-    tokens: groups.Tokens = None,
-    query_tokens: groups.QueryTokens = None,
-    key_tokens: groups.KeyTokens = None,
-    weights: Weights = None,
-    layer: LayerChoice = None,
-    list_layers: List = False,
-    arch: Arch = "auto",
-    config: Config = None,
-    heads: Heads = None,
-    kv_heads: KvHeads = None,
-    head_dim: HeadDim = None,
-    random_weights: RandomWeights = None,
-    model_dim: ModelDim = None,
-    mask: Mask = None,
-    causal: groups.Causal = False,
-    attn_mask: AttnMask = None,
-    key_padding_mask: KeyPadding = None,
-    mask_polarity: Polarity = None,
-    add_zero_attn: ZeroAttn = False,
-    past_key: groups.PastKey = None,
-    past_value: groups.PastValue = None,
-    kv_lengths: groups.KvLengths = None,
-    scale: Scale = None,
-    softcap: Softcap = None,
-    sink: Sink = None,
-    dtype: groups.Dtype = None,
-    softmax_dtype: groups.SoftmaxDtype = None,
-    rope: Rope = None,
-    rope_theta: groups.RopeTheta = None,
-    rope_dim: groups.RopeDim = None,
-    rope_scaling: groups.RopeScaling = None,
-    positions: groups.Positions = None,
-    rope_cos: groups.RopeCos = None,
-    rope_sin: groups.RopeSin = None,
-    backend: groups.Backend = "numpy",
-    device: groups.Device = "auto",
-    threads: groups.Threads = None,
-    time: groups.Time = False,
-    batch: groups.Batch = None,
-    head: groups.Head = None,
-    rows: groups.Rows = None,
-    keys: groups.Keys = None,
-    top: groups.Top = None,
-    heatmap: groups.Heatmap = False,
-    full: groups.Full = False,
-    output: groups.Output = None,
-    include: Include = None,
-    format: groups.FormatOrLines = None,
-    json: groups.Json = False,
-    color: groups.Color = None,
-    no_color: groups.NoColor = False,
+    call: Call,
+    x: own.X = None,
+    *,
+    weights: own.Weights,
+    listing: own.Listing,
+    architecture: own.Architecture,
+    asked: own.Asked,
+    random: own.Random,
+    pictures: own.Pictures,
+    saved: groups.Saved,
+    printed: groups.Printed,
 ) -> None:
     """From hidden states and pretrained weights to heads and output, without the model's code.
 
@@ -243,140 +56,195 @@ def multihead(
       attncli multihead x.npy -w ckpt -o qkv.json --include query,key,value
       attncli multihead x.npy --random-weights 0 --heads 2 --causal
     """
-    shown = cli_output.format_of(format, json)
-    when = "never" if no_color else color or "auto"
-    _check_weights(weights, random_weights, model_dim, layer, list_layers)
-    if list_layers:
-        assert weights is not None
-        _show_layers(
-            weights, shown, when, full=full, config=config, arch=arch,
-            sizes={"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim},
-        )  # fmt: skip
-        return
-    names = cli_output.names_of(include, SAVED)
-    machine = shown in ("json", groups.LINES)
-    cli_output.check_view(shown, top=top, heatmap=heatmap, steps=False)
-    target = None
-    if output is not None:
-        target = cli_output.target_of(
-            output, names or ("output",), json=machine, is_terminal=sys.stdout.isatty
-        )
-    if x is None and random_weights is None:
+    _check_weights(weights, listing, random)
+    if listing.list_layers:
+        return call.run(list_layers)
+    page = output.page_of(printed, saved, own.SAVED)
+    output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=False)
+    if x is None and random.random_weights is None:
         raise InputError("nothing to project: no X, the hidden states", f"to try it: {EXAMPLE}")
-    if "-" in (x, memory) and sys.stdin is not None and sys.stdin.isatty():
-        cli_output.say('reading {"x": [[…], …]} from the keyboard; Ctrl-D ends it')
+    call.run(checkpoint if random.random_weights is None else learning, call=call, page=page)
 
-    from attncli import files, render
-    from attncli.cli.given import states
-    from attncli.cli.given import view as given_view
-    from attncli.files.formats import WRITABLE
+
+@mode("the list of layers (--list)", "leave it out, or leave out --list")
+def list_layers(
+    *,
+    weights: str,
+    list_layers: bool,
+    architecture: own.Architecture,
+    sizes: own.Sizes,
+    full: bool,
+    printed: groups.Printed,
+) -> None:
+    """Print every attention layer of the weights."""
     from attncli.models import finding
-    from attncli.reports import multihead as report_multihead
-    from attncli.studies import layer as studie_layer
-    from attncli.studies.bundle import flags_of
-    from attncli.studies.heads import head_facts
+    from attncli.reports.layers import layers_report
 
-    flags = states.StateFlags(
-        memory=memory, memory_value=memory_value, seq_first=seq_first, tokens=tokens,
-        query_tokens=query_tokens, key_tokens=key_tokens, heads=heads, kv_heads=kv_heads,
-        head_dim=head_dim, mask=(*(mask or ()), *(["causal"] if causal else [])),
-        attn_mask=attn_mask, key_padding_mask=key_padding_mask, mask_polarity=mask_polarity,
-        add_zero_attn=add_zero_attn, past_key=past_key, past_value=past_value,
-        kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
-        softmax_dtype=softmax_dtype, rope=rope, rope_theta=rope_theta, rope_dim=rope_dim,
-        rope_scaling=rope_scaling, positions=positions, rope_cos=rope_cos, rope_sin=rope_sin,
+    page = output.page_of(printed)
+    found, skipped = finding.every_layer(
+        weights, config=architecture.config, arch=architecture.arch, heads=sizes.heads,
+        kv_heads=sizes.kv_heads, head_dim=sizes.head_dim,
     )  # fmt: skip
-    learning = None
-    if random_weights is not None:
-        learning = states.Learning(random_weights, model_dim)
-    loaded: list[Layer] = []  # once, however many lines of NDJSON there are
+    output.finish(layers_report(found, skipped, weights, full=full), page, printed)
 
-    def layer_for(given: "states.States") -> "Layer":
-        if learning is not None:
-            return given.random_layer(learning)
+
+@mode("a layer of a checkpoint (--weights)")
+def checkpoint(
+    call: Call,
+    page: output.Page,
+    *,
+    x: str,
+    where: own.Weights,
+    architecture: own.Architecture,
+    asked: own.Asked,
+    pictures: own.Pictures,
+    saved: groups.Saved,
+    printed: groups.Printed,
+) -> None:
+    """Project with the weights of a checkpoint, loaded once for all lines of NDJSON."""
+    loaded: list[Layer] = []
+
+    def layer_for(given: "States") -> "Layer":
+        from attncli.models import finding
+
         if not loaded:
-            assert weights is not None
+            assert where.weights is not None
+            sizes, of = given.sizes(), architecture
             loaded.append(
-                finding.load(weights, config=config, layer=layer, arch=arch, **given.sizes())
+                finding.load(
+                    where.weights, config=of.config, layer=where.layer, arch=of.arch, **sizes
+                )
             )
         return loaded[0]
 
+    _project(call, x, Projecting(asked, layer_for, page), pictures, printed)
+
+
+@mode("random weights (--random-weights)", "leave it out, or give --weights in their place")
+def learning(
+    call: Call,
+    page: output.Page,
+    *,
+    x: str | None,
+    random: own.Random,
+    asked: own.Asked,
+    pictures: own.Pictures,
+    saved: groups.Saved,
+    printed: groups.Printed,
+) -> None:
+    """Project with random weights, and without X with random vectors."""
+    how = Projecting(asked, lambda given: given.random_layer(random), page, random)
+    _project(call, x, how, pictures, printed)
+
+
+@dataclass(frozen=True)
+class Projecting:
+    """How hidden states become a report, whichever way the weights come."""
+
+    asked: own.Asked
+    layer_for: Callable[["States"], "Layer"]
+    page: output.Page
+    random: own.Random | None = None
+
     def answer(
-        source: "files.Bundle | None", progress: Callable[[float], None] | None
+        self,
+        source: "files.Bundle | None",
+        drawn: Mapping[str, Any],
+        *,
+        machine: bool,
+        progress: Callable[[float], None] | None = None,
     ) -> "tuple[Report, Labels]":
-        given = states.gather_states(source, flags, learning)
-        own = layer_for(given)
-        if target:
-            bundle = [own.bundle.source] if own.bundle else []
-            cli_output.keep_inputs(target[0], [*given.sources, *bundle])
+        """Return the report, for a ``machine`` or a reader, and its labels."""
+        from attncli.cli.given import states
+        from attncli.cli.given.view import view
+        from attncli.reports.multihead import layer_wanted, multihead_report
+        from attncli.studies import layer
+        from attncli.studies.heads import head_facts
 
-        def look(problem: Any) -> "tuple[Labels, View]":
-            view = given_view.view(
-                problem, batch=batch, head=head, rows=rows, keys=keys, top=top, heatmap=heatmap,
-                full=full, time=time,
-            )  # fmt: skip
-            return given.labels(problem, own), view
+        asked, names = self.asked, self.page.names
+        given = states.gather_states(source, asked, self.random)
+        weights = self.layer_for(given)
+        bundle = [weights.bundle.source] if weights.bundle else []
+        output.keep_inputs(self.page.target, [*given.sources, *bundle])
 
-        made = studie_layer.multihead(
-            given.x, own, **given.arguments, rope=given.rope(own), backend=backend, device=device,
-            threads=threads, progress=progress,
-            want=lambda p: report_multihead.layer_wanted(p, look(p)[1], names, machine),
+        def shown_of(problem: Any) -> "View":
+            return view(problem, asked, top=asked.top, time=asked.time, **drawn)
+
+        made = layer.multihead(
+            given.x, weights, **given.arguments, rope=given.rope(weights), backend=asked.backend,
+            device=asked.device, threads=asked.threads, progress=progress,
+            want=lambda p: layer_wanted(p, shown_of(p), names, machine),
         )  # fmt: skip
-        labels, view = look(made.attention.problem)
-        facts = head_facts(made, labels.key, threads=threads, progress=progress)
-        report = report_multihead.multihead_report(
-            made, facts, labels, view, names, notes=given.notes_for(own),
-            warnings=given.warnings, counted=learning is not None,
+        problem = made.attention.problem
+        labels = given.labels(problem, weights)
+        facts = head_facts(made, labels.key, threads=asked.threads, progress=progress)
+        report = multihead_report(
+            made, facts, labels, shown_of(problem), names, notes=given.notes_for(weights),
+            warnings=given.warnings, counted=self.random is not None,
         )  # fmt: skip
         return report, labels
 
-    source = None if x is None else files.read_many(x, lines=shown == groups.LINES)
-    if isinstance(source, files.Records):
-        refuse_lines(source, format, {"-o": target, "--heatmap": heatmap})
-        machine = True
-        stream_answers(source, lambda one: answer(one, None)[0], "multihead")
-        return
-    with render.progress("heads") as progress:
-        report, labels = answer(source, progress)
-    render.show_warnings(report.warnings)
-    if target:
-        save(*target, report, labels)
-    if target is None or target[0] != "-":
-        render.show(report, shown, color=when)
-    if target and target[0] != "-":
-        cli_output.say_wrote(target[0], names or ("output",))
-        if report.options and (form := WRITABLE[target[1]]).many and not form.options:
-            cli_output.say(f"it holds no options: read it with {flags_of(report.options)}")
-    raise typer.Exit(report.exit_code)
 
-
-def _check_weights(
-    weights: str | None, seed: int | None, model_dim: int | None, layer: str | None, listing: bool
+def _project(
+    call: Call, x: str | None, how: Projecting, pictures: own.Pictures, printed: groups.Printed
 ) -> None:
+    output.say_waiting('{"x": [[…], …]}', x, how.asked.memory)
+
+    from attncli import files, render
+    from attncli.files.formats import WRITABLE
+    from attncli.studies.bundle import flags_of
+
+    page = how.page
+    source = None if x is None else files.read_many(x, lines=page.shown == LINES)
+    if isinstance(source, files.Records):
+        with closing(source):
+            return call.run(lines, records=source, how=how)
+    output.demand_place(page, "csv")
+    with render.progress("heads") as progress:
+        report, labels = how.answer(source, vars(pictures), machine=page.machine, progress=progress)
+    render.show_warnings(report.warnings)
+    advice = ""
+    if page.target:
+        output.save(page.target, report, labels)
+        form = WRITABLE[page.target.suffix]
+        if report.options and form.many and not form.options:
+            advice = f"it holds no options: read it with {flags_of(report.options)}"
+    output.finish(report, page, printed, advice)
+
+
+@mode(output.IN_LINES, output.LINES_HINT)
+def lines(
+    records: "files.Records",
+    how: Projecting,
+    *,
+    x: str,
+    where: own.Weights,
+    architecture: own.Architecture,
+    random: own.Random,
+    asked: own.Asked,
+    include: str | None,
+    answers: groups.Format,
+) -> None:
+    """Print a line of JSON for each line that holds hidden states."""
+    output.demand_lines(answers.format)
+    output.stream_answers(records, lambda one: how.answer(one, {}, machine=True)[0], "multihead")
+
+
+def _check_weights(where: own.Weights, listing: own.Listing, random: own.Random) -> None:
     """Raise InputError unless it is said, once, where the weights come from."""
+    weights, seed = where.weights, random.random_weights
     if weights is not None and seed is not None:
         raise InputError("--weights and --random-weights are both given", "leave one of them out")
-    if weights is None and listing:
+    if weights is None and listing.list_layers:
         raise InputError("--list needs --weights", "as in: attncli multihead -w FOLDER --list")
     if weights is None and seed is None:
         raise InputError(
             "nothing says where the weights are: no --weights",
             f"-w FILE or FOLDER; or, without a checkpoint: {EXAMPLE}",
         )
-    if model_dim is not None and seed is None:
+    if random.model_dim is not None and seed is None:
         raise InputError(
             "--model-dim is given without --random-weights", "weights from a file have a width"
         )
-    if layer is not None and seed is not None:
+    if where.layer is not None and seed is not None:
         raise InputError("--layer is given with --random-weights", "these are one layer")
-
-
-def _show_layers(
-    weights: str, shown: str, color: str, *, full: bool, sizes: dict[str, Any], **how: Any
-) -> None:
-    from attncli import render
-    from attncli.models import finding
-    from attncli.reports.layers import layers_report
-
-    found, skipped = finding.every_layer(weights, **how, **sizes)
-    render.show(layers_report(found, skipped, weights, full=full), shown, color=color)

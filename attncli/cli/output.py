@@ -4,14 +4,16 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from attncli.cli import groups
-from attncli.cli.groups import SAVED
+from attncli.cli.groups import Format, Printed, Saved
 from attncli.errors import AttnError, FileError, InputError, nearest
+from attncli.render import LINES
+from attncli.reports.words import INCLUDABLE
 
 if TYPE_CHECKING:
     from attncli import files
@@ -19,19 +21,66 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
-def refuse_lines(
-    records: "files.Records", format: str | None, asked: "Mapping[str, object]"
-) -> None:
-    """Raise InputError for an option that NDJSON has no place for."""
-    wishes = [name for name, wish in asked.items() if wish]
-    if format not in (None, "json", groups.LINES):
-        wishes.append(f"--format {format}")
-    if wishes:
-        records.close()
+@dataclass(frozen=True)
+class Target:
+    """Where ``--output`` points: a path or ``-``, its suffix, the names to save there."""
+
+    path: str
+    suffix: str
+    names: Sequence[str]
+
+    @property
+    def replaces_report(self) -> bool:
+        """Whether standard output carries the file and not the report."""
+        return self.path == "-"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the options of the output mean: the format, the arrays asked for, the file."""
+
+    shown: str
+    names: Sequence[str] | None = None
+    target: Target | None = None
+
+    @property
+    def machine(self) -> bool:
+        """Whether a program reads the report."""
+        return self.shown in ("json", LINES)
+
+
+def page_of(printed: Format, saved: Saved | None = None, known: Sequence[str] = INCLUDABLE) -> Page:
+    """Return what the options of the output mean, before anything is computed.
+
+    ``known`` are the arrays there are; the first of them is saved unless told. Raises InputError
+    or FileError for what cannot be.
+    """
+    shown = format_of(printed)
+    if saved is None:
+        return Page(shown)
+    names = names_of(saved.include, known)
+    return Page(shown, names, target_of(saved.output, names or known[:1], shown))
+
+
+def demand_place(page: Page, *tables: str) -> None:
+    """Raise InputError when what ``--include`` names would be seen nowhere.
+
+    ``tables`` are the formats besides JSON that have a place for it.
+    """
+    if page.names and not (page.target or page.machine or page.shown in tables):
         raise InputError(
-            f"{wishes[0]} cannot hold the results of NDJSON, one a line",
-            "leave it out: the results are NDJSON on standard output",
+            f"--include has no use with --format {page.shown}", "add -o FILE to save it, or --json"
         )
+
+
+IN_LINES = "NDJSON, answered line by line"
+LINES_HINT = "leave it out: the results are NDJSON on standard output"
+
+
+def demand_lines(format: str | None) -> None:
+    """Raise InputError for a ``--format`` that cannot hold answers line by line."""
+    if format not in (None, "json", LINES):
+        raise InputError(f"--format {format} has no use in {IN_LINES}", LINES_HINT)
 
 
 def stream_answers(
@@ -61,7 +110,7 @@ def stream_answers(
     raise typer.Exit(1 if failed else 0)
 
 
-def save(path: str, suffix: str, report: "Report", labels: "Labels") -> None:
+def save(target: Target, report: "Report", labels: "Labels") -> None:
     """Write the arrays asked for; JSON and safetensors carry labels and options along."""
     from attncli import files
 
@@ -70,17 +119,36 @@ def save(path: str, suffix: str, report: "Report", labels: "Labels") -> None:
         for role in ("query", "key")
         if (tokens := getattr(labels, role)) is not None
     }
-    files.write(path, report.arrays, extra={**report.options, **extra}, format=suffix)
+    files.write(target.path, report.arrays, extra={**report.options, **extra}, format=target.suffix)
 
 
-def format_of(format: str | None, json: bool) -> str:
+def finish(report: "Report", page: Page, printed: Printed, advice: str = "") -> None:
+    """Print what is to be printed of a report whose arrays are saved, and end with its code.
+
+    ``advice`` is a line about the file that was written.
+    """
+    from attncli import render
+
+    target = page.target
+    if target is None or not target.replaces_report:
+        render.show(report, page.shown, color=printed.when)
+    if target and not target.replaces_report:
+        say_wrote(target.path, target.names)
+        if advice:
+            say(advice)
+    raise typer.Exit(report.exit_code)
+
+
+def format_of(asked: Format) -> str:
     """Return the format that ``--format`` and ``--json`` agree on; InputError when they do not."""
-    if json and format not in (None, "json"):
-        raise InputError(f"--json and --format {format} contradict each other", "give one of them")
-    return "json" if json else format or "table"
+    if asked.json and asked.format not in (None, "json"):
+        raise InputError(
+            f"--json and --format {asked.format} contradict each other", "give one of them"
+        )
+    return "json" if asked.json else asked.format or "table"
 
 
-def names_of(include: str | None, saved: Sequence[str] = SAVED) -> tuple[str, ...] | None:
+def names_of(include: str | None, saved: Sequence[str] = INCLUDABLE) -> tuple[str, ...] | None:
     """Split the names of ``--include``; InputError for one that is not among ``saved``."""
     if include is None:
         return None
@@ -89,23 +157,25 @@ def names_of(include: str | None, saved: Sequence[str] = SAVED) -> tuple[str, ..
         if name not in saved:
             raise InputError(f"--include: nothing is called '{name}'", nearest(name, saved))
     if not names:
-        raise InputError("--include names nothing", f"name some of {', '.join(saved)}")
+        some = "some of " if len(saved) > 1 else ""
+        raise InputError("--include names nothing", f"name {some}{', '.join(saved)}")
     return names
 
 
-def target_of(
-    output: str, names: Sequence[str], *, json: bool, is_terminal: Callable[[], bool]
-) -> tuple[str, str]:
-    """Return the path and the suffix that ``--output`` means, before anything is computed.
+def target_of(output: str | None, names: Sequence[str], shown: str) -> Target | None:
+    """Return what ``--output`` means, before anything is computed; None where it is not given.
 
-    Raises FileError where nothing can be written.
+    ``names`` are the arrays to save, ``shown`` the report's format. Raises FileError where nothing
+    can be written.
     """
+    if output is None:
+        return None
     from attncli.files.formats import SEVERAL, WRITABLE
 
-    path = "-" if output == "-" or output in {f"-{s}" for s in WRITABLE} else output
     suffix = os.path.splitext(output)[1].lower()
-    if path == "-":
-        suffix = output[1:] or (".json" if json else ".npz")
+    piped = output == "-" or output in {f"-{s}" for s in WRITABLE}
+    if piped:
+        suffix = output[1:] or (".json" if shown in ("json", LINES) else ".npz")
     row = WRITABLE.get(suffix)
     if row is None:
         raise FileError(
@@ -117,13 +187,18 @@ def target_of(
             f"{suffix} takes exactly one array, but --include asks for {', '.join(names)}",
             f"write {SEVERAL}",
         )
-    if path == "-":
-        if row.binary and is_terminal():
-            raise FileError(
-                f"{suffix} is binary and standard output is a terminal",
-                "redirect it (> FILE), or write text: -o -.json",
-            )
-        return path, suffix
+    if not piped:
+        _demand_writable(output)
+    elif row.binary and sys.stdout is not None and sys.stdout.isatty():
+        raise FileError(
+            f"{suffix} is binary and standard output is a terminal",
+            "redirect it (> FILE), or write text: -o -.json",
+        )
+    return Target("-" if piped else output, suffix, names)
+
+
+def _demand_writable(path: str) -> None:
+    """Raise FileError unless a file can be written there."""
     try:
         folder = os.path.dirname(os.path.realpath(path))
     except FileNotFoundError:
@@ -143,13 +218,13 @@ def target_of(
     writable = os.access(path if there else folder, os.W_OK)
     if not writable or (os.path.isfile(path) and not os.access(folder, os.W_OK)):
         raise FileError(f"no permission to write {path}", "choose another folder")
-    return path, suffix
 
 
-def keep_inputs(output: str, sources: Collection[str]) -> None:
-    """Raise FileError when ``output`` is one of the files that were read, under any name."""
-    if output == "-" or not os.path.isfile(output):
+def keep_inputs(target: Target | None, sources: Collection[str]) -> None:
+    """Raise FileError when the target is one of the files that were read, under any name."""
+    if target is None or target.replaces_report or not os.path.isfile(target.path):
         return
+    output = target.path
     # a reference may name a tensor as well as its file
     for source in dict.fromkeys(s for r in sources for s in (r, r.rpartition("::")[0]) if s):
         if os.path.exists(source) and os.path.samefile(source, output):
@@ -168,6 +243,12 @@ def say_wrote(path: str, names: Collection[str]) -> None:
     if sys.stdout is not None:
         sys.stdout.flush()
     say(f"wrote {path} ({', '.join(names)})")
+
+
+def say_waiting(example: str, *references: str | None) -> None:
+    """Say on standard error what is expected when it is read from a keyboard."""
+    if "-" in references and sys.stdin is not None and sys.stdin.isatty():
+        say(f"reading {example} from the keyboard; Ctrl-D ends it")
 
 
 def check_view(shown: str, *, top: int | None, heatmap: bool, steps: bool) -> None:

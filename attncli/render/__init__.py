@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
-FORMATS = ("table", "json", "csv", "markdown", "ndjson")
+LINES = "ndjson"  # a line of JSON for each problem that came in
+FORMATS = ("table", "json", "csv", "markdown")
 DEFAULT_WIDTH, DEFAULT_HEIGHT = 100, 48  # where there is no terminal
 
 

@@ -12,15 +12,11 @@ from attncli.attention.view import View
 from attncli.errors import InputError, nearest
 from attncli.reports.matrices import stage_of, strongest
 from attncli.reports.selection import Selection, is_whole, select
+from attncli.reports.words import GRADIENTS, INCLUDABLE
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = 4096  # numbers that JSON gives without being asked
-INCLUDABLE = (
-    "output", *reversed(STAGES), "lse", "query", "key", "value", "present_key", "present_value",
-    "row_statistics", "grad_query", "grad_key", "grad_value",
-)  # fmt: skip
-GRADIENTS = INCLUDABLE[-3:]
 
 
 def wanted(

@@ -11,7 +11,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import STATISTICS, of_head, quantile, summarize
-from attncli.reports.arrays import GRADIENTS, SMALL, array_of, saved, top_data
+from attncli.reports.arrays import SMALL, array_of, saved, top_data
 from attncli.reports.blocks import Block, Column, Report, Table, Text
 from attncli.reports.facts import (
     facts_of,
@@ -28,6 +28,7 @@ from attncli.reports.records import records_of
 from attncli.reports.selection import Selection, select, selection_of
 from attncli.reports.stability import stability_table
 from attncli.reports.timing import timing_of, timing_table
+from attncli.reports.words import GRADIENTS
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
 

@@ -66,7 +66,7 @@ def test_json_carries_gradients_and_their_norms(door: Door, bundle: Any) -> None
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (("--include", "grad_query"), "--grad-output ones"),
+        (("-o", "o.npz", "--include", "grad_query"), "--grad-output ones"),
         (("--grad-output", "twos"), "no such file"),
         (("--grad-output", "random:x"), "whole number"),
         (("--grad-output", "qkv.npz::query"), "but the output is (2, 4, 5, 3)"),

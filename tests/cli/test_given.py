@@ -11,8 +11,10 @@ import pytest
 
 from attncli import files
 from attncli.attention.problem import Problem
-from attncli.cli.given.attention import Flags, Inputs, gather
+from attncli.cli.given.attention import Inputs, gather
 from attncli.cli.given.view import selection, view
+from attncli.cli.groups import Part
+from attncli.cli.groups import Problem as Flags
 from attncli.errors import AttnError, FileError, InputError
 
 Q, K, V = np.full((2, 3), 1.0), np.full((4, 3), 2.0), np.full((4, 5), 3.0)
@@ -250,12 +252,12 @@ def test_mask_of_the_file_is_an_expression_or_a_tensor() -> None:
 
 
 def test_masks_of_flags_replace_the_file_and_must_all_allow() -> None:
-    assert dense(Flags(mask=("prefix(1)",)), mask="causal") == [[True, False], [True, False]]
-    assert dense(Flags(mask=("causal", "~prefix(1)"))) == [[False, False], [False, True]]
+    assert dense(Flags(mask=["prefix(1)"]), mask="causal") == [[True, False], [True, False]]
+    assert dense(Flags(mask=["causal", "~prefix(1)"])) == [[False, False], [False, True]]
     np.save("m.npy", np.array([[False, True], [False, True]]))
     assert dense(Flags(attn_mask="m.npy"), attn_mask=[[1, 1], [1, 1]]) == [[False, True]] * 2
     assert dense(Flags(attn_mask="m.npy", mask_polarity="ignore")) == [[True, False]] * 2
-    assert dense(Flags(mask=("causal",)), attn_mask=[[1, 1], [0, 1]]) == [
+    assert dense(Flags(mask=["causal"]), attn_mask=[[1, 1], [0, 1]]) == [
         [True, False],
         [False, True],
     ]
@@ -379,10 +381,10 @@ def test_selection_of_nothing() -> None:
 
 def test_view_counts_what_the_problem_has() -> None:
     problem = posed(**QKV)
-    found = view(problem, rows="1", keys="-1", top=3)
+    found = view(problem, Part(rows="1", keys="-1"), top=3)
     assert (found.rows, found.keys, found.head, found.top) == ((1,), (3,), None, 3)
     with pytest.raises(AttnError, match="--batch"):
-        view(problem, batch="1")
+        view(problem, Part(batch="1"))
 
 
 # -- names that nothing reads -----------------------------------------------------------------
@@ -506,7 +508,7 @@ def test_tokens_in_json_are_split_like_the_flag() -> None:
 
 
 def test_a_mask_that_replaces_the_files_is_warned_about() -> None:
-    given = gather(bundle(query=X, mask="padding(2)"), Flags(mask=("causal",)))
+    given = gather(bundle(query=X, mask="padding(2)"), Flags(mask=["causal"]))
     assert given.warnings == (
         "-m replaces the file's mask padding(2); to keep both add -m 'padding(2)'",
     )
@@ -526,7 +528,7 @@ def test_lists_of_numbers_are_no_files() -> None:
 
 def test_files_in_an_expression_are_sources() -> None:
     np.save("kv.npy", np.array([2]))
-    assert "kv.npy" in gather(bundle(query=X), Flags(mask=("padding('kv.npy')",))).sources
+    assert "kv.npy" in gather(bundle(query=X), Flags(mask=["padding('kv.npy')"])).sources
 
 
 @pytest.mark.parametrize(("text", "meant"), [("9:2", "2:9"), ("3:3", "3:4"), ("-1:-3", "-3:-1")])

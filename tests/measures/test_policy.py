@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncli import cli, files
+from attncli import files
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
-from attncli.cli import options
+from attncli.cli import groups
 from attncli.cli.given import attention
-from attncli.cli.inspect import inspect
 from attncli.errors import AttnError, FileError, InputError
 from attncli.measures import policy, roles
 from attncli.studies import health
@@ -25,13 +24,10 @@ from tests.conftest import ROOT, Ran
 SAMPLE = ROOT / "samples" / "minilm.safetensors"
 Door = Callable[..., Ran]
 
-if not any(command.callback is inspect for command in cli.app.registered_commands):
-    cli.app.command(cls=options.Command)(inspect)
-
 
 @pytest.fixture(scope="module")
 def minilm() -> tuple[Problem, Any]:
-    given = attention.gather(files.read(str(SAMPLE)), attention.Flags())
+    given = attention.gather(files.read(str(SAMPLE)), groups.Problem())
     problem = given.pose()
     return problem, given.labels(problem).key
 
@@ -403,7 +399,7 @@ def test_empty_attention(door: Door, tmp_path: Path) -> None:
 def test_sweep_dim_refuses_what_it_would_ignore(door: Door, more: tuple[str, ...]) -> None:
     done = door("inspect", "--sweep-dim", "8", *more)
     assert done.code == 2
-    assert "nothing to do with --sweep-dim" in done.err
+    assert "no use in a sweep of widths (--sweep-dim)" in done.err
 
 
 def test_nothing_to_judge_is_said(door: Door, tmp_path: Path) -> None:

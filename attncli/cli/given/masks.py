@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,10 @@ from attncli.attention.masks import Extent, Mask
 from attncli.attention.problem import Masker
 from attncli.attention.view import Labels
 from attncli.attention.words import MASKS
-from attncli.cli.given.attention import Flags, files_in, gather_tokens
+from attncli.cli.given.expressions import files_in
+from attncli.cli.given.reader import Reader
+from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
+from attncli.cli.groups.mask import Described
 from attncli.errors import FileError, InputError, MaskError, counted
 from attncli.files.formats import SUFFIXES
 
@@ -38,55 +41,71 @@ class _Source:
     """One expression or file: how to bind it, and the sizes that it speaks of by itself."""
 
     masker: Masker
+    tensor: bool
     batch: int | None = None
     heads: int | None = None
     queries: int | None = None
     keys: int | None = None
 
 
-def gather_mask(
-    expressions: Sequence[str],
-    *,
-    against: str | None = None,
-    length: int | None = None,
-    query_length: int | None = None,
-    key_length: int | None = None,
-    batch: int | None = None,
-    heads: int | None = None,
-    past: int | None = None,
-    kv_lengths: str | None = None,
-    tokens: str | None = None,
-    query_tokens: str | None = None,
-    key_tokens: str | None = None,
-    polarity: str | None = None,
-) -> GivenMask:
+def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
     """Bind mask expressions and files to one size.
 
     The size comes from the lengths given, else from the tokens, else from a tensor or a list in
     the expressions. Raises InputError when nothing says it, AttnError for what does not fit.
     """
-    words = gather_tokens(Flags(tokens=tokens, query_tokens=query_tokens, key_tokens=key_tokens))
-    lengths = None if kv_lengths is None else _lengths(kv_lengths)
-    sources = [_source(text, polarity) for text in expressions]
-    other = None if against is None else _source(against, polarity)
-    everyone = [*sources, other] if other else sources
+    reader = Reader(None, flags)
+    tokens = tokens_of(reader)
+    sources = [_source(text, flags.mask_polarity) for text in expressions]
+    other = None if flags.against is None else _source(flags.against, flags.mask_polarity)
+    if flags.mask_polarity and not any(s.tensor for s in (*sources, other) if s):
+        raise InputError(
+            "--mask-polarity is given, but there is no mask tensor",
+            "name its file in place of an expression; in file('…') ~ turns it round",
+        )
+    extent = _extent(flags, tokens, [*sources, other] if other else sources)
+    mask = Mask(extent)
+    for source in sources:
+        mask = mask & source.masker(extent)
+    texts = [*expressions, *([flags.against] if flags.against else [])]
+    read = (*texts, *(name for text in texts for name in files_in(text)), *reader.sources)
+    against = other.masker(extent) if other else None
+    return GivenMask(mask, against, labels_of(tokens, extent), read)
+
+
+def _extent(flags: Described, tokens: Mapping[str, Tokens], sources: Sequence[_Source]) -> Extent:
+    """Return the size: from lengths, else from tokens, else what the masks speak of."""
 
     def told(name: str) -> int | None:
-        return next((n for s in everyone if (n := getattr(s, name)) is not None), None)
+        return _first(*(getattr(source, name) for source in sources))
 
-    named = {name: len(some[0]) for name, some in words.tokens.items()}
+    named = {name: len(some[0]) for name, some in tokens.items()}
     both = named.get("tokens")
-    queries = _first(query_length, length, named.get("query_tokens"), both, told("queries"))
-    keys = _first(key_length, length, named.get("key_tokens"), both, told("keys"))
+    queries = _first(
+        flags.query_length, flags.length, named.get("query_tokens"), both, told("queries")
+    )
+    keys = _first(flags.key_length, flags.length, named.get("key_tokens"), both, told("keys"))
     if queries is None and keys is None:
         raise InputError(
             "nothing says how long the mask is",
             "give --length 8, or --query-length and --key-length, or --tokens 'I like you'",
         )
+    past = flags.past
     if keys is None and queries is not None:
         keys = queries + (past or 0)  # the new keys follow those of the cache
     queries = keys if queries is None else queries
     assert queries is not None and keys is not None
+    lengths = None if flags.kv_lengths is None else _lengths(flags.kv_lengths)
+    size = flags.batch_size or told("batch") or (len(lengths) if lengths else 1)
+    _check_cache(past, lengths, keys, size)
+    return Extent(
+        size, flags.heads or told("heads") or 1, queries, keys, past=past,
+        lengths=None if lengths is None else tuple(lengths) * (size if len(lengths) == 1 else 1),
+    )  # fmt: skip
+
+
+def _check_cache(past: int | None, lengths: Sequence[int] | None, keys: int, batch: int) -> None:
+    """Raise InputError for a cache that does not fit among the keys."""
     if lengths is not None and past is not None:
         raise InputError("--past and --kv-lengths are both given", "a cache is one or the other")
     if past is not None and past > keys:
@@ -94,20 +113,9 @@ def gather_mask(
     for n in lengths or ():
         if n > keys:
             raise InputError(f"--kv-lengths has {n} but there {_are(keys, 'key')}")
-    size = batch or told("batch") or (len(lengths) if lengths else 1)
-    if lengths is not None and len(lengths) not in (1, size):
+    if lengths is not None and len(lengths) not in (1, batch):
         found = counted(len(lengths), "number")
-        raise InputError(f"--kv-lengths has {found} for a batch of {size}")
-    extent = Extent(
-        size, heads or told("heads") or 1, queries, keys, past=past,
-        lengths=None if lengths is None else tuple(lengths) * (size if len(lengths) == 1 else 1),
-    )  # fmt: skip
-    mask = Mask(extent)
-    for source in sources:
-        mask = mask & source.masker(extent)
-    texts = [*expressions, *([against] if against else [])]
-    read = (*texts, *(name for text in texts for name in files_in(text)), *words.sources)
-    return GivenMask(mask, other.masker(extent) if other else None, words.labels(extent), read)
+        raise InputError(f"--kv-lengths has {found} for a batch of {batch}")
 
 
 def _are(number: int, one: str) -> str:
@@ -136,10 +144,10 @@ def _source(text: str, polarity: str | None) -> _Source:
         array = np.asarray(array)
         shape = (None,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else (None,) * 4
         masker = language.tensor_masker(array, polarity or "keep", found[0] if found else text)
-        return _Source(masker, *shape)
+        return _Source(masker, True, *shape)
     if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
-    return _Source(language.masker(text), **_told(text))
+    return _Source(language.masker(text), False, **_told(text))
 
 
 def _told(text: str) -> dict[str, int]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from attncli import files
+from attncli.cli import groups
 from attncli.errors import InputError, closest, listed
 from attncli.files.bundle import STDIN, Bundle
 
-DTYPES = ("dtype", "softmax_dtype")  # in metadata they speak of the file, not of the arithmetic
-#: Members of a bundle that are options.
-OPTIONS = (
-    "mask", "causal", "mask_polarity", "scale", "softcap", "sink", "heads", "kv_heads", "layout",
-    "kv_lengths", "tokens", "query_tokens", "key_tokens", "rope", "rope_theta", "rope_dim",
-    "rope_scaling", *DTYPES,
-)  # fmt: skip
+DTYPES = (
+    "dtype",
+    *groups.Softmax.members,
+)  # in metadata they speak of the file, not of the arithmetic
+#: Members of a bundle that are options: what the groups take that is no reference to a tensor.
+OPTIONS = tuple(
+    name
+    for name, parameter in (groups.Problem.members | groups.Softmax.members).items()
+    if parameter.annotation.__metadata__[0].metavar != "REF"
+)
 #: Roles that change the result: a name that nearly spells one is a slip, not a bystander.
 READ = (
     "query", "key", "value", "attn_mask", "past_key", "past_value", "kv_lengths", "sink"

@@ -13,36 +13,19 @@ from attncli import files
 from attncli.attention.problem import Problem
 from attncli.attention.rope import Rope
 from attncli.attention.view import Labels
-from attncli.cli.given.attention import Flags, Gathering, Inputs, Tokens
+from attncli.cli import groups
+from attncli.cli.given.attention import kv_lengths_of, scale_of, sink_of
 from attncli.cli.given.names import without_role
+from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
+from attncli.cli.given.rope import PARTS, rope_of
+from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
+from attncli.cli.groups import multihead as own
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models.layer import Layer
 from attncli.models.random import random_weights
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-ROPE_PARTS = ("rope_theta", "rope_dim", "rope_scaling", "rope_cos", "rope_sin")
-
-
-@dataclass(frozen=True)
-class StateFlags(Flags):
-    """What the command line says of hidden states, besides what it says of any attention."""
-
-    memory: str | None = None
-    memory_value: str | None = None
-    key_padding_mask: str | None = None
-    seq_first: bool = False
-    add_zero_attn: bool = False
-    head_dim: int | None = None
-
-
-@dataclass(frozen=True)
-class Learning:
-    """Random weights, for learning without a checkpoint."""
-
-    seed: int
-    model_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +34,7 @@ class States:
 
     x: Array
     arguments: Mapping[str, Any]
-    gathering: StateGathering
+    reader: StateReader
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
     @property
@@ -61,9 +44,9 @@ class States:
 
     def notes_for(self, layer: Layer) -> tuple[str, ...]:
         """What was assumed of the input."""
-        notes = tuple(dict.fromkeys(self.gathering.notes))
+        notes = tuple(dict.fromkeys(self.reader.notes))
         masks = [self.arguments[name] for name in ("attn_mask", "key_padding_mask")]
-        unsaid = self.gathering.flags.mask_polarity is None
+        unsaid = self.reader.flags.mask_polarity is None
         if layer.family == "torch" and unsaid and any(
             mask is not None and mask.dtype == bool for mask in masks
         ):  # fmt: skip
@@ -73,20 +56,21 @@ class States:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What looks like a mistake in the input."""
-        return tuple(dict.fromkeys(self.gathering.warnings))
+        return tuple(dict.fromkeys(self.reader.warnings))
 
     @property
     def sources(self) -> tuple[str, ...]:
         """The files that were read."""
-        return tuple(dict.fromkeys(self.gathering.sources))
+        return tuple(dict.fromkeys(self.reader.sources))
 
     def sizes(self) -> dict[str, int | None]:
         """Return what flags and file say of heads, as ``layers.load`` takes it."""
-        return self.gathering.sizes()
+        return self.reader.sizes()
 
-    def random_layer(self, how: Learning) -> Layer:
+    def random_layer(self, how: own.Random) -> Layer:
         """Return a layer with random weights that takes these hidden states."""
         sizes = self.sizes()
+        assert how.random_weights is not None
         width = how.model_dim or int(self.x.shape[-1])
         if sizes["heads"] is None:
             raise InputError(
@@ -94,57 +78,57 @@ class States:
             )
         memory = self.arguments["memory"]
         return random_weights(
-            how.seed, width, sizes["heads"], kv_heads=sizes["kv_heads"],
+            how.random_weights, width, sizes["heads"], kv_heads=sizes["kv_heads"],
             head_dim=sizes["head_dim"], memory_dim=memory.shape[-1] if memory is not None else None,
         )  # fmt: skip
 
     def rope(self, layer: Layer) -> Rope | str | None:
         """Return the RoPE asked for, parts of it in place of the layer's; None: the layer's."""
-        return self.gathering.rope_of(None if self.cross else layer.rope)
+        return self.reader.rope_of(None if self.cross else layer.rope)
 
     def labels(self, problem: Problem, layer: Layer) -> Labels:
         """Return the labels; those of a memory come from its file, torch's added keys have own."""
         tokens = dict(self.tokens)
         extra = ("[bias_k]",) * ("bias_k" in layer.tensors)
-        extra += ("[zero]",) * self.gathering.flags.add_zero_attn
+        extra += ("[zero]",) * self.reader.flags.add_zero_attn
         if extra and not self.cross and "tokens" in tokens:
             both = tokens.pop("tokens")
             tokens = {"query_tokens": both, "key_tokens": both, **tokens}
         if extra and "key_tokens" in tokens:
             tokens["key_tokens"] = tuple((*some, *extra) for some in tokens["key_tokens"])
-        return Inputs({}, tokens).labels(problem)
+        return labels_of(tokens, problem)
 
 
 def gather_states(
-    bundle: Bundle | None, flags: StateFlags, learning: Learning | None = None
+    bundle: Bundle | None, flags: own.Projection, learning: own.Random | None = None
 ) -> States:
     """Find hidden states, what goes with them, and their labels.
 
     Without a bundle, ``learning`` makes a random vector for each word of the tokens. Raises
     InputError or FileError for what is missing, ambiguous or of the wrong type.
     """
-    return StateGathering(bundle, flags).states(learning)
+    return StateReader(bundle, flags).states(learning)
 
 
-class StateGathering(Gathering):
-    """As for attention, but what is found are hidden states."""
+class StateReader(Reader):
+    """Finds hidden states and what goes with them."""
 
-    flags: StateFlags
+    flags: own.Projection
 
-    def __init__(self, bundle: Bundle | None, flags: StateFlags) -> None:
+    def __init__(self, bundle: Bundle | None, flags: own.Projection) -> None:
         super().__init__(bundle, flags)
         if bundle and files.is_result(bundle):
             # the result of a layer: its scale and mask are not those of the next one
             self.options = {n: v for n, v in self.options.items() if n.endswith("tokens")}
 
-    def states(self, learning: Learning | None) -> States:
+    def states(self, learning: own.Random | None) -> States:
         flags = self.flags
-        tokens = self.all_tokens()
+        tokens = tokens_of(self)
         x = self.hidden_states(tokens, learning)
         memory = self.floats("memory")
         mask, padding = self.mask_tensors()
         self.check_mask(mask, x, x if memory is None else memory)
-        polarity = self.pick("mask_polarity", lambda v: isinstance(v, str), "keep or ignore")
+        polarity = self.pick("mask_polarity", is_word, "keep or ignore")
         if flags.mask_polarity and mask is None and padding is None:
             raise InputError(
                 "--mask-polarity is given, but there is no mask tensor",
@@ -164,13 +148,11 @@ class StateGathering(Gathering):
                 "add_zero_attn": flags.add_zero_attn,
                 "past_key": self.floats("past_key"),
                 "past_value": self.floats("past_value"),
-                "kv_lengths": self.kv_lengths(),
+                "kv_lengths": kv_lengths_of(self),
                 "positions": positions[0] if positions else None,
                 "scale": self.given_scale(),
-                "softcap": self.pick(
-                    "softcap", lambda v: type(v) in (int, float), "a positive number"
-                ),
-                "sink": self.sink(),
+                "softcap": self.pick("softcap", is_number, "a positive number"),
+                "sink": sink_of(self),
                 "dtype": flags.dtype,
                 "softmax_dtype": flags.softmax_dtype,
             },
@@ -182,7 +164,7 @@ class StateGathering(Gathering):
 
     # -- tensors --
 
-    def hidden_states(self, tokens: Mapping[str, Tokens], learning: Learning | None) -> Array:
+    def hidden_states(self, tokens: Mapping[str, Tokens], learning: own.Random | None) -> Array:
         """The tensor of that role, the output of a layer before, or the only one there is."""
         if self.bundle is None:
             assert learning is not None
@@ -204,7 +186,7 @@ class StateGathering(Gathering):
             found = self.bundle.tensors[rest[0]], self.bundle.kind
         return self.noted("x", *found)
 
-    def random_states(self, tokens: Mapping[str, Tokens], learning: Learning) -> Array:
+    def random_states(self, tokens: Mapping[str, Tokens], learning: own.Random) -> Array:
         """Normal numbers, one row a word: the same word is the same row."""
         words = tokens.get("tokens") or tokens.get("query_tokens")
         if not words or learning.model_dim is None:
@@ -215,12 +197,12 @@ class StateGathering(Gathering):
         if not words[0]:
             raise InputError("--tokens names no word", "as in --tokens 'the cat sat'")
         rows: dict[str, Array] = {}
-        rng = np.random.default_rng(learning.seed)
+        rng = np.random.default_rng(learning.random_weights)
         for word in words[0]:
             if word not in rows:
                 rows[word] = rng.standard_normal(learning.model_dim)
         self.notes.append(
-            f"hidden states: a random normal vector for each word, seed {learning.seed}"
+            f"hidden states: a random normal vector for each word, seed {learning.random_weights}"
         )
         return np.stack([rows[word] for word in words[0]])
 
@@ -253,15 +235,12 @@ class StateGathering(Gathering):
     # -- options --
 
     def sizes(self) -> dict[str, int | None]:
-        count = "a positive integer"
-        return {
-            name: self.pick(name, lambda v: type(v) is int and v > 0, count)
-            for name in ("heads", "kv_heads")
-        } | {"head_dim": self.flags.head_dim}
+        counts = {n: self.pick(n, is_count, "a positive integer") for n in groups.Heads.members}
+        return counts | {"head_dim": self.flags.head_dim}
 
     def mask_texts(self) -> tuple[str, ...] | None:
         """Mask expressions; None: the layer's own mask."""
-        texts = list(self.flags.mask)
+        texts = self.flags.expressions
         if "none" in texts and len(set(texts)) > 1:
             other = next(text for text in texts if text != "none")
             raise InputError(
@@ -270,8 +249,8 @@ class StateGathering(Gathering):
                 "leave one of them out",
             )
         if not texts and "mask" in self.options:
-            texts.append(self.checked("mask", lambda v: isinstance(v, str), 'such as "causal"'))
-        if not texts and self.checked("causal", lambda v: isinstance(v, bool), "true or false"):
+            texts.append(self.checked("mask", is_word, 'such as "causal"'))
+        if not texts and self.checked("causal", is_truth, "true or false"):
             texts.append("causal")
         return tuple(texts) if texts else None
 
@@ -279,11 +258,11 @@ class StateGathering(Gathering):
         """None: the layer's own."""
         if self.flags.scale is None and "scale" not in self.options:
             return None
-        return self.scale()[0]
+        return scale_of(self)[0]
 
     def rope_of(self, own: Rope | None) -> Rope | str | None:
         flags = self.flags
-        parts = {name: getattr(flags, name) for name in ROPE_PARTS}
+        parts = {name: getattr(flags, name) for name in PARTS}
         if flags.rope == "none":
             lone = next((n for n, value in parts.items() if value is not None), None)
             if lone:
@@ -293,7 +272,7 @@ class StateGathering(Gathering):
                 )
             return "none"
         if flags.rope is None and own is not None and any(v is not None for v in parts.values()):
-            given = StateGathering(None, replace(flags, rope=own.style)).rope()
+            given = rope_of(Reader(None, flags.but(rope=own.style)))
             assert given is not None
             if given.cos is not None:
                 return given
@@ -305,7 +284,7 @@ class StateGathering(Gathering):
             )
         if flags.rope is None and (flags.positions is not None or "positions" in self.roles):
             return None  # they belong to the layer's own
-        return self.rope()
+        return rope_of(self)
 
     @cached_property
     def roles(self) -> set[str]:
@@ -320,7 +299,7 @@ class StateGathering(Gathering):
         if "tokens" in sides:
             sides.setdefault("query_tokens", sides.pop("tokens"))
         if self.flags.memory is not None and "key_tokens" not in sides:
-            theirs = Gathering(files.read(self.flags.memory), Flags()).all_tokens()
+            theirs = tokens_of(Reader(files.read(self.flags.memory), groups.Labels()))
             keys = theirs.get("tokens") or theirs.get("query_tokens")
             if keys:
                 sides["key_tokens"] = keys

@@ -6,26 +6,20 @@ from typing import Any
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import View
+from attncli.cli.groups import Elements
 from attncli.errors import InputError
 
 
-def view(
-    problem: Problem,
-    *,
-    batch: str | None = None,
-    head: str | None = None,
-    rows: str | None = None,
-    keys: str | None = None,
-    **how: Any,
-) -> View:
+def view(problem: Problem, part: Elements, **how: Any) -> View:
     """Return the part of a problem to show; ``how`` are the other members of View."""
-    return View(
-        batch=selection("--batch", batch, problem.batch),
-        head=selection("--head", head, problem.heads),
-        rows=selection("--rows", rows, problem.queries),
-        keys=selection("--keys", keys, problem.keys),
-        **how,
-    )
+    sizes = {
+        "batch": problem.batch, "head": problem.heads, "rows": problem.queries,
+        "keys": problem.keys,
+    }  # fmt: skip
+    chosen: dict[str, Any] = {
+        n: selection(f"--{n}", getattr(part, n, None), size) for n, size in sizes.items()
+    }
+    return View(**chosen, **how)
 
 
 def selection(name: str, text: str | None, size: int) -> tuple[int, ...] | None:

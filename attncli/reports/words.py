@@ -1,0 +1,9 @@
+"""The names of arrays that ``--include`` takes. Nothing is loaded for them."""
+
+from attncli.attention.words import STAGES
+
+GRADIENTS = ("grad_query", "grad_key", "grad_value")
+INCLUDABLE = (
+    "output", STAGES[-1], *STAGES[:-1], "lse", "query", "key", "value", "present_key",
+    "present_value", "row_statistics", *GRADIENTS,
+)  # fmt: skip

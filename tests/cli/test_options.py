@@ -1,0 +1,140 @@
+"""Every option in every mode: it has an effect, or an error of its own, or it is refused.
+
+Both lists come from the program: the options from what Typer built, their uses from the signatures
+of the modes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attncli.cli import COMMANDS
+from attncli.cli.options import Mode, built
+from tests.conftest import Ran
+from tests.support.options import VALUES, WITHOUT_EFFECT, write_files
+
+Door = Callable[..., Ran]
+
+#: How each mode is called: the modes that must let an option pass, and a call that gets there.
+CALLS: dict[str, tuple[tuple[str, ...], str]] = {
+    "compute one": (("one",), "compute qkv.npz"),
+    "compute lines": (("lines",), "compute qkv.ndjson"),
+    "mask draw": (("draw",), "mask padding(3,2) -l 4"),
+    "mask translate": (("translate",), "mask padding(3,2) -l 4 --for sdpa"),
+    "multihead list_layers": (("list_layers",), "multihead -w layer.npz --list"),
+    "multihead checkpoint": (("checkpoint",), "multihead x.npy -w layer.npz"),
+    "multihead learning": (("learning",), "multihead x.npy --random-weights 0 --heads 2"),
+    "multihead lines": (("learning", "lines"), "multihead x.ndjson --random-weights 0 --heads 2"),
+    "inspect health": (("health",), "inspect qkv.npz"),
+    "inspect lines": (("lines",), "inspect qkv.ndjson"),
+    "inspect sweep": (("sweep",), "inspect --sweep-dim 4"),
+    "inspect tensors": (("tensors",), "inspect tensors.npz"),
+    "inspect header": (("header",), "inspect qkv.npz --header"),
+    "inspect checkpoint": (("checkpoint",), "inspect layer.npz"),
+}
+#: What chooses another mode in place of this one.
+CHOOSES = {
+    "mask draw": {"dialect"},
+    "inspect health": {"header", "filter", "sort"},
+    "inspect tensors": {"query"},
+    "inspect checkpoint": {"query", "header", "filter", "sort"},
+    "inspect lines": {"query"},
+}
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+
+def modes(command: str) -> dict[str, Mode]:
+    """The modes of a command, by the names of their functions."""
+    module = import_module(f"attncli.cli.{command}")
+    return {name: some for name, some in vars(module).items() if isinstance(some, Mode)}
+
+
+def options(command: str) -> dict[str, str]:
+    """The options of a command: the flag by name."""
+    params = built(getattr(import_module(f"attncli.cli.{command}"), command)).params
+    return {p.name: max(p.opts, key=len) for p in params if p.param_type_name == "option"}
+
+
+def pairs(case: str, used: bool) -> Iterator[tuple[str, str, list[str]]]:
+    """The options that the call does not hold and that are used there or not: name, flag, typed."""
+    command = case.split()[0]
+    names, call = CALLS[case]
+    held = set(call.replace("-w", "--weights").replace("-l ", "--length ").split())
+    for name, flag in options(command).items():
+        if flag not in held and used == all(name in modes(command)[n].used for n in names):
+            yield name, flag, [flag, *VALUES[name].split()]
+
+
+def test_every_mode_is_walked() -> None:
+    for command in COMMANDS:
+        walked = {
+            n for case, (names, _) in CALLS.items() if case.startswith(command) for n in names
+        }
+        assert walked == set(modes(command))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_use_and_every_use_an_option(command: str) -> None:
+    used = set().union(*(some.used for some in modes(command).values()))
+    assert set(options(command)) <= used
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_what_has_no_use_is_refused(case: str, door: Door) -> None:
+    accepted = []
+    for name, flag, typed in pairs(case, used=False):
+        if name in CHOOSES.get(case, ()):
+            continue
+        ran = door(*CALLS[case][1].split(), *typed)
+        if ran.code != 2 or flag not in ran.out + ran.err:
+            accepted.append((flag, ran))
+    assert not accepted
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_what_has_a_use_is_seen(case: str, door: Door) -> None:
+    call = CALLS[case][1].split()
+    plain = door(*call)
+    assert plain.code == 0, plain.err
+    ignored = []
+    for name, flag, typed in pairs(case, used=True):
+        ran = door(*call, *typed)
+        same = name in WITHOUT_EFFECT or (name == "json" and plain.out.startswith("{"))
+        if ran == plain and not same:
+            ignored.append(flag)
+    assert not ignored
+
+
+def test_what_options_take_is_what_there_is() -> None:
+    from attncli.cli.output import SUFFIXES
+    from attncli.engines import BACKENDS
+    from attncli.files.writing import WRITERS
+
+    (backend,) = [p for p in built(import_module("attncli.cli.compute").compute).params
+                  if p.name == "backend"]  # fmt: skip
+    assert backend.metavar.split("|") == list(BACKENDS)
+    assert set(SUFFIXES) == set(WRITERS)
+
+
+def test_the_hint_of_a_refusal_works(door: Door) -> None:
+    ran = door("inspect", "tensors.npz", "--what-if", "scale=none")
+    assert "-q tensors.npz::NAME" in ran.err
+    ran = door("inspect", "-q", "tensors.npz::a", "--what-if", "scale=none")
+    assert ran.code == 0 and np.load("tensors.npz")["a"].shape == (3, 4)
+
+
+def test_what_is_typed_as_the_default_is_typed(door: Door) -> None:
+    ran: Any = door("inspect", "qkv.npz", "--header", "--backend", "numpy")
+    assert (ran.code, ran.out) == (2, "")
+    assert "--backend has no use in" in ran.err

@@ -1,0 +1,58 @@
+"""A value of each option that changes something or is an error, and the files that it names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+#: What stands after the flag; nothing after one that takes no value.
+VALUES = {
+    "query": "more.npz::query", "key": "more.npz::key", "value": "more.npz::value",
+    "past_key": "past.npy", "past_value": "past.npy", "kv_lengths": "2", "layout": "blhd",
+    "heads": "2", "kv_heads": "1", "tokens": "a", "query_tokens": "a", "key_tokens": "a",
+    "mask": "prefix(2)", "causal": "", "attn_mask": "bool.npy",
+    "mask_polarity": "ignore", "scale": "3", "softcap": "0.5", "sink": "1", "dtype": "float16",
+    "softmax_dtype": "float16", "rope": "half", "rope_theta": "7", "rope_dim": "2",
+    "rope_scaling": '{"rope_type":"linear","factor":2}', "positions": "positions.npy",
+    "rope_cos": "cos.npy", "rope_sin": "cos.npy", "backend": "reference", "device": "cpu",
+    "threads": "1", "grad_output": "ones", "time": "", "batch": "1", "head": "1", "rows": "1",
+    "keys": "99", "top": "1", "heatmap": "", "steps": "", "full": "", "output": "out.json",
+    "include": "row_statistics", "format": "csv", "json": "", "color": "always",
+    "no_color": "", "length": "5", "query_length": "3", "key_length": "5", "batch_size": "3",
+    "past": "1", "against": "prefix(1)", "view": "tokens", "additive": "", "dialect": "mha",
+    "memory": "memory.npy", "memory_value": "memory.npy", "seq_first": "", "weights": "layer.npz",
+    "layer": "nothing", "list_layers": "", "arch": "llama", "config": "missing.json",
+    "head_dim": "3", "random_weights": "1", "model_dim": "4",
+    "key_padding_mask": "padding.npy", "add_zero_attn": "", "what_if": "scale=none",
+    "sweep_dim": "8", "fail_on": "watch", "policy": "missing.toml", "seed": "1", "header": "",
+    "filter": "q*", "sort": "-name",
+}  # fmt: skip
+
+#: What is used and leaves no trace in these small calls: the same result by other means, or what
+#: only long tables, sick heads and terminals show.
+WITHOUT_EFFECT = ("threads", "device", "full", "fail_on", "color", "no_color")
+
+
+def write_files(folder: Path) -> None:
+    """Write the files of ``VALUES``, and a bundle, a layer and tensors to call with them."""
+    rng = np.random.default_rng(0)
+    qkv = {name: rng.normal(size=(2, 2, 4, 4)) for name in ("query", "key", "value")}
+    np.savez(folder / "qkv.npz", **qkv)
+    np.savez(folder / "more.npz", **{name: 2 * array for name, array in qkv.items()})
+    line = json.dumps({name: array.tolist() for name, array in qkv.items()})
+    (folder / "qkv.ndjson").write_text(f"{line}\n{line}\n")
+    np.save(folder / "past.npy", rng.normal(size=(2, 2, 1, 4)))
+    np.save(folder / "bool.npy", np.tri(4, dtype=bool))
+    np.save(folder / "padding.npy", np.arange(8).reshape(2, 4) % 4 < 2)
+    np.save(folder / "positions.npy", np.arange(4) + 3)
+    np.save(folder / "cos.npy", np.ones((4, 2)))
+    np.save(folder / "x.npy", rng.normal(size=(2, 4, 8)))
+    np.save(folder / "memory.npy", rng.normal(size=(2, 4, 8)))
+    x = json.dumps({"x": rng.normal(size=(2, 4, 8)).tolist()})
+    (folder / "x.ndjson").write_text(f"{x}\n{x}\n")
+    layer = {name: rng.normal(size=(8, 8)) for name in ("wq", "wk", "wv", "wo")}
+    np.savez(folder / "layer.npz", **layer)
+    (folder / "config.json").write_text('{"num_attention_heads": 4}')  # beside the layer
+    np.savez(folder / "tensors.npz", a=rng.normal(size=(3, 4)), b=np.zeros(2))
