@@ -6,6 +6,7 @@ from dataclasses import replace
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
+from attncli.attention import words
 from attncli.cli import groups, output
 from attncli.cli.groups import mask as own
 from attncli.cli.options import Call, command, mode
