@@ -16,14 +16,11 @@ from attncli.attention.rope import Rope, frequencies, rotate
 from attncli.attention.words import ROPE_STYLES
 from attncli.errors import InputError
 from tests.support import budget, rope_cases
+from tests.support.problems import normals
 from tests.support.rope_cases import POSITIONS, SCALINGS, WIDTH
 
 SAVED = dict(np.load(rope_cases.FILE))
-RNG = np.random.default_rng(1)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.normal(size=shape)
+normal = normals(1)
 
 
 def turned(query: np.ndarray, key: np.ndarray | None = None, **options: Any) -> Any:
@@ -124,6 +121,7 @@ def test_partial_and_interleaved_as_in_transformers(name: str, rope: dict[str, A
     assert (error <= float32_band(x, 10000.0)).all()
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_transformers_makes() -> None:
     pytest.importorskip("transformers", reason="the saved values stand in for transformers")
     for name, array in rope_cases.made_by_transformers().items():
