@@ -6,9 +6,9 @@ import pytest
 
 from attncli.attention.pose import pose
 from attncli.resources import stages
-from attncli.studies.effects import sweep_dim
 from attncli.studies.health import examine
 from attncli.studies.what_if import parse
+from attncli.studies.widths import sweep_dim
 
 
 def test_stages_share_a_work_by_their_weights() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import attncli
 from attncli.attention.pose import pose
-from attncli.attention.rope import STYLES, Rope, frequencies, rotate
+from attncli.attention.rope import Rope, frequencies, rotate
+from attncli.attention.words import ROPE_STYLES as STYLES
 from attncli.errors import InputError
 from tests.support import budget, rope_cases
 from tests.support.rope_cases import POSITIONS, SCALINGS, WIDTH

@@ -116,17 +116,6 @@ def test_what_has_a_use_is_seen(case: str, door: Door) -> None:
     assert not ignored
 
 
-def test_what_options_take_is_what_there_is() -> None:
-    from attncli.cli.output import SUFFIXES
-    from attncli.engines import BACKENDS
-    from attncli.files.writing import WRITERS
-
-    (backend,) = [p for p in built(import_module("attncli.cli.compute").compute).params
-                  if p.name == "backend"]  # fmt: skip
-    assert backend.metavar.split("|") == list(BACKENDS)
-    assert set(SUFFIXES) == set(WRITERS)
-
-
 def test_the_hint_of_a_refusal_works(door: Door) -> None:
     ran = door("inspect", "tensors.npz", "--what-if", "scale=none")
     assert "-q tensors.npz::NAME" in ran.err
