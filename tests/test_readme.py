@@ -10,7 +10,9 @@ import pytest
 
 import attncli
 from attncli.files.reading import read
-from tests.support.readme import BLOCK, README, ROOT, run
+from attncli.reports.statistics import statistics_markdown
+from tests.support.program import ROOT
+from tests.support.readme import BLOCK, README, TABLES, run
 
 BLOCKS = BLOCK.findall(README.read_text("utf-8"))
 #: The sweep of widths takes its seconds.
@@ -67,3 +69,7 @@ def test_self_attention_of_a_sentence() -> None:
     weights = answer("sentence.json")["weights"]
     assert weights.shape == (5, 5)
     np.testing.assert_allclose(weights[0], weights[3])  # the same word, the same row
+
+
+def test_the_tables_of_statistics_are_the_registry() -> None:
+    assert TABLES.findall(README.read_text("utf-8")) == [statistics_markdown()]

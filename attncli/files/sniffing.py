@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from types import MappingProxyType
 
 from attncli.errors import FileError
 from attncli.files.bundle import Bundle, Lazy
-from attncli.files.formats import FORMATS, HEAD, READABLE, UNREAD, Format, is_zip, json, npz
+from attncli.files.formats import FORMATS, HEAD, READABLE, UNREAD, Format, is_zip, json
 from attncli.files.formats.entry import Buffer
 from attncli.files.formats.nested import described
 
@@ -18,7 +19,11 @@ LONE_LIMIT = 1 << 16  # bytes in which a lone number or string of JSON ends
 def read_whole(data: Buffer, source: str, path: str | None) -> Bundle:
     """Read what is no stream of JSON; ``path`` is None when there is no file behind the bytes."""
     head = data[:HEAD]
-    members = npz.zip_members(data, source, path) if is_zip(head) else ()
+    members: Collection[str] = ()
+    if is_zip(head):
+        from attncli.files.formats.npz import zip_members
+
+        members = zip_members(data, source, path)
     for row in FORMATS:
         if row.tells(head, members):
             return read_as(row, data, source, path)

@@ -6,21 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
-from attncli.measures import layer, outputs, rows, sample, sweep
-from attncli.measures.sample import Sample
 from attncli.measures.statistic import STATISTICS, Statistic, Summaries, of_head, summarize
-from attncli.measures.sweep import Sweep
 from attncli.resources import Progress, stages
 
-Array = np.ndarray[Any, np.dtype[Any]]
+if TYPE_CHECKING:
+    from attncli.measures.sample import Sample
+    from attncli.measures.sweep import Sweep
 
-FILES: tuple[ModuleType, ...] = (rows, sweep, sample, outputs, layer)
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def told(*files: ModuleType) -> tuple[str, ...]:
@@ -33,10 +32,18 @@ def told(*files: ModuleType) -> tuple[str, ...]:
     )
 
 
+def files() -> tuple[ModuleType, ...]:
+    """Return where statistics of attention stand, in the order of reports."""
+    from attncli.measures import layer, outputs, rows, sample, sweep
+
+    return rows, sweep, sample, outputs, layer
+
+
 def every_statistic() -> tuple[Statistic, ...]:
     """Return all statistics of attention, in the order of reports, and those that are not told."""
+    every = told(*files())
     inner = (one for one in STATISTICS.values() if one.inner)
-    return (*(STATISTICS[name] for name in told(*FILES)), *inner)
+    return (*(STATISTICS[name] for name in every), *inner)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +99,10 @@ class Evidence:
     @cached_property
     def sweep(self) -> Sweep:
         """What a second pass over all visible cells finds."""
+        from attncli.measures.sweep import sweep
+
         assert self.lse is not None
-        return sweep.sweep(
+        return sweep(
             self.problem, np.asarray(self.lse, np.float64), self.chosen,
             threads=self.threads, progress=next(self._stages),
         )  # fmt: skip
@@ -106,7 +115,9 @@ class Evidence:
     @cached_property
     def sample(self) -> Sample:
         """What whole rows of weights say."""
-        return sample.sample(self.problem, self.chosen, seed=self.seed, progress=next(self._stages))
+        from attncli.measures.sample import sample
+
+        return sample(self.problem, self.chosen, seed=self.seed, progress=next(self._stages))
 
     @property
     def distances(self) -> Array:

@@ -61,7 +61,8 @@ def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
     """
     e = mask.extent
     check_size(e)
-    offsets = mask.positions()
+    cached = e.past is not None or e.lengths is not None
+    offsets = e.offsets(None) if cached else mask.positions()  # a cache places queries, as causal
     kept = empty_rows = future_rows = 0
     first_empty: tuple[int, int, int] | None = None
     first_future: tuple[int, int, int, int] | None = None

@@ -12,22 +12,19 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import STATISTICS, of_head, quantile, summarize
 from attncli.reports.arrays import SMALL, array_of, saved, top_data
-from attncli.reports.blocks import Block, Column, Report, Table, Text
+from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 from attncli.reports.facts import (
     facts_of,
     headline,
     tokens_of,
 )
-from attncli.reports.maps import heatmaps
 from attncli.reports.matrices import (
     output_tables,
     top_tables,
     weights_tables,
 )
-from attncli.reports.records import records_of
 from attncli.reports.selection import Selection, select, selection_of
 from attncli.reports.stability import stability_table
-from attncli.reports.timing import timing_of, timing_table
 from attncli.reports.words import GRADIENTS
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
@@ -70,6 +67,8 @@ def compute_report(
         blocks += steps(problem, labels, view, chosen)
     else:
         if view.heatmap:
+            from attncli.reports.maps import heatmaps
+
             blocks += heatmaps(problem, labels, view, chosen, progress)
         if view.top is not None:
             blocks += top_tables(problem, labels, view, chosen)
@@ -84,15 +83,24 @@ def compute_report(
                 blocks.append(gradient_table(problem, result.gradient_norms, chosen))
         else:
             blocks = [Text("", ["nothing to show: the batch is empty or has no heads"])]
-    timing = timing_of(result) if view.time else None
-    if timing:
+    timing = None
+    if view.time:
+        from attncli.reports.timing import timing_of, timing_table
+
+        timing = timing_of(result)
         blocks.append(timing_table(result, timing))
+
+    def records() -> Records:
+        from attncli.reports.records import records_of
+
+        return records_of(result, labels, view, chosen, include or (), found)
+
     return Report(
         command="compute",
         headline=headline(result),
         blocks=blocks,
         data=lambda: _data(result, labels, view, chosen, include, found, timing, notes),
-        records=lambda: records_of(result, labels, view, chosen, include or (), found),
+        records=records,
         arrays=saved(result, include or ("output",)),
         warnings=result.warnings,
         notes=notes,

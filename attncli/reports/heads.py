@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attncli.attention.problem import Problem
-from attncli.measures.policy import Verdict
 from attncli.measures.statistic import STATISTICS, Statistic
 from attncli.reports.blocks import Block, Column, Gap, sentences
 from attncli.reports.selection import excerpt
+
+if TYPE_CHECKING:
+    from attncli.measures.policy import Verdict
 
 WHOLE = 40  # heads up to here are all shown
 EDGE = 8  # of many heads with nothing to say

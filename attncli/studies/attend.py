@@ -18,7 +18,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
-from attncli.engines import ENGINES, Attended, How
+from attncli.engines import DEFAULT, ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
@@ -152,7 +152,7 @@ def attend(
     heads: int | None = None,
     kv_heads: int | None = None,
     layout: str = "bhld",
-    backend: str = "numpy",
+    backend: str = DEFAULT,
     device: str = "auto",
     threads: int | None = None,
     want: Collection[str] = ("output",),
@@ -204,7 +204,7 @@ def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:
 def solve(
     problem: Problem,
     *,
-    backend: str = "numpy",
+    backend: str = DEFAULT,
     device: str = "auto",
     threads: int | None = None,
     want: Collection[str] = ("output",),
@@ -223,7 +223,7 @@ def run(
     problem: Problem,
     grad_output: Array | None = None,
     *,
-    backend: str = "numpy",
+    backend: str = DEFAULT,
     device: str = "auto",
     threads: int | None = None,
     want: Collection[str] = ("output",),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import Problem
+from attncli.engines import DEFAULT
 from attncli.measures import outputs, rows, sample, sweep
 from attncli.measures.evidence import Evidence, told
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
@@ -72,7 +73,7 @@ def examine(
     what_ifs: Sequence[WhatIf] = (),
     policy: Sequence[Rule] = POLICY,
     grad_output: Any = "random:0",
-    backend: str = "numpy",
+    backend: str = DEFAULT,
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,

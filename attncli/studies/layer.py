@@ -13,6 +13,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import Family, Masker, Problem, Scale, float_dtype
 from attncli.attention.rope import Rope
+from attncli.engines import DEFAULT
 from attncli.errors import InputError
 from attncli.files.bundle import Bundle
 from attncli.models.finding import load
@@ -128,7 +129,7 @@ def multihead(
     rope: Rope | Mapping[str, Any] | str | None = None,
     dtype: str | None = None,
     softmax_dtype: str | None = None,
-    backend: str = "numpy",
+    backend: str = DEFAULT,
     device: str = "auto",
     threads: int | None = None,
     want: Collection[str] | Callable[[Problem], Collection[str]] = ("output",),

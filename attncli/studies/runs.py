@@ -8,6 +8,7 @@ import numpy as np
 
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
+from attncli.engines import DEFAULT
 from attncli.measures.evidence import Evidence
 from attncli.measures.statistic import summarize
 from attncli.resources import Progress
@@ -19,7 +20,7 @@ WANT = ("output", "lse", "row_statistics", "gradients", "gradient_norms")
 
 
 def run_both_ways(
-    problem: Problem, grad_output: Any, *, backend: str = "numpy", device: str = "auto",
+    problem: Problem, grad_output: Any, *, backend: str = DEFAULT, device: str = "auto",
     threads: int | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Run attention and its gradients. grad_output: as ``gradients.upstream`` takes it.

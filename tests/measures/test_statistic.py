@@ -12,22 +12,22 @@ from hypothesis.extra import numpy as hnp
 
 import attncli
 from attncli.attention.pose import pose
-from attncli.measures import evidence, rows, sweep
-from attncli.measures.evidence import FILES, Evidence, told
+from attncli.measures import rows, sweep
+from attncli.measures.evidence import Evidence, files, told
 from attncli.measures.statistic import QUANTILES, STATISTICS, quantile, statistic
 from attncli.studies import attend, health
 
 
 def test_inspect_tells_every_statistic_of_attention_in_order() -> None:
     done = health.examine(pose(np.eye(6)))
-    assert list(done.found) == list(told(*FILES[:-1]))
+    assert list(done.found) == list(told(*files()[:-1]))
     for name, values in done.found.items():
         one = STATISTICS[name]
         if one.of == "head":
             assert np.shape(values) == (1, 1), name
         else:
             assert isinstance(values, dict) and tuple(values) == one.quantiles, name
-    told_of_layers = {name for name in told(*FILES) if "added" in STATISTICS[name].needs}
+    told_of_layers = {name for name in told(*files()) if "added" in STATISTICS[name].needs}
     inner = {one.name for one in STATISTICS.values() if one.inner}
     assert STATISTICS.keys() == done.found.keys() | told_of_layers | inner
 
@@ -37,7 +37,7 @@ def test_what_a_formula_needs_is_there() -> None:
     for one in STATISTICS.values():
         assert one.source or one.text, one.name
         assert set(one.needs) <= known | STATISTICS.keys(), one.name
-        assert one.formula.__module__ in {file.__name__ for file in FILES}
+        assert one.formula.__module__ in {file.__name__ for file in files()}
 
 
 def test_two_statistics_of_one_name_are_a_bug() -> None:
@@ -54,7 +54,7 @@ def test_evidence_is_made_once_and_only_when_asked_for(monkeypatch: pytest.Monke
         count.append(given)
         return walk(*given, **how)
 
-    monkeypatch.setattr(evidence.sweep, "sweep", counted)
+    monkeypatch.setattr(sweep, "sweep", counted)
     result = attend.attend(np.eye(5), want=("output", "row_statistics", "lse"))
     assert list(attncli.statistics(result)) == list(told(rows))
     assert not count

@@ -1,4 +1,4 @@
-"""The console blocks of the README, and what their commands print today.
+"""The console blocks of the README and its tables of statistics, as they are today.
 
 ``python -m tests.support.readme`` writes them anew.
 """
@@ -11,8 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from attncli.reports.statistics import statistics_markdown
+from tests.support.program import ROOT
+
 README = ROOT / "README.md"
+TABLES = re.compile(r"(?<=<!-- statistics -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"```console\n\$ ([^\n]*)\n(.*?)```", re.DOTALL)
 
 
@@ -28,9 +31,9 @@ def run(command: str) -> str:
 
 
 def main() -> None:
-    """Write the output of every block."""
+    """Write the output of every block, and the tables."""
     text = BLOCK.sub(lambda m: f"```console\n$ {m[1]}\n{run(m[1])}```", README.read_text("utf-8"))
-    README.write_text(text, "utf-8")
+    README.write_text(TABLES.sub(lambda _: statistics_markdown(), text), "utf-8")
 
 
 if __name__ == "__main__":
