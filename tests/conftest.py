@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from attncli import engines
-
-ROOT = Path(__file__).parent.parent
-
-
-@dataclass(frozen=True)
-class Ran:
-    """How a run of the program ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        """Standard output as one JSON document."""
-        return json.loads(self.out)
-
-    @property
-    def lines(self) -> list[Any]:
-        """Standard output as NDJSON."""
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-def environment(**more: str) -> dict[str, str]:
-    """A plain 80-column environment in which this very attncli is found."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "LINES")}
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**kept, "COLUMNS": "80", "PYTHONPATH": path, "PYTHONUTF8": "1", **more}
+from tests.support.program import Door, Ran, environment
 
 
 @pytest.fixture
-def attncli(tmp_path: Path) -> Callable[..., Ran]:
+def attncli(tmp_path: Path) -> Door:
     """Run the program in a process of its own, in ``tmp_path``; ``stdin`` is text or bytes."""
 
     def run(*arguments: object, stdin: str | bytes = b"", **env: str) -> Ran:
@@ -62,7 +30,7 @@ def attncli(tmp_path: Path) -> Callable[..., Ran]:
 @pytest.fixture
 def door(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., Ran]:
+) -> Door:
     """Run ``main()`` in this process, in ``tmp_path``: the same door, without the start-up."""
     from attncli.cli import main
 

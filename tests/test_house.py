@@ -8,7 +8,7 @@ from importlib import import_module
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.program import ROOT
 
 HOUSE = ROOT / "attncli"
 MAP = (HOUSE / "README.md").read_text()

@@ -11,12 +11,18 @@ import pytest
 import attncli
 from attncli.files.reading import read
 from attncli.reports.statistics import statistics_markdown
-from tests.support.readme import BLOCK, README, ROOT, TABLES, run
+from tests.support.program import ROOT
+from tests.support.readme import BLOCK, README, TABLES, run
 
 BLOCKS = BLOCK.findall(README.read_text("utf-8"))
+#: The sweep of widths takes its seconds.
+MARKED = [
+    pytest.param(*block, id=block[0], marks=[pytest.mark.slow] if "--sweep-dim" in block[0] else [])
+    for block in BLOCKS
+]
 
 
-@pytest.mark.parametrize(("command", "shown"), BLOCKS, ids=[command for command, _ in BLOCKS])
+@pytest.mark.parametrize(("command", "shown"), MARKED)
 def test_console_blocks_are_what_is_printed(command: str, shown: str) -> None:
     assert run(command) == shown
 

@@ -1,6 +1,6 @@
 """What a model family does beyond the names of its weights: one row a ``model_type``.
 
-Every row was compared with transformers 5.23 layer by layer (tests/models/test_finding.py), except
+Every row was compared with transformers 5.23 layer by layer (tests/models/test_families.py), except
 those marked (code), which come from reading the source.
 """
 

@@ -11,12 +11,9 @@ import pytest
 import attncli
 from attncli.attention.pose import pose
 from attncli.errors import InputError
+from tests.support.problems import normals
 
-RNG = np.random.default_rng(7)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.normal(size=shape)
+normal = normals(7)
 
 
 B, H, G, LQ, LK, D, DV = 2, 4, 2, 3, 5, 6, 7

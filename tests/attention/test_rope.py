@@ -13,17 +13,14 @@ from hypothesis import strategies as st
 import attncli
 from attncli.attention.pose import pose
 from attncli.attention.rope import Rope, frequencies, rotate
-from attncli.attention.words import ROPE_STYLES as STYLES
+from attncli.attention.words import ROPE_STYLES
 from attncli.errors import InputError
 from tests.support import budget, rope_cases
+from tests.support.problems import normals
 from tests.support.rope_cases import POSITIONS, SCALINGS, WIDTH
 
 SAVED = dict(np.load(rope_cases.FILE))
-RNG = np.random.default_rng(1)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.normal(size=shape)
+normal = normals(1)
 
 
 def turned(query: np.ndarray, key: np.ndarray | None = None, **options: Any) -> Any:
@@ -55,7 +52,7 @@ def float32_band(x: np.ndarray, theta: float, factor: float = 1.0) -> Any:
 
 
 @given(
-    style=st.sampled_from(STYLES), pairs=st.integers(0, 6), rest=st.integers(0, 3),
+    style=st.sampled_from(ROPE_STYLES), pairs=st.integers(0, 6), rest=st.integers(0, 3),
     length=st.integers(1, 6), start=st.integers(-5, 2000), seed=st.integers(0, 99),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
@@ -73,7 +70,7 @@ def test_rotation_is_a_complex_product(
     np.testing.assert_array_equal(got[..., 2 * pairs :], x[..., 2 * pairs :])
 
 
-@given(style=st.sampled_from(STYLES), shift=st.integers(-3000, 3000), seed=st.integers(0, 99))
+@given(style=st.sampled_from(ROPE_STYLES), shift=st.integers(-3000, 3000), seed=st.integers(0, 99))
 @settings(max_examples=50, deadline=None)
 def test_scores_depend_on_the_distance_alone(style: str, shift: int, seed: int) -> None:
     x = np.random.default_rng(seed).normal(size=(7, 10))
@@ -124,6 +121,7 @@ def test_partial_and_interleaved_as_in_transformers(name: str, rope: dict[str, A
     assert (error <= float32_band(x, 10000.0)).all()
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_transformers_makes() -> None:
     pytest.importorskip("transformers", reason="the saved values stand in for transformers")
     for name, array in rope_cases.made_by_transformers().items():
@@ -157,7 +155,7 @@ def test_a_llama_layer_from_before_rope(backend: str) -> None:
 # --- where queries and keys stand -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ROPE_STYLES)
 def test_decoding_with_a_past_is_the_whole_at_once(style: str) -> None:
     x = normal(2, 3, 9, 8)
     whole = attncli.attend(x, rope=style, mask="causal")
@@ -194,7 +192,7 @@ def test_positions_move_a_sequence_of_the_batch() -> None:
     np.testing.assert_array_equal(last.query, two.query[:, :, 2:])
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ROPE_STYLES)
 def test_given_tables_say_what_is_computed(style: str) -> None:
     x = normal(2, 2, 4, 8)
     right = turned(x, rope=style).query

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 
 import attncli
-
-Door = Callable[..., Any]
+from tests.support.program import Door
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-Door = Callable[..., Any]
+from tests.support.program import Door
 
 GRID = """\
 4 × 4, 10 of 16 kept (62 %) · no row is empty · no row sees the future

@@ -1,56 +1,24 @@
-"""``attncli multihead`` through its door: layers, overrides, bundles, lists, and all bad input."""
+"""``attncli multihead`` through its door: layers, overrides, bundles, lists."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 import attncli as package
 from attncli import files
-from attncli.attention.language import masker
-from attncli.attention.pose import pose
 from attncli.models import random
-from attncli.studies import bundle
 from attncli.studies import layer as studie_layer
-from tests.conftest import ROOT, Ran
-from tests.studies.test_layer import GPT2, LAYERS, LLAMA, saved
+from tests.support.layers import CONFIGS, LAYERS, checkpoint
+from tests.support.program import ROOT, Door, array
 
-Door = Callable[..., Ran]
-
-CONFIGS: dict[str, dict[str, Any]] = {"tiny_gpt2": GPT2, "tiny_llama_gqa": LLAMA}
 RNG = np.random.default_rng(3)
-
-
-def checkpoint(folder: Path, case: str = "tiny_llama_gqa", **config: Any) -> Path:
-    """A folder as people have it: model.safetensors and config.json."""
-    folder.mkdir(exist_ok=True)
-    save_file(saved(case), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(CONFIGS[case] | config))
-    return folder
-
-
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
-    np.save(tmp_path / "x.npy", LAYERS["tiny_llama_gqa/0/hidden_in"])
-    np.save(tmp_path / "padding.npy", LAYERS["tiny_llama_gqa/key_padding"])
-    return checkpoint(tmp_path / "llama")
-
-
-def array(ran: Ran, name: str) -> Any:
-    assert ran.code == 0, ran.err
-    return np.array(ran.data[name], float)
-
-
-def put(path: Path, **arrays: Any) -> Path:
-    np.savez(path, **arrays)
-    return path
 
 
 # -- what it prints ---------------------------------------------------------------------------
@@ -186,106 +154,6 @@ def test_ndjson_answers_line_by_line(attncli: Door, tmp_path: Path) -> None:
     assert ran.lines[1]["command"] == "multihead"
 
 
-# -- what is written is what compute and inspect read -----------------------------------------
-
-OVERRIDES: dict[str, tuple[Any, ...]] = {
-    "plain": (),
-    "padding": ("--key-padding-mask", "padding.npy"),
-    "none": ("-m", "none", "--scale", "0.3"),
-    "capped, with a sink": ("--softcap", "5", "--sink", "0.5", "-m", "window(3, 0)"),
-    "holes": ("--key-padding-mask", "holes.npy"),
-    "a bias": ("--attn-mask", "bias.npy"),
-    "an ignored mask": ("--attn-mask", "heads.npy", "--mask-polarity", "ignore", "-m", "none"),
-    "zeros": ("--add-zero-attn",),
-    "a cache": ("--past-key", "past.npy", "--past-value", "past.npy"),
-    "lengths": ("--kv-lengths", "20,7", "--rope", "none"),
-}
-
-
-@pytest.mark.parametrize(
-    ("what", "suffix"),
-    [(what, "pipe") for what in OVERRIDES]
-    + [(what, suffix) for what in ("padding", "capped, with a sink", "a bias", "a cache")
-       for suffix in (".json", ".safetensors", ".npz")],
-)  # fmt: skip
-def test_a_bundle_gives_the_same_weights(
-    door: Door, llama: Path, tmp_path: Path, what: str, suffix: str
-) -> None:
-    rng = np.random.default_rng(5)
-    np.save(tmp_path / "holes.npy", (rng.random((2, 20)) < 0.8) | (np.arange(20) == 0))
-    np.save(tmp_path / "bias.npy", rng.normal(size=(8, 20, 20)).astype(np.float32))
-    ignored = rng.random((2, 8, 20, 20)) < 0.3
-    ignored[..., 0] = False
-    np.save(tmp_path / "heads.npy", ignored)
-    np.save(tmp_path / "past.npy", rng.normal(size=(2, 2, 3, 16)).astype(np.float32))
-    told = ("multihead", "x.npy", "-w", llama, "--layer", 0, *OVERRIDES[what])
-    names = "query,key,value,weights"
-    flags: list[str] = []
-    if suffix == "pipe":
-        ran = door(*told, "--json", "--include", names)
-        weights = array(ran, "weights")
-        (tmp_path / "bundle").write_text(ran.out)
-    else:
-        ran = door(*told, "-o", f"bundle{suffix}", "--include", names)
-        weights = np.array(files.read(str(tmp_path / f"bundle{suffix}")).tensors["weights"])
-        (tmp_path / f"bundle{suffix}").rename(tmp_path / "bundle")
-        if suffix == ".npz":
-            said = re.search(r"read it with (.*)", ran.err)
-            assert said
-            flags = re.findall(r"'[^']*'|\S+", said[1])
-            flags = [flag.strip("'") for flag in flags]
-    again = door("compute", "bundle", "--json", "--include", "weights", *flags)
-    np.testing.assert_allclose(array(again, "weights"), weights, rtol=0, atol=3e-6)
-    looked = door("inspect", "bundle", "--json", *flags)
-    assert looked.code == 0, looked.err
-    assert len(looked.data["heads"]) == 16
-
-
-def test_a_bundle_of_a_layer_with_a_bias_by_distance(door: Door, tmp_path: Path) -> None:
-    """T5's buckets are no expression: they go along as a tensor."""
-    start = "encoder.block.0.layer.0.SelfAttention"
-    weights = {f"{start}.{n}.weight": RNG.normal(size=(8, 8)) for n in "qkvo"}
-    weights[f"{start}.relative_attention_bias.weight"] = RNG.normal(size=(32, 2))
-    save_file(weights, tmp_path / "t5.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "t5", "num_heads": 2, "d_kv": 4}')
-    np.save(tmp_path / "x.npy", RNG.normal(size=(1, 6, 8)))
-    ran = door("multihead", "x.npy", "-w", "t5.safetensors", "--json", "--include",
-               "query,key,value,weights")  # fmt: skip
-    assert np.shape(ran.data["attn_mask"]) == (1, 2, 6, 6) and ran.data["mask"] is None
-    (tmp_path / "bundle.json").write_text(ran.out)
-    again = door("compute", "bundle.json", "--json", "--include", "weights")
-    np.testing.assert_allclose(array(again, "weights"), array(ran, "weights"), atol=1e-12)
-
-
-def test_a_mask_goes_along_as_text_where_text_says_it() -> None:
-    """And as a tensor only where it does not."""
-    q = RNG.normal(size=(1, 2, 4, 3))
-
-    def carried(*masks: Any, **more: Any) -> tuple[dict[str, Any], set[str]]:
-        options, arrays, lost = bundle.options_of(pose(q, mask=masks, **more))
-        assert not lost
-        return options, set(arrays)
-
-    plain = {"scale": 1 / 3**0.5}
-    assert carried() == (plain, set())
-    said = masker("causal & window(2, 0) & alibi")
-    assert carried(said) == (plain | {"mask": "causal & window(2, 0) & alibi"}, set())
-    past = dict(key=q, past_key=q[:, :, :2], past_value=q[:, :, :2])
-    assert carried(masker("causal"), **past) == (plain, {"attn_mask"})
-    assert bundle.flags_of(plain | {"mask": "a & b", "kv_lengths": [1, 2]}) == (
-        f"--scale {1 / 3**0.5} --mask 'a & b' --kv-lengths 1,2"
-    )
-
-
-def test_a_layer_s_output_goes_into_the_next(door: Door, llama: Path, tmp_path: Path) -> None:
-    first = door("multihead", "x.npy", "-w", llama, "--layer", 0, "--json", "--include", "output")
-    (tmp_path / "first.json").write_text(first.out)
-    then = door("multihead", "first.json", "-w", llama, "--layer", 1, "--json")
-    direct = studie_layer.multihead(np.array(first.data["output"]), str(llama), layer=1)
-    np.testing.assert_allclose(array(then, "output"), direct.output, atol=1e-9)
-    assert not then.data["warnings"]
-
-
 # -- overrides reach the layer ----------------------------------------------------------------
 
 
@@ -367,7 +235,7 @@ def test_what_the_file_says_holds_unless_a_flag_does(door: Door, tmp_path: Path)
 def test_transformers_attention_mask_is_a_padding_mask(door: Door, tmp_path: Path) -> None:
     x = RNG.normal(size=(2, 3, 8))
     mask = np.array([[1, 1, 1], [1, 1, 0]])
-    put(tmp_path / "both.npz", hidden_states=x, attention_mask=mask)
+    np.savez(tmp_path / "both.npz", hidden_states=x, attention_mask=mask)
     told = ("multihead", "both.npz", "--random-weights", 0, "--heads", 2, "--json", "--include",
             "weights")  # fmt: skip
     ran = door(*told)
@@ -401,6 +269,7 @@ def test_torch_s_masks_need_the_other_polarity(door: Door, tmp_path: Path) -> No
 
 
 # -- without a checkpoint ---------------------------------------------------------------------
+
 
 ENCODER, DECODER = (str(ROOT / "samples" / f"{name}.json") for name in ("encoder", "decoder"))
 
@@ -449,107 +318,7 @@ def test_the_function_stays_when_its_modules_are_loaded() -> None:
     assert callable(package.multihead) and package.multihead is studie_layer.multihead
 
 
-# -- bad input --------------------------------------------------------------------------------
-
-SQUARE = np.ones((8, 8), np.float32)
-
-
-def llama_like(**more: Any) -> dict[str, Any]:
-    return {f"h.0.self_attn.{n}_proj.weight": SQUARE for n in "qkvo"} | more
-
-
-@pytest.fixture
-def wrong(tmp_path: Path, llama: Path) -> Path:
-    """A folder of weights that cannot be used, each for its own reason."""
-    np.save(tmp_path / "wide.npy", RNG.normal(size=(3, 8)).astype(np.float32))
-    checks: dict[str, dict[str, Any]] = {
-        "nothing": {"embed.weight": SQUARE},
-        "partial": {"a.self_attn.q_proj.weight": SQUARE, "a.self_attn.k_proj.weight": SQUARE},
-        "gptq": {"a.q_proj.qweight": np.ones((8, 8), np.int32),
-                 "a.q_proj.scales": SQUARE, "a.q_proj.g_idx": np.ones(8, np.int32)},
-        "int8": {n: w.astype(np.int8) for n, w in llama_like().items()},
-        "lora": {"a.q_proj.lora_A.weight": SQUARE},
-        "latent": {"a.kv_a_proj_with_mqa.weight": SQUARE},
-        "plain": llama_like(),
-        "fused": {"h.0.attn.query_key_value.weight": np.ones((24, 8), np.float32),
-                  "h.0.attn.dense.weight": SQUARE},
-    }  # fmt: skip
-    for name, tensors in checks.items():
-        save_file(tensors, tmp_path / f"{name}.safetensors")
-    sharded = tmp_path / "sharded"
-    sharded.mkdir()
-    save_file(llama_like(), sharded / "model-00001-of-00002.safetensors")
-    index = dict.fromkeys(llama_like(), "model-00001-of-00002.safetensors")
-    index["h.1.self_attn.q_proj.weight"] = "model-00002-of-00002.safetensors"
-    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
-    (tmp_path / "model.pkl").write_bytes(b"\x80\x04\x95" + bytes(64))
-    (tmp_path / "config.txt").write_text("[1]")
-    (tmp_path / "empty").mkdir()
-    return tmp_path
-
-
-BAD: dict[str, tuple[str, list[str]]] = {
-    "no weights": ("wide.npy", ["no --weights", "--random-weights 0"]),
-    "no X": ("-w plain.safetensors --heads 2", ["no X", "to try it:"]),
-    "both": ("wide.npy -w plain.safetensors --random-weights 1", ["both given"]),
-    "a list of nothing": ("--list", ["--list needs --weights"]),
-    "no layout": ("wide.npy -w nothing.safetensors", ["no attention layer that is known",
-                  "recognised by"]),
-    "the nearest layout": ("wide.npy -w partial.safetensors", ["the nearest", "v_proj.weight"]),
-    "GPTQ": ("wide.npy -w gptq.safetensors", ["GPTQ or AWQ weights, which are not supported",
-             "float64, float32, float16 and bfloat16"]),
-    "int8": ("wide.npy -w int8.safetensors", ["int8", "quantised weights are not supported"]),
-    "GGUF": ("wide.npy -w model.gguf", ["a GGUF file", "readable are"]),
-    "a pickle": ("wide.npy -w model.pkl", ["a Python pickle", "never loaded"]),
-    "an adapter": ("wide.npy -w lora.safetensors", ["an adapter", "merge it"]),
-    "latent attention": ("wide.npy -w latent.safetensors", ["latent attention"]),
-    "a missing shard": ("wide.npy -w sharded", ["the index names model-00002-of-00002.safetensors, "
-                        "which is not there"]),
-    "a tokens option of no word": ("--random-weights 0 --model-dim 8 --heads 2 --tokens=",
-                                   ["--tokens names no word"]),
-    "no mask and a mask": ("x.npy -w llama --layer 0 --mask none --causal",
-                           ["--mask none and --causal contradict"]),
-    "an empty folder": ("wide.npy -w empty", ["without model.safetensors"]),
-    "no folder": ("wide.npy -w nowhere", ["no such file"]),
-    "no head count": ("wide.npy -w plain.safetensors", ["nothing says how many heads",
-                      "--heads H"]),
-    "heads that do not divide": ("wide.npy -w plain.safetensors --heads 3", ["--heads 3 does not "
-                                 "divide the 8 query rows"]),
-    "other kv heads": ("x.npy -w llama --layer 0 --kv-heads 4", ["--kv-heads is 4"]),
-    "several layers": ("x.npy -w llama", ["2 attention layers and none is chosen", "--layer"]),
-    "no such layer": ("x.npy -w llama --layer 7", ["no attention layer '7'", "model.layers.0"]),
-    "X of the wrong width": ("wide.npy -w llama --layer 0", ["x is 8 wide", "takes 64"]),
-    "an unknown packing": ("wide.npy -w fused.safetensors --heads 2", ["fused", "--arch"]),
-    "an unknown arch": ("wide.npy -w plain.safetensors --arch lama", ["unknown architecture",
-                        "did you mean llama"]),
-    "a config that is none": ("wide.npy -w plain.safetensors --config config.txt", ["no object"]),
-    "a polarity of nothing": ("x.npy -w llama --layer 0 --mask-polarity ignore",
-                              ["no mask tensor"]),
-    "a mask of another shape": ("x.npy -w llama --layer 0 --attn-mask padding.npy",
-                                ["attn_mask is (2, 20)", "--key-padding-mask"]),
-    "a wrong mask": ("x.npy -w llama --layer 0 -m causall", ["did you mean 'causal'"]),
-    "rope parts": ("x.npy -w llama --layer 0 --rope none --rope-theta 5", ["contradict"]),
-    "unknown include": ("x.npy -w llama --layer 0 --include outptu", ["did you mean 'output'"]),
-    "no head": ("x.npy -w llama --layer 0 --head 9", ["--head: 9 is out of range"]),
-    "wrong tokens": ("x.npy -w llama --layer 0 --tokens one", ["1 token"]),
-    "heads of nothing": ("wide.npy --random-weights 0", ["--heads"]),
-    "a width that does not divide": ("wide.npy --random-weights 0 --heads 3", ["--head-dim"]),
-    "a model of another width": ("wide.npy --random-weights 0 --heads 2 --model-dim 6",
-                                 ["x is 8 wide", "takes 6"]),
-    "a width without random": ("wide.npy -w plain.safetensors --model-dim 8", ["--model-dim"]),
-    "a layer of random weights": ("wide.npy --random-weights 0 --heads 2 --layer 1", ["one layer"]),
-    "no words": ("--random-weights 0 --heads 2", ["no X", "--tokens"]),
-    "two tensors": ("two.npz --random-weights 0 --heads 2", ["hidden_states or x", "two.npz::a"]),
-    "an unreadable memory": ("wide.npy --memory nowhere.npy --random-weights 0 --heads 2",
-                             ["no such file"]),
-    "csv of everything": ("x.npy -w llama --layer 0 --format csv --include heads,query",
-                          ["one CSV table cannot hold heads, query"]),
-    "an output over its input": ("x.npy -w llama --layer 0 -o x.npy", ["overwrite an input"]),
-    "an output over its weights": ("wide.npy -w plain.safetensors --heads 2 -o plain.safetensors",
-                                   ["overwrite an input"]),
-    "no cross memory": ("wide.npy -w cross.safetensors --heads 2", ["give --memory"]),
-}  # fmt: skip
+# -- odd input that has an answer -------------------------------------------------------------
 
 
 def test_a_sequence_of_padding_alone_is_said(door: Door, tmp_path: Path) -> None:
@@ -583,36 +352,6 @@ def test_the_title_of_the_map_of_a_batch_fits(door: Door, llama: Path) -> None:
     assert "mean of the batch" in ran.out and max(map(len, ran.out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_bad_input_is_said(door: Door, wrong: Path, what: str) -> None:
-    put(wrong / "two.npz", a=SQUARE, b=SQUARE)
-    cross = {n.replace("self_attn", "encoder_attn"): w for n, w in llama_like().items()}
-    save_file(cross, wrong / "cross.safetensors")
-    arguments, fragments = BAD[what]
-    ran = door("multihead", *arguments.split())
-    assert (ran.code, ran.out) == (2, ""), ran.out
-    said = " ".join(ran.err.split())
-    for fragment in fragments:
-        assert fragment in said, ran.err
-    assert "Traceback" not in ran.err
-
-
-def test_a_pytorch_file_needs_torch(
-    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch = pytest.importorskip("torch")
-    folder = tmp_path / "pickled"
-    folder.mkdir()
-    torch.save({n: torch.from_numpy(w) for n, w in llama_like().items()},
-               folder / "pytorch_model.bin")  # fmt: skip
-    np.save(tmp_path / "wide.npy", RNG.normal(size=(3, 8)).astype(np.float32))
-    told = ("multihead", "wide.npy", "-w", folder, "--heads", 2)
-    assert door(*told).code == 0
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    ran = door(*told)
-    assert ran.code == 3 and "torch" in ran.err
-
-
 def test_a_config_that_contradicts_the_weights_loses(
     door: Door, llama: Path, tmp_path: Path
 ) -> None:
@@ -622,22 +361,3 @@ def test_a_config_that_contradicts_the_weights_loses(
     assert "the weights won" in " ".join(ran.data["notes"])
     right = studie_layer.multihead(np.load(tmp_path / "x.npy"), str(llama), layer=0)
     np.testing.assert_allclose(array(ran, "output"), right.output, atol=1e-6)
-
-
-def test_errors_are_json_where_json_was_asked_for(door: Door, llama: Path) -> None:
-    ran = door("multihead", "x.npy", "-w", llama, "--json")
-    assert ran.code == 2
-    assert ran.data["command"] == "multihead" and "--layer" in ran.data["error"]["hint"]
-
-
-def test_files_hold_what_was_asked_for(door: Door, llama: Path, tmp_path: Path) -> None:
-    names = "output,heads,concat,query,key,value,weights,lse,row_statistics"
-    ran = door("multihead", "x.npy", "-w", llama, "--layer", 0, "-o", "all.safetensors",
-               "--include", names)  # fmt: skip
-    assert ran.code == 0 and "wrote all.safetensors" in ran.err
-    found = load_file(tmp_path / "all.safetensors")
-    made = studie_layer.multihead(np.load(tmp_path / "x.npy"), str(llama), layer=0)
-    for name in ("output", "heads", "concat", "query", "key", "value"):
-        np.testing.assert_array_equal(found[name], getattr(made, name), err_msg=name)
-    assert found["weights"].shape == (2, 8, 20, 20) and found["lse"].shape == (2, 8, 20)
-    assert found["row_statistics.entropy"].shape == (2, 8, 20)

@@ -6,7 +6,8 @@ of the modes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ import pytest
 
 from attncli.cli import COMMANDS
 from attncli.cli.options import Mode, built
-from tests.conftest import Ran
+from attncli.engines import ENGINES
+from attncli.files.formats import WRITABLE
 from tests.support.options import VALUES, WITHOUT_EFFECT, write_files
-
-Door = Callable[..., Ran]
+from tests.support.program import Door
 
 #: How each mode is called: the modes that must let an option pass, and a call that gets there.
 CALLS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -114,6 +115,12 @@ def test_what_has_a_use_is_seen(case: str, door: Door) -> None:
         if ran == plain and not same:
             ignored.append(flag)
     assert not ignored
+
+
+def test_what_options_take_is_what_there_is() -> None:
+    params = {p.name: p for p in built(import_module("attncli.cli.compute").compute).params}
+    assert params["backend"].metavar.split("|") == list(ENGINES)
+    assert set(re.findall(r"\.[a-z]+", params["output"].help)) == set(WRITABLE)
 
 
 def test_the_hint_of_a_refusal_works(door: Door) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import attncli as package
-from tests.conftest import Ran, environment
+from tests.support.program import Door, environment
 
 HEAVY = ("numpy", "torch", "matplotlib", "rich", "ml_dtypes", "orjson", "onnx", "hypothesis")
 
@@ -51,12 +50,12 @@ def test_compute_loads_what_it_needs_and_no_more(tmp_path: Path) -> None:
     }
 
 
-def test_version(attncli: Callable[..., Ran]) -> None:
+def test_version(attncli: Door) -> None:
     ran = attncli("--version")
     assert (ran.code, ran.out, ran.err) == (0, f"attncli {package.__version__}\n", "")
 
 
-def test_installed_command_is_the_same_program(attncli: Callable[..., Ran]) -> None:
+def test_installed_command_is_the_same_program(attncli: Door) -> None:
     command = shutil.which("attncli", path=str(Path(sys.executable).parent))
     if command is None:
         pytest.skip("attncli is not installed beside this Python")
@@ -66,14 +65,14 @@ def test_installed_command_is_the_same_program(attncli: Callable[..., Ran]) -> N
     assert (done.returncode, done.stdout) == (0, attncli("compute", "--help").out)
 
 
-def test_without_a_command_the_help_is_shown(attncli: Callable[..., Ran]) -> None:
+def test_without_a_command_the_help_is_shown(attncli: Door) -> None:
     ran = attncli()
     assert ran.code == 0
     assert ran.out == attncli("--help").out
     assert "compute" in ran.out
 
 
-def test_help_is_plain_and_fits_80_columns(attncli: Callable[..., Ran]) -> None:
+def test_help_is_plain_and_fits_80_columns(attncli: Door) -> None:
     from attncli.cli import COMMANDS
 
     for command in COMMANDS:
@@ -95,7 +94,7 @@ def test_every_option_says_what_it_does() -> None:
             assert getattr(param, "help", None), f"{name}: {param.name} has no help"
 
 
-def test_completion_is_offered(attncli: Callable[..., Ran]) -> None:
+def test_completion_is_offered(attncli: Door) -> None:
     ran = attncli(
         _ATTNCLI_COMPLETE="complete_bash", COMP_WORDS="attncli compute --mask-pol", COMP_CWORD="2"
     )

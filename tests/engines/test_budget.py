@@ -24,6 +24,7 @@ def test_the_reference_is_within_it(problem: Problem) -> None:
     assert_within_budget(result, ("output", "lse", *STAGES))
 
 
+@pytest.mark.slow
 @given(problems())
 @settings(max_examples=2000, deadline=None)
 def test_the_numpy_engine_is_within_it(problem: Problem) -> None:

@@ -182,6 +182,7 @@ def test_any_problem(
     agrees(p, forward.attend(p, ALL, tiling=tiling))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", sorted(MASKS))
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_neither_tiles_nor_threads_matter(mask: str, size: float) -> None:

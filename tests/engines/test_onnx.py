@@ -7,7 +7,6 @@ budget. tests/README.md shows the table, and here it is held to be true.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,10 @@ import pytest
 pytest.importorskip("onnx", reason="the node tests come from the package onnx==1.23.2")
 
 import attncli as attncli_package
-from tests.conftest import Ran
 from tests.support import onnx_cases
 from tests.support.engines import ENGINES, missing, options_of
 from tests.support.onnx_cases import Case, cases
+from tests.support.program import Door
 
 CASES = cases()
 README = Path(__file__).parents[1] / "README.md"
@@ -70,14 +69,14 @@ def test_a_mistaken_convention_is_noticed(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_name)
-def test_node_through_the_door(case: Case, door: Callable[..., Ran], tmp_path: Path) -> None:
+def test_node_through_the_door(case: Case, door: Door, tmp_path: Path) -> None:
     ran = door(*case.command(tmp_path))
     assert ran.code == 0, ran.err
     case.check_saved(tmp_path / "out.safetensors")
 
 
 @pytest.mark.parametrize("case", CASES[::4], ids=by_name)
-def test_node_through_the_program(case: Case, attncli: Callable[..., Ran], tmp_path: Path) -> None:
+def test_node_through_the_program(case: Case, attncli: Door, tmp_path: Path) -> None:
     ran = attncli(*case.command(tmp_path))
     assert ran.code == 0, ran.err
     case.check_saved(tmp_path / "out.safetensors")

@@ -13,17 +13,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import attncli
-from attncli import engines
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Problem
-from attncli.attention.rows import Rows
 from attncli.engines import reference
 from attncli.errors import InputError, Unavailable
 from attncli.studies.attend import Result, solve
-from tests.conftest import ROOT, environment
-from tests.support.budget import assert_close, assert_within_budget, eps
-from tests.support.problems import DTYPES, problems
+from tests.support.budget import assert_within_budget, rows_are_right
+from tests.support.problems import DTYPES, problems, random_problem
+from tests.support.program import ROOT, environment
 
 torch = pytest.importorskip("torch")
 
@@ -34,23 +32,6 @@ TILINGS = [(1, 2, 1), (3, 4, 24), (5, 100, 1 << 20)]
 
 def run(problem: Problem, *want: str) -> Result:
     return solve(problem, backend="torch", device="cpu", want=want or ("output",))
-
-
-def random_problem(
-    heads: int = 2, queries: int = 40, keys: int = 40, *, groups: int | None = None, batch: int = 2,
-    width: int = 8, value_width: int = 8, dtype: str = "float32", mask: str | None = None,
-    **options: Any,
-) -> Problem:  # fmt: skip
-    rng = np.random.default_rng(queries * 1000 + keys)
-
-    def normal(h: int, length: int, d: int) -> np.ndarray:
-        return rng.normal(size=(batch, h, length, d)).astype(DTYPES[dtype])
-
-    g = groups or heads
-    return pose(
-        normal(heads, queries, width), normal(g, keys, width), normal(g, keys, value_width),
-        mask=[masker(mask)] if mask else [], **options,
-    )  # fmt: skip
 
 
 # --- against the truth ---------------------------------------------------------------------------
@@ -80,37 +61,7 @@ def test_the_softmax_runs_in_the_type_asked_for(problem: Problem, kind: str) -> 
     assert_within_budget(result, ("weights", "output", "lse"))
 
 
-def rows_are_right(problem: Problem, rows: Rows) -> None:
-    """Running sums against float64, by the budget: the numpy engine is the other implementation."""
-    truth = reference.attend(problem, {"row_statistics"})
-    other = engines.load("numpy").attend(problem, {"row_statistics"})
-    assert truth.rows is not None
-    assert other.rows is not None
-    q, k = (np.abs(np.asarray(a, np.float64)) for a in (problem.query, problem.key))
-    each = problem.heads // problem.kv_heads
-    reach = (q @ k.repeat(each, 1).swapaxes(-1, -2)).max(-1) * abs(problem.scale)  # (B, H, Lq)
-    masked = reference.attend(problem, {"masked"}).stages["masked"].astype(np.float64)
-    finite = np.where(np.isfinite(masked), masked, 0)
-    step = 4 * eps(problem.dtype) * (1 + reach + np.ptp(finite, axis=-1) + np.abs(finite).max(-1))
-    np.testing.assert_array_equal(rows.n, truth.rows.n)
-    for name in ("m", "e1", "es", "e2", "e3", "mean", "m2", "amax", "first"):
-        right = getattr(truth.rows, name)
-        size = np.where(np.isfinite(right), np.abs(right), 0)
-        band = step * (1 + size + (rows.n * (reach + size) if name == "m2" else rows.n))
-        assert_close(name, getattr(rows, name), right, [getattr(other.rows, name)], band)
-    right, band = truth.rows.top_z, step[..., None] * (1 + reach[..., None])
-    assert_close("top_z", rows.top_z, right, [other.rows.top_z], band)
-    # equal logits may be told apart by rounding: the keys must be worth what the best are worth
-    exact = replace(problem, result_dtype=np.dtype(np.float64))
-    logits = reference.attend(exact, {"masked"}).stages["masked"]
-    chosen = np.take_along_axis(logits, np.maximum(rows.top_j, 0), -1)
-    none = np.isneginf(right)
-    np.testing.assert_array_equal(rows.top_j == -1, none)
-    worth = np.where(none, 0, np.abs(chosen - np.where(none, 0, right)))
-    worst = 2 * np.abs(np.where(none, 0, rows.top_z - np.where(none, 0, right))).max(initial=0)
-    assert (worth <= worst + 2 * band).all()
-
-
+@pytest.mark.slow
 @given(problems(), st.sampled_from(TILINGS))
 @settings(max_examples=100, deadline=None)
 def test_running_sums_are_right_and_tiles_change_nothing(

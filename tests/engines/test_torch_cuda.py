@@ -13,13 +13,12 @@ from attncli.attention.problem import STAGES, Problem
 from attncli.attention.rows import Rows
 from attncli.errors import Unavailable
 from attncli.studies.attend import Result, solve
-from tests.support.budget import assert_within_budget
-from tests.support.problems import problems
+from tests.support.budget import assert_within_budget, rows_are_right
+from tests.support.problems import problems, random_problem
 
 torch = pytest.importorskip("torch")
 
 from attncli.engines.torch import device, forward, tiles  # noqa: E402
-from tests.engines.test_torch import random_problem, rows_are_right  # noqa: E402
 
 pytestmark = [
     pytest.mark.cuda,

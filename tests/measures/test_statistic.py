@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 import attncli
 from attncli.attention.pose import pose
 from attncli.measures import rows, sweep
 from attncli.measures.evidence import Evidence, files, told
-from attncli.measures.statistic import STATISTICS, statistic
+from attncli.measures.statistic import QUANTILES, STATISTICS, quantile, statistic
 from attncli.studies import attend, health
 
 
@@ -64,3 +67,16 @@ def test_evidence_is_made_once_and_only_when_asked_for(monkeypatch: pytest.Monke
         known.values("entropi")
     with pytest.raises(AssertionError, match="added"):
         known.values("output_share")
+
+
+@given(
+    hnp.arrays(np.float64, st.integers(1, 40), elements=st.floats(-1e6, 1e6)),
+    st.floats(0, 1),
+)
+def test_quantiles_are_numpys(values: Any, share: float) -> None:
+    values.sort()
+    assert quantile(values, share) == pytest.approx(
+        np.quantile(values, share), rel=1e-14, abs=1e-14
+    )
+    for known in QUANTILES.values():
+        assert quantile(values, known) == np.quantile(values, known)

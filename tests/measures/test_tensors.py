@@ -188,6 +188,7 @@ def test_memory_layouts(view: Any) -> None:
         check(statistics_of(np.asarray(array), chunk=chunk), np.asarray(array))
 
 
+@pytest.mark.slow
 def test_the_file_stays_on_the_disk(tmp_path: Path) -> None:
     """A file of 1 GiB is looked at in far less memory than it has."""
     if not Path("/proc/self/status").exists():

@@ -14,32 +14,10 @@ import pytest
 from attncli.attention.rope import Rope
 from attncli.errors import AttnError, InputError, MaskError
 from attncli.models.finding import load
-from attncli.models.limits import buckets
-from attncli.models.project import project
 from attncli.models.random import random_weights
 from attncli.studies.layer import multihead
 from tests.support.budget import assert_close, eps, truth
-
-CASES = Path(__file__).parents[1] / "cases"
-LAYERS = np.load(CASES / "layers.npz")
-GPT2 = {"model_type": "gpt2", "n_head": 4}
-LLAMA = {
-    "model_type": "llama",
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
-}
-
-
-def saved(case: str) -> dict[str, Any]:
-    """The attention tensors of a shipped checkpoint."""
-    start = case + "/"
-    return {
-        n.removeprefix(start): LAYERS[n] for n in LAYERS.files if n.startswith(start) and ".w" in n
-    } | {
-        n.removeprefix(start): LAYERS[n] for n in LAYERS.files if n.startswith(start) and ".b" in n
-    }
+from tests.support.layers import CASES, GPT2, LAYERS, LLAMA, saved, states
 
 
 @pytest.mark.parametrize("backend", ["reference", "numpy"])
@@ -104,6 +82,7 @@ def test_a_whole_real_layer() -> None:
 
 
 # -- torch.nn.MultiheadAttention --------------------------------------------------------------
+
 
 E, H, B, LQ, LK = 12, 3, 2, 5, 7
 OPTIONS = list(itertools.product([False, True], repeat=6))
@@ -249,10 +228,6 @@ def gqa() -> Any:
     return random_weights(0, 16, 4, kv_heads=2, head_dim=6)
 
 
-def states(*shape: int, seed: int = 1) -> Any:
-    return np.random.default_rng(seed).standard_normal(shape)
-
-
 def test_shapes_of_grouped_heads() -> None:
     made = multihead(states(2, 5, 16), gqa(), want=("output", "weights"))
     assert made.query.shape == (2, 4, 5, 6) and made.key.shape == made.value.shape == (2, 2, 5, 6)
@@ -288,17 +263,6 @@ def test_what_comes_out_is_what_compute_reads() -> None:
     np.testing.assert_array_equal(again.output, made.heads)
 
 
-def test_projecting_alone_gives_what_pose_takes() -> None:
-    from attncli.attention.pose import pose
-
-    x = states(2, 5, 64)
-    layer = load(saved("tiny_llama_gqa"), config=LLAMA, layer=0)
-    made = project(x, layer)
-    np.testing.assert_array_equal(made.value, multihead(x, layer).value)
-    posed = pose(made.query, made.key, made.value, rope=made.rope)
-    np.testing.assert_array_equal(posed.query, multihead(x, layer).query)
-
-
 def test_seq_first_only_swaps_dimensions() -> None:
     x, memory = states(2, 5, 16), states(2, 3, 16, seed=2)
     plain = multihead(x, gqa(), memory=memory)
@@ -315,12 +279,6 @@ def test_a_low_precision_input_is_rounded_once() -> None:
     wide = multihead(x.astype(np.float32), gqa())
     assert made.output.dtype == ml_dtypes.bfloat16 and made.heads.dtype == np.float32
     np.testing.assert_array_equal(made.output, wide.output.astype(ml_dtypes.bfloat16))
-
-
-def test_random_weights_are_the_same_for_a_seed() -> None:
-    first, again, other = (random_weights(s, 8, 2).projections().query for s in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert np.abs(first - other).max() > 0.1 and np.abs(first).max() <= np.sqrt(6 / 16)
 
 
 def test_given_options_win_over_the_layer() -> None:
@@ -364,23 +322,8 @@ def test_a_cache_continues_a_sequence() -> None:
     np.testing.assert_allclose(rest.output, whole.output[:, 4:], atol=1e-12)
 
 
-@pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize(("count", "longest"), [(32, 128), (8, 20), (64, 1000)])
-def test_buckets_are_t5s(bidirectional: bool, count: int, longest: int) -> None:
-    pytest.importorskip("transformers")
-    import torch
-    from transformers.models.t5.modeling_t5 import T5Attention
-
-    distance = np.arange(-3000, 3001)
-    theirs = T5Attention._relative_position_bucket(
-        torch.from_numpy(distance), bidirectional, count, longest
-    )
-    np.testing.assert_array_equal(buckets(distance, count, longest, bidirectional), theirs)
-    clipped = buckets(np.clip(distance, -longest, longest), count, longest, bidirectional)
-    np.testing.assert_array_equal(clipped, theirs)  # so a table of ±longest holds all
-
-
 # -- what can be asked wrong ------------------------------------------------------------------
+
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "x of another width": ({"x": states(5, 12)}, r"x is 12 wide, \(5, 12\), but .* takes 16"),
@@ -419,16 +362,3 @@ def test_what_does_not_fit(what: str) -> None:
         )
     assert isinstance(error.value, InputError | MaskError)
     json.dumps(str(error.value))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((0, 10, 4), "does not divide into 4 heads"),
-        ((0, 8, 0), "at least 1"),
-        ((0, 8, 4, 3), "multiple of key/value heads"),
-    ],
-)
-def test_random_weights_that_cannot_be(arguments: tuple[int, ...], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        random_weights(*arguments[:3], kv_heads=arguments[3] if len(arguments) > 3 else None)

@@ -7,12 +7,15 @@ and result can do to this very row (its condition, to first order).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from attncli import engines
 from attncli.attention.problem import Problem
+from attncli.attention.rows import Rows
+from attncli.engines import reference
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -184,3 +187,34 @@ def assert_close(name: str, candidate: Array, right: Array, plains: list[Array],
             f"{name}{list(worst)} is {wide[worst]!r}, expected {float(right[worst])!r}: error "
             f"{float(error[worst]):.3g}, allowed {room:.3g} = 2 × {float(most):.3g} + band"
         )
+
+
+def rows_are_right(problem: Problem, rows: Rows) -> None:
+    """Running sums against float64, by the budget: the numpy engine is the other implementation."""
+    truth = reference.attend(problem, {"row_statistics"})
+    other = engines.load("numpy").attend(problem, {"row_statistics"})
+    assert truth.rows is not None
+    assert other.rows is not None
+    q, k = (np.abs(np.asarray(a, np.float64)) for a in (problem.query, problem.key))
+    each = problem.heads // problem.kv_heads
+    reach = (q @ k.repeat(each, 1).swapaxes(-1, -2)).max(-1) * abs(problem.scale)  # (B, H, Lq)
+    masked = reference.attend(problem, {"masked"}).stages["masked"].astype(np.float64)
+    finite = np.where(np.isfinite(masked), masked, 0)
+    step = 4 * eps(problem.dtype) * (1 + reach + np.ptp(finite, axis=-1) + np.abs(finite).max(-1))
+    np.testing.assert_array_equal(rows.n, truth.rows.n)
+    for name in ("m", "e1", "es", "e2", "e3", "mean", "m2", "amax", "first"):
+        right = getattr(truth.rows, name)
+        size = np.where(np.isfinite(right), np.abs(right), 0)
+        band = step * (1 + size + (rows.n * (reach + size) if name == "m2" else rows.n))
+        assert_close(name, getattr(rows, name), right, [getattr(other.rows, name)], band)
+    right, band = truth.rows.top_z, step[..., None] * (1 + reach[..., None])
+    assert_close("top_z", rows.top_z, right, [other.rows.top_z], band)
+    # equal logits may be told apart by rounding: the keys must be worth what the best are worth
+    exact = replace(problem, result_dtype=np.dtype(np.float64))
+    logits = reference.attend(exact, {"masked"}).stages["masked"]
+    chosen = np.take_along_axis(logits, np.maximum(rows.top_j, 0), -1)
+    none = np.isneginf(right)
+    np.testing.assert_array_equal(rows.top_j == -1, none)
+    worth = np.where(none, 0, np.abs(chosen - np.where(none, 0, right)))
+    worst = 2 * np.abs(np.where(none, 0, rows.top_z - np.where(none, 0, right))).max(initial=0)
+    assert (worth <= worst + 2 * band).all()

@@ -1,7 +1,8 @@
-"""Hypothesis strategies: masks and whole attention problems, the odd ones included."""
+"""Attention problems: hypothesis strategies of masks and whole problems, and plain random ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +19,12 @@ DTYPES = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+
+
+def normals(seed: int) -> Callable[..., np.ndarray]:
+    """A source of normal numbers: arrays of the shape that it is called with."""
+    rng = np.random.default_rng(seed)
+    return lambda *shape: rng.normal(size=shape)
 
 
 @st.composite
@@ -101,3 +108,25 @@ def problems(
         softcap=draw(st.sampled_from([None, None, 2.0, 50.0])),
         sink=rng.normal(size=heads) if draw(st.integers(0, 3)) == 0 else None,
     )  # fmt: skip
+
+
+def random_problem(
+    heads: int = 2, queries: int = 40, keys: int = 40, *, groups: int | None = None, batch: int = 2,
+    width: int = 8, value_width: int = 8, dtype: str = "float32", mask: str | None = None,
+    **options: Any,
+) -> Problem:  # fmt: skip
+    rng = np.random.default_rng(queries * 1000 + keys)
+
+    def normal(h: int, length: int, d: int) -> np.ndarray:
+        return rng.normal(size=(batch, h, length, d)).astype(DTYPES[dtype])
+
+    g = groups or heads
+    return pose(
+        normal(heads, queries, width), normal(g, keys, width), normal(g, keys, value_width),
+        mask=[masker(mask)] if mask else [], **options,
+    )  # fmt: skip
+
+
+def causal_problem(seed: int = 0, **how: Any) -> Problem:
+    rng = np.random.default_rng(seed)
+    return pose(*(rng.normal(size=(3, 2, 20, 8)) * 2), mask=masker("causal"), **how)

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from attncli.reports.statistics import statistics_markdown
+from tests.support.program import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 TABLES = re.compile(r"(?<=<!-- statistics -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"```console\n\$ ([^\n]*)\n(.*?)```", re.DOTALL)

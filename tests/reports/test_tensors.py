@@ -1,21 +1,22 @@
-"""The report on the tensors of any file: rows, totals, order, choice, and what cannot be read."""
+"""The tensors of any file: rows, totals, order, choice, and what cannot be read."""
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
-from attncli import files, render
+from attncli import files
 from attncli.errors import FileError, InputError
 from attncli.reports.blocks import Report, Table, Text
 from attncli.reports.tensors import STATISTICS, tensors_report
+from tests.support.reports import as_json, printed
 
 NUMBERS = {
     "wide": np.array([[1e5, -2.0, 0.0], [3e-8, np.nan, np.inf]], np.float32),
@@ -28,19 +29,11 @@ NUMBERS = {
 }
 
 
-def shown(report: Report, format: str = "table", width: int = 100) -> str:
-    stream = io.StringIO()
-    render.show(report, format, stream=stream, color="never", width=width)
-    return stream.getvalue()
-
-
-def data(report: Report) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(shown(report, "json"))
-    return found
+shown = functools.partial(printed, width=100)
 
 
 def names(report: Report) -> list[str]:
-    return [line["name"] for line in data(report)["tensors"]]
+    return [line["name"] for line in as_json(report)["tensors"]]
 
 
 def table(report: Report) -> Table:
@@ -74,7 +67,7 @@ def damaged(path: Path) -> str:
 
 def test_a_row_a_tensor(saved: str) -> None:
     report = tensors_report(files.read(saved))
-    found = {line.pop("name"): line for line in data(report)["tensors"]}
+    found = {line.pop("name"): line for line in as_json(report)["tensors"]}
     assert found.keys() == NUMBERS.keys()
     wide = np.array([1e5, -2, 0, 3e-8], np.float32).astype(float)
     assert found["wide"] == {
@@ -97,7 +90,7 @@ def test_a_row_a_tensor(saved: str) -> None:
 
 def test_totals(saved: str) -> None:
     report = tensors_report(files.read(saved))
-    assert data(report)["totals"] == {
+    assert as_json(report)["totals"] == {
         "tensors": 7, "parameters": 25, "bytes": 24 + 6 + 4 + 80 + 3 + 8, "unreadable": 0,
         "dtypes": {"float32": 2, "float16": 1, "bfloat16": 1, "int64": 1, "bool": 1, "float64": 1},
     }  # fmt: skip
@@ -136,7 +129,7 @@ def test_every_format_says_the_same(tmp_path: Path, suffix: str) -> None:
         torch.save({"a": torch.from_numpy(array)}, path)
     else:
         files.write(path, {"a": array})
-    (line,) = data(tensors_report(files.read(path)))["tensors"]
+    (line,) = as_json(tensors_report(files.read(path)))["tensors"]
     assert (line["shape"], line["dtype"], line["bytes"]) == ([5, 4], "float64", 160)
     assert line["std"] == pytest.approx(array.std(), rel=1e-14)
     assert line["name"] == ("" if suffix == "npy" else "a")
@@ -152,7 +145,7 @@ def test_shards_and_folders(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     report = tensors_report(files.read(str(tmp_path)))
     assert names(report) == ["w0", "w1", "w2"]
-    assert [line["mean"] for line in data(report)["tensors"]] == [0, 1, 2]
+    assert [line["mean"] for line in as_json(report)["tensors"]] == [0, 1, 2]
 
 
 def test_several_bundles_name_their_source(tmp_path: Path) -> None:
@@ -161,7 +154,7 @@ def test_several_bundles_name_their_source(tmp_path: Path) -> None:
         files.write(str(tmp_path / f"{n}.npy"), {"": np.full(2, n)})
         bundles.append(files.read(str(tmp_path / f"{n}.npy")))
     report = tensors_report(bundles)
-    lines = data(report)["tensors"]
+    lines = as_json(report)["tensors"]
     assert [Path(line["source"]).name for line in lines] == ["0.npy", "1.npy"]
     assert "0.npy::(array)" in shown(report, width=200)
     assert shown(report, "csv").startswith("source,name,shape,")
@@ -169,9 +162,9 @@ def test_several_bundles_name_their_source(tmp_path: Path) -> None:
 
 def test_only_headers(saved: str) -> None:
     report = tensors_report(files.read(saved), header=True)
-    (first, *_) = data(report)["tensors"]
+    (first, *_) = as_json(report)["tensors"]
     assert first.keys() == {"name", "shape", "dtype", "bytes", "size"}
-    assert data(report)["totals"]["parameters"] == 25
+    assert as_json(report)["totals"]["parameters"] == 25
     assert [c.title for c in table(report).columns] == ["shape", "dtype", "bytes"]
 
 
@@ -192,7 +185,7 @@ def test_headers_of_a_huge_file(tmp_path: Path, suffix: str) -> None:
         except OSError:
             pytest.skip("no sparse files of that size here")
     report = tensors_report(files.read(str(path)), header=True)
-    assert data(report)["totals"]["bytes"] == 4 * count
+    assert as_json(report)["totals"]["bytes"] == 4 * count
     assert "512 GiB" in shown(report)
 
 
@@ -232,7 +225,7 @@ def test_sort(saved: str, sort: str, first: str, last: str) -> None:
 def test_every_column_can_be_sorted_by(saved: str) -> None:
     bundle = files.read(saved)
     for column in ("name", "shape", "dtype", "bytes", "size", *STATISTICS):
-        lines = data(tensors_report(bundle, sort=column))["tensors"]
+        lines = as_json(tensors_report(bundle, sort=column))["tensors"]
         values = [line[column] for line in lines if line[column] is not None]
         assert values == sorted(values, reverse=column not in ("name", "dtype"))
         assert [line[column] is None for line in lines] == sorted(
@@ -255,7 +248,7 @@ def test_thousands_of_tensors(many: files.Bundle) -> None:
     assert len(text.splitlines()) < 45
     assert "3,000 tensors" in text and "…" in text and "32 of 3,000 tensors" in text
     assert "2999" in text  # the last one stands there with its number
-    assert len(data(report)["tensors"]) == 3000
+    assert len(as_json(report)["tensors"]) == 3000
     assert shown(report, "csv").count("\n") == 3001
     whole = shown(tensors_report(many, full=True))
     assert "model.layers.1500.attn.q_proj.weight" in whole and whole.count("q_proj") == 3000
@@ -272,7 +265,7 @@ def test_csv_and_markdown(saved: str) -> None:
 def test_a_damaged_member(tmp_path: Path) -> None:
     report = tensors_report(files.read(damaged(tmp_path / "x.npz")))
     assert report.exit_code == 2
-    a, b, c = data(report)["tensors"]
+    a, b, c = as_json(report)["tensors"]
     assert (a["mean"], c["mean"]) == (1, 0)
     assert (b["shape"], b["mean"], b["nan"]) == ([20000], None, None)
     assert "Bad CRC-32" in b["reason"]
@@ -283,7 +276,7 @@ def test_a_damaged_member(tmp_path: Path) -> None:
     assert text.lines[0].startswith("b: ")
     assert "no NaN" not in shown(report)  # nobody knows
     assert "Bad CRC" in shown(report, "csv")
-    assert data(report)["totals"]["unreadable"] == 1
+    assert as_json(report)["totals"]["unreadable"] == 1
 
 
 def test_an_unknown_dtype(tmp_path: Path) -> None:
@@ -295,7 +288,7 @@ def test_an_unknown_dtype(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"\0\0\1\2")
     report = tensors_report(files.read(str(path)))
-    x, y = data(report)["tensors"]
+    x, y = as_json(report)["tensors"]
     assert (x["dtype"], x["bytes"], x["max"]) == ("F4", 2, None)
     assert "the dtype F4; readable are" in x["reason"]
     assert (y["max"], report.exit_code) == (2, 2)
@@ -311,7 +304,7 @@ def test_complex_numbers_have_no_statistics(tmp_path: Path) -> None:
     report = tensors_report(files.read(path))
     assert report.exit_code == 0  # the file is in order
     assert "without statistics: 'a': complex numbers" in report.warnings[0]
-    assert data(report)["tensors"][0]["mean"] is None
+    assert as_json(report)["tensors"][0]["mean"] is None
 
 
 def test_a_member_without_a_header(tmp_path: Path) -> None:
@@ -323,9 +316,9 @@ def test_a_member_without_a_header(tmp_path: Path) -> None:
         archive.writestr("b.npy", stream.getvalue())
     report = tensors_report(files.read(str(path)), header=True)
     assert report.exit_code == 2
-    assert data(report)["tensors"][0]["shape"] is None
+    assert as_json(report)["tensors"][0]["shape"] is None
     assert "unreadable" in shown(report)
-    assert data(tensors_report(files.read(str(path))))["tensors"][1]["mean"] == 1
+    assert as_json(tensors_report(files.read(str(path))))["tensors"][1]["mean"] == 1
 
 
 def test_warnings_name_the_first(saved: str) -> None:
