@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from attncli.models.layer import Layer, Norm
-from attncli.resources import Progress
+from attncli.models.layer import Layer, Norm, Projections
+from attncli.resources import Job, Progress, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,7 +33,8 @@ JUDGED = (
 class WeightFacts:
     """What the weights of one layer say; every array is ``(H,)``.
 
-    ``largest_logit``: ‖W_Q,h W_K,hᵀ‖₂·|scale|, biases and RoPE (at distance 0) aside;
+    ``largest_logit``: ‖W_Q,h W_K,hᵀ‖₂·|scale|, the gain of the norm before them and the biases
+    within, RoPE at distance 0;
     ``logit_bound`` what qk-norm allows at most (NaN without); ``ov_norm`` ‖W_O,h W_V,h‖₂;
     ``qk_rank``, ``ov_rank`` their effective ranks; ``query_norm`` … Frobenius norms;
     ``similarity`` the largest |cosine| of the QK circuit with another head's and ``similar_head``
@@ -65,13 +67,21 @@ class WeightFacts:
 
 
 def weight_facts(
-    layers: Sequence[Layer], progress: Progress | None = None
-) -> Iterator[WeightFacts]:
-    """Yield the facts of each layer; one layer's weights are in memory at a time."""
-    for n, layer in enumerate(layers):
-        yield layer_facts(layer)
-        if progress:
-            progress((n + 1) / len(layers))
+    layers: Sequence[Layer], *, threads: int | None = None, progress: Progress | None = None
+) -> list[WeightFacts]:
+    """Return the facts of each layer; ``threads`` layers at a time, one thread to each.
+
+    These are decompositions of small matrices, which BLAS's own threads slow down. As many
+    layers' weights are in memory as there are threads.
+    """
+    found: list[WeightFacts | None] = [None] * len(layers)
+
+    def measure(n: int) -> None:
+        found[n] = layer_facts(layers[n])
+
+    jobs: list[Job] = [partial(measure, n) for n in range(len(layers))]
+    run_jobs(jobs, threads or processors(), limit_blas=True, progress=progress)
+    return [one for one in found if one is not None]
 
 
 def layer_facts(layer: Layer) -> WeightFacts:
@@ -88,6 +98,11 @@ def layer_facts(layer: Layer) -> WeightFacts:
     own = np.arange(heads) // (heads // groups)  # the key/value head of each head
     bad = [_nonfinite(part) for part in parts]
     lost = bad[0] + bad[1][own] + bad[2][own] + (bad[3] if o is not None else 0)
+    sizes = [_norms(q), _norms(k)[own], _norms(v)[own]]
+    sizes.append(np.full(heads, np.nan) if o is None else _norms(o))
+    q, k, v = _folded(layer, made, q, k, v)
+    spoilt = [_nonfinite(part) > 0 for part in (q, k, v)]  # by a norm's gain or a bias as well
+    lost = np.maximum(lost, spoilt[0] | spoilt[1][own] | spoilt[2][own])
     if lost.any():  # they would stop the decompositions
         q, k, v = (np.nan_to_num(part, nan=0, posinf=0, neginf=0) for part in (q, k, v))
         o = None if o is None else np.nan_to_num(o, nan=0, posinf=0, neginf=0)
@@ -95,22 +110,59 @@ def layer_facts(layer: Layer) -> WeightFacts:
     right = _factors(v)[own]
     ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
     similar, other = _similarity(q, k, own)
-    unknown = np.where(lost > 0, np.nan, 1.0)
+    known = np.where(lost > 0, np.nan, 1.0)
     return WeightFacts(
         layer=layer,
-        largest_logit=qk[:, 0] * abs(layer.scale) * unknown,
-        logit_bound=_bound(layer) * unknown,
-        ov_norm=ov[:, 0] * unknown,
-        qk_rank=effective_ranks(qk) * unknown,
-        ov_rank=effective_ranks(ov) * unknown,
-        query_norm=_norms(q) * unknown,
-        key_norm=_norms(k)[own] * unknown,
-        value_norm=_norms(v)[own] * unknown,
-        output_norm=(np.full(heads, np.nan) if o is None else _norms(o)) * unknown,
-        similarity=similar * unknown,
+        largest_logit=qk[:, 0] * abs(layer.scale) * known,
+        logit_bound=_bound(layer) * known,
+        ov_norm=ov[:, 0] * known,
+        qk_rank=effective_ranks(qk) * known,
+        ov_rank=effective_ranks(ov) * known,
+        query_norm=sizes[0] * known,
+        key_norm=sizes[1] * known,
+        value_norm=sizes[2] * known,
+        output_norm=sizes[3] * known,
+        similarity=similar * known,
         similar_head=other,
         nonfinite=lost,
     )
+
+
+def _folded(
+    layer: Layer, made: Projections, q: Array, k: Array, v: Array
+) -> tuple[Array, Array, Array]:
+    """Return the projections with the norm before them and the biases within, ``(…, D, E + 1)``.
+
+    W(g∘x + b) + c is (W∘g)x + (Wb + c): the gain belongs to the columns, the rest is one more
+    column, whose input is constant. It is divided by √E, since a norm leaves inputs of norm √E and
+    these numbers are those of norm 1. Where the norm centres x, W∘g sees no mean. A key's
+    constant adds the same to all scores of a row and falls out of the softmax, unless RoPE turns
+    it; a value's is added to every output, and is no part of what a head reads.
+    """
+    norm = layer.input_norm
+
+    def fold(part: Array, bias: Array | None, normed: bool) -> tuple[Array, Array]:
+        constant = np.zeros(part.shape[:2], part.dtype)  # (…, D)
+        if bias is not None:
+            constant = constant + bias.reshape(constant.shape)
+        if norm is None or not normed:
+            return part, constant
+        if norm.biases:
+            constant = constant + part @ layer.tensor(norm.biases[0])
+        if norm.weights:
+            gain = layer.tensor(norm.weights[0])
+            part = part * (gain + 1 if norm.kind.endswith("+1") else gain)
+        return part - part.mean(-1, keepdims=True) if norm.centred else part, constant
+
+    def joined(part: Array, constant: Array) -> Array:
+        column = constant[..., None] / np.sqrt(part.shape[-1], dtype=part.dtype)
+        return np.concatenate([part, column], axis=-1)  # (…, D, E + 1)
+
+    own = layer.kind == "self"  # a cross layer's keys and values come from another norm
+    q, constant = fold(q, made.query_bias, True)
+    k, falls_out = fold(k, made.key_bias, own)
+    v, _ = fold(v, None, own)
+    return joined(q, constant), joined(k, falls_out if layer.rope else 0 * falls_out), v
 
 
 def _nonfinite(part: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from attncli.files.bundle import Bundle
 from attncli.measures.circuits import JUDGED, WeightFacts, judged, weight_facts
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
-from attncli.models.finding import find_layers, holds_layers
+from attncli.models.finding import find_layers, holds_layers, labels
 from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, sentences
 from attncli.reports.layers import family_of, layer_data, short_name
 from attncli.reports.selection import excerpt
@@ -23,21 +23,22 @@ __all__ = ["holds_layers", "weights_report"]
 WHOLE = 40  # heads up to here are all shown
 EDGE = 16
 MEANING = (
-    "logit: largest logit of two inputs of norm 1, ‖W_Q W_Kᵀ‖₂·scale; rank: effective, of the width"
+    "logit: largest logit of two inputs of norm 1, ‖W_Q W_Kᵀ‖₂·scale, with norm gains and biases; "
+    "rank: effective, of the width"
 )
 
 
 @dataclass(frozen=True)
 class _Head:
     facts: WeightFacts
-    at: int  # of the layer among all
+    layer: str  # its label among all
     head: int
     found: Mapping[str, float]
     verdict: Verdict
 
     @property
     def name(self) -> str:
-        return f"{self.at}/{self.head}"
+        return f"{self.layer}/{self.head}"
 
     @property
     def statistics(self) -> dict[str, float | int]:
@@ -68,15 +69,16 @@ def weights_report(
     layers = find_layers(
         bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
     )
-    facts = list(weight_facts(layers, progress))
+    facts = weight_facts(layers, progress=progress)
+    names = labels(layers)
     every = [
-        _Head(one, n, h, found, judge(found, 0.0, policy))
-        for n, (one, some) in enumerate(zip(facts, judged(facts), strict=True))
+        _Head(one, name, h, found, judge(found, 0.0, policy))
+        for name, one, some in zip(names, facts, judged(facts), strict=True)
         for h, found in enumerate(some)
     ]
     count = Counter(head.verdict.level for head in every)
     families = sorted({family_of(layer) for layer in layers} - {""})
-    blocks: list[Block] = [_layer_table(facts, full), _head_table(every, full)]
+    blocks: list[Block] = [_layer_table(facts, names, full), _head_table(every, full)]
     blocks += _reasons(every)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
@@ -105,8 +107,7 @@ def _scales(facts: Sequence[WeightFacts]) -> str:
 def _asides(facts: Sequence[WeightFacts]) -> list[str]:
     """Return what these numbers leave out."""
     layers = [one.layer for one in facts]
-    found = ["biases aside"] if any("query_bias" in a.tensors for a in layers) else []
-    found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
+    found = ["RoPE at distance 0"] if any(a.rope for a in layers) else []
     found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
     return found
 
@@ -114,7 +115,7 @@ def _asides(facts: Sequence[WeightFacts]) -> list[str]:
 # -- tables -----------------------------------------------------------------------------------
 
 
-def _layer_table(facts: Sequence[WeightFacts], full: bool) -> Table:
+def _layer_table(facts: Sequence[WeightFacts], names: Sequence[str], full: bool) -> Table:
     shown, gap = excerpt(range(len(facts)), full, WHOLE, EDGE)
     rows = []
     for one in (facts[n] for n in shown.tolist()):
@@ -139,7 +140,7 @@ def _layer_table(facts: Sequence[WeightFacts], full: bool) -> Table:
         title="layer",
         columns=[columns[n] for n in used],
         rows=[[row[n] for n in used] for row in rows],
-        labels=[str(n) for n in shown.tolist()],
+        labels=[names[n] for n in shown.tolist()],
         part=f"{len(shown)} of {len(facts)} layers" if gap else "",
         hint="--full, --format csv" if gap else "",
         row_gap=gap,

@@ -69,6 +69,7 @@ def test_a_family(key: str, tmp_path: Path) -> None:
                     layer.layer,
                     want=("output", "weights"),
                     backend="reference",
+                    input_norm="none",
                 )
                 assert wide.weights is not None
                 double = {"weights": wide.weights, "heads": wide.concat, "output": wide.output}[
@@ -266,10 +267,14 @@ def test_neighbours_that_change_the_result_are_named() -> None:
         *apart("layers.0.attention", "q_proj k_proj v_proj out_proj"),
         ("layers.0.attention.gru_rel_pos_linear.weight", (8, 4)),
     ]
-    layer = one(*tensors, heads=2)
-    assert layer.lacks == ("tensors beside it that are not used: gru_rel_pos_linear.weight",)
-    made = multihead(np.ones((3, 8)), layer)
-    assert made.warnings == (f"not computed: {layer.lacks[0]}",)
+    layer = one(*tensors, heads=2, config={"model_type": "bart"})
+    lack = "tensors beside it are not used: gru_rel_pos_linear.weight"
+    assert lack in [what for what, _ in layer.lacks]
+    with pytest.raises(InputError, match="not used: gru_rel_pos_linear.weight") as error:
+        multihead(np.ones((3, 8)), layer)
+    assert "--arch bart goes ahead" in str(error.value.hint)
+    made = multihead(np.ones((3, 8)), one(*tensors, heads=2, arch="bart"))
+    assert made.warnings == (f"not computed: {lack}",)
 
 
 def test_relative_bias_of_block_0_serves_its_stack() -> None:
@@ -792,12 +797,14 @@ def test_a_layer_that_cannot_be_read_does_not_hide_the_others() -> None:
     assert "1 more cannot be read: h.1.attn" in str(error.value.hint)
 
 
-def test_layer_types_and_windows_that_are_not_known_are_said() -> None:
+def test_layer_types_that_are_not_computed_are_refused() -> None:
     tensors = apart("layers.0.self_attn", QKVO)
-    config = {"model_type": "newone", "num_attention_heads": 2, "sliding_window": 4}
-    assert "sliding_window 4" in one(*tensors, config=config).lacks[0]
-    chunked = one(*tensors, config=config | {"layer_types": ["chunked_attention"]})
-    assert chunked.lacks == ("its layer type, chunked_attention",)
+    config = {"model_type": "llama", "num_attention_heads": 2, "layer_types": ["chunked_attention"]}
+    layer = one(*tensors, config=config)
+    with pytest.raises(InputError, match="its layer type, chunked_attention") as error:
+        multihead(np.ones((3, 8)), layer)
+    assert "give --mask in its place" in str(error.value.hint)
+    assert multihead(np.ones((3, 8)), layer, mask="causal & blocks(2)").output.shape == (3, 8)
 
 
 def test_a_scaling_that_cannot_be_computed_is_an_error_only_when_it_is_used() -> None:
@@ -808,31 +815,68 @@ def test_a_scaling_that_cannot_be_computed_is_an_error_only_when_it_is_used() ->
         "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.0]},
     }
     layer = one(*apart("layers.0.self_attn", QKVO), config=config)
-    assert layer.rope is None and "longrope" in layer.lacks[0]
+    assert layer.rope is None and "longrope" in layer.lacks[0].what
     with pytest.raises(InputError, match="longrope") as error:
         multihead(np.ones((3, 8)), layer)
     assert "--rope-cos" in str(error.value.hint)
     assert multihead(np.ones((3, 8)), layer, rope="none").output.shape == (3, 8)
 
 
-def test_an_unknown_family_says_what_was_assumed() -> None:
-    config = {
-        "model_type": "newone",
-        "num_attention_heads": 2,
-        "rope_theta": 1e4,
-        "architectures": ["NewOneForCausalLM"],
-    }
-    layer = one(*apart("layers.0.self_attn", QKVO), config=config)
-    assert layer.family == "unknown" and layer.causal and layer.rope is not None
-    text = " ".join(layer.notes)
-    assert "causal is assumed" in text and "halves" in text
-    assert "'newone' is not in the table: a causal mask and RoPE are assumed" in layer.unknown
-    assert "--arch llama" in layer.unknown
-    assert multihead(np.ones((3, 8)), layer).warnings == (layer.unknown,)
-    del config["rope_theta"], config["architectures"]
-    plain = one(*apart("layers.0.self_attn", QKVO), config=config)
-    assert "no causal mask and no RoPE are assumed" in plain.unknown
-    assert one(*apart("layers.0.self_attn", QKVO), config=config, arch="llama").unknown == ""
+NOT_COMPUTED: dict[str, tuple[str, Any, str, str]] = {
+    # parent, config, message, architecture that goes ahead
+    "an unknown type": ("layers.0.self_attn", {"model_type": "newone"}, "'newone' is not", "llama"),
+    "a base class of an unknown type": (
+        "layers.0.self_attn",
+        {"model_type": "newone", "architectures": ["NewOneModel"], "rope_theta": 1e4},
+        "'newone' is not in the table",
+        "llama",
+    ),
+    "no config, names of many": ("layers.0.self_attn", None, "nothing says its model_type", "llama"),
+    "a config without a type": ("layers.0.self_attn", {}, "nothing says its model_type", "llama"),
+    "an unknown whole with a known part": (
+        "language_model.layers.0.self_attn",
+        {"model_type": "newone", "text_config": {"model_type": "llama"}},
+        "'newone' is not",
+        "llama",
+    ),
+    "a known whole with an unknown part": (
+        "vision_model.layers.0.self_attn",
+        {"model_type": "clip", "vision_config": {"model_type": "newone"}},
+        "'newone' is not",
+        "llama",
+    ),
+    "a part of a whole that no config speaks of": (
+        "resampler.layers.0.self_attn",
+        {"model_type": "blip", "text_config": {"model_type": "llama", "num_attention_heads": 2}},
+        "nothing says which part of 'blip' it is",
+        "llama",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NOT_COMPUTED)
+def test_what_is_not_known_is_refused_and_goes_ahead_by_name(what: str) -> None:
+    parent, config, message, arch = NOT_COMPUTED[what]
+    tensors = apart(parent, QKVO)
+    layer = one(*tensors, config=config, heads=2)
+    x = np.random.default_rng(0).standard_normal((3, 8))
+    with pytest.raises(InputError, match=message) as error:
+        multihead(x, layer)
+    assert f"--arch {arch} goes ahead" in str(error.value.hint)
+    named = one(*tensors, config=config, heads=2, arch=arch)
+    made = multihead(x, named)
+    assert not made.warnings and named.family == arch and named.causal and named.rope is not None
+
+
+def test_names_of_one_kind_of_model_are_assumed_without_a_config() -> None:
+    layer = one(*apart("encoder.layer.0.attention", BERT), heads=2)
+    assert layer.family == "bert" and not layer.lacks
+    assert "its names are BERT's, so bert is assumed" in layer.notes[0]
+
+
+def test_an_encoder_config_that_says_decoder_is_causal() -> None:
+    config = {"model_type": "bert", "num_attention_heads": 2, "is_decoder": True}
+    assert one(*apart("encoder.layer.0.attention", BERT), config=config).causal
 
 
 BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
