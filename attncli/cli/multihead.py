@@ -92,6 +92,12 @@ HeadDim = Annotated[
     options.option("--head-dim", metavar="D", panel=WEIGHTS, callback=options.at_least_one,
                    help="Width of a head."),
 ]  # fmt: skip
+InputNorm = Annotated[
+    str,
+    options.option("--input-norm", **options.one_of("auto", "none"), panel=WEIGHTS,
+                   help="auto (default): X is what transformers calls hidden states, the norm before "
+                   "the projections is applied first, if there is one; none: X is normed."),
+]  # fmt: skip
 RandomWeights = Annotated[
     int | None,
     options.option("--random-weights", metavar="SEED", panel=WEIGHTS,
@@ -184,6 +190,7 @@ def multihead(
     heads: Heads = None,
     kv_heads: KvHeads = None,
     head_dim: HeadDim = None,
+    input_norm: InputNorm = "auto",
     random_weights: RandomWeights = None,
     model_dim: ModelDim = None,
     mask: Mask = None,
@@ -318,8 +325,8 @@ def multihead(
             return given.labels(problem, own), view
 
         made = studie_layer.multihead(
-            given.x, own, **given.arguments, rope=given.rope(own), backend=backend, device=device,
-            threads=threads, progress=progress,
+            given.x, own, **given.arguments, rope=given.rope(own), input_norm=input_norm,
+            backend=backend, device=device, threads=threads, progress=progress,
             want=lambda p: report_multihead.layer_wanted(p, look(p)[1], names, machine),
         )  # fmt: skip
         labels, view = look(made.attention.problem)

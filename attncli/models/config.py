@@ -20,12 +20,13 @@ NESTED: Mapping[str, tuple[str, ...]] = {
     "audio_config": ("audio", "speech"),
     "qformer_config": ("qformer",),
     "text_config": ("text", "language"),
+    "depth_decoder_config": ("depth_decoder",),
     "encoder": ("encoder",),
     "decoder": ("decoder",),
 }
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 #: Components of a decoder's path that name no part of a model.
-PLAIN = {"", "model", "transformer", "layers", "h", "self_attn", "attn"}
+PLAIN = {"", "model", "backbone_model", "transformer", "layers", "h", "self_attn", "attn"}
 KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "kv_n_heads")
 WIDTHS = ("head_dim", "d_kv", "attention_head_size")
 EPSILONS = (
@@ -52,6 +53,20 @@ def parts_of(config: Config, path: str) -> list[Config]:
     if isinstance(inner, dict) and first(config, HEADS) is None and {*before} <= PLAIN:
         return [config, inner]
     return [config]
+
+
+def speaks_of(chain: Sequence[Config], path: str) -> bool:
+    """Return whether the last of a path's configs says what its layers are.
+
+    A model of parts says nothing of a part that it does not name, and a part that goes by the
+    name of the whole (as in older Qwen-VL) nothing of itself.
+    """
+    last = chain[-1]
+    parts = any(isinstance(v, dict) and v.get("model_type") for v in last.values())
+    named = {part for part in path.split(".") if not part.isdigit()} - PLAIN
+    if parts and named:
+        return False
+    return len(chain) == 1 or model_type(last) != model_type(chain[0]) or not model_type(last)
 
 
 def first(config: Config, names: Sequence[str]) -> tuple[str, Any] | None:

@@ -21,7 +21,8 @@ class Family:
     ``theta`` and ``partial`` its defaults, ``rope_on`` which layers turn. ``scale`` fixed, or None
     for 1/√D. ``fused`` the packing where the leaf's name does not tell; ``transposed`` for weights
     stored (in, out). ``norm`` the kind of qk-norm. ``window`` the rule where config.json has no
-    layer_types: ``all``, ``upper`` (from max_window_layers on), ``every N`` (all but each Nth).
+    layer_types: ``all``, ``upper`` (from max_window_layers on), ``every N`` (all but each Nth);
+    ``shifted``: every other block hides some keys of an image's windows (Swin).
     ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``, ``buckets``.
 
     ``before`` is the kind of norm between hidden states and projections, '' where these take
@@ -29,6 +30,8 @@ class Family:
     with ! before it where it is true unless said. ``gainless`` where nothing scales that norm;
     ``eps`` the family's, where config.json never says it. ``lacks`` says what attncli cannot do of
     it; ``only`` the member of config.json that says so, where not always.
+    ``note`` is said of each of its layers.
+    ``spare`` begins the names of tensors for other inputs than X (LUKE's entities).
     """
 
     causal: bool | str = False
@@ -49,6 +52,8 @@ class Family:
     eps: float | None = None
     lacks: str = ""
     only: str = ""
+    spare: str = ""
+    note: str = ""
 
 
 ENCODER = Family()
@@ -61,6 +66,7 @@ POST_LLAMA = Family(causal=True, rope="half")  # OLMo 2 and kin: normed after at
 LLAMA = replace(POST_LLAMA, before="rms")
 LLAMA_LAYER_NORM = replace(LLAMA, before="layer")
 GEMMA = replace(LLAMA, before="rms+1")
+GEMMA_3 = replace(GEMMA, window="every 6", norm="rms+1", theta=1e6)
 INTERLEAVED = replace(LLAMA, rope="interleaved")
 T5 = Family(causal="decoder", scale=1.0, bias="buckets", before="rms")
 
@@ -68,36 +74,51 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(
         (
             "bert", "roberta", "xlm_roberta", "camembert", "electra", "ernie", "layoutlm",
-            "megatron_bert", "big_bird", "albert", "distilbert", "xlm", "flaubert",
-            "rembert", "luke", "roc_bert", "canine", "splinter", "data2vec_text",
-            "swin", "timm", "torch",
+            "big_bird", "albert", "distilbert", "xlm", "flaubert",
+            "rembert", "roc_bert", "canine", "splinter", "data2vec_text", "bert_generation",
+            "dpr", "markuplm", "tapas", "visual_bert", "align_text_model", "altclip_text_model",
+            "chinese_clip_text_model", "clap_text_model", "bridgetower_text_model",
+            "timm", "torch",
         ),
         ENCODER,
     ),
     **dict.fromkeys(
         (
             "vit", "vit_mae", "vit_msn", "deit", "ijepa", "dinov2", "beit", "clip_vision_model",
-            "siglip", "siglip_text_model", "siglip_vision_model", "blip_vision_model",
+            "siglip_text_model", "siglip_vision_model", "siglip2_text_model", "blip_vision_model",
+            "blip_2_vision_model", "instructblip_vision_model", "instructblipvideo_vision_model",
+            "altclip_vision_model", "chinese_clip_vision_model", "clipseg_vision_model",
+            "metaclip_2_vision_model", "owlvit_vision_model", "owlv2_vision_model",
+            "git_vision_model", "idefics2_vision", "idefics3_vision", "smolvlm_vision",
+            "kosmos_2_vision_model", "dinov2_with_registers", "dpt", "flava_image_model",
+            "flava_text_model", "data2vec_vision", "pixio", "qwen2_audio_encoder",
+            "voxtral_encoder", "roberta_prelayernorm", "xlm_roberta_xl", "megatron_bert",
         ),
         PRE_ENCODER,
+    ),
+    **dict.fromkeys(
+        ("aimv2_vision_model", "ovis2_vision"), replace(PRE_ENCODER, before="rms")
     ),
     **dict.fromkeys(("wav2vec2", "hubert"), replace(PRE_ENCODER, before_if="do_stable_layer_norm")),
     "ctrl": PRE_DECODER,
     "biogpt": PRE_DECODER,
     "xglm": PRE_DECODER,
     "opt": replace(PRE_DECODER, before_if="!do_layer_norm_before"),
-    **dict.fromkeys(("bart", "marian"), SEQ2SEQ),
+    **dict.fromkeys(("bart", "marian", "mvp", "plbart", "blenderbot_small"), SEQ2SEQ),
     **dict.fromkeys(
         (
             "mbart", "pegasus", "m2m_100", "blenderbot", "whisper", "speech_to_text",
-            "openai_whisper",
+            "openai_whisper", "nllb_moe",
         ),
         PRE_SEQ2SEQ,
     ),
-    "blenderbot_small": SEQ2SEQ,
     **dict.fromkeys(("t5", "mt5", "umt5"), T5),
+    "luke": Family(spare="self.w2e_ self.e2w_ self.e2e_"),
+    "swin": replace(PRE_ENCODER, window="shifted"),
     "mpnet": Family(bias="buckets"),
-    "longformer": Family(window="longformer", lacks="global attention (query_global …)"),
+    "longformer": Family(
+        window="longformer", lacks="its global attention (query_global …) is not computed"
+    ),
     "modernbert": Family(rope="half", theta=160000.0, window="modernbert", before="layer"),
     "eurobert": Family(rope="half", before="rms"),
     "nomic_bert": Family(rope="half"),
@@ -105,13 +126,24 @@ FAMILIES: Mapping[str, Family] = {
     "roformer": Family(rope="interleaved"),
     **dict.fromkeys(
         ("deberta", "deberta_v2"),
-        Family(lacks="its relative position terms (c2p, p2c)", only="relative_attention"),
+        Family(
+            lacks="its relative position terms (c2p, p2c) are not computed",
+            only="relative_attention",
+        ),
     ),
     "dinov3_vit": replace(PRE_ENCODER, rope="image"),
-    "blip_text_model": Family(causal="text_decoder"),
+    "blip_text_model": Family(causal="bert"),  # the module of its language model
     "clip": Family(causal="text_model", before="layer"),
-    "clip_text_model": PRE_DECODER,
-    "gpt2": replace(PRE_DECODER, fused="rows", transposed=True),
+    **dict.fromkeys(
+        (
+            "clip_text_model", "clipseg_text_model", "groupvit_text_model", "owlvit_text_model",
+            "owlv2_text_model", "metaclip_2_text_model", "xclip_text_model",
+        ),
+        PRE_DECODER,
+    ),
+    **dict.fromkeys(("gpt2", "gpt_sw3"), replace(PRE_DECODER, fused="rows", transposed=True)),
+    "imagegpt": replace(PRE_DECODER, before="rms", fused="rows", transposed=True),
+    "openai_gpt": replace(DECODER, fused="rows", transposed=True),
     "nanogpt": replace(PRE_DECODER, fused="rows"),  # (code)
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),
@@ -128,7 +160,8 @@ FAMILIES: Mapping[str, Family] = {
         (
             "llama", "granite", "arcee", "seed_oss", "apertus", "qwen3_moe", "granitemoe",
             "granitemoeshared", "olmoe", "minimax_m2", "internlm3", "solar_open",
-            "hy_v3", "cwm", "csm", "csm_depth_decoder_model",
+            "hy_v3", "cwm", "csm", "csm_depth_decoder_model", "aria_text", "emu3_text_model",
+            "granite_swa", "granitemoe_swa", "qwen3_vl_text", "qwen3_vl_moe_text",
         ),
         LLAMA,
     ),
@@ -140,15 +173,19 @@ FAMILIES: Mapping[str, Family] = {
     "phimoe": replace(LLAMA_LAYER_NORM, window="all", theta=1e6),
     "starcoder2": replace(LLAMA_LAYER_NORM, window="all"),
     "phi3": replace(LLAMA, window="all", fused="rows"),
-    **dict.fromkeys(("qwen2", "qwen3", "qwen2_moe", "dots1"), replace(LLAMA, window="upper")),
+    **dict.fromkeys(
+        ("qwen2", "qwen3", "qwen2_moe", "dots1", "qwen2_vl_text", "qwen2_5_vl_text"),
+        replace(LLAMA, window="upper"),
+    ),
     "glm4_moe": replace(LLAMA, partial=0.5),
     "lfm2": replace(LLAMA, theta=1e6),
     "jais2": replace(LLAMA_LAYER_NORM, theta=500000.0),
     "nemotron_h": replace(PRE_DECODER, before="rms"),
     "gemma": GEMMA,
     **dict.fromkeys(("gemma2", "vaultgemma"), replace(GEMMA, window="every 2")),
-    **dict.fromkeys(
-        ("gemma3", "gemma3_text"), replace(GEMMA, window="every 6", norm="rms+1", theta=1e6)
+    "gemma3_text": GEMMA_3,
+    "gemma3": replace(
+        GEMMA_3, note="tokens are taken as text: those of an image see each other (--mask)"
     ),
     "gpt_oss": replace(LLAMA, window="every 2", theta=150000.0),
     "olmo2": POST_LLAMA,
@@ -173,7 +210,16 @@ FAMILIES: Mapping[str, Family] = {
 
 
 #: Models whose parts are what the parts' own model_type says, with no mask of their own.
-COMPOSITES = frozenset({"siglip", "blip"})
+COMPOSITES = frozenset(
+    {
+        "siglip", "blip", "altclip", "chinese_clip", "clipseg", "metaclip_2", "owlvit", "owlv2",
+        "llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava",
+        "aya_vision", "cohere2_vision", "idefics2", "idefics3", "smolvlm", "mistral3", "internvl",
+        "got_ocr2", "ovis2", "deepseek_vl", "deepseek_vl_hybrid", "lighton_ocr", "aria", "emu3",
+        "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
+        "blip_2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
+    }
+)  # fmt: skip
 
 
 def family_named(arch: str) -> Family:

@@ -53,7 +53,8 @@ class Norm:
 class Lack(NamedTuple):
     """A part of the layer that is known and not computed.
 
-    ``option`` is the argument of ``multihead`` that stands in for it: ``rope``, ``mask``, or ''.
+    ``option`` is the argument of ``multihead`` that stands in for it: ``rope``, ``mask``, or '';
+    ``arch`` where nothing is known but that.
     """
 
     what: str
@@ -186,14 +187,16 @@ class Layer:
         found = [lack for lack in self.lacks if lack.option not in given or not lack.option]
         if found and not self.forced:
             first = found[0]
-            instead = {
-                "rope": "give --rope-cos and --rope-sin, or --rope none to leave it out; ",
-                "mask": "give --mask in its place; ",
-            }.get(first.option, "")
-            raise InputError(
-                f"{self.label}: {first.what}",
-                f"{instead}--arch {self.arch} goes ahead without it, and says so",
+            ahead = f"--arch {self.arch} goes ahead without it, and says so"
+            plain = (
+                f", --arch torch for plain attention: no mask, no RoPE, scale 1/√{self.head_dim}"
             )
+            hints = {
+                "arch": f"--config FILE; --arch {self.arch} where it is built like that{plain}",
+                "rope": f"give --rope-cos and --rope-sin, or --rope none to leave it out; {ahead}",
+                "mask": f"give --mask in its place; {ahead}",
+            }
+            raise InputError(f"{self.label}: {first.what}", hints.get(first.option, ahead))
         return tuple(lack.what for lack in found)
 
     def array(self, role: str) -> Array | None:

@@ -120,7 +120,8 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
     "self": (
         "input_layernorm", "layernorm_before", "self_attn_layer_norm", "layer_norm1", "ln_attn",
         "ln_1", "norm1", "norm_1", "attn_norm", "attention_norm", "attention_layernorm",
-        "operator_norm", "attn_ln", "layernorm1", "LayerNorm", "layer_norm", "norm",
+        "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm", "layer_norm",
+        "norm", "ln",
     ),
     "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm"),
 }  # fmt: skip
@@ -258,17 +259,18 @@ def _norm(whole: str, part: str, present: set[str]) -> tuple[str, ...]:
 def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, str, str] | None:
     """Return leaf, weight and bias ('' without one) of the norm before a layer of this kind.
 
-    Looked for in the attention itself, then upwards to the numbered block that it is a part of.
+    Looked for in the attention itself, then upwards to the numbered block that it is a part of; in
+    what holds the attention where there are no numbers.
     """
-    place = parent
-    while True:
+    parts = parent.split(".")
+    block = max((n + 1 for n, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
+    for end in range(len(parts), block - 1, -1):
         for leaf in BEFORE[kind]:
-            weight, bias = (join(place, f"{leaf}.{part}") for part in ("weight", "bias"))
-            if weight in names:
-                return leaf, weight, bias if bias in names else ""
-        if not place or place.rpartition(".")[2].isdigit():
-            return None
-        place = place.rpartition(".")[0]
+            for gain, bias in (("weight", "bias"), ("gamma", "beta")):
+                place = join(".".join(parts[:end]), leaf)
+                if f"{place}.{gain}" in names:
+                    return leaf, f"{place}.{gain}", f"{place}.{bias}" * (f"{place}.{bias}" in names)
+    return None
 
 
 def _without_shadows(found: list[Found]) -> list[Found]:

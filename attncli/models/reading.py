@@ -43,6 +43,8 @@ class Reading:
         layout = found.layout
         if self.family_name not in FAMILIES and (layout.family or not self.stated):
             self.family_name = layout.family or layout.alone
+        if not self.forced and not configs.speaks_of(chain, found.parent):
+            self.family_name = ""
         self.family: Family | None = FAMILIES.get(self.family_name)
         self.index = next(iter(numbers(found.parent)), 0)
 
@@ -231,19 +233,23 @@ class Reading:
         known = {*FAMILIES, *COMPOSITES}
         strange = [] if self.forced else [name for name in self.stated if name not in known]
         if strange:
-            self.lacks.append(Lack(f"model_type '{strange[0]}' is not in the table of families"))
+            self.lacks.append(
+                Lack(f"model_type '{strange[0]}' is not in the table of families", "arch")
+            )
         elif family is None and not layout.by_hand:
             what = f"which part of '{self.stated[-1]}' it is" if self.stated else "its model_type"
             self.lacks.append(
-                Lack(f"nothing says {what}: whether it has a mask or RoPE is not known")
+                Lack(f"nothing says {what}: whether it has a mask or RoPE is not known", "arch")
             )
         elif family is not None and not self.stated and not layout.family and not self.forced:
             self.notes.append(
                 f"no model_type: its names are {layout.name}'s, so {self.family_name} is assumed "
                 "(--config, --arch)"
             )
+        whole = {name: FAMILIES[name].note for name in self.stated if name in FAMILIES}
+        self.notes += filter(None, whole.values())
         if family and family.lacks and (not family.only or self.config.get(family.only)):
-            self.lacks.append(Lack(f"{family.lacks} are not computed"))
+            self.lacks.append(Lack(family.lacks))
         if layout.by_hand:
             self.notes.append("weights are taken as (out, in), as torch's Linear has them")
         if "output" not in self.found.tensors:
@@ -253,8 +259,25 @@ class Reading:
             )
         if self.config.get("attention_type") == "block_sparse":
             self.lacks.append(Lack("its block-sparse attention is not computed", "mask"))
-        if self.found.unused and not (family and family.lacks):
-            some = [n[len(self.found.parent) :].lstrip(".") for n in self.found.unused]
+        if family and family.window == "shifted" and sum(numbers(self.found.parent)[1:]) % 2:
+            self.lacks.append(
+                Lack("its windows are shifted: which keys they hide is not computed", "mask")
+            )
+        self._spare(family or Family())
+
+    def _spare(self, family: Family) -> None:
+        """Account for tensors in the attention that no role has."""
+        norm = norm_before(self.found.parent, "self", self.names) if family.before else None
+        some = [
+            name[len(self.found.parent) :].lstrip(".")
+            for name in self.found.unused
+            if name not in (norm or ())
+        ]
+        others = [name for name in some if name.startswith(tuple(family.spare.split()))]
+        if others:
+            self.notes.append(f"for other inputs than X, not used: {listed(others, 4)}")
+        some = [name for name in some if name not in others]
+        if some and not family.lacks:
             self.lacks.append(Lack(f"tensors beside it are not used: {listed(some, 4)}"))
 
     def _arch(self) -> str:

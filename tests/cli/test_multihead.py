@@ -548,7 +548,8 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "an output over its input": ("x.npy -w llama --layer 0 -o x.npy", ["overwrite an input"]),
     "an output over its weights": ("wide.npy -w plain.safetensors --heads 2 -o plain.safetensors",
                                    ["overwrite an input"]),
-    "no cross memory": ("wide.npy -w cross.safetensors --heads 2", ["give --memory"]),
+    "no cross memory": ("wide.npy -w cross.safetensors --heads 2 --arch bart",
+                        ["give --memory"]),
 }  # fmt: skip
 
 
@@ -563,19 +564,21 @@ def test_a_sequence_of_padding_alone_is_said(door: Door, tmp_path: Path) -> None
     assert door(*told).err == ""
 
 
-def test_an_unknown_family_is_no_llama(door: Door, llama: Path, tmp_path: Path) -> None:
+def test_an_unknown_family_is_refused_and_still_shown(
+    door: Door, llama: Path, tmp_path: Path
+) -> None:
     folder = checkpoint(tmp_path / "strange", model_type="xyzzy")
     ran = door("multihead", "x.npy", "-w", folder, "--layer", 0)
-    assert ran.code == 0
-    assert ran.out.startswith("unknown family (names like Llama's) self-attention")
+    assert (ran.code, ran.out) == (2, "")
     said = " ".join(ran.err.split())
-    assert said.startswith("warning: model_type 'xyzzy' is not in the table")
-    assert "--arch llama" in said
+    assert "model_type 'xyzzy' is not in the table" in said and "--arch llama" in said
+    assert door("multihead", "x.npy", "-w", folder, "--layer", 0, "--arch", "llama").err == ""
     listed = " ".join(door("multihead", "-w", folder, "--list").out.split())
+    assert listed.startswith("2 attention layers · unknown family (names like Llama's)")
     assert "'xyzzy' is not in the table" in listed
     data = door("multihead", "-w", folder, "--list", "--json").data
-    assert "'xyzzy' is not in the table" in data["layers"][0]["notes"][0]
-    assert door("multihead", "x.npy", "-w", folder, "--layer", 0, "--arch", "llama").err == ""
+    assert "'xyzzy' is not in the table" in data["layers"][0]["not_computed"][0]
+    assert door("inspect", folder).code == 0
 
 
 def test_the_title_of_the_map_of_a_batch_fits(door: Door, llama: Path) -> None:
@@ -606,7 +609,7 @@ def test_a_pytorch_file_needs_torch(
     torch.save({n: torch.from_numpy(w) for n, w in llama_like().items()},
                folder / "pytorch_model.bin")  # fmt: skip
     np.save(tmp_path / "wide.npy", RNG.normal(size=(3, 8)).astype(np.float32))
-    told = ("multihead", "wide.npy", "-w", folder, "--heads", 2)
+    told = ("multihead", "wide.npy", "-w", folder, "--heads", 2, "--arch", "llama")
     assert door(*told).code == 0
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     ran = door(*told)
