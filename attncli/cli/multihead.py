@@ -95,8 +95,8 @@ HeadDim = Annotated[
 InputNorm = Annotated[
     str,
     options.option("--input-norm", **options.one_of("auto", "none"), panel=WEIGHTS,
-                   help="auto (default): X is what transformers calls hidden states, the norm before "
-                   "the projections is applied first, if there is one; none: X is normed."),
+                   help="auto (default): X is what transformers calls hidden states; the norm "
+                   "before the projections, if any, is applied first. none: X is normed."),
 ]  # fmt: skip
 RandomWeights = Annotated[
     int | None,

@@ -217,6 +217,8 @@ def turns(config: Config, family: Family, index: int, kind: str) -> bool:
         return bool(config.get("position_embedding_type") == "rotary")
     if family.rope_on == "sliding":
         return kind == "sliding_attention" or config.get("sliding_window") is None
+    if family.rope_on == "stated":
+        return number(members(config, "rope_parameters"), *THETAS) is not None
     layers = config.get("no_rope_layers")
     if family.rope_on == "no_rope_layers" and not layers:
         return (index + 1) % int(number(config, "no_rope_layer_interval") or 4) != 0
@@ -294,7 +296,8 @@ def causal(config: Config, family: Family, path: str) -> bool:
         return family.causal in path.split(".")
     if family.causal:
         return not config.get("use_bidirectional_attention")
-    return bool(config.get("is_decoder") and not config.get("is_encoder_decoder"))
+    decoder = config.get("is_decoder") and not config.get("is_encoder_decoder")
+    return bool(decoder or config.get("causal"))  # XLM's word for it
 
 
 def flag(config: Config, member: str) -> bool:

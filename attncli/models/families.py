@@ -29,7 +29,8 @@ class Family:
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
     with ! before it where it is true unless said. ``gainless`` where nothing scales that norm;
     ``eps`` the family's, where config.json never says it. ``lacks`` says what attncli cannot do of
-    it; ``only`` the member of config.json that says so, where not always.
+    it; ``only`` the member of config.json, or the component of the path, that says so, where not
+    always.
     ``note`` is said of each of its layers.
     ``spare`` begins the names of tensors for other inputs than X (LUKE's entities).
     """
@@ -74,8 +75,8 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(
         (
             "bert", "roberta", "xlm_roberta", "camembert", "electra", "ernie", "layoutlm",
-            "big_bird", "albert", "distilbert", "xlm", "flaubert",
-            "rembert", "roc_bert", "canine", "splinter", "data2vec_text", "bert_generation",
+            "big_bird", "albert", "distilbert",
+            "rembert", "roc_bert", "splinter", "data2vec_text", "bert_generation",
             "dpr", "markuplm", "tapas", "visual_bert", "align_text_model", "altclip_text_model",
             "chinese_clip_text_model", "clap_text_model", "bridgetower_text_model",
             "timm", "torch",
@@ -84,14 +85,14 @@ FAMILIES: Mapping[str, Family] = {
     ),
     **dict.fromkeys(
         (
-            "vit", "vit_mae", "vit_msn", "deit", "ijepa", "dinov2", "beit", "clip_vision_model",
+            "vit", "vit_mae", "vit_msn", "deit", "ijepa", "dinov2", "clip_vision_model",
             "siglip_text_model", "siglip_vision_model", "siglip2_text_model", "blip_vision_model",
             "blip_2_vision_model", "instructblip_vision_model", "instructblipvideo_vision_model",
             "altclip_vision_model", "chinese_clip_vision_model", "clipseg_vision_model",
             "metaclip_2_vision_model", "owlvit_vision_model", "owlv2_vision_model",
             "git_vision_model", "idefics2_vision", "idefics3_vision", "smolvlm_vision",
             "kosmos_2_vision_model", "dinov2_with_registers", "dpt", "flava_image_model",
-            "flava_text_model", "data2vec_vision", "pixio", "qwen2_audio_encoder",
+            "flava_text_model", "pixio", "qwen2_audio_encoder",
             "voxtral_encoder", "roberta_prelayernorm", "xlm_roberta_xl", "megatron_bert",
         ),
         PRE_ENCODER,
@@ -104,7 +105,7 @@ FAMILIES: Mapping[str, Family] = {
     "biogpt": PRE_DECODER,
     "xglm": PRE_DECODER,
     "opt": replace(PRE_DECODER, before_if="!do_layer_norm_before"),
-    **dict.fromkeys(("bart", "marian", "mvp", "plbart", "blenderbot_small"), SEQ2SEQ),
+    **dict.fromkeys(("bart", "marian", "plbart", "blenderbot_small"), SEQ2SEQ),
     **dict.fromkeys(
         (
             "mbart", "pegasus", "m2m_100", "blenderbot", "whisper", "speech_to_text",
@@ -113,6 +114,22 @@ FAMILIES: Mapping[str, Family] = {
         PRE_SEQ2SEQ,
     ),
     **dict.fromkeys(("t5", "mt5", "umt5"), T5),
+    **dict.fromkeys(
+        ("xlm", "flaubert"),
+        Family(lacks="its norm before the projections is not applied", only="pre_norm"),
+    ),
+    **dict.fromkeys(
+        ("beit", "data2vec_vision"),
+        replace(
+            PRE_ENCODER, lacks="its layers' common position bias is not computed",
+            only="use_shared_relative_position_bias",
+        ),
+    ),
+    "mvp": replace(SEQ2SEQ, lacks="keys of its prompts are not there", only="use_prompt"),
+    "canine": Family(
+        lacks="its local attention, by chunks of characters, is not computed",
+        only="initial_char_encoder",
+    ),
     "luke": Family(spare="self.w2e_ self.e2w_ self.e2e_"),
     "swin": replace(PRE_ENCODER, window="shifted"),
     "mpnet": Family(bias="buckets"),
@@ -123,7 +140,9 @@ FAMILIES: Mapping[str, Family] = {
     "eurobert": Family(rope="half", before="rms"),
     "nomic_bert": Family(rope="half"),
     "esm": Family(rope="half", rope_on="rotary", before="layer"),
-    "roformer": Family(rope="interleaved"),
+    "roformer": Family(
+        rope="interleaved", lacks="the RoPE of its values is not computed", only="rotary_value"
+    ),
     **dict.fromkeys(
         ("deberta", "deberta_v2"),
         Family(
@@ -191,7 +210,7 @@ FAMILIES: Mapping[str, Family] = {
     "olmo2": POST_LLAMA,
     "flex_olmo": POST_LLAMA,
     "olmo3": replace(POST_LLAMA, window="every 4"),
-    "olmo_hybrid": POST_LLAMA,
+    "olmo_hybrid": replace(POST_LLAMA, rope_on="stated"),
     "exaone4": replace(POST_LLAMA, window="every 4", rope_on="sliding"),
     "smollm3": replace(LLAMA, window="no_rope", theta=2e6, rope_on="no_rope_layers"),
     **dict.fromkeys(

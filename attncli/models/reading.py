@@ -248,7 +248,9 @@ class Reading:
             )
         whole = {name: FAMILIES[name].note for name in self.stated if name in FAMILIES}
         self.notes += filter(None, whole.values())
-        if family and family.lacks and (not family.only or self.config.get(family.only)):
+        parts = self.found.parent.split(".")
+        only = family.only if family else ""
+        if family and family.lacks and (not only or self.config.get(only) or only in parts):
             self.lacks.append(Lack(family.lacks))
         if layout.by_hand:
             self.notes.append("weights are taken as (out, in), as torch's Linear has them")
@@ -277,7 +279,7 @@ class Reading:
         if others:
             self.notes.append(f"for other inputs than X, not used: {listed(others, 4)}")
         some = [name for name in some if name not in others]
-        if some and not family.lacks:
+        if some and not (family.lacks and not family.only):
             self.lacks.append(Lack(f"tensors beside it are not used: {listed(some, 4)}"))
 
     def _arch(self) -> str:

@@ -23,8 +23,7 @@ __all__ = ["holds_layers", "weights_report"]
 WHOLE = 40  # heads up to here are all shown
 EDGE = 16
 MEANING = (
-    "logit: largest logit of two inputs of norm 1, ‖W_Q W_Kᵀ‖₂·scale, with norm gains and biases; "
-    "rank: effective, of the width"
+    "logit: largest logit of two inputs of norm 1, ‖W_Q W_Kᵀ‖₂·scale; rank: effective, of the width"
 )
 
 
@@ -107,7 +106,8 @@ def _scales(facts: Sequence[WeightFacts]) -> str:
 def _asides(facts: Sequence[WeightFacts]) -> list[str]:
     """Return what these numbers leave out."""
     layers = [one.layer for one in facts]
-    found = ["RoPE at distance 0"] if any(a.rope for a in layers) else []
+    found = ["norm gains and biases within"]
+    found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
     found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
     return found
 

@@ -855,6 +855,33 @@ def test_what_is_not_known_is_refused_and_goes_ahead_by_name(what: str) -> None:
     assert not made.warnings and named.family == arch and named.causal and named.rope is not None
 
 
+PARTS_NOT_COMPUTED = {
+    "roformer": ({"rotary_value": True}, "layer.0.attention", "RoPE of its values"),
+    "beit": ({"use_shared_relative_position_bias": True}, "layer.0.attention", "position bias"),
+    "canine": ({}, "initial_char_encoder.layer.0.attention", "local attention"),
+    "flaubert": ({"pre_norm": True}, "layer.0.attention", "norm before the projections"),
+    "mvp": ({"use_prompt": True}, "layer.0.attention", "keys of its prompts"),
+    "deberta_v2": ({"relative_attention": True}, "layer.0.attention", "c2p, p2c"),
+    "big_bird": ({"attention_type": "block_sparse"}, "layer.0.attention", "block-sparse"),
+    "swin": ({}, "encoder.layers.0.blocks.1.attention", "windows are shifted"),
+}
+
+
+@pytest.mark.parametrize("family", PARTS_NOT_COMPUTED)
+def test_a_part_of_a_family_that_is_not_computed_is_refused(family: str) -> None:
+    members, parent, message = PARTS_NOT_COMPUTED[family]
+    config = {"model_type": family, "num_attention_heads": 2}
+    with pytest.raises(InputError, match=message) as error:
+        multihead(np.ones((3, 8)), one(*apart(parent, BERT), config=config | members))
+    assert f"--arch {family} goes ahead" in str(error.value.hint)
+    made = multihead(
+        np.ones((3, 8)), one(*apart(parent, BERT), config=config | members, arch=family)
+    )
+    assert any(message in warning for warning in made.warnings)
+    elsewhere = one(*apart("encoder.layer.0.attention", BERT), config=config)
+    assert not elsewhere.lacks
+
+
 def test_names_of_one_kind_of_model_are_assumed_without_a_config() -> None:
     layer = one(*apart("encoder.layer.0.attention", BERT), heads=2)
     assert layer.family == "bert" and not layer.lacks

@@ -11,7 +11,7 @@ from attncli.models.families import COMPOSITES, FAMILIES, normal
 from attncli.models.finding import find_layers
 from attncli.studies.layer import multihead
 from tests.support import zoo
-from tests.support.zoo_configs import NOT_BUILT
+from tests.support.zoo_configs import NOT_BUILT, VARIANTS
 
 pytest.importorskip("transformers")
 
@@ -23,7 +23,7 @@ REFUSED = {"big_bird", "longformer", "dinov3_vit"}
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("kind", [*KNOWN, *VARIANTS])
 def test_a_model_type_of_the_table_is_right(kind: str) -> None:
     found = zoo.verdicts(kind, zoo.build(kind))
     assert not [verdict for verdict in found if verdict.what == "wrong"]

@@ -39,6 +39,7 @@ from tests.support.zoo_configs import (
     REARRANGED,
     SIZES,
     TOO_MANY,
+    VARIANTS,
 )
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -62,11 +63,12 @@ def model_types() -> list[str]:
 
 
 def config_of(kind: str) -> Any:
-    """The tiny and awkward config of a model type."""
+    """The tiny and awkward config of a model type, or of its variant after a ``!``."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    made = CONFIG_MAPPING[kind]
-    said = _shrunk(made) | MEMBERS.get(kind, {})
+    name = kind.split("!")[0]
+    made = CONFIG_MAPPING[name]
+    said = _shrunk(made) | MEMBERS.get(name, {}) | VARIANTS.get(kind, {})
     return made(**{name: value for name, value in said.items() if value is not LEFT_OUT})
 
 

@@ -105,5 +105,81 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "wav2vec2": {**_SPEECH, "do_stable_layer_norm": True},
 }  # fmt: skip
 
-#: Model types that are not built, and why: these are refused by their names alone.
-NOT_BUILT: Mapping[str, str] = {}
+#: ``model_type!variant``: members that change what the attention does, or where its norm lies.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "bert!decoder": dict(is_decoder=True),
+    "cohere!qk": dict(use_qk_norm=True),
+    "falcon!alibi": dict(alibi=True, multi_query=False),
+    "falcon!grouped": dict(new_decoder_architecture=True, num_kv_heads=1),
+    "gemma3_text!both": dict(use_bidirectional_attention=True),
+    "glm4_moe!qk": dict(use_qk_norm=True),
+    "gpt2!layers": dict(scale_attn_by_inverse_layer_idx=True),
+    "gpt_bigcode!mha": dict(multi_query=False),
+    "granitemoe!multiplier": dict(attention_multiplier=0.37),
+    "olmo_hybrid!nope": dict(rope_parameters=None),
+    "olmoe!clip": dict(clip_qkv=1.0),
+    "opt!post": dict(do_layer_norm_before=False),
+    "phi!qk": dict(qk_layernorm=True),
+    "stablelm!qk": dict(qk_layernorm=True, use_qkv_bias=True),
+    "wav2vec2!post": dict(do_stable_layer_norm=False),
+    "xlm!causal": dict(causal=True),
+}
+
+#: Model types that are not built, and why: they are refused by their names alone.
+NOT_BUILT: Mapping[str, str] = {
+    name: why
+    for why, names in (
+        (
+            "40 million parameters and more with these sizes",
+            "align align_vision_model blt dac deepseek_v32 efficientnet emu3_vqgan florence2 "
+            "florence_vision gemma4 gemma4_text glm5_next_vision glm_moe_dsa inkling_audio "
+            "janus janus_vqgan longcat_flash muse_glimmer muse_spark_audio perceiver "
+            "qwen2_5_omni_bigvgan qwen2_5_omni_token2wav rag tvp vibevoice "
+            "vibevoice_acoustic_tokenizer vibevoice_acoustic_tokenizer_decoder "
+            "vibevoice_acoustic_tokenizer_encoder vibevoice_asr",
+        ),
+        (
+            "its config does not go with these sizes",
+            "autoformer bamba bridgetower bridgetower_vision_model chameleon cohere_compass "
+            "cohere_compass_text cosmos3_edge cosmos3_edge_text d_fine data2vec-audio dbrx "
+            "deepseek_ocr2 deepseek_ocr2_text deimv2 diffllama diffusion_gemma "
+            "diffusion_gemma_text donut-swin dots3_note dots3_note_audio_encoder "
+            "dots3_note_text dots3_note_vision_encoder efficientloftr ernie4_5_vl_moe "
+            "ernie4_5_vl_moe_text esmc esmfold2 fun_asr_nano gemma3n_text gemma4_assistant "
+            "gemma4_unified_assistant glm5_next glm5_next_text gradium_phonon_tts "
+            "granite4_vision granite_docling granite_speech5_ctc granite_speech5_encoder "
+            "granitemoehybrid informer inkling2 kyutai_speech_to_text lfm2_moe lightglue "
+            "lw_detr lw_detr_vit mamba2 mask2former maskformer maskformer-swin mimi "
+            "mimi_decoder mobilevit molmo2 moonshine_streaming muse_spark nemo_speechlm "
+            "nemotron3_5_transcribe_audio nemotron3_5_transcribe_word_timestamp "
+            "nemotron3_diarization nemotron_h_omni neomme neucodec nougat oneformer "
+            "pix2struct_text_model pocket_tts pocket_tts_audio_tokenizer "
+            "pocket_tts_audio_tokenizer_decoder pp_ocrv5_server_det pp_ocrv6_medium_det "
+            "prophetnet qwen3_omni_moe_talker_text qwen4_exp qwen4_exp_text reformer rf_detr "
+            "sew sew-d speech-encoder-decoder squeezebert swin2sr swinv2 t5gemma2_decoder "
+            "t5gemma2_encoder t5gemma2_text time_series_transformer unispeech unispeech-sat "
+            "upernet videoprism videoprism_vision_model vitmatte vitpose vitpose_backbone "
+            "wav2vec2-conformer wavlm xcodec xcodec2 zamba zamba2",
+        ),
+        (
+            "needs a library that is not there",
+            "dinat edgetam edgetam_vision_model eomt eomt_dinov3 fast_vlm gemma3n "
+            "gemma3n_vision higgs_audio_v2_tokenizer layoutlmv2 layoutxlm pe_audio_video "
+            "pe_audio_video_encoder pe_video pe_video_encoder perception_lm "
+            "pp_chart2table_vision timm_backbone timm_wrapper videomt",
+        ),
+        (
+            "a part without a model of its own",
+            "edgetam_mask_decoder edgetam_prompt_encoder edgetam_video_mask_decoder "
+            "edgetam_video_prompt_encoder gemma4_unified_audio gemma4_unified_vision "
+            "idefics_perciever idefics_vision qwen2_5_omni qwen3_omni_moe sam2_mask_decoder "
+            "sam2_prompt_encoder sam2_video_mask_decoder sam2_video_prompt_encoder "
+            "sam3_geometry_encoder sam3_lite_text_geometry_encoder sam3_tracker_mask_decoder "
+            "sam3_tracker_prompt_encoder sam3_tracker_video_mask_decoder "
+            "sam3_tracker_video_prompt_encoder sam_hq_mask_decoder sam_hq_prompt_encoder "
+            "sam_mask_decoder sam_prompt_encoder sapiens2_head t5_gemma_module "
+            "vibevoice_diffusion",
+        ),
+    )
+    for name in names.split()
+}  # fmt: skip
