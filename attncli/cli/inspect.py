@@ -258,7 +258,7 @@ def inspect(
                 report = weights_report(
                     source, finding.config_beside(bundle or ""), heads=heads,
                     kv_heads=kv_heads, policy=limits, fail_on=fail_on, full=full,
-                    progress=progress,
+                    threads=threads, progress=progress,
                 )  # fmt: skip
             render.show_warnings(report.warnings)
             render.show(report, shown, color=when)

@@ -296,8 +296,7 @@ def causal(config: Config, family: Family, path: str) -> bool:
         return family.causal in path.split(".")
     if family.causal:
         return not config.get("use_bidirectional_attention")
-    decoder = config.get("is_decoder") and not config.get("is_encoder_decoder")
-    return bool(decoder or config.get("causal"))  # XLM's word for it
+    return bool(config.get("is_decoder") and not config.get("is_encoder_decoder"))
 
 
 def flag(config: Config, member: str) -> bool:

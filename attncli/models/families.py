@@ -29,8 +29,8 @@ class Family:
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
     with ! before it where it is true unless said. ``gainless`` where nothing scales that norm;
     ``eps`` the family's, where config.json never says it. ``lacks`` says what attncli cannot do of
-    it; ``only`` the member of config.json, or the component of the path, that says so, where not
-    always.
+    it; ``only`` the members of config.json, or the component of the path, that say so, where
+    not always.
     ``note`` is said of each of its layers.
     ``spare`` begins the names of tensors for other inputs than X (LUKE's entities).
     """
@@ -79,7 +79,7 @@ FAMILIES: Mapping[str, Family] = {
             "rembert", "roc_bert", "splinter", "data2vec_text", "bert_generation",
             "dpr", "markuplm", "tapas", "visual_bert", "align_text_model", "altclip_text_model",
             "chinese_clip_text_model", "clap_text_model", "bridgetower_text_model",
-            "timm", "torch",
+            "torch",
         ),
         ENCODER,
     ),
@@ -116,7 +116,10 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("t5", "mt5", "umt5"), T5),
     **dict.fromkeys(
         ("xlm", "flaubert"),
-        Family(lacks="its norm before the projections is not applied", only="pre_norm"),
+        Family(
+            lacks="its pre_norm, or its causal mask, which hides no padding, is not computed",
+            only="pre_norm causal",
+        ),
     ),
     **dict.fromkeys(
         ("beit", "data2vec_vision"),
@@ -132,6 +135,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "luke": Family(spare="self.w2e_ self.e2w_ self.e2e_"),
     "swin": replace(PRE_ENCODER, window="shifted"),
+    "timm": replace(PRE_ENCODER, window="shifted", eps=1e-6),  # (code)
     "mpnet": Family(bias="buckets"),
     "longformer": Family(
         window="longformer", lacks="its global attention (query_global …) is not computed"

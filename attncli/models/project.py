@@ -50,7 +50,7 @@ def project(
     input_norm: str = "auto",
     dtype: np.dtype[Any] | None = None,
 ) -> Heads:
-    """Return queries, keys and values of hidden states, clipped and normed as the layer does.
+    """Return queries, keys and values of hidden states, normed and clipped as the layer does.
 
     x, memories and ``input_norm`` as in ``multihead``. Computed in float64 where x (or ``dtype``)
     is, else in float32. Raises InputError where widths, lengths or batches do not fit.
@@ -64,7 +64,7 @@ def project(
         states = _normed(states, layer, layer.input_norm, arithmetic)
     weights = layer.projections()
     q, k, v = (
-        _split(layer, linear(x, weight, bias, arithmetic), heads)
+        _split(linear(x, weight, bias, arithmetic), heads)
         for x, weight, bias, heads in (
             (states.query, weights.query, weights.query_bias, layer.heads),
             (states.key, weights.key, weights.key_bias, layer.kv_heads),
@@ -80,6 +80,8 @@ def project(
         q = _norm(q, layer.query_norm, layer, arithmetic)
     if layer.key_norm is not None:
         k = _norm(k, layer.key_norm, layer, arithmetic)
+    if layer.clip is not None:  # after the norms, as OLMoE does; OLMo and MPT have none
+        q, k, v = (np.clip(part, -layer.clip, layer.clip) for part in (q, k, v))
     more = _added(layer, k, v, add_zero_attn)
     if more is not None:
         k, v = (np.concatenate(pair, axis=2) for pair in zip((k, v), more, strict=True))
@@ -183,10 +185,8 @@ def concat(heads: Array) -> Array:
     return merged.reshape(*merged.shape[:-2], merged.shape[-2] * merged.shape[-1])
 
 
-def _split(layer: Layer, y: Array, heads: int) -> Array:
-    """Clip ``(B, L, H·D)`` as the layer does, and return ``(B, H, L, D)``."""
-    if layer.clip is not None:
-        y = np.clip(y, -layer.clip, layer.clip)
+def _split(y: Array, heads: int) -> Array:
+    """``(B, L, H·D)`` → ``(B, H, L, D)``."""
     return y.reshape(*y.shape[:2], heads, y.shape[2] // heads).swapaxes(1, 2)
 
 

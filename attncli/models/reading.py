@@ -249,8 +249,9 @@ class Reading:
         whole = {name: FAMILIES[name].note for name in self.stated if name in FAMILIES}
         self.notes += filter(None, whole.values())
         parts = self.found.parent.split(".")
-        only = family.only if family else ""
-        if family and family.lacks and (not only or self.config.get(only) or only in parts):
+        only = family.only.split() if family else []
+        here = not only or any(self.config.get(word) or word in parts for word in only)
+        if family and family.lacks and here:
             self.lacks.append(Lack(family.lacks))
         if layout.by_hand:
             self.notes.append("weights are taken as (out, in), as torch's Linear has them")

@@ -55,20 +55,22 @@ def weights_report(
     policy: Sequence[Rule] = POLICY,
     fail_on: str | None = None,
     full: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Return the report on a checkpoint's attention layers, from its weights alone.
 
     ``bundle`` is ``files.read(ref)``, ``config`` what ``checkpoints.config_beside(ref)`` returns;
     ``holds_layers(bundle)`` says whether there is something to report. ``fail_on`` is watch or
-    critical: a head that bad makes the exit code 1. ``full`` (--full): every head is a row. Layers
-    that cannot be read are warnings; InputError where none can.
+    critical: a head that bad makes the exit code 1. ``full`` (--full): every head is a row.
+    ``threads`` layers are looked at at a time. Layers that cannot be read are warnings; InputError
+    where none can.
     """
     skipped: list[str] = []
     layers = find_layers(
         bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
     )
-    facts = weight_facts(layers, progress=progress)
+    facts = weight_facts(layers, threads=threads, progress=progress)
     names = labels(layers)
     every = [
         _Head(one, name, h, found, judge(found, 0.0, policy))

@@ -13,7 +13,7 @@ import pytest
 from attncli import files
 from attncli.errors import FileError, InputError
 from attncli.files.bundle import Bundle
-from attncli.models.finding import choose, config_beside, find_layers, load
+from attncli.models.finding import choose, config_beside, find_layers, labels, load
 from attncli.models.layer import Layer
 from attncli.studies.layer import multihead
 from tests.support import families
@@ -82,6 +82,7 @@ def test_a_family(key: str, tmp_path: Path) -> None:
 # -- names and packings -----------------------------------------------------------------------
 
 BERT = "self.query self.key self.value output.dense"
+QKVO = "q_proj k_proj v_proj o_proj"
 PREFIXES = ("", "module.", "_orig_mod.module.", "bert.", "model.bert.", "text_encoder.bert.")
 
 
@@ -214,6 +215,10 @@ def test_timm_biases_beside_a_fused_weight() -> None:
     )
     made = layer.projections()
     assert made.query_bias is not None and made.value_bias is not None and made.key_bias is None
+    # windows of Swin's odd blocks are shifted
+    swin = one(("layers.0.blocks.1.attn.qkv.weight", (24, 8)), heads=2)
+    with pytest.raises(InputError, match="windows are shifted"):
+        multihead(np.ones((3, 8)), swin)
 
 
 CROSS = (
@@ -287,6 +292,36 @@ def test_one_block_for_all_layers() -> None:
     assert choose([layer], 11) is layer
     with pytest.raises(InputError, match="no attention layer '12'"):
         choose([layer], 12)
+
+
+# -- the order and the names of layers --------------------------------------------------------
+
+STACKS: dict[str, tuple[list[str], list[str]]] = {
+    # paths, in the order of a file; labels, in order
+    "one stack": (
+        [f"layers.{n}.self_attn" for n in (0, 1, 10, 11, 2)], ["0", "1", "2", "10", "11"],
+    ),
+    "stages of Swin": (
+        ["layers.1.blocks.0.attn", "layers.0.blocks.1.attn", "layers.0.blocks.0.attn"],
+        ["0.0", "0.1", "1.0"],
+    ),
+    "encoder and decoder": (
+        ["decoder.layers.0.encoder_attn", "decoder.layers.0.self_attn",
+         "decoder.layers.1.self_attn", "encoder.layers.0.self_attn"],
+        ["decoder.0.encoder_attn", "decoder.0.self_attn", "decoder.1.self_attn",
+         "encoder.0.self_attn"],
+    ),
+    "without numbers": (["self_attn"], ["0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STACKS)
+def test_layers_are_called_by_their_own_numbers(what: str) -> None:
+    paths, names = STACKS[what]
+    found = find_layers(bundle(*(t for path in paths for t in apart(path, QKVO))), heads=2)
+    assert labels(found) == names
+    for name, layer in zip(names, found, strict=True):
+        assert choose(found, name) is layer and choose(found, layer.name) is layer
 
 
 # -- config.json in its older forms -----------------------------------------------------------
@@ -596,8 +631,6 @@ def test_a_sharded_folder_with_its_config(tmp_path: Path) -> None:
 
 # -- what can be wrong ------------------------------------------------------------------------
 
-QKVO = "q_proj k_proj v_proj o_proj"
-
 
 def test_weights_win_over_a_config_that_contradicts_them() -> None:
     tensors = apart("layers.0.self_attn", QKVO, *WIDE)
@@ -859,7 +892,8 @@ PARTS_NOT_COMPUTED = {
     "roformer": ({"rotary_value": True}, "layer.0.attention", "RoPE of its values"),
     "beit": ({"use_shared_relative_position_bias": True}, "layer.0.attention", "position bias"),
     "canine": ({}, "initial_char_encoder.layer.0.attention", "local attention"),
-    "flaubert": ({"pre_norm": True}, "layer.0.attention", "norm before the projections"),
+    "flaubert": ({"pre_norm": True}, "layer.0.attention", "its pre_norm"),
+    "xlm": ({"causal": True}, "layer.0.attention", "its causal mask"),
     "mvp": ({"use_prompt": True}, "layer.0.attention", "keys of its prompts"),
     "deberta_v2": ({"relative_attention": True}, "layer.0.attention", "c2p, p2c"),
     "big_bird": ({"attention_type": "block_sparse"}, "layer.0.attention", "block-sparse"),

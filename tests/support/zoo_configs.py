@@ -109,7 +109,6 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "bert!decoder": dict(is_decoder=True),
     "cohere!qk": dict(use_qk_norm=True),
-    "falcon!alibi": dict(alibi=True, multi_query=False),
     "falcon!grouped": dict(new_decoder_architecture=True, num_kv_heads=1),
     "gemma3_text!both": dict(use_bidirectional_attention=True),
     "glm4_moe!qk": dict(use_qk_norm=True),
@@ -122,7 +121,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "phi!qk": dict(qk_layernorm=True),
     "stablelm!qk": dict(qk_layernorm=True, use_qkv_bias=True),
     "wav2vec2!post": dict(do_stable_layer_norm=False),
-    "xlm!causal": dict(causal=True),
 }
 
 #: Model types that are not built, and why: they are refused by their names alone.
@@ -180,6 +178,7 @@ NOT_BUILT: Mapping[str, str] = {
             "sam_mask_decoder sam_prompt_encoder sapiens2_head t5_gemma_module "
             "vibevoice_diffusion",
         ),
+        ("its synthesis takes minutes", "vits"),
     )
     for name in names.split()
 }  # fmt: skip
