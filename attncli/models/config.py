@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attncli.attention.biases import alibi_slopes
 from attncli.attention.rope import SCALINGS, Rope
 from attncli.errors import InputError
 from attncli.models.families import Family, normal
@@ -167,6 +168,8 @@ def layer_type(config: Config, family: Family, index: int) -> str:
     rule, slides = family.window, False
     if rule == "all":
         slides = True
+    elif rule == "used":
+        slides = bool(config.get("use_sliding_window"))
     elif rule == "upper":
         slides = bool(config.get("use_sliding_window")) and index >= int(
             number(config, "max_window_layers") or 0
@@ -311,3 +314,24 @@ def flag(config: Config, member: str) -> bool:
 def model_type(config: Config) -> str:
     """Return ``model_type`` as families are named, or nothing."""
     return normal(config.get("model_type"))
+
+
+def alibi(config: Config, family: Family, heads: int, scale: float) -> tuple[float, ...] | None:
+    """Return the slope of each head, or None without ALiBi (Press et al. 2022)."""
+    if family.bias == "alibi mpt":
+        settings = members(config, "attn_config")
+        if settings.get("alibi") is False:
+            return None
+        return _mpt_slopes(heads, number(settings, "alibi_bias_max") or 8.0)
+    if family.bias == "alibi scaled":  # Falcon scales the scores with the bias in them
+        return tuple(s * scale for s in alibi_slopes(heads)) if config.get("alibi") else None
+    return alibi_slopes(heads) if family.bias == "alibi" else None
+
+
+def _mpt_slopes(heads: int, most: float) -> tuple[float, ...]:
+    """Slopes of MPT, which orders them differently where the heads are no power of two."""
+    whole = 1 << (heads - 1).bit_length()
+    slopes = [2.0 ** (-most * (k + 1) / whole) for k in range(whole)]
+    if whole != heads:
+        slopes = slopes[1::2] + slopes[::2]
+    return tuple(slopes[:heads])

@@ -1,7 +1,7 @@
 """What a model family does beyond the names of its weights: one row a ``model_type``.
 
-Every row was compared with transformers 5.23 layer by layer (tests/models/test_finding.py), except
-those marked (code), which come from reading the source.
+Every row was compared with transformers 5.23 layer by layer (tests/models/test_zoo.py), except
+those marked (code), which come from reading the source. What is not here is not computed.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class Family:
     ``theta`` and ``partial`` its defaults, ``rope_on`` which layers turn. ``scale`` fixed, or None
     for 1/√D. ``fused`` the packing where the leaf's name does not tell; ``transposed`` for weights
     stored (in, out). ``norm`` the kind of qk-norm. ``window`` the rule where config.json has no
-    layer_types: ``all``, ``upper`` (from max_window_layers on), ``every N`` (all but each Nth);
-    ``shifted``: every other block hides some keys of an image's windows (Swin).
-    ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``, ``buckets``.
+    layer_types: ``all``, ``used`` (all, if use_sliding_window), ``upper`` (from max_window_layers
+    on), ``every N`` (all but each Nth), ``never``; ``shifted``: every other block hides some keys
+    of an image's windows (Swin). ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``,
+    ``alibi mpt``, ``buckets``.
 
     ``before`` is the kind of norm between hidden states and projections, '' where these take
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
     with ! before it where it is true unless said. ``gainless`` where nothing scales that norm;
     ``eps`` the family's, where config.json never says it. ``lacks`` says what attncli cannot do of
-    it; ``only`` the members of config.json, or the component of the path, that say so, where
-    not always.
-    ``note`` is said of each of its layers.
-    ``spare`` begins the names of tensors for other inputs than X (LUKE's entities).
+    it; ``only`` the members of config.json, or the component of the path, that say so, where not
+    always. ``note`` is said of each of its layers. ``spare`` begins the names of tensors for other
+    inputs than X (LUKE's entities).
     """
 
     causal: bool | str = False
@@ -174,17 +174,17 @@ FAMILIES: Mapping[str, Family] = {
     "codegen": replace(INTERLEAVED, before="layer", fused="codegen"),
     "gpt_neox": replace(LLAMA_LAYER_NORM, fused="groups", partial=0.25),
     "bloom": replace(PRE_DECODER, fused="groups", bias="alibi"),
-    "mpt": replace(PRE_DECODER, bias="alibi"),
+    "mpt": replace(PRE_DECODER, bias="alibi mpt"),
     "falcon": replace(LLAMA_LAYER_NORM, fused="groups", bias="alibi scaled"),
     "persimmon": replace(
         LLAMA_LAYER_NORM, fused="groups", theta=25000.0, partial=0.5, norm="layer"
     ),
     **dict.fromkeys(
         (
-            "llama", "granite", "arcee", "seed_oss", "apertus", "qwen3_moe", "granitemoe",
+            "llama", "granite", "arcee", "seed_oss", "apertus", "granitemoe",
             "granitemoeshared", "olmoe", "minimax_m2", "internlm3", "solar_open",
             "hy_v3", "cwm", "csm", "csm_depth_decoder_model", "aria_text", "emu3_text_model",
-            "granite_swa", "granitemoe_swa", "qwen3_vl_text", "qwen3_vl_moe_text",
+            "granite_swa", "granitemoe_swa", "qwen3_vl_text",
         ),
         LLAMA,
     ),
@@ -200,10 +200,12 @@ FAMILIES: Mapping[str, Family] = {
         ("qwen2", "qwen3", "qwen2_moe", "dots1", "qwen2_vl_text", "qwen2_5_vl_text"),
         replace(LLAMA, window="upper"),
     ),
+    "qwen3_moe": replace(LLAMA, window="used"),
     "glm4_moe": replace(LLAMA, partial=0.5),
     "lfm2": replace(LLAMA, theta=1e6),
     "jais2": replace(LLAMA_LAYER_NORM, theta=500000.0),
-    "nemotron_h": replace(PRE_DECODER, before="rms"),
+    "nemotron_h": replace(PRE_DECODER, before="rms", window="never"),
+    "qwen3_vl_moe_text": replace(LLAMA, window="never"),
     "gemma": GEMMA,
     **dict.fromkeys(("gemma2", "vaultgemma"), replace(GEMMA, window="every 2")),
     "gemma3_text": GEMMA_3,

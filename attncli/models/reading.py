@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from attncli.attention.biases import alibi_slopes
 from attncli.attention.rope import Rope
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
@@ -63,8 +62,8 @@ class Reading:
         kind = configs.layer_type(self.config, family, self.index)
         scale, why = configs.scale(self.config, family, sized.head_dim, self.index)
         self._assumptions()
-        if kind not in LAYER_TYPES and not cross:
-            self.lacks.append(Lack(f"its layer type, {kind}, is not computed", "mask"))
+        if not cross:
+            self._window_lacks(family, kind)
         causal = configs.causal(self.config, family, self.found.parent)
         window = None if cross else configs.window(self.config, family, self.index, kind)
         rope = None if cross else self._rope(kind, sized.head_dim)
@@ -95,7 +94,7 @@ class Reading:
             key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim),
             norm_after_rope=family.norm_after_rope,
             relative=None if cross else self._relative(sized.heads),
-            alibi=None if cross else self._alibi(family, sized.heads, scale),
+            alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
             notes=tuple(self.notes), transposed=transposed,
@@ -226,6 +225,18 @@ class Reading:
             beside = ".".join([*parts[: parts.index("multihead_attn")], "self_attn"])
             return any(name.startswith(beside.lstrip(".") + ".") for name in self.names)
         return any(part in CROSS for part in parts)
+
+    def _window_lacks(self, family: Family, kind: str) -> None:
+        """Add a layer type that is not computed, and a window of which no rule is known."""
+        if kind not in LAYER_TYPES:
+            option = "mask" if kind == "chunked_attention" else ""
+            self.lacks.append(Lack(f"its layer type, {kind}, is not computed", option))
+        width = configs.first(self.config, ("sliding_window",))
+        silent = "layer_types" not in self.config and not family.window
+        if width and silent and self.config.get("use_sliding_window") is not False:
+            self.lacks.append(
+                Lack(f"nothing says which layers have its sliding_window {width[1]}", "mask")
+            )
 
     def _assumptions(self) -> None:
         """Add what is assumed to the notes, and what is known and not computed to the lacks."""
@@ -385,22 +396,6 @@ class Reading:
         )
         return None
 
-    def _alibi(self, family: Family, heads: int, scale: float) -> tuple[float, ...] | None:
-        if not family.bias.startswith("alibi"):
-            return None
-        if family.bias == "alibi scaled" and not self.config.get("alibi"):
-            return None
-        inner = self.config.get("attn_config")
-        inner = inner if isinstance(inner, Mapping) else {}
-        if self.family_name == "mpt":
-            if inner.get("alibi") is False:
-                return None
-            return _mpt_slopes(heads, float(inner.get("alibi_bias_max", 8)))
-        slopes = alibi_slopes(heads)
-        if family.bias == "alibi scaled":  # Falcon scales the scores with the bias in them
-            slopes = tuple(s * scale for s in slopes)
-        return slopes
-
     def _shared(self) -> int:
         if "albert_layer_groups" not in self.found.parent:
             return 1
@@ -410,12 +405,3 @@ class Reading:
         if shared > 1:
             self.notes.append(f"one block for {shared} layers")
         return max(shared, 1)
-
-
-def _mpt_slopes(heads: int, most: float) -> tuple[float, ...]:
-    """Slopes of MPT, which orders them differently where the heads are no power of two."""
-    whole = 1 << (heads - 1).bit_length()
-    slopes = [2.0 ** (-most * (k + 1) / whole) for k in range(whole)]
-    if whole != heads:
-        slopes = slopes[1::2] + slopes[::2]
-    return tuple(slopes[:heads])

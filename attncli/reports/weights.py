@@ -84,6 +84,10 @@ def weights_report(
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
     warnings = [f"not read: {why}" for why in skipped]
+    warnings += dict.fromkeys(
+        f"{lack.what}: its norm, if any, is not folded in"
+        for layer in layers for lack in layer.lacks if lack.option == "arch"
+    )  # fmt: skip
     return Report(
         command="inspect",
         headline=[

@@ -837,6 +837,15 @@ def test_a_scaling_that_cannot_be_computed_is_an_error_only_when_it_is_used() ->
     assert multihead(np.ones((3, 8)), layer, rope="none").output.shape == (3, 8)
 
 
+def test_a_window_without_a_rule_is_refused() -> None:
+    tensors = apart("layers.0.self_attn", QKVO)
+    config = {"model_type": "cwm", "num_attention_heads": 2, "sliding_window": 4}
+    with pytest.raises(InputError, match="which layers have its sliding_window 4"):
+        multihead(np.ones((3, 8)), one(*tensors, config=config))
+    for settles in ({"layer_types": ["full_attention"]}, {"use_sliding_window": False}):
+        assert not one(*tensors, config=config | settles).lacks
+
+
 NOT_COMPUTED: dict[str, tuple[str, Any, str, str]] = {
     # parent, config, message, architecture that goes ahead
     "an unknown type": ("layers.0.self_attn", {"model_type": "newone"}, "'newone' is not", "llama"),

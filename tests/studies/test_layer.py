@@ -412,6 +412,27 @@ def test_hidden_states_go_through_the_layers_norm_first(kind: str) -> None:
     assert said == "input_layernorm not applied: X is taken as normed"
 
 
+def test_transformers_hidden_states_give_transformers_attentions(tmp_path: Path) -> None:
+    """hidden_states[i] lies before the norm of layer i."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    torch.manual_seed(0)
+    model = transformers.LlamaModel(transformers.LlamaConfig(
+        hidden_size=40, num_attention_heads=5, num_key_value_heads=1, num_hidden_layers=2,
+        intermediate_size=24, vocab_size=50, attn_implementation="eager",
+    )).eval()  # fmt: skip
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.input_layernorm.weight.uniform_(0.1, 3)
+        theirs = model(torch.arange(10)[None], output_hidden_states=True, output_attentions=True)
+    model.save_pretrained(tmp_path)
+    for n in range(2):
+        x = theirs.hidden_states[n].numpy()
+        made = multihead(x, str(tmp_path), layer=n, want=("output", "weights"))
+        np.testing.assert_allclose(made.weights, theirs.attentions[n].numpy(), atol=1e-6)
+
+
 def test_a_memory_of_a_self_layer_is_normed_too() -> None:
     """A query of the last token over the whole: the last row of self-attention without a mask."""
     arrays, config, _ = normed_llama()

@@ -119,6 +119,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "olmoe!clip": dict(clip_qkv=1.0),
     "opt!post": dict(do_layer_norm_before=False),
     "phi!qk": dict(qk_layernorm=True),
+    "qwen2!window": dict(use_sliding_window=True, max_window_layers=2),
+    "qwen3_moe!window": dict(use_sliding_window=True),
     "stablelm!qk": dict(qk_layernorm=True, use_qkv_bias=True),
     "wav2vec2!post": dict(do_stable_layer_norm=False),
 }
