@@ -184,6 +184,7 @@ def checkpoint(
     bundle: str,
     heads: groups.Heads,
     verdicts: own.Verdicts,
+    threads: int | None,
     full: bool,
     printed: groups.Printed,
 ) -> None:
@@ -197,7 +198,8 @@ def checkpoint(
     with render.progress("layers") as progress:
         report = weights_report(
             source, finding.config_beside(bundle), heads=heads.heads, kv_heads=heads.kv_heads,
-            policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full, progress=progress,
+            policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full,
+            threads=threads, progress=progress,
         )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
