@@ -43,7 +43,7 @@ def layers_report(
         records=lambda: _records(layers),
         notes=[
             *([f"{'each' if len(layers) > 1 else 'it'} has {alike}"] if alike else []),
-            *shared, *(f"not computed: {what}" for what in lacks),
+            *shared, *lacks,
         ],
     )  # fmt: skip
 
@@ -54,14 +54,15 @@ LIFTED = ("packing", "scale", "mask", "RoPE", "also", "parameters")
 
 def _cells(layer: Layer, full: bool) -> dict[str, Any]:
     """Return the cells of a layer by column."""
+    known = not any(lack.option == "arch" for lack in layer.lacks)
     return {
         "name": layer.name if full else short_name(layer.name),
         "kind": layer.kind,
         "heads × width": _heads(layer),
         "packing": layer.packing,
         "scale": f"{layer.scale:.4g} = {layer.scale_source}",
-        "mask": layer.mask or "none",
-        "RoPE": layer.rope.text if layer.rope else "none",
+        "mask": layer.mask or ("none" if known else "unknown"),
+        "RoPE": layer.rope.text if layer.rope else "none" if known else "unknown",
         "also": _extras(layer),
         "parameters": layer.parameters,
     }

@@ -115,9 +115,11 @@ def _scales(facts: Sequence[WeightFacts]) -> str:
 
 
 def _asides(facts: Sequence[WeightFacts]) -> list[str]:
-    """Return what these numbers leave out."""
+    """Return what these numbers hold and leave out."""
     layers = [one.layer for one in facts]
-    found = ["norm gains and biases within"]
+    found = ["norm gains within"] if any(a.input_norm for a in layers) else []
+    biases = {"query_bias", "qkv_bias", "q_bias"}
+    found += ["biases within"] if any(biases & a.tensors.keys() for a in layers) else []
     found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
     found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
     return found

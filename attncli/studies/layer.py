@@ -210,7 +210,7 @@ def multihead(
         output = linear(output, made.weights.output, made.weights.output_bias, problem.dtype)
     with np.errstate(over="ignore"):
         output = output.astype(made.given_dtype, copy=False)  # (B, L, Eo)
-    found = [*(f"not computed: {what}" for what in missing), *_overridden(own, made.cross, mask)]
+    found = [*missing, *_overridden(own, made.cross, mask)]
     if input_norm == "none" and own.input_norm is None:
         found.append(f"input_norm none changes nothing: {own.label} has no norm before it")
     if key_padding_mask is not None:

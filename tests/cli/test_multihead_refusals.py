@@ -163,7 +163,7 @@ def test_an_unknown_family_is_refused_and_still_shown(
     assert door("multihead", "x.npy", "-w", folder, "--layer", 0, "--arch", "llama").err == ""
     listed = " ".join(door("multihead", "-w", folder, "--list").out.split())
     assert listed.startswith("2 attention layers · unknown family (names like Llama's)")
-    assert "'xyzzy' is not in the table" in listed
+    assert "'xyzzy' is not in the table" in listed and "mask unknown, RoPE unknown" in listed
     data = door("multihead", "-w", folder, "--list", "--json").data
     assert "'xyzzy' is not in the table" in data["layers"][0]["not_computed"][0]
     assert door("inspect", folder).code == 0
