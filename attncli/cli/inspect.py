@@ -164,9 +164,9 @@ def _answering(
         problem = given.pose()
         labels = given.labels(problem)
         examined = examine(
-            problem, tokens=labels.key, what_ifs=what_ifs, policy=limits,
-            grad_output=f"random:{asked.seed}", backend=asked.backend, device=asked.device,
-            threads=asked.threads, seed=asked.seed, progress=progress,
+            problem, tokens=labels.key, query_tokens=labels.query, what_ifs=what_ifs,
+            policy=limits, grad_output=f"random:{asked.seed}", backend=asked.backend,
+            device=asked.device, threads=asked.threads, seed=asked.seed, progress=progress,
         )  # fmt: skip
         report = inspect_report(
             examined, labels, view(problem, asked, full=full), fail_on=asked.fail_on,

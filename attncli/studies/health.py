@@ -11,7 +11,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.engines import DEFAULT
 from attncli.measures import outputs, rows, sample, sweep
-from attncli.measures.evidence import Evidence, told
+from attncli.measures.evidence import Evidence, told, words_of
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
@@ -58,7 +58,7 @@ class Examination:
     @property
     def row_values(self) -> Mapping[str, Array]:
         """The statistics of every row by name, ``(B, H, Lq)``."""
-        return self.evidence.row_values(TOLD)
+        return self.evidence.row_values(self.found)
 
     @property
     def sample(self) -> Sample:
@@ -70,6 +70,7 @@ def examine(
     problem: Problem,
     *,
     tokens: Sequence[Sequence[str]] | None = None,
+    query_tokens: Sequence[Sequence[str]] | None = None,
     what_ifs: Sequence[WhatIf] = (),
     policy: Sequence[Rule] = POLICY,
     grad_output: Any = "random:0",
@@ -81,9 +82,11 @@ def examine(
 ) -> Examination:
     """Examine attention: every statistic, a verdict on each head, the effect of the scale.
 
-    tokens label the keys, a list each batch element or one for all. Samples are drawn with
-    ``seed``. Problems of at most EXACT cells are computed in float64, since float32 cannot hold the
-    gradient of a saturated row. Raises AttnError for what cannot be run.
+    tokens label the keys, a list each batch element or one for all, query_tokens the queries (as
+    many queries as keys: by default they are the same). They name what heads look at, and no
+    verdict depends on them. Samples are drawn with ``seed``. Problems of at most EXACT cells are
+    computed in float64, since float32 cannot hold the gradient of a saturated row. Raises AttnError
+    for what cannot be run.
     """
     p = problem
     if p.batch * p.heads * p.queries * p.keys <= EXACT:
@@ -106,8 +109,12 @@ def examine(
     }
     floor = _floor(problem, runs[auto.scale])
     runs = {scale: replace(one, floor=floor) for scale, one in runs.items()}
-    runs[p.scale] = now = replace(runs[p.scale], seed=seed, threads=threads, progress=next(stage))
-    found = now.summaries(TOLD)
+    queries = query_tokens or (tokens if p.queries == p.keys else None)
+    runs[p.scale] = now = replace(
+        runs[p.scale], words=words_of(queries, tokens, p.batch), seed=seed, threads=threads,
+        progress=next(stage),
+    )  # fmt: skip
+    found = now.summaries(now.known(TOLD))
     heads = tuple(_head(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads))
     scale = [effect(_scale_text(one), runs[number], now) for number, one in scales.items()]
     effects = []
@@ -140,14 +147,9 @@ def _head(
     policy: Sequence[Rule],
 ) -> Head:  # fmt: skip
     own = now.judged(found, b, h)
-    swept = now.sweep
     labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
-    what, placed = looks_at(
-        own, swept.received[b, h].tolist(), int(swept.rows[b, h]), int(swept.cells[b, h]), labels,
-        now.problem.mask.positions() is not None,
-    )  # fmt: skip
-    sink = own["sink_mass"] > 0.9
-    return Head(b, h, judge(own, placed, policy, sink), tuple(what), placed)
+    what, placed = looks_at(now, own, b, h, labels)
+    return Head(b, h, judge(own, placed, policy), tuple(what), placed)
 
 
 def _scale_text(p: Problem) -> str:
