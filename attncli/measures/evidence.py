@@ -136,8 +136,8 @@ class Evidence:
 
     @property
     def offsets(self) -> Array:
-        """The position of query 0 among the keys, ``(B,)``; NaN where nothing says it."""
-        return np.asarray(self.problem.mask.positions() or (np.nan,) * self.problem.batch)
+        """The position of query 0 among the keys, ``(B,)``; 0 where nothing says it."""
+        return np.asarray(self.problem.mask.positions() or (0,) * self.problem.batch)
 
     @property
     def repeats(self) -> Sweep:

@@ -84,18 +84,19 @@ def local_mass(placed: Sweep) -> Array:
 
 @statistic("head", unit="positions", heading="offset", kind="count")
 def top_offset(placed: Sweep, offsets: Array) -> Array:
-    """The offset j − i whose keys receive most mass, ``(B, H)``; NaN where no row was chosen."""
+    """The offset j − i whose keys receive most mass, ``(B, H)``; 0 where there is none."""
     if not placed.diagonals.shape[-1]:
-        return np.full(placed.rows.shape, np.nan)
+        return np.zeros(placed.rows.shape, np.int64)
     first = 1 - placed.distance.shape[-1] - offsets[:, None]  # (B, 1)
-    return np.where(placed.rows > 0, placed.diagonals.argmax(-1) + first, np.nan)
+    return np.where(placed.diagonals.any(-1), placed.diagonals.argmax(-1) + first, 0)
 
 
 @statistic("head", heading="at offset", kind="percent")
 def offset_mass(placed: Sweep) -> Array:
-    """The mean weight at that offset over the rows, ``(B, H)``."""
+    """The mean weight at that offset over the rows, ``(B, H)``; NaN where there is none."""
     most = placed.diagonals.max(-1, initial=0)
-    return np.where(placed.rows > 0, most / np.maximum(placed.rows, 1), np.nan)
+    known = (placed.rows > 0) & placed.diagonals.any(-1)
+    return np.where(known, most / np.maximum(placed.rows, 1), np.nan)
 
 
 @statistic("row", source="Olsson et al. 2022", heading="induction", over="repeated")

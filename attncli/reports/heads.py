@@ -127,6 +127,12 @@ def telling(
     return shown, f"{len(shown)} of {len(heads)} heads, {what}", None
 
 
+def first(heads: Sequence[Head], what: str, full: bool) -> tuple[list[Head], str, Gap | None]:
+    """Return the first heads of those that somebody sorted; ``what`` says by what."""
+    shown = list(heads if full else heads[:WHOLE])
+    return shown, f"{len(shown)} of {len(heads)} heads, {what}" * (len(shown) < len(heads)), None
+
+
 def reasons(
     heads: Sequence[Head], name: Callable[[Head], str], gravity: Gravity[Head], limit: int
 ) -> list[Block]:

@@ -13,10 +13,20 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
-from attncli.measures.statistic import flat_names, flat_values, of_head
+from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
-from attncli.reports.heads import WHOLE, Shown, cells, columns, head_name, reasons, telling
+from attncli.reports.heads import (
+    WHOLE,
+    Shown,
+    cells,
+    columns,
+    first,
+    head_name,
+    reasons,
+    telling,
+)
+from attncli.reports.picking import Picking, mapped
 from attncli.reports.selection import select
 from attncli.studies.effects import OVERALL, Effect
 from attncli.studies.health import Examination, Head
@@ -43,22 +53,29 @@ def inspect_report(
     labels: Labels,
     view: View,
     *,
+    asked: Picking | None = None,
     fail_on: str | None = None,
     include: Collection[str] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """Return the report on the heads that ``view`` selects.
+    """Return the report on the heads that ``view`` selects and ``asked`` picks, in its order.
 
     ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``include`` may hold
     row_statistics. Raises InputError for an index that does not exist.
     """
     problem = examined.result.problem
-    chosen = set(select(problem, view).pairs)
+    chosen, asked = set(select(problem, view).pairs), asked or Picking(STATISTICS)
+    facts = partial(_facts, examined)
     heads = [head for head in examined.heads if (head.batch, head.head) in chosen]
+    heads = asked.pick(heads, facts)
+    batches = [str(b) for b in range(problem.batch)]
+    there = {(head.batch, head.head): facts(head) for head in heads} if asked.map else {}
+    seen = mapped(asked, "batch", batches, there)
     count = Counter(head.verdict.level for head in heads)
     blocks: list[Block] = []
     if heads:
-        blocks = [_summary(heads), _head_table(examined, heads, view)]
+        blocks = [_summary(heads), *([seen.table] if seen else [])]
+        blocks.append(_head_table(examined, heads, view, asked))
         blocks += reasons(heads, partial(_name, examined), _gravity, LINES)
         blocks += [_scale_table(examined), sentences(scale_sentence(examined.scale))]
     if examined.what_ifs:
@@ -69,21 +86,29 @@ def inspect_report(
         command="inspect",
         headline=_first_line(problem, heads, count),
         blocks=blocks,
-        data=lambda: _data(examined, heads, labels, include, notes),
-        records=lambda: _records(examined, heads),
+        data=lambda: (
+            _data(examined, heads, labels, include, notes) | ({"map": seen.data} if seen else {})
+        ),
+        records=lambda: seen.records if seen else _records(examined, heads),
         arrays={f"row_statistics.{name}": values for name, values in arrays.items()},
-        warnings=[*examined.result.warnings, *_unjudged(examined, heads)],
+        warnings=[*examined.result.warnings, *_unjudged(examined, heads, bool(asked.tests))],
         notes=[" · ".join(headline(examined.result)), *notes, *_how(examined)],
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
     )
 
 
-def _unjudged(examined: Examination, heads: Sequence[Head]) -> list[str]:
+def _facts(examined: Examination, head: Head) -> dict[str, Any]:
+    """Return what --filter, --sort and --map know of a head."""
+    own = of_head(examined.found, head.batch, head.head)
+    return {**own, "batch": head.batch, "head": head.head, "verdict": head.verdict.level}
+
+
+def _unjudged(examined: Examination, heads: Sequence[Head], filtered: bool) -> list[str]:
     """Return a warning when heads have nothing in them that a verdict could be about."""
     rows = np.asarray(examined.found["rows_with_choice"])
     count = sum(not rows[head.batch, head.head] for head in heads)
     if not heads:
-        return ["there are no heads to judge"]
+        return ["no head passes --filter" if filtered else "there are no heads to judge"]
     if not count:
         return []
     whose = f"{count} of {counted(len(heads), 'head')}"
@@ -148,29 +173,33 @@ def _summary(heads: Sequence[Head]) -> Text:
     return Text("", [*lines, *([f"looks at   {shown}{more}"] if shown else [])])
 
 
-def _head_table(examined: Examination, heads: Sequence[Head], view: View) -> Table:
+def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked: Picking) -> Table:
     ill = [head for head in heads if head.verdict.level != "ok"]
     what = f"the worst of {len(ill)}" if len(ill) > WHOLE else "those that are not ok"
-    shown, part, gap = telling(heads, ill, _gravity, what, view.full)
+    if asked.sort:
+        shown, part, gap = first(heads, asked.words, view.full)
+    else:
+        shown, part, gap = telling(heads, ill, _gravity, what, view.full)
+    told = asked.shown(HEAD)
     rows = [
         [
             head.verdict.level,
-            *cells(HEAD, of_head(examined.found, head.batch, head.head)),
+            *cells(told, of_head(examined.found, head.batch, head.head)),
             ", ".join(role.words for role in head.roles),
         ]
         for head in shown
     ]
     return Table(
-        title="head",
+        title="head" if examined.result.problem.batch == 1 else "batch/head",
         columns=[
             Column("verdict", "verdict", keep=10),
-            *columns(HEAD),
+            *columns(told),
             Column("looks at", "text", keep=8),
         ],
         rows=rows,
         labels=[_name(examined, head) for head in shown],
         part=part,
-        hint="--full, --head, --format csv" if part else "",
+        hint="--full, --head, --sort, --filter, --format csv" if part else "",
         row_gap=gap,
         whole=view.full,
     )
