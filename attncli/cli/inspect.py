@@ -163,6 +163,7 @@ def _answering(
     from attncli.cli.given import attention
     from attncli.cli.given.view import view
     from attncli.reports.health import inspect_report
+    from attncli.reports.selection import select
     from attncli.studies import what_if
     from attncli.studies.health import examine
 
@@ -182,7 +183,8 @@ def _answering(
         labels = given.labels(problem)
         seen = view(problem, asked, full=full)
         examined = examine(
-            problem, tokens=labels.key, query_tokens=labels.query, what_ifs=what_ifs,
+            problem, tokens=labels.key, query_tokens=labels.query,
+            changed=[*select(problem, seen).pairs], what_ifs=what_ifs,
             policy=limits, grad_output=f"random:{asked.seed}", backend=asked.backend,
             device=asked.device, threads=asked.threads, seed=asked.seed, progress=progress,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from attncli.reports.selection import excerpt
 
 if TYPE_CHECKING:
     from attncli.measures.policy import Verdict
+    from attncli.measures.roles import Role
 
 WHOLE = 40  # heads up to here are all shown
 EDGE = 8  # of many heads with nothing to say
@@ -47,14 +48,18 @@ class Shown:
         return None if low is None or high is None else (low, high)
 
     def column(self, registry: Mapping[str, Statistic], plain: bool, continues: bool) -> Column:
-        """Return the column: ``plain`` has no quantile and no unit below a title."""
+        """Return the column: ``plain`` has no quantile and no unit below a title.
+
+        The unit stands behind the title where a quantile stands below.
+        """
         one = registry[self.name]
         word = WORDS.get(self.quantile, self.quantile)
         sub = f"{word}–{self.high}" if self.high else word if one.quantiles else one.unit
         keep = one.keep if self.keep is None else self.keep
         sub = "" if plain or one.kind == "count" else sub if self.sub is None else self.sub
         kind = "range" if self.is_range else one.kind
-        return Column("" if continues else one.heading, kind, sub, keep)
+        unit = f" ({one.unit})" if one.quantiles and one.unit not in one.heading else ""
+        return Column("" if continues else one.heading + unit, kind, sub, keep)
 
 
 def columns(
@@ -81,6 +86,11 @@ def _known(value: Any, quantile: str) -> Any:
 def alike(own: Mapping[str, Any], name: str) -> str | None:
     """Return the head that is most alike, as in '3 (0.42)'; ``name``: how much."""
     return f"{own['similar_head']} ({own[name]:.2f})" if own["similar_head"] >= 0 else None
+
+
+def looks(roles: Sequence[Role], most: int = 2) -> str:
+    """Return what a head looks at in a line; an ellipsis stands for more than ``most`` places."""
+    return ", ".join([role.words for role in roles[:most]] + ["…"] * (len(roles) > most))
 
 
 def head_name(problem: Problem, b: int, h: int) -> str:

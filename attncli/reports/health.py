@@ -23,12 +23,13 @@ from attncli.reports.heads import (
     columns,
     first,
     head_name,
+    looks,
     reasons,
     telling,
 )
 from attncli.reports.picking import Picking, mapped
 from attncli.reports.selection import select
-from attncli.studies.effects import OVERALL, Effect
+from attncli.studies.effects import OVERALL, Effect, Overall
 from attncli.studies.health import Examination, Head
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -77,9 +78,9 @@ def inspect_report(
         blocks = [_summary(heads), *([seen.table] if seen else [])]
         blocks.append(_head_table(examined, heads, view, asked))
         blocks += reasons(heads, partial(_name, examined), _gravity, LINES)
-        blocks += [_scale_table(examined), sentences(scale_sentence(examined.scale))]
-    if examined.what_ifs:
-        blocks.append(_what_if_table(examined))
+        scale, what_ifs = _over(examined, heads)
+        blocks += [_scale_table(scale), sentences(scale_sentence(scale))]
+        blocks += [_what_if_table(scale[examined.today], what_ifs)] if what_ifs else []
     arrays = _row_statistics(examined) if "row_statistics" in include else {}
     worst = max((LEVELS.index(head.verdict.level) for head in heads), default=0)
     return Report(
@@ -185,7 +186,7 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked:
         [
             head.verdict.level,
             *cells(told, of_head(examined.found, head.batch, head.head)),
-            ", ".join(role.words for role in head.roles),
+            looks(head.roles),
         ]
         for head in shown
     ]
@@ -223,26 +224,35 @@ def _effect_columns() -> list[Shown]:
     return [Shown(*OVERALL[name], keep=keep) for name, keep in EFFECT.items()]
 
 
-def _cells(effect: Effect) -> list[Any]:
-    values = [effect.overall[name] for name in EFFECT]
+def _over(examined: Examination, heads: Sequence[Head]) -> tuple[list[Overall], list[Overall]]:
+    """Return the effects of the scale and of the what-ifs on these heads."""
+    pairs = [(head.batch, head.head) for head in heads]
+    scale, what_ifs = (
+        [effect.over(pairs) for effect in some] for some in (examined.scale, examined.what_ifs)
+    )
+    return scale, what_ifs
+
+
+def _cells(effect: Overall) -> list[Any]:
+    values = [effect.statistics[name] for name in EFFECT]
     return [None if np.isnan(value) else value for value in values]
 
 
-def _scale_table(examined: Examination) -> Table:
+def _scale_table(scale: Sequence[Overall]) -> Table:
     return Table(
         title="Scale",
         columns=columns(_effect_columns()),
-        rows=[_cells(effect) for effect in examined.scale],
-        labels=[effect.text for effect in examined.scale],
+        rows=[_cells(effect) for effect in scale],
+        labels=[effect.text for effect in scale],
     )
 
 
-def scale_sentence(scale: Sequence[Effect]) -> str:
+def scale_sentence(scale: Sequence[Overall]) -> str:
     """Return what the numbers say about the scale, and not more.
 
     The median row's gradient may well be larger without it: the mean misleads, the tail tells.
     """
-    auto, none = scale[0].overall, scale[min(1, len(scale) - 1)].overall
+    auto, none = scale[0].statistics, scale[min(1, len(scale) - 1)].statistics
     if len(scale) < 2 or scale[1].text != "none":
         return "With a width of 1 there is nothing to scale."
     if np.isnan(none["saturated_share"]):
@@ -280,9 +290,7 @@ def share_in_words(value: float) -> str:
     return f"{100 * value:.0f} %" if value >= 0.005 or value == 0 else "<1 %"
 
 
-def _what_if_table(examined: Examination) -> Table:
-    now = next(e for e in examined.scale if e.moved_overall == 0 or np.isnan(e.moved_overall))
-    effects = examined.what_ifs
+def _what_if_table(now: Overall, effects: Sequence[Overall]) -> Table:
     shown = _effect_columns()
     shown.insert(1, Shown("logit_max", keep=4))
     titles = [*columns(shown), Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10)]
@@ -292,8 +300,8 @@ def _what_if_table(examined: Examination) -> Table:
     rows = []
     for effect in (now, *effects):
         cells = _cells(effect)
-        cells.insert(1, effect.overall["logit_max"])
-        moved = effect.moved_overall
+        cells.insert(1, effect.statistics["logit_max"])
+        moved = effect.moved
         cells.append(None if effect is now or np.isnan(moved) else moved)
         rows.append(cells + ([effect.lost] if lost else []))
     return Table(
@@ -322,7 +330,7 @@ def _data(
         | {"findings": findings_of(heads), "looks_at": places_of(heads)},
         "heads": [_head_data(examined, head) for head in heads],
         "scale_effect": [_effect_data(effect, heads, "scale") for effect in examined.scale],
-        "scale_sentence": scale_sentence(examined.scale) if heads else None,
+        "scale_sentence": scale_sentence(_over(examined, heads)[0]) if heads else None,
     }  # fmt: skip
     if examined.what_ifs:
         data["what_if"] = [_effect_data(effect, heads, "what") for effect in examined.what_ifs]
@@ -347,16 +355,17 @@ def _head_data(examined: Examination, head: Head) -> dict[str, Any]:
 
 
 def _effect_data(effect: Effect, heads: Sequence[Head], name: str) -> dict[str, Any]:
+    overall = effect.over([(head.batch, head.head) for head in heads])
     return {
         name: effect.text,
-        "statistics": dict(effect.overall),
-        "output_change": effect.moved_overall,
-        "lost_rows": effect.lost,
+        "statistics": dict(overall.statistics),
+        "output_change": overall.moved,
+        "lost_rows": overall.lost,
         "heads": [
             {
                 "batch": head.batch, "head": head.head,
-                "statistics": of_head(effect.heads, head.batch, head.head),
-                "output_change": effect.moved[head.batch, head.head].item(),
+                "statistics": of_head(effect.heads, *effect.part.at(head.batch, head.head)),
+                "output_change": effect.moved[effect.part.at(head.batch, head.head)].item(),
             }
             for head in heads
         ],

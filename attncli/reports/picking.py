@@ -10,6 +10,7 @@ import ast
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -153,7 +154,8 @@ class _Reading:
             return found["quoted"] or f" {found.lastgroup} "
 
         try:
-            tree = ast.parse(SIGNS.sub(sign, text).strip(), mode="eval")
+            with warnings.catch_warnings(action="ignore"):  # of Python's about '1or 2'
+                tree = ast.parse(SIGNS.sub(sign, text).strip(), mode="eval")
             return self._part(tree.body, text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise InputError(f"--filter '{text}' cannot be read", EXAMPLE) from None

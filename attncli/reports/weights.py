@@ -176,7 +176,7 @@ def _layer_table(facts: Sequence[WeightFacts], some: Sequence[int], full: bool) 
             _middle(one["ov_rank"]), _most(one["similarity"]), _most(one["logit_bound"]),
         ])  # fmt: skip
     columns = [
-        Column("name", "text", keep=5), Column("heads", "count", keep=3),
+        Column("name", "text", keep=8), Column("heads", "count", keep=3),
         Column("logit", sub="median", keep=9), Column("", sub="max", keep=10),
         Column("", "text", keep=8), Column("QK rank", sub="median", keep=7),
         Column("‖OV‖₂", sub="median", keep=6), Column("", sub="max", keep=6),

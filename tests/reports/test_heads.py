@@ -19,7 +19,7 @@ SHOWN = (
 def test_columns_are_the_registrys() -> None:
     made = [(c.title, c.kind, c.sub, c.keep) for c in columns(SHOWN)]
     assert made == [
-        ("entropy", "number", "median", 9), ("", "range", "p05–p95", 7),
+        ("entropy (nats)", "number", "median", 9), ("", "range", "p05–p95", 7),
         ("saturated", "percent", "rows", 8), ("dead rows", "count", "", 10),
         ("spectral bounds", "range", "medians", 1),
     ]  # fmt: skip
