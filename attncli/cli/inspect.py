@@ -48,8 +48,8 @@ def inspect(
       attncli inspect qkv.npz --causal --what-if scale=none --what-if softcap=50
       attncli inspect qkv.npz --fail-on critical --policy limits.toml
       attncli inspect --sweep-dim 8,64,512,1000,4096
-      attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9' --map entropy
-      attncli inspect checkpoint/ --layer 3 --sort -qk_rank
+      attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
+      attncli inspect checkpoint/ --layer 3:9 --map largest_logit
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:

@@ -47,10 +47,12 @@ class Shown:
         high = _known(own[self.to or self.name], self.high or self.quantile)
         return None if low is None or high is None else (low, high)
 
-    def column(self, registry: Mapping[str, Statistic], plain: bool, continues: bool) -> Column:
+    def column(
+        self, registry: Mapping[str, Statistic], plain: bool, continues: bool, units: bool
+    ) -> Column:
         """Return the column: ``plain`` has no quantile and no unit below a title.
 
-        The unit stands behind the title where a quantile stands below.
+        With ``units`` the unit stands behind the title where a quantile stands below.
         """
         one = registry[self.name]
         word = WORDS.get(self.quantile, self.quantile)
@@ -58,17 +60,19 @@ class Shown:
         keep = one.keep if self.keep is None else self.keep
         sub = "" if plain or one.kind == "count" else sub if self.sub is None else self.sub
         kind = "range" if self.is_range else one.kind
-        unit = f" ({one.unit})" if one.quantiles and one.unit not in one.heading else ""
+        told = units and one.quantiles and one.unit not in one.heading
+        unit = f" ({one.unit})" if told else ""
         return Column("" if continues else one.heading + unit, kind, sub, keep)
 
 
 def columns(
-    shown: Sequence[Shown], registry: Mapping[str, Statistic] = STATISTICS, plain: bool = False
-) -> list[Column]:
+    shown: Sequence[Shown], registry: Mapping[str, Statistic] = STATISTICS, *,
+    plain: bool = False, units: bool = False,
+) -> list[Column]:  # fmt: skip
     """Return the columns; one of the same statistic as the column before continues it."""
     before = ["", *(one.name for one in shown)]
     return [
-        one.column(registry, plain, one.name == last)
+        one.column(registry, plain, one.name == last, units)
         for one, last in zip(shown, before, strict=False)
     ]
 

@@ -194,7 +194,7 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked:
         title="head" if examined.result.problem.batch == 1 else "batch/head",
         columns=[
             Column("verdict", "verdict", keep=10),
-            *columns(told),
+            *columns(told, units=True),
             Column("looks at", "text", keep=8),
         ],
         rows=rows,
@@ -241,7 +241,7 @@ def _cells(effect: Overall) -> list[Any]:
 def _scale_table(scale: Sequence[Overall]) -> Table:
     return Table(
         title="Scale",
-        columns=columns(_effect_columns()),
+        columns=columns(_effect_columns(), units=True),
         rows=[_cells(effect) for effect in scale],
         labels=[effect.text for effect in scale],
     )
@@ -293,7 +293,7 @@ def share_in_words(value: float) -> str:
 def _what_if_table(now: Overall, effects: Sequence[Overall]) -> Table:
     shown = _effect_columns()
     shown.insert(1, Shown("logit_max", keep=4))
-    titles = [*columns(shown), Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10)]
+    titles = [*columns(shown, units=True), Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10)]
     lost = any(effect.lost for effect in effects)
     if lost:
         titles.append(Column("rows lost", "count", "NaN or ∞", keep=10))
