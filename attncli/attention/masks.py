@@ -31,7 +31,8 @@ class Extent:
     """The size that masks are bound to: ``(batch, heads, queries, keys)`` and where query 0 stands.
 
     ``past`` is the length of a cache put before the new keys, ``lengths`` the valid keys of each
-    batch element in a padded cache.
+    batch element in a padded cache. ``start`` is where somebody said that query 0 stands, of a mask
+    that does not depend on it (``Mask.placed``).
     """
 
     batch: int
@@ -40,6 +41,7 @@ class Extent:
     keys: int
     past: int | None = None
     lengths: tuple[int, ...] | None = None
+    start: int | None = None
 
     def offsets(self, corner: str | None, form: str = "causal({})") -> tuple[int, ...]:
         """Position of query 0 among the keys, for each batch element.
@@ -128,9 +130,31 @@ class Mask:
         e, offsets = self.extent, self.offsets()
         if offsets is not None:
             return offsets
+        if e.start is not None:
+            return (e.start,) * e.batch
         if e.past is None and e.queries == e.keys:
             return (0,) * e.batch
         return None if e.past is None and e.lengths is None else e.offsets(None)
+
+    def placed(self, start: int) -> Mask:
+        """Return it with query 0 at key ``start``.
+
+        Raises MaskError where the mask or a cache say another place, or a query stood at no key.
+        """
+        e, known = self.extent, self.offsets()
+        if known is None and (e.past is not None or e.lengths is not None):
+            known = e.offsets(None)
+        if known is not None and set(known) != {start}:
+            raise MaskError(
+                f"query 0 stands at key {known[0]}, not at {start}: {self.text or 'the cache'} "
+                "says so", "leave the place out, or give the mask another corner",
+            )  # fmt: skip
+        if start + e.queries > e.keys:
+            raise MaskError(
+                f"{e.queries} queries from key {start} on end past the {e.keys} keys",
+                f"the last place that query 0 can have is {max(e.keys - e.queries, 0)}",
+            )
+        return replace(self, extent=replace(e, start=start))
 
     @cached_property
     def keep_varies(self) -> Varies:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attncli import files
     from attncli.attention.view import Labels
     from attncli.reports.blocks import Report
+    from attncli.reports.picking import Picking
 
 
 WIDEST = 1 << 16
@@ -26,7 +27,6 @@ def inspect(
     bundle: groups.Bundle = None,
     *,
     asked: own.Everything,
-    part: groups.Elements,
     full: groups.Full,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -40,15 +40,16 @@ def inspect(
     BUNDLE that is a checkpoint (a file, or a folder with its config.json): every attention layer
     and head from the weights alone: the largest logit of two inputs of norm 1, ranks, norms.
 
-    BUNDLE of any other kind, or with --header, --filter or --sort: a row a tensor with shape,
-    dtype, range, NaN, and room in float16.
+    BUNDLE of any other kind, or with --header, --filter GLOB or --sort by what tensors have: a row
+    a tensor with shape, dtype, range, NaN, and room in float16.
 
     \b
     Examples:
       attncli inspect qkv.npz --causal --what-if scale=none --what-if softcap=50
       attncli inspect qkv.npz --fail-on critical --policy limits.toml
       attncli inspect --sweep-dim 8,64,512,1000,4096
-      attncli inspect checkpoint/
+      attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
+      attncli inspect checkpoint/ --layer 3:9 --map largest_logit
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:
@@ -58,7 +59,7 @@ def inspect(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
-    listing = header if asked.header else tensors if asked.about_any_file else None
+    listing = header if asked.header else tensors if _about_tensors(asked) else None
     if listing:
         call.check(listing)
 
@@ -74,6 +75,17 @@ def inspect(
         return call.run(health, source=source)
     found = _recognised(source)
     call.run(found, source=source, hint=None if found is health else _no_query(source))
+
+
+def _about_tensors(asked: own.Picked) -> bool:
+    """Whether --filter or --sort are about the tensors of a file, whatever it holds."""
+    if asked.filter is None and asked.sort is None:
+        return False
+    from attncli.reports.picking import is_expression
+    from attncli.reports.tensors import SORTABLE
+
+    column = (asked.sort or "").removeprefix("-")
+    return column in SORTABLE or not all(map(is_expression, asked.filter or ()))
 
 
 def _recognised(source: "files.Bundle") -> Mode:
@@ -146,12 +158,16 @@ def _answering(
     asked: own.Asked, page: output.Page, full: bool = False
 ) -> "Callable[..., tuple[Report, Labels]]":
     """Return what makes the report on one bundle; policy and what-ifs are read here, once."""
+    from dataclasses import replace
+
     from attncli.cli.given import attention
     from attncli.cli.given.view import view
     from attncli.reports.health import inspect_report
+    from attncli.reports.selection import select
     from attncli.studies import what_if
     from attncli.studies.health import examine
 
+    picked = _picked(asked)
     limits = asked.limits()
     what_ifs = [what_if.parse(text) for text in asked.what_if or ()]
     include = page.names or (own.SAVED if page.target else ())
@@ -162,14 +178,18 @@ def _answering(
         given = attention.gather(source, asked)
         output.keep_inputs(page.target, given.sources)
         problem = given.pose()
+        if asked.query_start is not None:
+            problem = replace(problem, mask=problem.mask.placed(asked.query_start))
         labels = given.labels(problem)
+        seen = view(problem, asked, full=full)
         examined = examine(
-            problem, tokens=labels.key, what_ifs=what_ifs, policy=limits,
-            grad_output=f"random:{asked.seed}", backend=asked.backend, device=asked.device,
-            threads=asked.threads, seed=asked.seed, progress=progress,
+            problem, tokens=labels.key, query_tokens=labels.query,
+            changed=[*select(problem, seen).pairs], what_ifs=what_ifs,
+            policy=limits, grad_output=f"random:{asked.seed}", backend=asked.backend,
+            device=asked.device, threads=asked.threads, seed=asked.seed, progress=progress,
         )  # fmt: skip
         report = inspect_report(
-            examined, labels, view(problem, asked, full=full), fail_on=asked.fail_on,
+            examined, labels, seen, asked=picked, fail_on=asked.fail_on,
             include=include, notes=given.notes,
         )  # fmt: skip
         return report, labels
@@ -177,13 +197,30 @@ def _answering(
     return answer
 
 
+def _picked(asked: own.Asked) -> "Picking":
+    """Return what --filter, --sort and --map ask of the heads of attention."""
+    from attncli.measures.statistic import STATISTICS
+    from attncli.reports.picking import picking
+    from attncli.reports.tensors import SORTABLE
+    from attncli.studies.health import TOLD
+
+    return picking(
+        {name: STATISTICS[name] for name in TOLD}, ("batch", "head"), filters=asked.filter or (),
+        sort=asked.sort, map=asked.map, others=SORTABLE,
+    )  # fmt: skip
+
+
 @mode("a checkpoint")
 def checkpoint(
     source: "files.Bundle",
     *,
     bundle: str,
-    heads: groups.Heads,
+    model: own.Model,
     verdicts: own.Verdicts,
+    where: own.Layers,
+    head: str | None,
+    picked: own.Picked,
+    map: str | None,
     threads: int | None,
     full: bool,
     printed: groups.Printed,
@@ -193,11 +230,20 @@ def checkpoint(
 
     from attncli import render
     from attncli.models import finding
-    from attncli.reports.weights import weights_report
+    from attncli.reports.picking import picking
+    from attncli.reports.tensors import SORTABLE
+    from attncli.reports.weights import REGISTRY, weights_report
 
+    asked = picking(
+        REGISTRY, ("layer", "head"), filters=picked.filter or (), sort=picked.sort, map=map,
+        others=SORTABLE,
+    )  # fmt: skip
+    read, beside = finding.read_config, finding.config_beside
+    config = read(model.config) if model.config is not None else beside(bundle)
     with render.progress("layers") as progress:
         report = weights_report(
-            source, finding.config_beside(bundle), heads=heads.heads, kv_heads=heads.kv_heads,
+            source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
+            head_dim=model.head_dim, layer=where.layer, head=head, asked=asked,
             policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full,
             threads=threads, progress=progress,
         )  # fmt: skip
@@ -210,29 +256,37 @@ def tensors(
     source: "files.Bundle",
     *,
     bundle: str,
-    file: own.AnyFile,
+    picked: own.Picked,
     threads: int | None,
     full: bool,
     printed: groups.Printed,
 ) -> None:
     """Print a row a tensor, whatever the file holds."""
-    _list(source, file, threads, full, printed)
+    _list(source, picked, threads, full, printed, header=False)
 
 
 @mode("a list of tensors from their headers", "leave one of them out")
 def header(
-    source: "files.Bundle", *, bundle: str, file: own.AnyFile, full: bool, printed: groups.Printed
+    source: "files.Bundle",
+    *,
+    bundle: str,
+    header: bool,
+    picked: own.Picked,
+    full: bool,
+    printed: groups.Printed,
 ) -> None:
     """Print a row a tensor from what the file says of it; no data are read."""
-    _list(source, file, None, full, printed)
+    _list(source, picked, None, full, printed, header=header)
 
 
 def _list(
     source: "files.Bundle",
-    file: own.AnyFile,
+    picked: own.Picked,
     threads: int | None,
     full: bool,
     printed: groups.Printed,
+    *,
+    header: bool,
 ) -> None:
     page = output.page_of(printed)
 
@@ -240,7 +294,7 @@ def _list(
 
     with render.progress("tensors") as progress:
         report = _tensors(
-            source, header=file.header, filter=file.filter, sort=file.sort, full=full,
+            source, header=header, filter=picked.filter, sort=picked.sort, full=full,
             threads=threads, progress=progress,
         )  # fmt: skip
     render.show_warnings(report.warnings)

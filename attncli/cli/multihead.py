@@ -181,7 +181,7 @@ class Projecting:
         )  # fmt: skip
         problem = made.attention.problem
         labels = given.labels(problem, weights)
-        facts = head_facts(made, labels.key, threads=asked.threads, progress=progress)
+        facts = head_facts(made, labels.key, labels.query, threads=asked.threads, progress=progress)
         report = multihead_report(
             made, facts, labels, shown_of(problem), names, notes=given.notes_for(weights),
             warnings=given.warnings, counted=self.random is not None,

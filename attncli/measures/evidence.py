@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
@@ -46,6 +46,26 @@ def every_statistic() -> tuple[Statistic, ...]:
     return (*(STATISTICS[name] for name in every), *inner)
 
 
+def words_of(
+    queries: Sequence[Sequence[str]] | None, keys: Sequence[Sequence[str]] | None, batch: int
+) -> tuple[Array, Array] | None:
+    """Return numbers that tell tokens apart, of queries ``(B, Lq)`` and of keys ``(B, Lk)``.
+
+    A list of tokens each batch element, or one for all. None where some are not known.
+    """
+    if not queries or not keys:
+        return None
+    number: dict[str, int] = {}
+    numbered = [
+        np.array(
+            [[number.setdefault(token, len(number)) for token in one] for one in some], np.int32
+        )
+        for some in (queries, keys)
+    ]
+    query, key = (np.broadcast_to(some, (batch, some.shape[-1])) for some in numbered)
+    return query, key
+
+
 @dataclass(frozen=True, eq=False)
 class Evidence:
     """What is known of one run, canonical; what a formula asks for is made then, and once.
@@ -53,7 +73,8 @@ class Evidence:
     ``sums``: the running sums as the engine made them, sink included. For what needs them: ``lse``
     ``(B, H, Lq)``, sink included; ``output`` ``(B, H, Lq, Dv)``; ``norms``: the gradients' (see
     ``gradients.row_norms``); ``floor`` ``(B, H)``: the ‖dS‖ below which a gradient vanishes;
-    ``added`` ``(B, H, Lq)``: the norm of what a head adds to the output of its layer.
+    ``added`` ``(B, H, Lq)``: the norm of what a head adds to the output of its layer; ``words``:
+    numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart (``words_of``).
     """
 
     problem: Problem
@@ -63,6 +84,7 @@ class Evidence:
     norms: Mapping[str, Array] = field(default_factory=dict)
     floor: Array | None = None
     added: Array | None = None
+    words: tuple[Array, Array] | None = None
     seed: int = 0
     threads: int | None = None
     progress: Progress | None = None
@@ -103,7 +125,7 @@ class Evidence:
 
         assert self.lse is not None
         return sweep(
-            self.problem, np.asarray(self.lse, np.float64), self.chosen,
+            self.problem, np.asarray(self.lse, np.float64), self.chosen, words=self.words,
             threads=self.threads, progress=next(self._stages),
         )  # fmt: skip
 
@@ -111,6 +133,27 @@ class Evidence:
     def placed(self) -> Sweep:
         """The same, of what depends on the positions of queries."""
         return self.sweep
+
+    @property
+    def offsets(self) -> Array:
+        """The position of query 0 among the keys, ``(B,)``; 0 where nothing says it."""
+        return np.asarray(self.problem.mask.positions() or (0,) * self.problem.batch)
+
+    @property
+    def repeats(self) -> Sweep:
+        """The same, of what depends on the tokens."""
+        assert self.words is not None, "nothing says the tokens of this run"
+        return self.sweep
+
+    @cached_property
+    def repeated(self) -> Array:
+        """Which rows with a choice see an earlier occurrence of their token, ``(B, H, Lq)``."""
+        return np.asarray(self.chosen & (self.repeats.occurrences[..., 0] > 0))
+
+    def known(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those of the statistics of which this run says enough."""
+        unsaid = {"repeats"} if self.words is None else set[str]()
+        return tuple(name for name in names if not unsaid & {*STATISTICS[name].needs})
 
     @cached_property
     def sample(self) -> Sample:

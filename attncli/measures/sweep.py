@@ -1,7 +1,8 @@
 """What needs the weights themselves, from the known lse, in tiles: O(L·D) memory, no L×L.
 
-Column sums (the mass that each key receives), mean distances and underflow walk over every visible
-cell; the masses on near-by keys are dot products of their own, O(L·D).
+Column sums (the mass that each key receives), sums along the diagonals (the mass at each distance),
+what goes to repeated tokens, mean distances and underflow walk over every visible cell; the masses
+on near-by keys are dot products of their own, O(L·D).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from attncli.measures.statistic import statistic
 from attncli.resources import Job, Progress, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Words = tuple[Array, Array]
 
 TILE_ROWS, TILE_KEYS = 256, 1024
 UNDERFLOW = 2.0**-24  # the smallest positive float16; half of it rounds to 0
@@ -33,7 +35,10 @@ class Sweep:
     received ``(B, H, Lk)``: Σ_i p_ij over the chosen rows; distance ``(B, H, Lq)``: Σ_j p_ij |i−j|,
     NaN where positions are not known; tiny, cells ``(B, H)``: visible cells of the chosen rows with
     p < 2⁻²⁴, and all of them; near ``(B, H, Lq, 2·NEAR + 1)``: the weight of key i + d at d + NEAR;
-    rows ``(B, H)``: how many rows were chosen, those whose lse is not finite left out.
+    rows ``(B, H)``: how many rows were chosen, those whose lse is not finite left out; diagonals
+    ``(B, H, Lq + Lk − 1)``: Σ_i p_ij over the chosen rows of the cells with j = i + n − (Lq − 1),
+    where i counts from 0; repeats ``(B, H, Lq, 2)``: the mass on earlier occurrences of the row's
+    own token, and on the keys after them; occurrences, alike: how many such keys the row sees.
     """
 
     received: Array
@@ -42,6 +47,9 @@ class Sweep:
     cells: Array
     near: Array
     rows: Array
+    diagonals: Array
+    repeats: Array
+    occurrences: Array
 
 
 @statistic("row", unit="positions", source="Vig & Belinkov 2019")
@@ -74,6 +82,41 @@ def local_mass(placed: Sweep) -> Array:
     return np.asarray(placed.near.sum(-1))
 
 
+@statistic("head", unit="positions", heading="offset", kind="count")
+def top_offset(placed: Sweep, offsets: Array) -> Array:
+    """The offset j − i whose keys receive most mass, ``(B, H)``; 0 where there is none."""
+    if not placed.diagonals.shape[-1]:
+        return np.zeros(placed.rows.shape, np.int64)
+    first = 1 - placed.distance.shape[-1] - offsets[:, None]  # (B, 1)
+    return np.where(placed.diagonals.any(-1), placed.diagonals.argmax(-1) + first, 0)
+
+
+@statistic("head", heading="at offset", kind="percent")
+def offset_mass(placed: Sweep) -> Array:
+    """The mean weight at that offset over the rows, ``(B, H)``; NaN where there is none."""
+    most = placed.diagonals.max(-1, initial=0)
+    known = (placed.rows > 0) & placed.diagonals.any(-1)
+    return np.where(known, most / np.maximum(placed.rows, 1), np.nan)
+
+
+@statistic("row", source="Olsson et al. 2022", heading="induction", over="repeated")
+def induction_mass(repeats: Sweep) -> Array:
+    """The weight of keys after earlier occurrences of the row's own token, ``(B, H, Lq)``."""
+    return np.asarray(repeats.repeats[..., 1])
+
+
+@statistic("row", source="Wang et al. 2022", heading="duplicate token", over="repeated")
+def duplicate_mass(repeats: Sweep) -> Array:
+    """The weight of earlier occurrences of the row's own token, ``(B, H, Lq)``."""
+    return np.asarray(repeats.repeats[..., 0])
+
+
+@statistic("row", source="Olsson et al. 2022", heading="previous of a repeat", over="repeated")
+def repeat_previous_mass(repeats: Sweep) -> Array:
+    """The weight of the position before, in rows whose token occurs earlier, ``(B, H, Lq)``."""
+    return np.asarray(repeats.near[..., NEAR - 1])
+
+
 @statistic("head", source="Xiao et al. 2024", kind="count")
 def sink_key(sweep: Sweep) -> Array:
     """The key that receives most mass, ``(B, H)``; −1 where no row was chosen."""
@@ -100,10 +143,14 @@ def sweep(
     lse: Array,
     chosen: Array,
     *,
+    words: Words | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
-    """Go once more through all visible cells. lse, chosen (bool): ``(B, H, Lq)``, sink included."""
+    """Go once more through all visible cells. lse, chosen (bool): ``(B, H, Lq)``, sink included.
+
+    words: numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart.
+    """
     p = problem
     shape = (p.batch, p.heads)
     chosen = chosen & np.isfinite(lse)
@@ -115,6 +162,9 @@ def sweep(
         cells=np.zeros(shape, np.int64),
         near=np.full((*shape, p.queries, 2 * NEAR + 1), np.nan),
         rows=chosen.sum(-1),
+        diagonals=np.zeros((*shape, max(p.queries + p.keys - 1, 0))),
+        repeats=np.full((*shape, p.queries, 2), np.nan),
+        occurrences=np.zeros((*shape, p.queries, 2), np.int64),
     )
     if not p.queries * p.keys * p.batch * p.heads:
         return found
@@ -123,7 +173,17 @@ def sweep(
     parts = max(1, min(tiles, -(-4 * threads // (p.batch * p.heads))))
     rows = -(-tiles // parts) * TILE_ROWS
     walks = [
-        _Walk(p, b, h, i0, min(i0 + rows, p.queries), lse[b, h], chosen[b, h], offsets)
+        _Walk(
+            p,
+            b,
+            h,
+            i0,
+            min(i0 + rows, p.queries),
+            lse[b, h],
+            chosen[b, h],
+            offsets,
+            words and (words[0][b], words[1][b]),
+        )
         for b, h in np.ndindex(shape)
         for i0 in range(0, p.queries, rows)
     ]
@@ -134,7 +194,29 @@ def sweep(
         found.received[walk.b, walk.h] += walk.received
         found.tiny[walk.b, walk.h] += walk.tiny
         found.cells[walk.b, walk.h] += walk.cells
+        first = p.queries - walk.i1
+        found.diagonals[walk.b, walk.h, first : first + len(walk.diagonals)] += walk.diagonals
     return found
+
+
+def weights_at(problem: Problem, b: int, h: int, lse: Array, rows: Array, keys: Array) -> Array:
+    """Return the weights of single cells of a head, ``(n,)`` like rows and keys; 0 where hidden.
+
+    lse ``(Lq,)``, sink included; a row or key that does not exist has no weight.
+    """
+    p = problem
+    there = (keys >= 0) & (keys < p.keys) & (rows >= 0) & (rows < p.queries)
+    i, j = np.where(there, rows, 0), np.where(there, keys, 0)
+    query = p.query[b, h, i].astype(np.float64) * p.scale
+    z = np.vecdot(query, p.key[b, p.group(h), j].astype(np.float64))
+    if p.softcap is not None:
+        z = p.softcap * np.tanh(z / p.softcap)
+    cells = i[:, None], j[:, None]
+    for bias in p.mask.biases:
+        z = z + np.broadcast_to(bias.at(b, h, *cells), (len(i), 1))[:, 0]
+    allowed = p.mask.predicate.allows(b, h, *cells)
+    sees = there & np.broadcast_to(allowed, (len(i), 1))[:, 0]
+    return np.where(sees, np.exp(np.minimum(z - lse[i], 0)), 0)
 
 
 class _Walk:
@@ -142,13 +224,15 @@ class _Walk:
 
     def __init__(
         self, p: Problem, b: int, h: int, i0: int, i1: int, lse: Array, chosen: Array,
-        offsets: tuple[int, ...] | None,
+        offsets: tuple[int, ...] | None, words: Words | None,
     ) -> None:  # fmt: skip
         self.p, self.b, self.h, self.i0, self.i1 = p, b, h, i0, i1
         self.lse, self.chosen = lse, chosen
         self.offset = None if offsets is None else offsets[b]
         self.plain = p.softcap is None and not p.mask.has_bias
         self.received, self.tiny, self.cells = np.zeros(p.keys), 0, 0
+        self.diagonals = np.zeros(0 if self.offset is None else i1 - i0 + p.keys - 1)
+        self.words = words if words and self.offset is not None else None
 
     def run(self, found: Sweep) -> None:
         p = self.p
@@ -163,11 +247,13 @@ class _Walk:
                 for j0, j1, states in self._plan(i0, i1):
                     self._tile(rows, across, j0, j1, states)
                 if self.offset is not None:
-                    found.distance[self.b, self.h, i0:i1] = np.where(
-                        rows.good, rows.distance, np.nan
-                    )
+                    at = self.b, self.h, slice(i0, i1)
+                    found.distance[at] = np.where(rows.good, rows.distance, np.nan)
+                    if self.words:
+                        found.repeats[at] = np.where(rows.good[:, None], rows.repeats, np.nan)
+                        found.occurrences[at] = np.where(rows.good[:, None], rows.occurrences, 0)
         if self.offset is not None:
-            found.near[self.b, self.h, self.i0 : self.i1] = self._near(key)
+            found.near[self.b, self.h, self.i0 : self.i1] = self._near()
 
     def _plan(self, i0: int, i1: int) -> list[tuple[int, int, int]]:
         """Return (j0, j1, state) of the tiles that rows i0:i1 see."""
@@ -191,7 +277,7 @@ class _Walk:
                 e += bias
             e = (e - rows.lse[:, None]) * LOG2E
         np.minimum(np.exp2(e, out=e), 1, out=e)  # huge scores round past their own lse
-        visible = len(e) * (j1 - j0)
+        visible, keep = len(e) * (j1 - j0), None
         if state == MIXED:
             keep = p.mask.keep(self.b, self.h, rows.i0, rows.i1, j0, j1)
             np.copyto(e, 0, where=~keep)
@@ -206,6 +292,9 @@ class _Walk:
         self.received[j0:j1] += rows.ones @ e
         if self.offset is None:
             return
+        self._along(rows, e, j0)
+        if self.words:
+            self._repeats(rows, e, j0, keep)
         i = np.arange(rows.i0, rows.i1) + self.offset
         if j1 - 1 <= i[0] or j0 >= i[-1]:  # all keys lie on one side
             j = np.arange(j1 - j0, dtype=p.dtype)  # relative, so that float32 holds it
@@ -216,28 +305,40 @@ class _Walk:
             away = np.abs(i[:, None] - np.arange(j0, j1))
             rows.distance += np.vecdot(e, away.astype(p.dtype))
 
-    def _near(self, key: Array) -> Array:
+    def _along(self, rows: _Rows, e: Array, j0: int) -> None:
+        """Add what lies on each diagonal of a tile ``(R, C)``."""
+        high, wide = e.shape
+        skewed = np.zeros((high, high + wide + 1), e.dtype)
+        flat = skewed.reshape(-1)[: high * (high + wide)].reshape(high, -1)  # a cell less a row
+        flat[:, high:] = e  # (i, j) of it is (i, R + j − i) of the skewed one
+        sums = skewed.sum(0)[1 : high + wide]  # from j − i = 1 − R on
+        start = j0 + self.i1 - rows.i1
+        self.diagonals[start : start + len(sums)] += sums
+
+    def _repeats(self, rows: _Rows, e: Array, j0: int, keep: Array | None) -> None:
+        """Add what goes to earlier occurrences of the rows' tokens, and to the keys after them."""
+        assert self.words and self.offset is not None
+        own, others = self.words
+        for n in range(2):  # 0: the occurrence itself, 1: the key after it
+            j = np.arange(j0, j0 + e.shape[1])
+            r, c = np.nonzero(own[rows.i0 : rows.i1, None] == others[np.maximum(j - n, 0)])
+            counts = (j[c] >= n) & (j[c] < r + rows.i0 + self.offset)  # earlier than the row
+            if keep is not None:
+                counts &= keep[r, c]
+            r, c = r[counts], c[counts]
+            rows.repeats[:, n] += np.bincount(r, e[r, c], len(e))
+            rows.occurrences[:, n] += np.bincount(r, minlength=len(e))
+
+    def _near(self) -> Array:
         """Return the weight of keys i − NEAR … i + NEAR, ``(R, 2·NEAR + 1)``; 0 where none is."""
-        p, b, h = self.p, self.b, self.h
         assert self.offset is not None
         near = np.zeros((self.i1 - self.i0, 2 * NEAR + 1))
         for start in range(self.i0, self.i1, 4096):
             i = np.arange(start, min(start + 4096, self.i1))
-            query = p.query[b, h, i].astype(np.float64) * p.scale
             for d in range(-NEAR, NEAR + 1):
-                j = i + self.offset + d
-                there = (j >= 0) & (j < p.keys)
-                at = np.clip(j, 0, p.keys - 1)
-                z = np.vecdot(query, key[at].astype(np.float64))
-                if p.softcap is not None:
-                    z = p.softcap * np.tanh(z / p.softcap)
-                cells = i[:, None], at[:, None]
-                for bias in p.mask.biases:
-                    z = z + np.broadcast_to(bias.at(b, h, *cells), (len(i), 1))[:, 0]
-                allowed = p.mask.predicate.allows(b, h, *cells)
-                sees = there & np.broadcast_to(allowed, (len(i), 1))[:, 0]
-                weight = np.where(sees, np.exp(np.minimum(z - self.lse[i], 0)), 0)
-                near[i - self.i0, d + NEAR] = weight
+                near[i - self.i0, d + NEAR] = weights_at(
+                    self.p, self.b, self.h, self.lse, i, i + self.offset + d
+                )
         near[~self.chosen[self.i0 : self.i1]] = np.nan
         return near
 
@@ -259,3 +360,4 @@ class _Rows:
         )
         self.query[:, -1] = -self.lse * unit if walk.plain else 0
         self.distance = np.zeros(i1 - i0)
+        self.repeats, self.occurrences = np.zeros((i1 - i0, 2)), np.zeros((i1 - i0, 2), np.int64)

@@ -184,7 +184,8 @@ def texts(column: Column, values: Sequence[Any]) -> list[str]:
 def columns_of(table: Table) -> list[list[str]]:
     """Return the cells of a table, column by column.
 
-    The numbers of a matrix share one format, unless its columns are of very different size.
+    The numbers of a matrix share one format, unless its columns are of very different size. Cells
+    of weights may be empty.
     """
     columns = [[row[c] for row in table.rows] for c in range(len(table.columns))]
     if not table.matrix:
@@ -195,5 +196,6 @@ def columns_of(table: Table) -> list[list[str]]:
         if tops and max(tops) / min(tops) >= 1000:
             return [numbers(values, spare=True) for values in columns]
     height = len(table.rows)
-    cells = numbers([v for values in columns for v in values], spare=True)
+    made = iter(numbers([v for some in columns for v in some if v is not None], spare=True))
+    cells = ["" if v is None else next(made) for some in columns for v in some]
     return [cells[c * height : (c + 1) * height] for c in range(len(columns))]

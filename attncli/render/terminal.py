@@ -94,7 +94,7 @@ def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Ite
             if table.columns[n].kind == "verdict":
                 cell = paint.verdict(cell)
             if table.columns[n].kind == "weight" and value is not None:
-                cell = paint.shade(cell, value)
+                cell = paint.shade(cell, table.shades[r][n] if table.shades else value)
             cells.append(" " * gap + cell)
         yield _line(pad(cut(visible(label), LONGEST_LABEL), label_width, left=True), cells)
     yield from map(paint.dim, _footer(table, shown, width))

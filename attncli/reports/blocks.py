@@ -42,7 +42,8 @@ class Table:
     (``things`` says what they are); other tables lose those with the smallest ``keep``. ``whole``
     loses none. With ``fold`` a row goes on below, ``fold`` columns staying together.
     ``row_gap`` and ``column_gap`` say what was left out before; ``part`` and ``notes`` say it in
-    words and ``hint`` how to see it.
+    words and ``hint`` how to see it. ``shades`` are shares in [0, 1] by which cells of weights are
+    shaded, where not by themselves.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Table:
     things: str = "columns"
     whole: bool = False
     fold: int = 0
+    shades: Sequence[Sequence[float]] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from attncli.reports.selection import excerpt
 
 if TYPE_CHECKING:
     from attncli.measures.policy import Verdict
+    from attncli.measures.roles import Role
 
 WHOLE = 40  # heads up to here are all shown
 EDGE = 8  # of many heads with nothing to say
@@ -46,24 +47,32 @@ class Shown:
         high = _known(own[self.to or self.name], self.high or self.quantile)
         return None if low is None or high is None else (low, high)
 
-    def column(self, registry: Mapping[str, Statistic], plain: bool, continues: bool) -> Column:
-        """Return the column: ``plain`` has no quantile and no unit below a title."""
+    def column(
+        self, registry: Mapping[str, Statistic], plain: bool, continues: bool, units: bool
+    ) -> Column:
+        """Return the column: ``plain`` has no quantile and no unit below a title.
+
+        With ``units`` the unit stands behind the title where a quantile stands below.
+        """
         one = registry[self.name]
         word = WORDS.get(self.quantile, self.quantile)
         sub = f"{word}–{self.high}" if self.high else word if one.quantiles else one.unit
         keep = one.keep if self.keep is None else self.keep
         sub = "" if plain or one.kind == "count" else sub if self.sub is None else self.sub
         kind = "range" if self.is_range else one.kind
-        return Column("" if continues else one.heading, kind, sub, keep)
+        told = units and one.quantiles and one.unit not in one.heading
+        unit = f" ({one.unit})" if told else ""
+        return Column("" if continues else one.heading + unit, kind, sub, keep)
 
 
 def columns(
-    shown: Sequence[Shown], registry: Mapping[str, Statistic] = STATISTICS, plain: bool = False
-) -> list[Column]:
+    shown: Sequence[Shown], registry: Mapping[str, Statistic] = STATISTICS, *,
+    plain: bool = False, units: bool = False,
+) -> list[Column]:  # fmt: skip
     """Return the columns; one of the same statistic as the column before continues it."""
     before = ["", *(one.name for one in shown)]
     return [
-        one.column(registry, plain, one.name == last)
+        one.column(registry, plain, one.name == last, units)
         for one, last in zip(shown, before, strict=False)
     ]
 
@@ -81,6 +90,11 @@ def _known(value: Any, quantile: str) -> Any:
 def alike(own: Mapping[str, Any], name: str) -> str | None:
     """Return the head that is most alike, as in '3 (0.42)'; ``name``: how much."""
     return f"{own['similar_head']} ({own[name]:.2f})" if own["similar_head"] >= 0 else None
+
+
+def looks(roles: Sequence[Role], most: int = 2) -> str:
+    """Return what a head looks at in a line; an ellipsis stands for more than ``most`` places."""
+    return ", ".join([role.words for role in roles[:most]] + ["…"] * (len(roles) > most))
 
 
 def head_name(problem: Problem, b: int, h: int) -> str:
@@ -125,6 +139,12 @@ def telling(
     worst = {id(head) for head in sorted(ill, key=gravity)[:WHOLE]}
     shown = [head for head in ill if id(head) in worst]
     return shown, f"{len(shown)} of {len(heads)} heads, {what}", None
+
+
+def first(heads: Sequence[Head], what: str, full: bool) -> tuple[list[Head], str, Gap | None]:
+    """Return the first heads of those that somebody sorted; ``what`` says by what."""
+    shown = list(heads if full else heads[:WHOLE])
+    return shown, f"{len(shown)} of {len(heads)} heads, {what}" * (len(shown) < len(heads)), None
 
 
 def reasons(

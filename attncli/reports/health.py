@@ -13,12 +13,23 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
-from attncli.measures.statistic import flat_names, flat_values, of_head
+from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
-from attncli.reports.heads import WHOLE, Shown, cells, columns, head_name, reasons, telling
+from attncli.reports.heads import (
+    WHOLE,
+    Shown,
+    cells,
+    columns,
+    first,
+    head_name,
+    looks,
+    reasons,
+    telling,
+)
+from attncli.reports.picking import Picking, mapped
 from attncli.reports.selection import select
-from attncli.studies.effects import OVERALL, Effect
+from attncli.studies.effects import OVERALL, Effect, Overall
 from attncli.studies.health import Examination, Head
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -43,47 +54,62 @@ def inspect_report(
     labels: Labels,
     view: View,
     *,
+    asked: Picking | None = None,
     fail_on: str | None = None,
     include: Collection[str] = (),
     notes: Sequence[str] = (),
 ) -> Report:
-    """Return the report on the heads that ``view`` selects.
+    """Return the report on the heads that ``view`` selects and ``asked`` picks, in its order.
 
     ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``include`` may hold
     row_statistics. Raises InputError for an index that does not exist.
     """
     problem = examined.result.problem
-    chosen = set(select(problem, view).pairs)
+    chosen, asked = set(select(problem, view).pairs), asked or Picking(STATISTICS)
+    facts = partial(_facts, examined)
     heads = [head for head in examined.heads if (head.batch, head.head) in chosen]
+    heads = asked.pick(heads, facts)
+    batches = [str(b) for b in range(problem.batch)]
+    there = {(head.batch, head.head): facts(head) for head in heads} if asked.map else {}
+    seen = mapped(asked, "batch", batches, there)
     count = Counter(head.verdict.level for head in heads)
     blocks: list[Block] = []
     if heads:
-        blocks = [_summary(heads), _head_table(examined, heads, view)]
+        blocks = [_summary(heads), *([seen.table] if seen else [])]
+        blocks.append(_head_table(examined, heads, view, asked))
         blocks += reasons(heads, partial(_name, examined), _gravity, LINES)
-        blocks += [_scale_table(examined), sentences(scale_sentence(examined.scale))]
-    if examined.what_ifs:
-        blocks.append(_what_if_table(examined))
+        scale, what_ifs = _over(examined, heads)
+        blocks += [_scale_table(scale), sentences(scale_sentence(scale))]
+        blocks += [_what_if_table(scale[examined.today], what_ifs)] if what_ifs else []
     arrays = _row_statistics(examined) if "row_statistics" in include else {}
     worst = max((LEVELS.index(head.verdict.level) for head in heads), default=0)
     return Report(
         command="inspect",
         headline=_first_line(problem, heads, count),
         blocks=blocks,
-        data=lambda: _data(examined, heads, labels, include, notes),
-        records=lambda: _records(examined, heads),
+        data=lambda: (
+            _data(examined, heads, labels, include, notes) | ({"map": seen.data} if seen else {})
+        ),
+        records=lambda: seen.records if seen else _records(examined, heads),
         arrays={f"row_statistics.{name}": values for name, values in arrays.items()},
-        warnings=[*examined.result.warnings, *_unjudged(examined, heads)],
+        warnings=[*examined.result.warnings, *_unjudged(examined, heads, bool(asked.tests))],
         notes=[" · ".join(headline(examined.result)), *notes, *_how(examined)],
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
     )
 
 
-def _unjudged(examined: Examination, heads: Sequence[Head]) -> list[str]:
+def _facts(examined: Examination, head: Head) -> dict[str, Any]:
+    """Return what --filter, --sort and --map know of a head."""
+    own = of_head(examined.found, head.batch, head.head)
+    return {**own, "batch": head.batch, "head": head.head, "verdict": head.verdict.level}
+
+
+def _unjudged(examined: Examination, heads: Sequence[Head], filtered: bool) -> list[str]:
     """Return a warning when heads have nothing in them that a verdict could be about."""
     rows = np.asarray(examined.found["rows_with_choice"])
     count = sum(not rows[head.batch, head.head] for head in heads)
     if not heads:
-        return ["there are no heads to judge"]
+        return ["no head passes --filter" if filtered else "there are no heads to judge"]
     if not count:
         return []
     whose = f"{count} of {counted(len(heads), 'head')}"
@@ -148,29 +174,33 @@ def _summary(heads: Sequence[Head]) -> Text:
     return Text("", [*lines, *([f"looks at   {shown}{more}"] if shown else [])])
 
 
-def _head_table(examined: Examination, heads: Sequence[Head], view: View) -> Table:
+def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked: Picking) -> Table:
     ill = [head for head in heads if head.verdict.level != "ok"]
     what = f"the worst of {len(ill)}" if len(ill) > WHOLE else "those that are not ok"
-    shown, part, gap = telling(heads, ill, _gravity, what, view.full)
+    if asked.sort:
+        shown, part, gap = first(heads, asked.words, view.full)
+    else:
+        shown, part, gap = telling(heads, ill, _gravity, what, view.full)
+    told = asked.shown(HEAD)
     rows = [
         [
             head.verdict.level,
-            *cells(HEAD, of_head(examined.found, head.batch, head.head)),
-            ", ".join(role.words for role in head.roles),
+            *cells(told, of_head(examined.found, head.batch, head.head)),
+            looks(head.roles),
         ]
         for head in shown
     ]
     return Table(
-        title="head",
+        title="head" if examined.result.problem.batch == 1 else "batch/head",
         columns=[
             Column("verdict", "verdict", keep=10),
-            *columns(HEAD),
+            *columns(told, units=True),
             Column("looks at", "text", keep=8),
         ],
         rows=rows,
         labels=[_name(examined, head) for head in shown],
         part=part,
-        hint="--full, --head, --format csv" if part else "",
+        hint="--full, --head, --sort, --filter, --format csv" if part else "",
         row_gap=gap,
         whole=view.full,
     )
@@ -194,26 +224,35 @@ def _effect_columns() -> list[Shown]:
     return [Shown(*OVERALL[name], keep=keep) for name, keep in EFFECT.items()]
 
 
-def _cells(effect: Effect) -> list[Any]:
-    values = [effect.overall[name] for name in EFFECT]
+def _over(examined: Examination, heads: Sequence[Head]) -> tuple[list[Overall], list[Overall]]:
+    """Return the effects of the scale and of the what-ifs on these heads."""
+    pairs = [(head.batch, head.head) for head in heads]
+    scale, what_ifs = (
+        [effect.over(pairs) for effect in some] for some in (examined.scale, examined.what_ifs)
+    )
+    return scale, what_ifs
+
+
+def _cells(effect: Overall) -> list[Any]:
+    values = [effect.statistics[name] for name in EFFECT]
     return [None if np.isnan(value) else value for value in values]
 
 
-def _scale_table(examined: Examination) -> Table:
+def _scale_table(scale: Sequence[Overall]) -> Table:
     return Table(
         title="Scale",
-        columns=columns(_effect_columns()),
-        rows=[_cells(effect) for effect in examined.scale],
-        labels=[effect.text for effect in examined.scale],
+        columns=columns(_effect_columns(), units=True),
+        rows=[_cells(effect) for effect in scale],
+        labels=[effect.text for effect in scale],
     )
 
 
-def scale_sentence(scale: Sequence[Effect]) -> str:
+def scale_sentence(scale: Sequence[Overall]) -> str:
     """Return what the numbers say about the scale, and not more.
 
     The median row's gradient may well be larger without it: the mean misleads, the tail tells.
     """
-    auto, none = scale[0].overall, scale[min(1, len(scale) - 1)].overall
+    auto, none = scale[0].statistics, scale[min(1, len(scale) - 1)].statistics
     if len(scale) < 2 or scale[1].text != "none":
         return "With a width of 1 there is nothing to scale."
     if np.isnan(none["saturated_share"]):
@@ -251,20 +290,18 @@ def share_in_words(value: float) -> str:
     return f"{100 * value:.0f} %" if value >= 0.005 or value == 0 else "<1 %"
 
 
-def _what_if_table(examined: Examination) -> Table:
-    now = next(e for e in examined.scale if e.moved_overall == 0 or np.isnan(e.moved_overall))
-    effects = examined.what_ifs
+def _what_if_table(now: Overall, effects: Sequence[Overall]) -> Table:
     shown = _effect_columns()
     shown.insert(1, Shown("logit_max", keep=4))
-    titles = [*columns(shown), Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10)]
+    titles = [*columns(shown, units=True), Column("output moves", "percent", "‖ΔO‖/‖O‖", keep=10)]
     lost = any(effect.lost for effect in effects)
     if lost:
         titles.append(Column("rows lost", "count", "NaN or ∞", keep=10))
     rows = []
     for effect in (now, *effects):
         cells = _cells(effect)
-        cells.insert(1, effect.overall["logit_max"])
-        moved = effect.moved_overall
+        cells.insert(1, effect.statistics["logit_max"])
+        moved = effect.moved
         cells.append(None if effect is now or np.isnan(moved) else moved)
         rows.append(cells + ([effect.lost] if lost else []))
     return Table(
@@ -293,7 +330,7 @@ def _data(
         | {"findings": findings_of(heads), "looks_at": places_of(heads)},
         "heads": [_head_data(examined, head) for head in heads],
         "scale_effect": [_effect_data(effect, heads, "scale") for effect in examined.scale],
-        "scale_sentence": scale_sentence(examined.scale) if heads else None,
+        "scale_sentence": scale_sentence(_over(examined, heads)[0]) if heads else None,
     }  # fmt: skip
     if examined.what_ifs:
         data["what_if"] = [_effect_data(effect, heads, "what") for effect in examined.what_ifs]
@@ -318,16 +355,17 @@ def _head_data(examined: Examination, head: Head) -> dict[str, Any]:
 
 
 def _effect_data(effect: Effect, heads: Sequence[Head], name: str) -> dict[str, Any]:
+    overall = effect.over([(head.batch, head.head) for head in heads])
     return {
         name: effect.text,
-        "statistics": dict(effect.overall),
-        "output_change": effect.moved_overall,
-        "lost_rows": effect.lost,
+        "statistics": dict(overall.statistics),
+        "output_change": overall.moved,
+        "lost_rows": overall.lost,
         "heads": [
             {
                 "batch": head.batch, "head": head.head,
-                "statistics": of_head(effect.heads, head.batch, head.head),
-                "output_change": effect.moved[head.batch, head.head].item(),
+                "statistics": of_head(effect.heads, *effect.part.at(head.batch, head.head)),
+                "output_change": effect.moved[effect.part.at(head.batch, head.head)].item(),
             }
             for head in heads
         ],

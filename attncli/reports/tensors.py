@@ -27,6 +27,7 @@ STATISTICS = (
     "float16_overflow", "float16_subnormal", "float16_underflow",
     "bfloat16_overflow", "bfloat16_subnormal", "bfloat16_underflow",
 )  # fmt: skip
+SORTABLE = HEADER + STATISTICS
 
 
 def tensors_report(
@@ -119,11 +120,10 @@ def _order(
     if sort is None:
         return None
     column, reverse = sort.removeprefix("-"), sort.startswith("-")
-    if column not in HEADER + STATISTICS:
-        columns = HEADER + STATISTICS
+    if column not in SORTABLE:
         raise InputError(
             f"unknown column '{column}' in --sort",
-            nearest(column, columns, f"columns are {', '.join(columns)}"),
+            nearest(column, SORTABLE, f"columns are {', '.join(SORTABLE)}"),
         )
     if header and column in STATISTICS:
         raise InputError(

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from attncli.errors import InputError, counted, listed
 from attncli.files.bundle import Bundle
 from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged, weight_facts
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
 from attncli.reports.blocks import Block, Column, Records, Report, Table
-from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, reasons, telling
+from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
-from attncli.reports.selection import excerpt
+from attncli.reports.picking import Picking, mapped
+from attncli.reports.selection import excerpt, selection
 from attncli.resources import Progress
 
 __all__ = ["holds_layers", "weights_report"]
@@ -27,6 +29,8 @@ HEAD = tuple(
     map(Shown, ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
                 "value_norm", "output_norm"))
 )  # fmt: skip
+#: What heads have that are judged by their weights.
+REGISTRY = {name: WEIGHTS[name] for name in (*OF_LAYERS, *AMONG_ALL)}
 MEANING = (
     "logit: largest logit of two inputs of norm 1, ‖W_Q W_Kᵀ‖₂·scale; rank: effective, of the width"
 )
@@ -35,7 +39,8 @@ MEANING = (
 @dataclass(frozen=True)
 class _Head:
     facts: WeightFacts
-    layer: str  # its label among all
+    at: int  # of the layer among all
+    layer: str  # its label
     head: int
     found: Mapping[str, float]
     verdict: Verdict
@@ -57,6 +62,9 @@ def weights_report(
     heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    layer: str | None = None,
+    head: str | None = None,
+    asked: Picking | None = None,
     policy: Sequence[Rule] = POLICY,
     fail_on: str | None = None,
     full: bool = False,
@@ -66,10 +74,11 @@ def weights_report(
     """Return the report on a checkpoint's attention layers, from its weights alone.
 
     ``bundle`` is ``files.read(ref)``, ``config`` what ``checkpoints.config_beside(ref)`` returns;
-    ``holds_layers(bundle)`` says whether there is something to report. ``fail_on`` is watch or
-    critical: a head that bad makes the exit code 1. ``full`` (--full): every head is a row.
-    ``threads`` layers are looked at at a time. Layers that cannot be read are warnings; InputError
-    where none can.
+    ``holds_layers(bundle)`` says whether there is something to report. ``layer`` and ``head``
+    select numbers, as ``0:4,7``; ``asked`` picks among these; outliers are found among all heads.
+    ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``full`` (--full):
+    every head is a row. ``threads`` layers are looked at at a time. Layers that cannot be read are
+    warnings; InputError where none can.
     """
     skipped: list[str] = []
     layers = find_layers(
@@ -78,35 +87,71 @@ def weights_report(
     facts = weight_facts(layers, threads=threads, progress=progress)
     names = labels(layers)
     every = [
-        _Head(one, name, h, found, judge(found, 0.0, policy))
-        for name, one, some in zip(names, facts, judged(facts), strict=True)
+        _Head(one, at, names[at], h, found, judge(found, 0.0, policy))
+        for at, (one, some) in enumerate(zip(facts, judged(facts), strict=True))
         for h, found in enumerate(some)
     ]
+    total, asked = len(every), asked or Picking(WEIGHTS)
+    every = asked.pick(_selected(every, layer, head), _facts)
+    layers_shown = {head.at for head in every}
+    seen = mapped(
+        asked, "layer", names,
+        {(one.at, one.head): _facts(one) for one in every} if asked.map else {},
+    )  # fmt: skip
     count = Counter(head.verdict.level for head in every)
     families = sorted({family_of(layer) for layer in layers} - {""})
-    blocks: list[Block] = [_layer_table(facts, names, full), _head_table(every, full)]
+    blocks: list[Block] = [
+        _layer_table(facts, names, sorted(layers_shown), full),
+        *([seen.table] if seen else []),
+    ]
+    blocks.append(_head_table(every, full, asked))
     blocks += reasons(every, lambda head: head.name, _gravity, WHOLE)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
     warnings = [f"not read: {why}" for why in skipped]
     warnings += dict.fromkeys(
         f"{lack.what}: its norm, if any, is not folded in"
-        for layer in layers for lack in layer.lacks if lack.option == "arch"
+        for one in layers for lack in one.lacks if lack.option == "arch"
     )  # fmt: skip
+    warnings += [] if every else ["no head passes --filter"]
     return Report(
         command="inspect",
         headline=[
-            f"{len(every)} heads in {len(layers)} attention layer{'s' if len(layers) > 1 else ''}",
+            f"{len(every)} heads{f' of {total}' * (len(every) < total)} in "
+            f"{counted(len(layers), 'attention layer')}",
             *(f"{count[level]} {level}" for level in reversed(LEVELS)),
             f"{sum(layer.parameters for layer in layers):,} parameters",
         ],
         blocks=blocks,
-        data=lambda: _data(bundle.source, every, facts, count, warnings),
-        records=lambda: _records(every),
+        data=lambda: (
+            _data(bundle.source, every, facts, count, warnings)
+            | ({"map": seen.data} if seen else {})
+        ),
+        records=lambda: seen.records if seen else _records(every),
         warnings=warnings,
         notes=notes,
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
     )
+
+
+def _facts(head: _Head) -> dict[str, Any]:
+    """Return what --filter, --sort and --map know of a head."""
+    return {
+        **head.statistics, "layer": head.facts.layer.index, "head": head.head,
+        "verdict": head.verdict.level,
+    }  # fmt: skip
+
+
+def _selected(every: Sequence[_Head], layer: str | None, head: str | None) -> list[_Head]:
+    """Return the heads of the layers with these numbers; InputError where there are none."""
+    numbers = [one.facts.layer.index for one in every]
+    layers = selection("--layer", layer, 1 + max(numbers, default=-1))
+    some = [one for one in every if layers is None or one.facts.layer.index in layers]
+    if not some:
+        there = listed(map(str, dict.fromkeys(numbers)), 20)
+        raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
+    heads = selection("--head", head, 1 + max(one.head for one in some))
+    return [one for one in some if heads is None or one.head in heads]
 
 
 def _scales(facts: Sequence[WeightFacts]) -> str:
@@ -128,8 +173,10 @@ def _asides(facts: Sequence[WeightFacts]) -> list[str]:
 # -- tables -----------------------------------------------------------------------------------
 
 
-def _layer_table(facts: Sequence[WeightFacts], names: Sequence[str], full: bool) -> Table:
-    shown, gap = excerpt(range(len(facts)), full, WHOLE, EDGE)
+def _layer_table(
+    facts: Sequence[WeightFacts], names: Sequence[str], some: Sequence[int], full: bool
+) -> Table:
+    shown, gap = excerpt(some, full, WHOLE, EDGE)
     rows = []
     for one in (facts[n] for n in shown.tolist()):
         largest = int(np.nanargmax(one["largest_logit"])) if _some(one["largest_logit"]) else None
@@ -141,7 +188,7 @@ def _layer_table(facts: Sequence[WeightFacts], names: Sequence[str], full: bool)
             _middle(one["ov_rank"]), _most(one["similarity"]), _most(one["logit_bound"]),
         ])  # fmt: skip
     columns = [
-        Column("name", "text", keep=5), Column("heads", "count", keep=3),
+        Column("name", "text", keep=8), Column("heads", "count", keep=3),
         Column("logit", sub="median", keep=9), Column("", sub="max", keep=10),
         Column("", "text", keep=8), Column("QK rank", sub="median", keep=7),
         Column("‖OV‖₂", sub="median", keep=6), Column("", sub="max", keep=6),
@@ -154,7 +201,7 @@ def _layer_table(facts: Sequence[WeightFacts], names: Sequence[str], full: bool)
         columns=[columns[n] for n in used],
         rows=[[row[n] for n in used] for row in rows],
         labels=[names[n] for n in shown.tolist()],
-        part=f"{len(shown)} of {len(facts)} layers" if gap else "",
+        part=f"{len(shown)} of {len(some)} layers" if gap else "",
         hint="--full, --format csv" if gap else "",
         row_gap=gap,
         whole=full,
@@ -173,24 +220,28 @@ def _most(values: Any) -> float | None:
     return float(np.nanmax(values)) if _some(values) else None
 
 
-def _head_table(every: Sequence[_Head], full: bool) -> Table:
-    told = [head for head in every if head.verdict.findings]
-    shown, part, gap = telling(every, told, _gravity, "those that stand out", full)
+def _head_table(every: Sequence[_Head], full: bool, asked: Picking) -> Table:
+    if asked.sort:
+        shown, part, gap = first(every, asked.words, full)
+    else:
+        told = [head for head in every if head.verdict.findings]
+        shown, part, gap = telling(every, told, _gravity, "those that stand out", full)
+    named = asked.shown(HEAD)
     rows = []
     for head in shown:
         own = head.facts.of_head(head.head)
-        rows.append([head.verdict.level, *cells(HEAD, own), alike(own, "similarity")])
+        rows.append([head.verdict.level, *cells(named, own), alike(own, "similarity")])
     return Table(
-        title="head",
+        title="layer/head",
         columns=[
             Column("verdict", "verdict", keep=10),
-            *columns(HEAD, WEIGHTS),
+            *columns(named, WEIGHTS),
             Column("QK like", "text", "(cosine)", keep=7),
         ],
         rows=rows,
         labels=[head.name for head in shown],
         part=part,
-        hint="--full, --format csv" if part else "",
+        hint="--full, --layer, --sort, --filter, --format csv" if part else "",
         row_gap=gap,
         whole=full,
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
 from attncli.measures.rows import SATURATED, pooled_std
 from attncli.measures.statistic import Summaries, quantile
+from attncli.studies.part import Part
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,28 +37,64 @@ OVERALL = {
 OF_HEADS = (*told(measure_rows), "grad_score_norm", "vanishing_share")
 
 
-@dataclass(frozen=True, eq=False)
-class Effect:
-    """What a change does: ``overall`` statistics of all rows of all heads, and those of heads.
-
-    ``moved`` ``(B, H)`` is ‖O′ − O‖/‖O‖ over the rows that both have; ``lost`` how many rows of
-    the output became NaN or infinite.
+class Overall(NamedTuple):
+    """A change to some heads: ``statistics`` (OVERALL) of all their rows, ``moved`` ‖O′ − O‖/‖O‖
+    over the rows that both have, ``lost`` how many rows of the output became NaN or infinite.
     """
 
     text: str
-    overall: Mapping[str, float]
-    heads: Summaries
-    moved: Array
-    moved_overall: float
+    statistics: Mapping[str, float]
+    moved: float
     lost: int
 
 
-def overview(run: Evidence) -> dict[str, float]:
-    """Return the statistics of OVERALL; ``run.floor`` must be known."""
+@dataclass(frozen=True, eq=False)
+class Effect:
+    """What a change does to the heads of ``part``, ``(B, H)`` each: ``run`` is the changed run.
+
+    ``apart`` and ``whole`` are ‖O′ − O‖² and ‖O‖² over the rows that both have; ``lost`` counts the
+    rows of the output that became NaN or infinite.
+    """
+
+    text: str
+    run: Evidence
+    part: Part
+    apart: Array
+    whole: Array
+    lost: Array
+
+    @cached_property
+    def heads(self) -> Summaries:
+        """The statistics of each head."""
+        return self.run.summaries(OF_HEADS)
+
+    @property
+    def moved(self) -> Array:
+        """‖O′ − O‖/‖O‖ of each head."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.sqrt(self.apart / self.whole))
+
+    def over(self, pairs: Iterable[tuple[int, int]] | None = None) -> Overall:
+        """Return what it does to these (batch, head) pairs of the problem, or to all."""
+        at = np.full(self.apart.shape, pairs is None)
+        for b, h in pairs or ():
+            at[self.part.at(b, h)] = True
+        with np.errstate(invalid="ignore", divide="ignore"):
+            moved = float(np.sqrt(self.apart[at].sum() / self.whole[at].sum()))
+        return Overall(self.text, overview(self.run, at), moved, int(self.lost[at].sum()))
+
+
+def overview(run: Evidence, heads: Array | None = None) -> dict[str, float]:
+    """Return the statistics of OVERALL over ``heads``, bool ``(B, H)``, or over all.
+
+    ``run.floor`` must be known.
+    """
+    ours = np.ones(run.chosen.shape[:2], bool) if heads is None else heads
+    chosen = run.chosen & ours[..., None]
 
     def pooled(name: str) -> Array:
         values = run.values(name)
-        some = values[run.chosen & np.isfinite(values)]  # (n)
+        some = values[chosen & np.isfinite(values)]  # (n)
         some.sort()
         return some
 
@@ -65,9 +103,9 @@ def overview(run: Evidence) -> dict[str, float]:
 
     assert run.floor is not None
     entropy, weights, norms = map(pooled, ("entropy", "max_weight", "grad_score_norm"))
-    seen = run.real & (run.rows.n > 0) & np.isfinite(run.rows.m2)
+    seen = run.real & ours[..., None] & (run.rows.n > 0) & np.isfinite(run.rows.m2)
     std = float(pooled_std(_one_head(run.rows), seen.reshape(1, 1, -1))[0, 0])
-    vanished = run.chosen & (run.values("grad_score_norm") < run.floor[..., None])
+    vanished = chosen & (run.values("grad_score_norm") < run.floor[..., None])
     mean = norms.mean() if norms.size else 0.0
     found = (
         std,
@@ -90,21 +128,22 @@ def _one_head(rows: Rows) -> Rows:
     return Rows(**sums)
 
 
-def effect(text: str, changed: Evidence, before: Evidence) -> Effect:
-    """Return what a change did to attention that was ``before``; both know their floor."""
+def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect:
+    """Return what a change did to attention that was ``before``.
+
+    changed: the run of the heads of ``part``; both know their floor.
+    """
     shape = changed.chosen.shape[:2]
-    apart, whole, lost = np.zeros(shape), np.zeros(shape), 0
+    apart, whole, lost = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     assert before.output is not None and changed.output is not None
     for b, h in np.ndindex(shape):
         real = changed.real[b, h]
-        old, new = (o[b, h][real].astype(np.float64) for o in (before.output, changed.output))
+        outputs = before.output[part.batches[b], part.heads[h]], changed.output[b, h]
+        old, new = (o[real].astype(np.float64) for o in outputs)
         had, has = np.isfinite(old).all(1), np.isfinite(new).all(1)
         both = had & has
         apart[b, h] = np.sum((new[both] - old[both]) ** 2)
         whole[b, h] = np.sum(old[both] ** 2)
-        lost += int((had & ~has).sum())
-    with np.errstate(invalid="ignore", divide="ignore"):
-        moved = np.sqrt(apart / whole)
-        overall = np.sqrt(apart.sum() / whole.sum())
-    heads = changed.summaries(OF_HEADS)
-    return Effect(text, overview(changed), heads, moved, float(overall), lost)
+        lost[b, h] = (had & ~has).sum()
+    run = changed if changed is before else replace(changed, output=None)
+    return Effect(text, run, part, apart, whole, lost)

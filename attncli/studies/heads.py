@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attncli.measures import layer, rows, sweep
-from attncli.measures.evidence import told
+from attncli.measures.evidence import told, words_of
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
 from attncli.measures.statistic import STATISTICS, of_head
@@ -46,6 +46,7 @@ class HeadFacts:
 def head_facts(
     made: MultiheadResult,
     tokens: Sequence[Sequence[str]] | None = None,
+    query_tokens: Sequence[Sequence[str]] | None = None,
     *,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -53,16 +54,17 @@ def head_facts(
     """Look at a result that has row_statistics and lse. tokens label the keys."""
     result = made.attention
     p = result.problem
-    evidence = replace(result.evidence, added=made.added, threads=threads, progress=progress)
     # what a position is worth where queries and keys are one sequence
     known = p.mask.positions() is not None and not made.cross
-    found = evidence.summaries(n for n in TOLD if known or "placed" not in STATISTICS[n].needs)
-    swept, roles = evidence.sweep, {}
+    evidence = replace(
+        result.evidence, added=made.added, threads=threads, progress=progress,
+        words=words_of(query_tokens, tokens, p.batch) if known else None,
+    )  # fmt: skip
+    names = evidence.known(TOLD)
+    found = evidence.summaries(n for n in names if known or "placed" not in STATISTICS[n].needs)
+    roles = {}
     for b, h in np.ndindex(p.batch, p.heads):
         labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
-        seen, _ = looks_at(
-            of_head(found, b, h), swept.received[b, h].tolist(), int(swept.rows[b, h]),
-            int(swept.cells[b, h]), labels, known,
-        )  # fmt: skip
+        seen, _ = looks_at(evidence, of_head(found, b, h), b, h, labels, known)
         roles[b, h] = tuple(seen)
     return HeadFacts(found, roles, evidence.sample)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
 from attncli.engines import DEFAULT
 from attncli.measures import outputs, rows, sample, sweep
-from attncli.measures.evidence import Evidence, told
+from attncli.measures.evidence import Evidence, told, words_of
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
@@ -20,6 +21,7 @@ from attncli.resources import Progress, stages
 from attncli.studies import what_if
 from attncli.studies.attend import Result
 from attncli.studies.effects import VANISHED, Effect, effect
+from attncli.studies.part import Part, part_of
 from attncli.studies.runs import median_gradient, run_both_ways, run_rounded
 from attncli.studies.what_if import WhatIf
 
@@ -44,7 +46,7 @@ class Head:
 @dataclass(frozen=True, eq=False)
 class Examination:
     """Everything `inspect` knows: ``found`` are the statistics of heads by name; ``scale`` are
-    today's, auto and none; ``what_ifs`` as asked.
+    auto, none and today's, which is number ``today`` of them; ``what_ifs`` as asked.
     """
 
     result: Result
@@ -52,13 +54,14 @@ class Examination:
     found: Summaries
     heads: tuple[Head, ...]
     scale: tuple[Effect, ...]
+    today: int
     what_ifs: tuple[Effect, ...]
     grad_output: str
 
     @property
     def row_values(self) -> Mapping[str, Array]:
         """The statistics of every row by name, ``(B, H, Lq)``."""
-        return self.evidence.row_values(TOLD)
+        return self.evidence.row_values(self.found)
 
     @property
     def sample(self) -> Sample:
@@ -70,6 +73,8 @@ def examine(
     problem: Problem,
     *,
     tokens: Sequence[Sequence[str]] | None = None,
+    query_tokens: Sequence[Sequence[str]] | None = None,
+    changed: Collection[tuple[int, int]] | None = None,
     what_ifs: Sequence[WhatIf] = (),
     policy: Sequence[Rule] = POLICY,
     grad_output: Any = "random:0",
@@ -81,9 +86,12 @@ def examine(
 ) -> Examination:
     """Examine attention: every statistic, a verdict on each head, the effect of the scale.
 
-    tokens label the keys, a list each batch element or one for all. Samples are drawn with
-    ``seed``. Problems of at most EXACT cells are computed in float64, since float32 cannot hold the
-    gradient of a saturated row. Raises AttnError for what cannot be run.
+    tokens label the keys, a list each batch element or one for all, query_tokens the queries (as
+    many queries as keys: by default they are the same). They name what heads look at, and no
+    verdict depends on them. ``changed`` are the (batch, head) pairs whose scale is changed, and
+    that what-ifs are about (default: all); what depends on that is NaN of others. Samples are drawn
+    with ``seed``. Problems of at most EXACT cells are computed in float64, since float32 cannot
+    hold the gradient of a saturated row. Raises AttnError for what cannot be run.
     """
     p = problem
     if p.batch * p.heads * p.queries * p.keys <= EXACT:
@@ -95,44 +103,60 @@ def examine(
     # the runs, then what their statistics need, about as long as a run, then the what-ifs
     stage = stages(progress, [1] * (len(scales) + 1 + len(what_ifs)))
 
-    def run(one: Problem) -> Result:
-        return run_both_ways(
-            one, grad_output, backend=backend, device=device, threads=threads, progress=next(stage)
-        )
+    part = part_of(p, changed)
+    upward = upstream(grad_output, p)
+    everything = part_of(p)
 
-    result = run(p)
+    def run(one: Problem, of: Part = part) -> Result:
+        return run_both_ways(
+            of.problem(one), of.of(upward), backend=backend, device=device, threads=threads,
+            progress=next(stage),
+        )  # fmt: skip
+
+    result = run(p, everything)
     runs = {
         scale: (result if scale == p.scale else run(one)).evidence for scale, one in scales.items()
     }
-    floor = _floor(problem, runs[auto.scale])
-    runs = {scale: replace(one, floor=floor) for scale, one in runs.items()}
-    runs[p.scale] = now = replace(runs[p.scale], seed=seed, threads=threads, progress=next(stage))
-    found = now.summaries(TOLD)
+    parts = {scale: everything if scale == p.scale else part for scale in runs}
+    floor = _floor(problem, runs[auto.scale], parts[auto.scale])
+    runs = {scale: replace(one, floor=parts[scale].of(floor)) for scale, one in runs.items()}
+    queries = query_tokens or (tokens if p.queries == p.keys else None)
+    runs[p.scale] = now = replace(
+        runs[p.scale], words=words_of(queries, tokens, p.batch), seed=seed, threads=threads,
+        progress=next(stage),
+    )  # fmt: skip
+    found = now.summaries(now.known(TOLD))
     heads = tuple(_head(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads))
-    scale = [effect(_scale_text(one), runs[number], now) for number, one in scales.items()]
+    scale = [
+        effect(_scale_text(one), runs[number], now, parts[number]) for number, one in scales.items()
+    ]
     effects = []
     for change in what_ifs:
-        changed = change.apply(p, now.values("logit_max"))
+        after = change.apply(p, now.values("logit_max"))
         if change.dtype:
-            after = run_rounded(
-                changed, change.dtype, grad_output, threads=threads, progress=next(stage)
-            )
+            made = run_rounded(
+                part.problem(after), change.dtype, part.of(upward), threads=threads,
+                progress=next(stage),
+            )  # fmt: skip
         else:
-            after = run(changed).evidence
-        effects.append(effect(change.text, replace(after, floor=floor), now))
+            made = run(after).evidence
+        made = replace(made, floor=part.of(floor))
+        effects.append(effect(change.text, made, now, part))
     return Examination(
         result=result, evidence=now, found=found, heads=heads, scale=tuple(scale),
+        today=list(scales).index(p.scale),
         what_ifs=tuple(effects),
         grad_output=grad_output if isinstance(grad_output, str) else "given",
     )  # fmt: skip
 
 
-def _floor(problem: Problem, auto: Evidence) -> Array:
-    """Return the ‖dS‖ below which a gradient vanishes, ``(B, H)``; auto: at scale 1/√D."""
-    usual = median_gradient(auto)
+def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:
+    """Return the ‖dS‖ below which a gradient vanishes, ``(B, H)``; auto: ``part`` at scale 1/√D."""
+    usual = part.spread(median_gradient(auto), problem.batch, problem.heads)
     with np.errstate(over="ignore", invalid="ignore"):
         noise = ROUNDING * float(np.abs(np.asarray(problem.value, np.float64)).max(initial=0))
-    return VANISHED * np.where(usual > noise, usual, 0)  # a share of rounding says nothing
+        # a share of rounding says nothing
+        return np.where(np.isnan(usual) | (usual > noise), VANISHED * usual, 0)
 
 
 def _head(
@@ -140,14 +164,9 @@ def _head(
     policy: Sequence[Rule],
 ) -> Head:  # fmt: skip
     own = now.judged(found, b, h)
-    swept = now.sweep
     labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
-    what, placed = looks_at(
-        own, swept.received[b, h].tolist(), int(swept.rows[b, h]), int(swept.cells[b, h]), labels,
-        now.problem.mask.positions() is not None,
-    )  # fmt: skip
-    sink = own["sink_mass"] > 0.9
-    return Head(b, h, judge(own, placed, policy, sink), tuple(what), placed)
+    what, placed = looks_at(now, own, b, h, labels)
+    return Head(b, h, judge(own, placed, policy), tuple(what), placed)
 
 
 def _scale_text(p: Problem) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
 from attncli.engines import DEFAULT
 from attncli.measures.evidence import Evidence
@@ -20,36 +19,34 @@ WANT = ("output", "lse", "row_statistics", "gradients", "gradient_norms")
 
 
 def run_both_ways(
-    problem: Problem, grad_output: Any, *, backend: str = DEFAULT, device: str = "auto",
+    problem: Problem, upward: Array, *, backend: str = DEFAULT, device: str = "auto",
     threads: int | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
-    """Run attention and its gradients. grad_output: as ``gradients.upstream`` takes it.
+    """Run attention and its gradients, for the gradient ``(B, H, Lq, Dv)`` of its output.
 
     Padding passes no gradient on.
     """
     return run(
-        problem, _real_upstream(problem, grad_output), backend=backend, device=device,
+        problem, _of_real(problem, upward), backend=backend, device=device,
         threads=threads, want=WANT, progress=progress,
     )  # fmt: skip
 
 
 def run_rounded(
-    problem: Problem, dtype: str, grad_output: Any, *, threads: int | None = None,
+    problem: Problem, dtype: str, upward: Array, *, threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evidence:  # fmt: skip
     """Run both ways with every stage rounded to a half precision; of the gradients only ‖dS‖."""
     from attncli.engines import How
     from attncli.engines.rounded import rounded
 
-    upward = _real_upstream(problem, grad_output)
-    done = rounded(problem, dtype, upward, How(threads, progress=progress))
+    done = rounded(problem, dtype, _of_real(problem, upward), How(threads, progress=progress))
     norms = {"grad_score_norm": done.score_norm}
     return Evidence(problem, done.rows, output=done.output, norms=norms)
 
 
-def _real_upstream(problem: Problem, grad_output: Any) -> Array:
-    """Return the gradient of the output, ``(B, H, Lq, Dv)``, 0 for padding."""
-    upward = upstream(grad_output, problem)
+def _of_real(problem: Problem, upward: Array) -> Array:
+    """Return a gradient of the output, ``(B, H, Lq, Dv)``, with 0 for padding."""
     real = problem.real_rows[:, None, :, None]
     return upward if real.all() else np.where(real, upward, upward.dtype.type(0))
 

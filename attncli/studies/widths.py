@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from attncli.attention.gradients import upstream
 from attncli.attention.pose import pose
 from attncli.attention.problem import Scale
 from attncli.resources import Progress, stages
@@ -34,9 +35,10 @@ def sweep_dim(
         found = []
         floor = np.zeros((1, 1))
         for scale in SCALES:
+            problem = pose(query, key, value, scale=scale)
             run = run_both_ways(
-                pose(query, key, value, scale=scale),
-                f"random:{seed}",
+                problem,
+                upstream(f"random:{seed}", problem),
                 threads=threads,
                 progress=next(stage),
             ).evidence

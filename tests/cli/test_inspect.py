@@ -38,7 +38,7 @@ def test_json_carries_every_statistic(door: Door) -> None:
     }  # fmt: skip
     assert [one["scale"] for one in data["scale_effect"]] == ["1/√32", "none"]
     assert data["what_if"][0]["what"] == "qk_clip=5, sink=0"
-    assert data["what_if"][0]["output_change"] > 0.1 and len(data["what_if"][0]["heads"]) == 3
+    assert data["what_if"][0]["output_change"] > 0.01 and len(data["what_if"][0]["heads"]) == 3
     assert data["summary"]["ok"] == 3
 
 
@@ -47,7 +47,7 @@ def test_csv_and_markdown(door: Door) -> None:
     assert len(lines) == 37 and lines[0].startswith(
         "batch,head,verdict,reasons,looks_at,entropy_mean"
     )
-    assert "| head | verdict |" in door("inspect", SAMPLE, "--format", "markdown").out
+    assert "| batch/head | verdict |" in door("inspect", SAMPLE, "--format", "markdown").out
 
 
 def test_row_statistics(door: Door, tmp_path: Path) -> None:

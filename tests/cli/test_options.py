@@ -43,7 +43,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
 CHOOSES = {
     "mask draw": {"dialect"},
     "inspect health": {"header", "filter", "sort"},
-    "inspect tensors": {"query"},
+    "inspect tensors": {"query", "header"},
     "inspect checkpoint": {"query", "header", "filter", "sort"},
     "inspect lines": {"query"},
 }

@@ -19,7 +19,7 @@ from attncli.studies import attend, health
 
 
 def test_inspect_tells_every_statistic_of_attention_in_order() -> None:
-    done = health.examine(pose(np.eye(6)))
+    done = health.examine(pose(np.eye(6)), tokens=["abcabc"])
     assert list(done.found) == list(told(*files()[:-1]))
     for name, values in done.found.items():
         one = STATISTICS[name]

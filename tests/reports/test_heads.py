@@ -24,6 +24,8 @@ def test_columns_are_the_registrys() -> None:
         ("spectral bounds", "range", "medians", 1),
     ]  # fmt: skip
     assert {column.sub for column in columns(SHOWN, plain=True)} == {""}
+    titles = [column.title for column in columns(SHOWN, units=True)]
+    assert titles == ["entropy (nats)", "", "saturated", "dead rows", "spectral bounds"]
     with pytest.raises(KeyError):
         columns([Shown("entropi")])
 

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from attncli.attention.gradients import upstream
 from attncli.studies import runs
 from tests.support.definitions import by_formulas
 from tests.support.problems import causal_problem
@@ -17,7 +18,7 @@ from tests.support.problems import causal_problem
 def test_what_if_half_precision_rounds_every_stage(name: str) -> None:
     kind = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[name]
     problem = causal_problem(softcap=5.0)
-    done = runs.run_rounded(problem, name, "random:0")
+    done = runs.run_rounded(problem, name, upstream("random:0", problem))
     for h in range(2):
         q, k, v = (getattr(problem, n)[0, h].astype(kind) for n in ("query", "key", "value"))
 

@@ -57,7 +57,7 @@ def test_half_precision_overflow_is_found_and_counted() -> None:
     effect = health.examine(
         big, what_ifs=[what_if.parse("dtype=float16"), what_if.parse("dtype=bfloat16")]
     ).what_ifs
-    assert [e.lost for e in effect] == [4, 0]
+    assert [e.over().lost for e in effect] == [4, 0]
 
 
 @pytest.mark.parametrize(

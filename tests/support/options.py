@@ -27,7 +27,7 @@ VALUES = {
     "head_dim": "3", "input_norm": "none", "random_weights": "1", "model_dim": "4",
     "key_padding_mask": "padding.npy", "add_zero_attn": "", "what_if": "scale=none",
     "sweep_dim": "8", "fail_on": "watch", "policy": "missing.toml", "seed": "1", "header": "",
-    "filter": "q*", "sort": "-name",
+    "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what

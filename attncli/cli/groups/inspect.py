@@ -5,8 +5,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from attncli.cli.groups import Elements, Engine, Problem, Text
-from attncli.cli.options import FILE, HEALTH, Group, at_least_zero, one_of, option, said
+from attncli.cli.groups import Elements, Engine, Heads, Problem, Text
+from attncli.cli.groups.multihead import Architecture, HeadDim
+from attncli.cli.options import FILE, HEALTH, SHOW, Group, at_least_zero, one_of, option, said
 
 if TYPE_CHECKING:
     from attncli.measures.policy import Rule
@@ -73,38 +74,85 @@ class Seed(Group, panel=HEALTH):
     ] = 0  # fmt: skip
 
 
-class AnyFile(Group, panel=FILE):
-    """A row a tensor."""
+class Header(Group, panel=FILE):
+    """What a file says of its tensors."""
 
     header: Annotated[
         bool, option("--header", help="Shapes, dtypes and bytes alone: no data read.")
     ] = False
+
+
+class Picked(Group, panel=SHOW):
+    """Which rows of a table of heads or of tensors, in what order."""
+
     filter: Annotated[
-        list[str] | None, option(metavar="GLOB", help="Tensors of these names; repeatable.")
+        list[str] | None,
+        option(
+            metavar="EXPR|GLOB",
+            help="Heads of which this is true: 'entropy<0.5 & layer>3', entropy_p05, "
+            "verdict!='ok'. Or, as '*.q_proj.*', tensors of these names. Repeatable.",
+        ),
     ] = None
     sort: Annotated[
         Text,
         option(
             metavar="COLUMN",
-            help="Largest first, by bytes, max, std, nan, …; -COLUMN: smallest first.",
+            help="Largest first: heads by a statistic (entropy, max_weight_p95, …), tensors by "
+            "bytes, max, std, nan, …; -COLUMN: smallest first.",
         ),
     ] = None
 
-    @property
-    def about_any_file(self) -> bool:
-        """Whether something was asked that has a meaning for any file."""
-        return self.header or self.filter is not None or self.sort is not None
+
+class Map(Group, panel=SHOW):
+    """All heads at once."""
+
+    map: Annotated[
+        Text,
+        option(
+            metavar="STATISTIC",
+            help="A statistic of all heads as a map in shades: a row a layer (or a batch "
+            "element), a column a head.",
+        ),
+    ] = None
 
 
-class Health(Changes, Verdicts, Seed):
+class Layers(Group, panel=SHOW):
+    """Which layers of a checkpoint."""
+
+    layer: Annotated[
+        Text, option(metavar="SELECTION", help="Layers of a checkpoint by their numbers.")
+    ] = None
+
+
+class Placed(Group, panel=HEALTH):
+    """Where the queries stand."""
+
+    query_start: Annotated[
+        int | None,
+        option(
+            metavar="N", callback=at_least_zero,
+            help="The key at which query 0 stands, where no mask says it: a chunk of queries of "
+            "a longer text. Without it offsets (previous token, …) of a chunk are not judged.",
+        ),
+    ] = None  # fmt: skip
+
+
+class Model(Heads, HeadDim, Architecture):
+    """How the weights of a checkpoint are to be understood."""
+
+
+class Health(Changes, Verdicts, Placed, Seed):
     """What is asked of attention."""
 
 
-class Asked(Problem, Health, Engine, Elements):
+class Asked(Problem, Health, Engine, Elements, Picked, Map):
     """All that one answer depends on."""
 
 
-class Everything(Problem, Changes, Sweep, Verdicts, Seed, AnyFile, Engine):
+class Everything(
+    Problem, HeadDim, Architecture, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine, Layers,
+    Elements, Picked, Map,
+):  # fmt: skip
     """The options of all modes, in the order of the help."""
 
 
