@@ -124,21 +124,18 @@ class Rows:
     @property
     def lse(self) -> Array:
         """log Σ exp z, ``(B, H, Lq)``; −∞ where nothing was seen."""
-        with np.errstate(divide="ignore"):
-            return np.where(np.isneginf(self.m), self.m, self.m + np.log1p(self.rest))
+        return np.asarray(self.m + np.log1p(self.rest))
 
+    @np.errstate(invalid="ignore", over="ignore", under="ignore")  # scores may be infinite
     def merge(self, other: Rows) -> Rows:
         """Return the sums over both key sets, which must be disjoint (Chan et al. 1983 for m2)."""
         m = np.maximum(self.m, other.m)
-        # a part that has seen nothing keeps its zero sums: its shift must not become −∞ − −∞
-        with np.errstate(invalid="ignore"):
-            ours = np.where(np.isneginf(self.m), 0, self.m - m)
-            theirs = np.where(np.isneginf(other.m), 0, other.m - m)
-            step = np.minimum(self.m, other.m) - m  # of the smaller maximum, which joins the rest
-        a, b = np.exp(ours), np.exp(theirs)
         both = ~(np.isneginf(self.m) | np.isneginf(other.m))
-        step = np.where(both, step, 0)
-        c = np.where(both, np.exp(step), 0)
+        # a part that has seen nothing keeps its zero sums: its shift must not become −∞ − −∞
+        ours = np.where(np.isneginf(self.m), 0, self.m - m)
+        theirs = np.where(np.isneginf(other.m), 0, other.m - m)
+        step = np.where(both, np.minimum(ours, theirs), 0)  # of the maximum that joins the rest
+        a, b, c = np.exp(ours), np.exp(theirs), np.where(both, np.exp(step), 0)
         n = self.n + other.n
         share = other.n / np.maximum(n, 1)
         delta = other.mean - self.mean
@@ -186,5 +183,4 @@ class Rows:
 
 def _shifted(factor: Array, shift: Array, part: Rows) -> Array:
     """Σ' exp(z−m')(z−m') for the new maximum m' = m − shift; 0 once the factor is."""
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(factor > 0, factor * (part.es + shift * part.rest), factor))
+    return np.asarray(np.where(factor > 0, factor * (part.es + shift * part.rest), factor))

@@ -12,6 +12,7 @@ import numpy as np
 from attncli.attention.rows import Rows
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
+from attncli.measures.outputs import in_units
 from attncli.measures.rows import SATURATED, pooled_std
 from attncli.measures.statistic import Summaries, quantile
 
@@ -95,15 +96,17 @@ def effect(text: str, changed: Evidence, before: Evidence) -> Effect:
     shape = changed.chosen.shape[:2]
     apart, whole, lost = np.zeros(shape), np.zeros(shape), 0
     assert before.output is not None and changed.output is not None
-    for b, h in np.ndindex(shape):
-        real = changed.real[b, h]
-        old, new = (o[b, h][real].astype(np.float64) for o in (before.output, changed.output))
-        had, has = np.isfinite(old).all(1), np.isfinite(new).all(1)
-        both = had & has
-        apart[b, h] = np.sum((new[both] - old[both]) ** 2)
-        whole[b, h] = np.sum(old[both] ** 2)
-        lost += int((had & ~has).sum())
-    with np.errstate(invalid="ignore", divide="ignore"):
+    known = before.output.astype(np.float64)
+    _, unit = in_units(np.where(np.isfinite(known), known, 0))  # so that squares are numbers
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for b, h in np.ndindex(shape):
+            real = changed.real[b, h]
+            old, new = (o[b, h][real] / unit[0, 0, 0, 0] for o in (known, changed.output))
+            had, has = np.isfinite(old).all(1), np.isfinite(new).all(1)
+            both = had & has
+            apart[b, h] = np.sum((new[both] - old[both]) ** 2)
+            whole[b, h] = np.sum(old[both] ** 2)
+            lost += int((had & ~has).sum())
         moved = np.sqrt(apart / whole)
         overall = np.sqrt(apart.sum() / whole.sum())
     heads = changed.summaries(OF_HEADS)

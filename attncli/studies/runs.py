@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
-from attncli.engines import DEFAULT
+from attncli.engines import DEFAULT, ENGINES
 from attncli.measures.evidence import Evidence
 from attncli.measures.statistic import summarize
 from attncli.resources import Progress
@@ -25,12 +26,16 @@ def run_both_ways(
 ) -> Result:  # fmt: skip
     """Run attention and its gradients. grad_output: as ``gradients.upstream`` takes it.
 
-    Padding passes no gradient on.
+    Padding passes no gradient on. What it finds is in the arithmetic's precision: it is not rounded
+    to the type of the inputs, unless by a kernel of a GPU, which is made for that type.
     """
-    return run(
-        problem, _real_upstream(problem, grad_output), backend=backend, device=device,
-        threads=threads, want=WANT, progress=progress,
+    exact = replace(problem, result_dtype=problem.dtype)
+    fused = ENGINES[backend].gpu and problem.dtype != np.float64
+    result = run(
+        problem if fused else exact, _real_upstream(problem, grad_output), backend=backend,
+        device=device, threads=threads, want=WANT, progress=progress,
     )  # fmt: skip
+    return replace(result, problem=problem)
 
 
 def run_rounded(
