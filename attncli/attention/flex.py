@@ -31,7 +31,7 @@ def flex(mask: Mask) -> Spoken:
         body = " & ".join(f"({part})" for part in parts) if len(parts) > 1 else parts[0]
         lines += ["def mask_mod(b, h, q_idx, kv_idx):", f"    return {body}"]
         sizes = f"{e.batch}, {e.heads}, {e.queries}, {e.keys}"
-        arguments.append(f"block_mask=create_block_mask(mask_mod, {sizes})")
+        arguments.append(f"block_mask=create_block_mask(mask_mod, {sizes}, device=q.device)")
     return Spoken(
         "flex", f"flex_attention(q, k, v, {', '.join(arguments)})", code.tensors,
         notes=("tensors are torch's, on the device of q",) if code.tensors else (),

@@ -214,7 +214,7 @@ def _local(band: Diagonals) -> tuple[str, tuple[str, ...]] | None:
 
 
 def _runs(mask: Mask, who: str) -> Runs:
-    """Return the mask as runs, rows of padding left out only where it cannot be otherwise.
+    """Return the mask as runs: those that are whole batch elements, else padding is left out.
 
     MaskError where it has another corner than the runs, or is none of causal, window, padding,
     contiguous segments and ALiBi.
@@ -232,21 +232,23 @@ def _runs(mask: Mask, who: str) -> Runs:
     offsets = [s.offset for s in slopes] + ([band.offset] if band else [])
     real = _real(mask, band)
     padded = mask.padding_rows() & (mask.said_real is not None)
-    tries = [np.zeros_like(padded), padded] if padded.any() else [padded]
-    for left_out in tries:
+    fits, wrong = [], []
+    for left_out in [np.zeros_like(padded), padded] if padded.any() else [padded]:
         runs = tuple(
             run for b in range(mask.extent.batch)
             for run in _of_batch(b, ids, ~left_out[b], real[b], who)
         )  # fmt: skip
         wrong = [
-            run for run in runs for offset in offsets
+            (run, offset[run.batch]) for run in runs for offset in offsets
             if run.queries and run.keys and offset[run.batch] != run.corner
         ]  # fmt: skip
         if not wrong:
             whole = not ids and not left_out.any() and all(run.key == 0 for run in runs)
             lengths = tuple(run.keys for run in runs) if whole else None
-            return Runs(band, runs, bool(left_out.any()), lengths)
-    raise _other_corner(mask, who, wrong[0], offsets)
+            fits.append(Runs(band, runs, bool(left_out.any()), lengths))
+    if not fits:
+        raise _other_corner(mask, who, *wrong[0])
+    return next((one for one in fits if one.lengths is not None), fits[-1])
 
 
 def _real(mask: Mask, band: Diagonals | None) -> Array:
@@ -296,9 +298,8 @@ def _cuts(table: Array, there: Array, who: str) -> dict[tuple[int, ...], tuple[i
     return found
 
 
-def _other_corner(mask: Mask, who: str, run: Run, offsets: Sequence[PerBatch]) -> MaskError:
+def _other_corner(mask: Mask, who: str, run: Run, here: int) -> MaskError:
     e, lengths = mask.extent, mask.lengths
-    here = next(offset[run.batch] for offset in offsets if offset[run.batch] != run.corner)
     hint = "use --for sdpa for a mask tensor"
     if mask.said_real is None and run.corner == e.keys - e.queries:
         hint = "write bottom_right, as in causal(bottom_right), or use --for sdpa"
