@@ -107,7 +107,8 @@ def pose(
         sink=None if sink is None else _sink(sink, int(h)),
         dtype=arithmetic, result_dtype=result,
         softmax_dtype=None if softmax_dtype is None else float_dtype(softmax_dtype),
-        family=family, past=past, rope=rope, warnings=_scale_warnings(number, int(q.shape[3])),
+        family=family, past=past, rope=rope,
+        warnings=(*bound.notes, *_scale_warnings(number, int(q.shape[3]))),
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
+from attncli.attention.tensors import padding_masker, tensor_masker
 from attncli.engines import DEFAULT, ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
@@ -140,6 +141,7 @@ def attend(
     *,
     mask: str | Mask | Masker | Sequence[str | Mask | Masker] | None = None,
     attn_mask: Any = None,
+    key_padding_mask: Any = None,
     mask_polarity: str = "keep",
     past_key: Any = None,
     past_value: Any = None,
@@ -165,7 +167,8 @@ def attend(
     query ``(L, D)``, ``(H, L, D)`` or ``(B, H, L, D)`` (see ``problem.pose`` for the others); a
     missing value is the key, a missing key the query. ``mask`` is a mask expression such as
     ``"causal & window(8)"``, or several: all must allow. ``attn_mask`` is a tensor of rank 1 to 4:
-    bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores.
+    bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores;
+    ``key_padding_mask`` is ``(B, Lk)``: True = a real key, likewise.
     ``rope`` turns query and new keys first: ``"half"``, ``"interleaved"``, a Rope or its fields;
     ``result.problem`` holds them turned.
     ``want``: any of output, lse, weights, scores, softcapped, masked, row_statistics, gradients
@@ -180,7 +183,9 @@ def attend(
     masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
     maskers = [language.masker(m) for m in masks]
     if attn_mask is not None:
-        maskers.append(language.tensor_masker(attn_mask, mask_polarity))
+        maskers.append(tensor_masker(attn_mask, mask_polarity))
+    if key_padding_mask is not None:
+        maskers.append(padding_masker(key_padding_mask, mask_polarity))
     problem = pose(
         query, key, value, mask=maskers, past_key=past_key, past_value=past_value,
         kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink,

@@ -126,7 +126,7 @@ class StateReader(Reader):
         tokens = tokens_of(self)
         x = self.hidden_states(tokens, learning)
         memory = self.floats("memory")
-        mask, padding = self.mask_tensors()
+        mask, padding = self.mask_tensors(x)
         self.check_mask(mask, x, x if memory is None else memory)
         polarity = self.pick("mask_polarity", is_word, "keep or ignore")
         if flags.mask_polarity and mask is None and padding is None:
@@ -206,16 +206,26 @@ class StateReader(Reader):
         )
         return np.stack([rows[word] for word in words[0]])
 
-    def mask_tensors(self) -> tuple[Array | None, Array | None]:
+    def mask_tensors(self, x: Array) -> tuple[Array | None, Array | None]:
         """The attention mask and the key padding mask; transformers' attention_mask is a padding
         mask where it is ``(batch, keys)``."""
+        batch = x.shape[int(self.flags.seq_first)] if x.ndim == 3 else 1
         mask = self.tensor("attn_mask", self.flags.attn_mask)
         padding = self.tensor("key_padding_mask", self.flags.key_padding_mask)
-        if mask and not padding and self.flags.attn_mask is None and mask[0].ndim == 2:
+        if mask and self.flags.attn_mask is None and mask[0].ndim == 2:
             assert self.bundle
             role = files.find(self.bundle, "attn_mask")
-            if role and role[0].lower() == "attention_mask":
-                self.notes.append("attention_mask is taken as the key padding mask, 1 = keep")
+            if role and role[0].lower() == "attention_mask" and len(mask[0]) == batch:
+                if padding:
+                    raise InputError(
+                        f"{self.bundle.source}: {role[0]} {mask[0].shape} and key_padding_mask "
+                        "are both key padding",
+                        "keep one of them",
+                    )
+                self.notes.append(
+                    f"attention_mask {mask[0].shape} is taken as the key padding mask, "
+                    "(batch, keys), 1 = keep"
+                )
                 mask, padding = None, mask
         return (mask[0] if mask else None), (padding[0] if padding else None)
 

@@ -135,12 +135,27 @@ class Mask(Group, panel=MASK):
         return [*(self.mask or ()), *(["causal"] if self.causal else [])]
 
 
+class Padding(Group, panel=MASK):
+    """Which keys are real."""
+
+    key_padding_mask: Annotated[
+        Text,
+        option(
+            metavar="REF",
+            help="Which keys are real, (B, Lk): bool or 0/1, or float that is added.",
+        ),
+    ] = None
+
+
 class Polarity(Group, panel=MASK):
     """How a mask tensor is meant."""
 
     mask_polarity: Annotated[
         Text,
-        option(**one_of(*POLARITIES), help="What True means in --attn-mask (default: keep)."),
+        option(
+            **one_of(*POLARITIES),
+            help="What True means in these mask tensors (default: keep).",
+        ),
     ] = None
 
 
@@ -365,7 +380,7 @@ LINES_TOO = {
 # -- groups of groups -------------------------------------------------------------------------
 
 
-class Problem(Tensors, Cache, Layout, Heads, Labels, Mask, Polarity, Attention, Rope):
+class Problem(Tensors, Cache, Layout, Heads, Labels, Mask, Padding, Polarity, Attention, Rope):
     """What an attention problem is made of."""
 
 

@@ -18,6 +18,7 @@ from attncli.cli.groups import (
     Heatmap,
     Labels,
     Mask,
+    Padding,
     Part,
     Polarity,
     Rope,
@@ -144,18 +145,6 @@ class Random(Group, panel=WEIGHTS):
             help="Width of the model with --random-weights (default: X's).",
         ),
     ] = None  # fmt: skip
-
-
-class Padding(Group, panel=MASK):
-    """Which keys are real."""
-
-    key_padding_mask: Annotated[
-        Text,
-        option(
-            metavar="REF",
-            help="Which keys are real, (B, Lk): bool or 0/1, or float that is added.",
-        ),
-    ] = None
 
 
 class ZeroKey(Group, panel=MASK):
