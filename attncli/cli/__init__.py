@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from attncli.cli import interrupt  # isort: skip  (first: what follows takes a while to load)
 import errno
-import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from attncli import __version__
+from attncli.cli import streams
 from attncli.cli.options import built
 from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
 from attncli.render import LINES
@@ -84,9 +85,8 @@ def attncli(
 def main() -> int:
     """Run the program on ``sys.argv`` and return its exit code; never a traceback."""
     arguments = sys.argv[1:]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a label must not break an ASCII terminal
-            stream.reconfigure(errors="replace")
+    streams.hold()
+    _hide_warnings()
     if "_ATTNCLI_COMPLETE" in os.environ:
         app(prog_name="attncli")
     code = 0
@@ -111,6 +111,12 @@ def main() -> int:
             except OSError:
                 _drop_stdout()
     return code
+
+
+def _hide_warnings() -> None:
+    """Keep the warnings of libraries from people, unless somebody asked for them."""
+    if not (sys.warnoptions or any(action == "error" for action, *_ in warnings.filters)):
+        warnings.simplefilter("ignore")
 
 
 def _run(arguments: Sequence[str]) -> int:

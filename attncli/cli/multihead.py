@@ -191,8 +191,6 @@ def _project(
     output.say_waiting('{"x": [[…], …]}', x, how.asked.memory)
 
     from attncli import files, render
-    from attncli.files.formats import WRITABLE
-    from attncli.studies.bundle import flags_of
 
     page = how.page
     source = None if x is None else files.read_many(x, lines=page.shown == LINES)
@@ -203,13 +201,9 @@ def _project(
     with render.progress("heads") as progress:
         report, labels = how.answer(source, vars(pictures), machine=page.machine, progress=progress)
     render.show_warnings(report.warnings)
-    advice = ""
     if page.target:
         output.save(page.target, report, labels)
-        form = WRITABLE[page.target.suffix]
-        if report.options and form.many and not form.options:
-            advice = f"it holds no options: read it with {flags_of(report.options)}"
-    output.finish(report, page, printed, advice)
+    output.finish(report, page, printed)
 
 
 @mode(output.IN_LINES, output.LINES_HINT)

@@ -36,6 +36,8 @@ PANELS = (
     SAVE, HELP,
 )  # fmt: skip
 
+LARGEST = 2**53
+
 # -- declaring --------------------------------------------------------------------------------
 
 
@@ -62,18 +64,25 @@ def one_of(*words: str, metavar: str | None = None) -> dict[str, Any]:
     }
 
 
-def at_least_one(param: typer.CallbackParam, number: int | None) -> int | None:
-    """Let positive integers and None pass, as an option's callback."""
-    if number is not None and number < 1:
-        raise InputError(f"{param.opts[0]} is {number}", "it must be at least 1")
-    return number
+def at_least(low: int) -> Callable[[typer.CallbackParam, int | None], int | None]:
+    """Return an option's callback that lets integers from ``low`` on and None pass.
+
+    They end where float64 counts no more, long before the longest tensor.
+    """
+
+    def check(param: typer.CallbackParam, number: int | None) -> int | None:
+        if number is not None and not low <= number <= LARGEST:
+            most = number > LARGEST
+            raise InputError(
+                f"{param.opts[0]} is {number}",
+                f"it must be at most {LARGEST}" if most else f"it must be at least {low}",
+            )
+        return number
+
+    return check
 
 
-def at_least_zero(param: typer.CallbackParam, number: int | None) -> int | None:
-    """Let integers from 0 on and None pass, as an option's callback."""
-    if number is not None and number < 0:
-        raise InputError(f"{param.opts[0]} is {number}", "it must be at least 0")
-    return number
+at_least_zero, at_least_one = at_least(0), at_least(1)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)

@@ -42,6 +42,7 @@ class Page:
     shown: str
     names: Sequence[str] | None = None
     target: Target | None = None
+    quiet: bool = False
 
     @property
     def machine(self) -> bool:
@@ -59,7 +60,11 @@ def page_of(printed: Format, saved: Saved | None = None, known: Sequence[str] = 
     if saved is None:
         return Page(shown)
     names = names_of(saved.include, known)
-    return Page(shown, names, target_of(saved.output, names or known[:1], shown))
+    target = target_of(saved.output, names or known[:1], shown)
+    if saved.quiet and (target is None or target.replaces_report):
+        why = "without -o FILE" if target is None else f"with -o {saved.output}"
+        raise InputError(f"--quiet has no use {why}", "with -o FILE it leaves out the table")
+    return Page(shown, names, target, saved.quiet)
 
 
 def demand_place(page: Page, *tables: str) -> None:
@@ -122,20 +127,18 @@ def save(target: Target, report: "Report", labels: "Labels") -> None:
     files.write(target.path, report.arrays, extra={**report.options, **extra}, format=target.suffix)
 
 
-def finish(report: "Report", page: Page, printed: Printed, advice: str = "") -> None:
+def finish(report: "Report", page: Page, printed: Printed) -> None:
     """Print what is to be printed of a report whose arrays are saved, and end with its code.
 
-    ``advice`` is a line about the file that was written.
+    Where a file was written, standard output may be closed.
     """
     from attncli import render
 
     target = page.target
-    if target is None or not target.replaces_report:
+    if target is None or not (target.replaces_report or page.quiet or sys.stdout is None):
         render.show(report, page.shown, color=printed.when)
     if target and not target.replaces_report:
         say_wrote(target.path, target.names)
-        if advice:
-            say(advice)
     raise typer.Exit(report.exit_code)
 
 
@@ -235,7 +238,9 @@ def keep_inputs(target: Target | None, sources: Collection[str]) -> None:
 def say(text: str) -> None:
     """Print a line on standard error, if there is one."""
     if sys.stderr is not None:  # print() would take standard output instead
-        print(text, file=sys.stderr)
+        from attncli.render.cells import escaped
+
+        print(escaped(text), file=sys.stderr)
 
 
 def say_wrote(path: str, names: Collection[str]) -> None:

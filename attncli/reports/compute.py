@@ -10,7 +10,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
-from attncli.measures.statistic import STATISTICS, of_head, quantile, summarize
+from attncli.measures.statistic import of_head, quantile, summarize
 from attncli.reports.arrays import SMALL, array_of, saved, top_data
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 from attncli.reports.facts import (
@@ -116,18 +116,21 @@ def _or_nothing(block: Block) -> Block:
 
 def gradient_table(problem: Problem, norms: Mapping[str, Array], chosen: Selection) -> Table:
     """Return a row a head: medians and p05 of the norms of each row of dQ, dS, dK and dV."""
+    from attncli.measures.evidence import every_statistic
+
+    registry = {one.name: one for one in every_statistic()}
     columns, cells = [], []
     shown = [f"grad_{name}_norm" for name in ("query", "score", "key", "value")]
     shown = [name for name in shown if name in norms]
     for name in shown:
         columns += [
-            Column(STATISTICS[name].heading, sub="median"),
+            Column(registry[name].heading, sub="median"),
             Column("", sub="p05", keep=-1),
         ]
     for b, h in chosen.pairs:
         row: list[float] = []
         for name in shown:
-            ours = STATISTICS[name].of == "row"
+            ours = registry[name].of == "row"
             norm = norms[name][b, h if ours else problem.group(h)]
             norm = norm[problem.real_rows[b]] if ours else norm
             ordered = np.sort(norm[np.isfinite(norm)])

@@ -313,6 +313,7 @@ class Output(Group, panel=SAVE):
             "-.json and so on name another.",
         ),
     ] = None  # fmt: skip
+    quiet: Annotated[bool, option("--quiet", help="With -o FILE: print no table.")] = False
 
 
 class Include(Group, panel=SAVE):
