@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -116,15 +116,25 @@ def stream_answers(
 
 
 def save(target: Target, report: "Report", labels: "Labels") -> None:
-    """Write the arrays asked for; JSON and safetensors carry labels and options along."""
-    from attncli import files
+    """Write the arrays asked for; JSON and safetensors carry labels and options along.
 
-    extra: dict[str, Any] = {
-        f"{role}_tokens": tokens if len(tokens) > 1 else tokens[0]
-        for role in ("query", "key")
-        if (tokens := getattr(labels, role)) is not None
-    }
-    files.write(target.path, report.arrays, extra={**report.options, **extra}, format=target.suffix)
+    Where the format has no place for what makes them a whole problem, a warning names it.
+    """
+    from attncli import files, render
+    from attncli.files.formats import WRITABLE
+    from attncli.reports.facts import tokens_of
+    from attncli.studies.bundle import demand_lists, flags_of
+
+    tokens = tokens_of(labels)
+    if target.suffix == ".json" and report.options:
+        demand_lists(report.arrays)
+    files.write(
+        target.path, report.arrays, extra={**report.options, **tokens}, format=target.suffix
+    )
+    if report.options and not WRITABLE[target.suffix].options:
+        lost = ", nor ".join(["no options", *tokens])
+        flags = flags_of(report.options)
+        render.show_warnings([f"{target.path} holds {lost}: read it with {flags}"])
 
 
 def finish(report: "Report", page: Page, printed: Printed) -> None:

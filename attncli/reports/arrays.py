@@ -105,13 +105,12 @@ def _included(result: Result, name: str) -> Array:
         return np.asarray(getattr(result.gradients, name.removeprefix("grad_")))
     if name in ("output", "lse"):
         return np.asarray(getattr(result, name))
-    # what was cached is no part of the key and the value that came in
-    kept = {"query": problem.query} | {
-        name: array
-        for kind, array in (("key", problem.key), ("value", problem.value))
-        for name, array in ((kind, array[:, :, problem.past :]), (f"present_{kind}", array))
-    }
-    return problem.family.restore(kept[name])
+    if name == "query":
+        return problem.family.restore(problem.query)
+    array = problem.key if name.endswith("key") else problem.value
+    if name.startswith("present_"):
+        return problem.caches.restore(array)
+    return problem.family.restore(array[:, :, problem.past :])  # new ones alone: the past is apart
 
 
 def saved(result: Result, include: Collection[str]) -> dict[str, Array]:

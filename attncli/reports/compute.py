@@ -28,6 +28,7 @@ from attncli.reports.stability import stability_table
 from attncli.reports.words import GRADIENTS
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
+from attncli.studies.bundle import PROBLEM, Carried, carried, demand_lists
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -83,6 +84,7 @@ def compute_report(
                 blocks.append(gradient_table(problem, result.gradient_norms, chosen))
         else:
             blocks = [Text("", ["nothing to show: the batch is empty or has no heads"])]
+    along = carried(problem, include or (), past_apart=True)
     timing = None
     if view.time:
         from attncli.reports.timing import timing_of, timing_table
@@ -99,9 +101,10 @@ def compute_report(
         command="compute",
         headline=headline(result),
         blocks=blocks,
-        data=lambda: _data(result, labels, view, chosen, include, found, timing, notes),
+        data=lambda: _data(result, labels, view, chosen, include, found, timing, notes, along),
         records=records,
-        arrays=saved(result, include or ("output",)),
+        arrays=saved(result, include or ("output",)) | {**along.arrays},
+        options=along.options,
         warnings=result.warnings,
         notes=notes,
     )
@@ -152,6 +155,7 @@ def _data(
     found: Mapping[str, Any],
     timing: dict[str, Any] | None,
     notes: Sequence[str],
+    along: Carried,
 ) -> dict[str, Any]:
     """Return the JSON object of the report."""
     problem = result.problem
@@ -171,6 +175,9 @@ def _data(
     if include:
         for name in include:
             data[name] = array_of(result, chosen, view, name)
+        if along.options:
+            demand_lists({name: data[name] for name in PROBLEM if name in include})
+        data |= along.members
     else:
         if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
             data["output"] = array_of(result, chosen, view, "output")

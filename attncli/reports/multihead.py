@@ -28,7 +28,7 @@ from attncli.reports.records import records_of
 from attncli.reports.selection import Selection, excerpt, is_whole, select, selection_of
 from attncli.reports.stability import EDGE_HEADS
 from attncli.reports.timing import timing_of, timing_table
-from attncli.studies import bundle
+from attncli.studies.bundle import carried
 from attncli.studies.heads import HeadFacts
 from attncli.studies.layer import MultiheadResult
 
@@ -83,14 +83,8 @@ def multihead_report(
     if timing:
         blocks.append(timing_table(made.attention, timing))
     names = tuple(include or ("output",))
-    options: dict[str, Any] = {}
-    more: dict[str, Array] = {}
-    lost = ""
-    if {"query", "key"} <= {*names}:
-        options, more, lost = bundle.options_of(problem)
+    along = carried(problem, names, past_apart=False)
     warnings = [*warnings, *made.warnings]
-    if lost:
-        warnings.append(f"{lost}: the bundle gives other weights")
     layer = made.layer
 
     def data() -> Mapping[str, Any]:
@@ -114,10 +108,7 @@ def multihead_report(
                 said["output"] = made.output
             if chosen.cells <= SMALL:
                 said["weights"] = array_of(made.attention, chosen, view, "weights")
-        if more or options:
-            said["mask"] = options.get("mask")
-            said |= more
-        return said
+        return said | along.members
 
     return Report(
         command="multihead",
@@ -125,8 +116,8 @@ def multihead_report(
         blocks=blocks,
         data=data,
         records=lambda: _records(made, facts, labels, view, chosen, include),
-        arrays=_saved(made, names) | more,
-        options=options,
+        arrays=_saved(made, names) | {**along.arrays},
+        options=along.options,
         warnings=warnings,
         notes=[" · ".join(headline(made.attention)), *layer.notes, *notes, *_sampled(facts)],
     )
