@@ -25,6 +25,7 @@ from attncli.cli.options import built
 from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
 from attncli.render import LINES
 
+SURE = 0.75  # how alike a name must be: --quiet is not --query
 BUG = 70  # EX_SOFTWARE of sysexits.h
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
 
@@ -179,7 +180,7 @@ def _usage(error: Any, command: str | None) -> Misuse:
     if type(error).__name__ == "NoSuchOption":
         text = f"no such option: {error.option_name}"
         names = [n for p in error.ctx.command.params for n in p.opts] if error.ctx else []
-        near = "".join(closest(error.option_name, names))
+        near = "".join(closest(error.option_name, names, SURE))
     else:
         text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
         near = near.partition("?")[0]

@@ -37,6 +37,8 @@ PANELS = (
 )  # fmt: skip
 
 LARGEST = 2**53
+BATCH = """a batch is a file with a list for each element: --tokens @FILE with \
+[["the", "cat"], ["a", "dog"]]"""
 
 # -- declaring --------------------------------------------------------------------------------
 
@@ -243,7 +245,18 @@ def _call(context: Any, values: Mapping[str, Any]) -> Call:
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options group by group, in plain text."""
+    """A command whose help lists its options group by group, and that drops none said twice."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Raise InputError for an option of which only the last value would be read."""
+        order: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
+        for param in [] if any(p.is_eager for p in order) else order:
+            once = param.param_type_name == "option" and not (param.multiple or param.is_flag)
+            if once and order.count(param) > 1:
+                flag = max(param.opts, key=len)
+                hint = BATCH if flag.endswith("tokens") else "leave all but one of them out"
+                raise InputError(f"{flag} is given more than once", hint)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each panel that has options, in the order of these."""

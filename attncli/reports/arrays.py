@@ -12,11 +12,10 @@ from attncli.attention.view import View
 from attncli.errors import InputError, nearest
 from attncli.reports.matrices import stage_of, strongest
 from attncli.reports.selection import Selection, is_whole, select
-from attncli.reports.words import GRADIENTS, INCLUDABLE
+from attncli.reports.words import GRADIENTS, INCLUDABLE, SMALL
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SMALL = 4096  # numbers that JSON gives without being asked
 
 
 def wanted(
@@ -50,6 +49,17 @@ def wanted(
     if machine and not include and is_whole(view) and chosen.cells <= SMALL:
         want.add("weights")
     return want
+
+
+def left_out(names: Collection[str]) -> list[str]:
+    """Return the warning of arrays that JSON leaves out for their size, or nothing."""
+    if not names:
+        return []
+    are = "are" if len(names) > 1 else "is"
+    return [
+        f"{', '.join(names)} {are} left out: more than {SMALL:,} numbers "
+        f"(--include {','.join(names)})"
+    ]
 
 
 def top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[str, Any]]:

@@ -10,12 +10,13 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
-from attncli.measures.statistic import of_head, quantile, summarize
-from attncli.reports.arrays import SMALL, array_of, saved, top_data
+from attncli.measures.statistic import quantile, summarize
+from attncli.reports.arrays import array_of, left_out, saved, top_data
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 from attncli.reports.facts import (
     facts_of,
     headline,
+    statistics_of,
     tokens_of,
 )
 from attncli.reports.matrices import (
@@ -25,7 +26,7 @@ from attncli.reports.matrices import (
 )
 from attncli.reports.selection import Selection, select, selection_of
 from attncli.reports.stability import stability_table
-from attncli.reports.words import GRADIENTS
+from attncli.reports.words import GRADIENTS, SMALL
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
 from attncli.studies.bundle import PROBLEM, Carried, carried, demand_lists
@@ -168,7 +169,8 @@ def _data(
         data["time"] = timing
     data |= tokens_of(labels)
     data["heads"] = [
-        {"batch": b, "head": h, "statistics": of_head(found, b, h)} for b, h in chosen.pairs
+        {"batch": b, "head": h, "statistics": statistics_of(result, found, b, h)}
+        for b, h in chosen.pairs
     ]
     if view.top is not None:
         data["top"] = list(top_data(problem, view.top, chosen))
@@ -179,10 +181,11 @@ def _data(
             demand_lists({name: data[name] for name in PROBLEM if name in include})
         data |= along.members
     else:
-        if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
-            data["output"] = array_of(result, chosen, view, "output")
-        if chosen.cells <= SMALL:
-            data["weights"] = array_of(result, chosen, view, "weights")
-        if result.derived is not None and problem.query.size + problem.key.size <= SMALL:
-            data |= {name: array_of(result, chosen, view, name) for name in GRADIENTS}
+        width = len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width
+        sizes = {"output": width, "weights": chosen.cells}
+        if result.derived is not None:
+            sizes |= dict.fromkeys(GRADIENTS, problem.query.size + problem.key.size)
+        small = [name for name, size in sizes.items() if size <= SMALL]
+        data |= {name: array_of(result, chosen, view, name) for name in small}
+        data["warnings"] += left_out([name for name in sizes if name not in small])
     return data

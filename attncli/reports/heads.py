@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 WHOLE = 40  # heads up to here are all shown
 EDGE = 8  # of many heads with nothing to say
 WORDS = {"cv": "CV"}  # of quantiles
+UNITS = ("nats",)  # what no reader could guess
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Shown:
         sub = f"{word}–{self.high}" if self.high else word if one.quantiles else one.unit
         keep = one.keep if self.keep is None else self.keep
         sub = "" if plain or one.kind == "count" else sub if self.sub is None else self.sub
+        if one.unit in UNITS and not continues:
+            sub = f"{sub}, {one.unit}" if sub else one.unit
         kind = "range" if self.is_range else one.kind
         return Column("" if continues else one.heading, kind, sub, keep)
 

@@ -109,6 +109,7 @@ Output          0
 fruit       8.000
 
 Stability  entropy  effective keys  max weight  saturated  max logit  logit std
+              nats
 head 0       0.674           1.961       0.600        0 %      9.210      4.249
 +5 columns: --format csv, or a wider terminal
 """
@@ -120,9 +121,10 @@ def test_fruit_with_room(fruit: tuple[Problem, Labels]) -> None:
     assert text.startswith(
         "1 query × 3 keys, width 2, values of width 1 · scale 1 (from file) · reference float64\n"
     )
-    assert text.splitlines()[-2:] == [
+    assert text.splitlines()[-3:] == [
         "Stability   entropy   effective keys   max weight   saturated   max logit   logit std"
         "   Jacobian trace   Frobenius   spectral bounds   first key   dead rows",
+        "               nats",
         "head 0        0.674            1.961        0.600         0 %       9.210       4.249"
         "            0.480       0.480         0.40–0.48       0.600           0",
     ]
@@ -185,11 +187,11 @@ Output · batch 0 · head 3       0       1      2       3       4  …     28  
 3                          -0.143   0.520  0.003  -0.110   0.008  …  0.518   0.457  -0.003  -0.329
 rows 0–3 of 18; 9 of 32 channels
 
-Stability       entropy             effective keys  max weight  saturated  max logit  logit std
-                 median    p05–p95          median      median    of rows
-batch 0 head 3    2.489  2.18–2.68           12.05       0.205        0 %      2.710      1.022
-batch 1 head 3    2.201  1.99–2.41            9.03       0.265        0 %      4.121      1.010
-batch 2 head 3    2.420  2.13–2.61           11.25       0.190        0 %      3.034      0.853
+Stability            entropy             effective keys  max weight  saturated  max logit  logit std
+                median, nats    p05–p95          median      median    of rows
+batch 0 head 3         2.489  2.18–2.68           12.05       0.205        0 %      2.710      1.022
+batch 1 head 3         2.201  1.99–2.41            9.03       0.265        0 %      4.121      1.010
+batch 2 head 3         2.420  2.13–2.61           11.25       0.190        0 %      3.034      0.853
 +6 columns: --format csv, or a wider terminal
 """
     )

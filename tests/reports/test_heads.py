@@ -19,11 +19,11 @@ SHOWN = (
 def test_columns_are_the_registrys() -> None:
     made = [(c.title, c.kind, c.sub, c.keep) for c in columns(SHOWN)]
     assert made == [
-        ("entropy", "number", "median", 9), ("", "range", "p05–p95", 7),
+        ("entropy", "number", "median, nats", 9), ("", "range", "p05–p95", 7),
         ("saturated", "percent", "rows", 8), ("dead rows", "count", "", 10),
         ("spectral bounds", "range", "medians", 1),
     ]  # fmt: skip
-    assert {column.sub for column in columns(SHOWN, plain=True)} == {""}
+    assert {column.sub for column in columns(SHOWN, plain=True)} == {"", "nats"}
     with pytest.raises(KeyError):
         columns([Shown("entropi")])
 
