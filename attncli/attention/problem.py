@@ -82,6 +82,12 @@ class Problem:
     past: int = 0
     rope: Rope | None = None
     warnings: tuple[str, ...] = ()
+    cache: Family | None = None  # of past_key and past_value, where it was not the query's
+
+    @property
+    def caches(self) -> Family:
+        """The shape family in which caches come and go."""
+        return self.cache or self.family
 
     @property
     def batch(self) -> int:

@@ -86,6 +86,8 @@ def mask_report(
         }  # fmt: skip
     elif keep or cells <= SMALL:
         tensors = {"attn_mask": mask_tensor(mask, additive)}
+    else:
+        said["warnings"] = [f"attn_mask is left out: more than {SMALL:,} cells (-o FILE)"]
     return Report(
         command="mask", headline=[] if tokens_view else _headline(mask, facts),
         blocks=blocks, data=lambda: {**_data(mask, facts, notes), **said, **tensors},

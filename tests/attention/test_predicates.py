@@ -20,7 +20,7 @@ from attncli.attention.problem import Masker
 from attncli.errors import MaskError
 from attncli.measures.masks import difference, mask_facts
 from attncli.measures.sweep import sweep
-from attncli.studies.bundle import options_of
+from attncli.studies.bundle import carried
 from tests.support import engines
 from tests.support.problems import mask_expressions
 
@@ -147,8 +147,8 @@ def test_engines_compute_unknown_masks(engine: str, case: Case) -> None:
 @settings(max_examples=100, deadline=None)
 def test_unknown_masks_go_along_as_they_are(case: Case) -> None:
     posed = attncli.attend(**problem(case), mask=case.as_masker()).problem
-    options, arrays, missing = options_of(posed)
-    assert not missing
+    along = carried(posed, ("query", "key"), past_apart=False)
+    options, arrays = along.options, along.arrays
     extent = case.mask.extent
     again = Mask(extent)
     if "mask" in options:

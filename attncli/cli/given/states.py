@@ -187,7 +187,7 @@ class StateReader(Reader):
         return self.noted("x", *found)
 
     def random_states(self, tokens: Mapping[str, Tokens], learning: own.Random) -> Array:
-        """Normal numbers, one row a word: the same word is the same row."""
+        """Normal numbers ``(L, E)`` or ``(B, L, E)``: the same word is the same row."""
         words = tokens.get("tokens") or tokens.get("query_tokens")
         if not words or learning.model_dim is None:
             raise InputError(
@@ -196,15 +196,22 @@ class StateReader(Reader):
             )
         if not words[0]:
             raise InputError("--tokens names no word", "as in --tokens 'the cat sat'")
+        lengths = sorted({len(some) for some in words})
+        if len(lengths) > 1:
+            raise InputError(
+                f"the sentences of --tokens have {lengths[0]} to {lengths[-1]} words",
+                "make them as long, with a word such as [PAD]",
+            )
         rows: dict[str, Array] = {}
         rng = np.random.default_rng(learning.random_weights)
-        for word in words[0]:
+        for word in (word for some in words for word in some):
             if word not in rows:
                 rows[word] = rng.standard_normal(learning.model_dim)
         self.notes.append(
             f"hidden states: a random normal vector for each word, seed {learning.random_weights}"
         )
-        return np.stack([rows[word] for word in words[0]])
+        states = np.stack([[rows[word] for word in some] for some in words])  # (B, L, E)
+        return states if len(words) > 1 else states[0]
 
     def mask_tensors(self, x: Array) -> tuple[Array | None, Array | None]:
         """The attention mask and the key padding mask; transformers' attention_mask is a padding

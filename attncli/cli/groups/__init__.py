@@ -26,7 +26,7 @@ from attncli.cli.options import (
 )
 from attncli.engines import DEFAULT, ENGINES
 from attncli.render import FORMATS, LINES
-from attncli.reports.words import INCLUDABLE
+from attncli.reports.words import INCLUDABLE, SMALL
 
 Text = str | None
 Float = float | None
@@ -328,6 +328,7 @@ class Output(Group, panel=SAVE):
             "-.json and so on name another.",
         ),
     ] = None  # fmt: skip
+    quiet: Annotated[bool, option("--quiet", help="With -o FILE: print no table.")] = False
 
 
 class Include(Group, panel=SAVE):
@@ -342,11 +343,17 @@ class Include(Group, panel=SAVE):
     ] = None  # fmt: skip
 
 
+JSON_HELP = (
+    f"The same as --format json. Arrays of more than {SMALL:,} numbers are left out unless "
+    "--include names them; its warnings say so."
+)
+
+
 class Format(Group, panel=SAVE):
     """What standard output carries."""
 
     format: Annotated[Text, option(**one_of(*FORMATS), help="What standard output carries.")] = None
-    json: Annotated[bool, option("--json", help="The same as --format json.")] = False
+    json: Annotated[bool, option("--json", help=JSON_HELP)] = False
 
 
 class Color(Group, panel=SAVE):

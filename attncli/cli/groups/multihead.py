@@ -23,6 +23,7 @@ from attncli.cli.groups import (
     Polarity,
     Rope,
     Softmax,
+    Steps,
     Text,
     Timing,
 )
@@ -170,7 +171,7 @@ class Asked(Projection, Engine, Timing, Part):
     """All that one answer depends on, besides the weights."""
 
 
-class Pictures(Heatmap, Full):
+class Pictures(Heatmap, Steps, Full):
     """How tables and maps are drawn."""
 
 
