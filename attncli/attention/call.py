@@ -109,7 +109,7 @@ class Call:
         for k, value in enumerate(self.args):
             if not isinstance(value, str):
                 self.fail(f"{self.name} needs a file name in quotes, not {value!r},", k)
-        return files.read_tensor("::".join(self.args))
+        return files.read_tensor("::".join(self.args), regular=self.args != ("-",))
 
     def integers(self, array: Array) -> Array:
         """Return the array as int64 or fail when it holds something else."""

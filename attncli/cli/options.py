@@ -16,6 +16,8 @@ from typer.core import TyperCommand
 
 from attncli.errors import InputError, nearest
 
+LARGEST = 2**31 - 1  # what is counted one by one: heads, keys, threads, rows
+
 ARGUMENTS = "Arguments"
 STATES = "Hidden states (REF is PATH, PATH::NAME or - for standard input)"
 SIZE = "Size"
@@ -66,13 +68,19 @@ def at_least_one(param: typer.CallbackParam, number: int | None) -> int | None:
     """Let positive integers and None pass, as an option's callback."""
     if number is not None and number < 1:
         raise InputError(f"{param.opts[0]} is {number}", "it must be at least 1")
-    return number
+    return _at_most(param, number)
 
 
 def at_least_zero(param: typer.CallbackParam, number: int | None) -> int | None:
     """Let integers from 0 on and None pass, as an option's callback."""
     if number is not None and number < 0:
         raise InputError(f"{param.opts[0]} is {number}", "it must be at least 0")
+    return _at_most(param, number)
+
+
+def _at_most(param: typer.CallbackParam, number: int | None) -> int | None:
+    if number is not None and number > LARGEST:
+        raise InputError(f"{param.opts[0]} is {number}", f"it must be at most {LARGEST}")
     return number
 
 

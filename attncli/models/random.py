@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import InputError
+from attncli.errors import InputError, TooLarge
 from attncli.files.bundle import Bundle
 from attncli.models.finding import find_layers
 from attncli.models.layer import Layer
+from attncli.resources import available_memory, readable_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +28,8 @@ def random_weights(
 ) -> Layer:
     """Return a layer with random weights (Glorot uniform, as in torch), for learning.
 
-    Raises InputError where ``heads`` does not divide ``model_dim`` and no ``head_dim`` is given.
+    Raises InputError where ``heads`` does not divide ``model_dim`` and no ``head_dim`` is given,
+    TooLarge where they would not fit into memory.
     """
     kv_heads = heads if kv_heads is None else kv_heads
     if min(model_dim, heads, kv_heads) < 1 or heads % kv_heads:
@@ -48,6 +50,14 @@ def random_weights(
         return rng.uniform(-bound, bound, (out, into)).astype(np.float32)
 
     memory = memory_dim or model_dim
+    count = (heads + kv_heads) * width * (model_dim + memory)  # in float64 before they are rounded
+    room = available_memory()
+    if room is not None and 8 * count > room:
+        raise TooLarge(
+            f"{heads} heads of width {width} for a model of width {model_dim} are "
+            f"{readable_bytes(8 * count)} of random weights",
+            f"{readable_bytes(room)} are free",
+        )
     arrays = {
         "wq": glorot(heads * width, model_dim),
         "wk": glorot(kv_heads * width, memory),

@@ -47,6 +47,7 @@ def _tensor_text(reader: Reader, polarity: str) -> str | None:
     if not path and reader.bundle and reader.bundle.kind != "json":
         role = files.find(reader.bundle, "attn_mask")
         path, name = reader.bundle.source, role[0] if role else ""
+        name = reader.bundle.whole.get(name, name)
     if not path or path == "-" or not os.path.exists(path):
         return None
     sign = "~" if polarity == "ignore" else ""

@@ -25,6 +25,8 @@ from attncli.files.formats import SUFFIXES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+MOST_PLANES = 1 << 20  # batch elements times heads: each is looked at
+
 
 @dataclass(frozen=True)
 class GivenMask:
@@ -98,8 +100,14 @@ def _extent(flags: Described, tokens: Mapping[str, Tokens], sources: Sequence[_S
     lengths = None if flags.kv_lengths is None else _lengths(flags.kv_lengths)
     size = flags.batch_size or told("batch") or (len(lengths) if lengths else 1)
     _check_cache(past, lengths, keys, size)
+    heads = flags.heads or told("heads") or 1
+    if size * heads > MOST_PLANES:
+        raise InputError(
+            f"a batch of {size} with {heads} heads is {size * heads} masks",
+            f"expected at most {MOST_PLANES}",
+        )
     return Extent(
-        size, flags.heads or told("heads") or 1, queries, keys, past=past,
+        size, heads, queries, keys, past=past,
         lengths=None if lengths is None else tuple(lengths) * (size if len(lengths) == 1 else 1),
     )  # fmt: skip
 
