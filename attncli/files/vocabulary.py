@@ -167,11 +167,6 @@ def role_of(name: str, kind: str) -> str | None:
     return next((r for r in PLAYED.get(name.lower(), ()) if kind in ROLES[r].kinds), None)
 
 
-def may_be_words(name: str) -> bool:
-    """Return whether text may stand under this name."""
-    return any({TEXT, WORDS} & {*ROLES[role].kinds} for role in PLAYED.get(name.lower(), ()))
-
-
 def expected_of(name: str) -> str:
     """Return what may stand under a known name, in words."""
     return " or ".join(ROLES[role].expected for role in reversed(PLAYED[name.lower()]))

@@ -53,7 +53,8 @@ def read(
                     f"{reader.sources[0]} holds '{reader.spelt[role]}', and {own[0]} is given too",
                     "leave one of them out",
                 )
-            split, said = sequences.split(reader, role, *found, heads, kv_heads)
+            beside = None if role == "qkv" else query(reader)
+            split, said = sequences.split(reader, role, *found, heads, kv_heads, beside)
             if said and layout not in (None, said):
                 raise InputError(
                     f"'{reader.spelt[role]}' {found[0].shape} is {said}, not {layout}",
@@ -88,7 +89,7 @@ def _layout(reader: Reader, call: Call) -> str | None:
     query = call.query
     lens = reader.says(*BLHD)
     keys = next((a for a in (call.past_key, call.key) if a is not None), None)
-    starts = reader.tensor("cu_seqlens_q")
+    starts, rows = reader.tensor("cu_seqlens_q"), _query_lengths(reader)
     if call.heads is not None and query.ndim < 4:
         return None
     if lens and query.ndim == 4:
@@ -100,10 +101,11 @@ def _layout(reader: Reader, call: Call) -> str | None:
     fits = []
     for layout, axis in (("blhd", query.ndim - 2), ("bhld", query.ndim - 3)):
         length = query.shape[axis - 1 if layout == "blhd" else axis + 1]
+        reach = length if keys is None else keys.shape[axis - 1 if layout == "blhd" else axis + 1]
         good = keys is None or (keys.shape[axis] and query.shape[axis] % keys.shape[axis] == 0)
-        if starts and starts[0].size and starts[0].ravel()[-1] != length:
-            good = False
-        fits += [layout] if good else []
+        ends = starts is None or not starts[0].size or starts[0].ravel()[-1] == length
+        fit = good and ends and _most(call.kv_lengths) <= reach and _most(rows) <= length
+        fits += [layout] if fit else []
     if "blhd" not in fits:
         return None
     if len(fits) > 1 and not reader.says(*FLASH):
@@ -111,6 +113,12 @@ def _layout(reader: Reader, call: Call) -> str | None:
         return None
     reader.notes.append("layout blhd, as flash-attention has it")
     return "blhd"
+
+
+def _most(lengths: Any) -> float:
+    """Return the largest of some lengths, 0 where there are none."""
+    array = np.asarray(0 if lengths is None else lengths)
+    return float(array.max()) if array.size and array.dtype.kind in "iuf" else 0.0
 
 
 def _check_heads(reader: Reader, call: Call) -> None:
@@ -184,11 +192,16 @@ def _masks(reader: Reader, call: Call) -> None:
     if packed:
         call.masks.append(packed.masker)
         call.flags = packed.flags
-    lengths = reader.options.get("query_lengths")
+    rows = _query_lengths(reader)
+    if rows is not None:
+        call.masks.append(sequences.rows_of(rows))
+
+
+def _query_lengths(reader: Reader) -> Any:
+    """Return how many queries of each batch element are no padding, or None."""
+    said = reader.checked("query_lengths", is_number)
     tensor = reader.tensor("query_lengths")
-    if lengths is not None or tensor:
-        reader.taken.add(reader.spelt["query_lengths"])
-        call.masks.append(sequences.rows_of(tensor[0] if tensor else lengths))
+    return tensor[0] if tensor else said
 
 
 def _windows(reader: Reader) -> list[str]:

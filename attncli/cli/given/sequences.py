@@ -53,19 +53,26 @@ class Call:
 
 
 def split(
-    reader: Reader, role: str, array: Array, kind: str, heads: int | None, kv_heads: int | None
+    reader: Reader,
+    role: str,
+    array: Array,
+    kind: str,
+    heads: int | None,
+    kv_heads: int | None,
+    beside: Array | None = None,
 ) -> tuple[list[Array], str | None]:
     """Return query, key and value of ``qkv``, or key and value of ``kv``, and their layout.
 
     array: ``(…, L, n, H, D)`` as flash-attention has it, n stacked before all as ``(n, …)``, or
     side by side ``(…, L, n·H·D)`` where heads are known. Raises InputError where two of these fit,
-    or none.
+    or none. Beside a query of its own the parts must have its batch and width.
     """
     array = reader.noted(role, array, kind)
     n, shape, name = len(role), array.shape, reader.spelt[role]
     inner = array.ndim - 3
-    stacked = array.ndim >= 3 and shape[0] == n
+    stacked = array.ndim >= 3 and shape[0] == n and _goes_with(beside, shape[1:])
     between = array.ndim >= 4 and shape[inner] == n
+    between = between and _goes_with(beside, shape[:inner] + shape[inner + 1 :])
     width = _side_by_side(role, shape[-1], heads, kv_heads) if array.ndim in (2, 3) else None
     if stacked + between + (width is not None) != 1:
         fits = "more than one reading fits" if stacked + between else "nothing says how to split it"
@@ -81,6 +88,14 @@ def split(
     axis = inner if between else 0
     reader.notes.append(f"{name} {shape} is split along dimension {axis}")
     return list(np.moveaxis(array, axis, 0)), "blhd" if between else None
+
+
+def _goes_with(query: Array | None, shape: tuple[int, ...]) -> bool:
+    """Whether keys of this shape may go with the query, if there is one."""
+    if query is None:
+        return True
+    same = query.ndim == len(shape) and query.shape[-1] == shape[-1]
+    return same and (len(shape) < 4 or query.shape[0] == shape[0])
 
 
 def _side_by_side(

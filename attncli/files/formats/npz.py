@@ -19,7 +19,7 @@ from attncli.files.formats.entry import (
     expect_bytes,
     reading,
 )
-from attncli.files.vocabulary import may_be_words
+from attncli.files.vocabulary import PLAYED
 from attncli.resources import available_memory, readable_bytes
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[
 
     entries = {n.removesuffix(".npy"): entry(n) for n in members if n.endswith(".npy")}
     options: dict[str, Any] = {}
-    for name in [n for n in entries if may_be_words(n)]:
+    for name in [n for n in entries if n.lower() in PLAYED]:
         label = f"{source}::{name}"
         with reading(label, "a damaged zip member"):
             if _header(archive, f"{name}.npy", label)[1].kind == "U":
