@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from attncli.attention.masks import Extent, Mask
 from attncli.attention.problem import Masker
 from attncli.attention.view import Labels
 from attncli.attention.words import MASKS
+from attncli.cli import groups
 from attncli.cli.given.expressions import files_in
-from attncli.cli.given.reader import Reader
+from attncli.cli.given.reader import Reader, is_word
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.cli.groups.mask import Described
 from attncli.errors import FileError, InputError, MaskError, counted
@@ -25,6 +26,7 @@ from attncli.files.formats import SUFFIXES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+SIZES = ("batch", "heads", "queries", "keys")
 MOST_PLANES = 1 << 20  # batch elements times heads: each is looked at
 
 
@@ -36,6 +38,7 @@ class GivenMask:
     against: Mask | None
     labels: Labels
     sources: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class _Source:
     heads: int | None = None
     queries: int | None = None
     keys: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
@@ -72,7 +76,8 @@ def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
     texts = [*expressions, *([flags.against] if flags.against else [])]
     read = (*texts, *(name for text in texts for name in files_in(text)), *reader.sources)
     against = other.masker(extent) if other else None
-    return GivenMask(mask, against, labels_of(tokens, extent), read)
+    warnings = [line for s in (*sources, *([other] if other else [])) for line in s.warnings]
+    return GivenMask(mask, against, labels_of(tokens, extent), read, tuple(warnings))
 
 
 def _extent(flags: Described, tokens: Mapping[str, Tokens], sources: Sequence[_Source]) -> Extent:
@@ -146,16 +151,31 @@ def _lengths(text: str) -> list[int]:
 
 def _source(text: str, polarity: str | None) -> _Source:
     if text == "-" or os.path.exists(text) or ("::" in text and "(" not in text):
-        bundle = files.read(text)
-        found = files.find(bundle, "attn_mask")
-        array = found[1] if found else files.read_tensor(text)
-        array = np.asarray(array)
+        reader = Reader(files.read(text), groups.Polarity(mask_polarity=polarity))
+        bundle = reader.bundle
+        assert bundle
+        expression = reader.checked("mask", is_word)
+        if expression is not None and "attn_mask" not in bundle.by_role:
+            reader.warn_of_unread()
+            return replace(_expression(expression), warnings=tuple(reader.warnings))
+        found = reader.tensor("attn_mask")
+        array = np.asarray(found[0] if found else files.read_tensor(text))
+        name = reader.spelt["attn_mask"] if found else text
+        reader.taken |= {*bundle.tensors} if len(bundle.tensors) == 1 else set()
+        polarity = reader.pick("mask_polarity", is_word)
+        reader.warn_of_unread()
         shape = (None,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else (None,) * 4
-        masker = language.tensor_masker(array, polarity or "keep", found[0] if found else text)
-        return _Source(masker, True, *shape)
+        sizes: dict[str, Any] = dict(zip(SIZES, shape, strict=True))
+        masker = language.tensor_masker(array, polarity or "keep", name)
+        return _Source(masker, True, **sizes, warnings=tuple(reader.warnings))
     if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
-    return _Source(language.masker(text), False, **_told(text))
+    return _expression(text)
+
+
+def _expression(text: str) -> _Source:
+    told: dict[str, Any] = _told(text)
+    return _Source(language.masker(text), False, **told)
 
 
 def _told(text: str) -> dict[str, int]:

@@ -137,9 +137,13 @@ def _which(bundle: Bundle, candidates: list[str]) -> str:
 
 
 def _in_order(names: list[str]) -> list[str]:
-    """Return names with those first whose last part looks like query, key, value, in this order."""
+    """Return the three that have query, key and value, or q, k and v, in them; else all."""
     found = []
-    for letter in "qkv":
-        like = [n for n in names if n.rpartition(".")[2].lower().strip("_w").startswith(letter)]
+    for word in ("query", "key", "value"):
+        like = [
+            name
+            for name in names
+            if any(part in (word, word[0]) for part in name.lower().replace(".", "_").split("_"))
+        ]
         found += like[:1]
     return found if len(found) == 3 else names
