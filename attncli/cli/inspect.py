@@ -221,6 +221,7 @@ def checkpoint(
     head: str | None,
     picked: own.Picked,
     map: str | None,
+    threads: int | None,
     full: bool,
     printed: groups.Printed,
 ) -> None:
@@ -243,7 +244,8 @@ def checkpoint(
         report = weights_report(
             source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
             head_dim=model.head_dim, layer=where.layer, head=head, asked=asked,
-            policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full, progress=progress,
+            policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full,
+            threads=threads, progress=progress,
         )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)

@@ -33,6 +33,7 @@ def multihead(
     listing: own.Listing,
     architecture: own.Architecture,
     asked: own.Asked,
+    normed: own.InputNorm,
     random: own.Random,
     pictures: own.Pictures,
     saved: groups.Saved,
@@ -97,6 +98,7 @@ def checkpoint(
     where: own.Weights,
     architecture: own.Architecture,
     asked: own.Asked,
+    input_norm: str,
     pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -117,7 +119,7 @@ def checkpoint(
             )
         return loaded[0]
 
-    _project(call, x, Projecting(asked, layer_for, page), pictures, printed)
+    _project(call, x, Projecting(asked, layer_for, page, input_norm=input_norm), pictures, printed)
 
 
 @mode("random weights (--random-weights)", "leave it out, or give --weights in their place")
@@ -145,6 +147,7 @@ class Projecting:
     layer_for: Callable[["States"], "Layer"]
     page: output.Page
     random: own.Random | None = None
+    input_norm: str = "auto"
 
     def answer(
         self,
@@ -171,8 +174,9 @@ class Projecting:
             return view(problem, asked, top=asked.top, time=asked.time, **drawn)
 
         made = layer.multihead(
-            given.x, weights, **given.arguments, rope=given.rope(weights), backend=asked.backend,
-            device=asked.device, threads=asked.threads, progress=progress,
+            given.x, weights, **given.arguments, rope=given.rope(weights),
+            input_norm=self.input_norm, backend=asked.backend, device=asked.device,
+            threads=asked.threads, progress=progress,
             want=lambda p: layer_wanted(p, shown_of(p), names, machine),
         )  # fmt: skip
         problem = made.attention.problem
@@ -222,6 +226,7 @@ def lines(
     architecture: own.Architecture,
     random: own.Random,
     asked: own.Asked,
+    input_norm: str,
     include: str | None,
     answers: groups.Format,
 ) -> None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
 import numpy as np
 
 from attncli.measures.statistic import WEIGHTS, statistic
-from attncli.models.layer import Layer, Norm
-from attncli.resources import Progress
+from attncli.models.layer import Layer, Norm, Projections
+from attncli.resources import Job, Progress, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OfCircuits = TypeVar("OfCircuits", bound=Callable[..., Array])
@@ -27,21 +27,17 @@ NORMAL = 0.6745  # of the median absolute deviation, the share of a normal's sta
 
 @dataclass(frozen=True, eq=False)
 class Circuits:
-    """The weights of one layer by head, and what their decompositions gave.
+    """What the decompositions of one layer's weights gave, by head.
 
-    ``query`` ``(H, D, E)``, ``key`` ``(G, D, Ek)``, ``value`` ``(G, Dv, Ev)``, ``output``
-    ``(H, Dv, Eo)`` or None; numbers that are not finite are 0 here, and ``lost`` ``(H)`` counts
-    them. ``own`` ``(H)`` is the key/value head of each head; ``qk``, ``ov`` ``(H, r)`` are singular
-    values; ``cosine`` ``(H)`` is the largest of the QK circuit with that of ``other`` ``(H)``.
+    The norm before the projections and the biases are within. ``sizes`` are the Frobenius norms of
+    W_Q, W_K, W_V and W_O (NaN without) as they are, ``(H)`` each; ``lost`` ``(H)`` counts numbers
+    that are not finite; ``qk``, ``ov`` ``(H, r)`` are singular values; ``cosine`` ``(H)`` is the
+    largest of the QK circuit with that of ``other`` ``(H)``.
     """
 
     layer: Layer
-    query: Array
-    key: Array
-    value: Array
-    output: Array | None
+    sizes: tuple[Array, Array, Array, Array]
     lost: Array
-    own: Array
     qk: Array
     ov: Array
     cosine: Array
@@ -82,7 +78,7 @@ def of_circuits(**facts: Any) -> Callable[[OfCircuits], OfCircuits]:
 
 @of_circuits(source="Elhage et al. 2021", heading="logit", keep=9)
 def largest_logit(circuits: Circuits) -> Array:
-    """‖W_Q W_Kᵀ‖₂·scale: of two inputs of norm 1, biases and RoPE (at distance 0) aside."""
+    """‖W_Q W_Kᵀ‖₂·scale: of two inputs of norm 1, RoPE at distance 0."""
     return np.asarray(circuits.qk[:, 0] * abs(circuits.layer.scale))
 
 
@@ -120,26 +116,25 @@ def ov_rank(circuits: Circuits) -> Array:
 @of_circuits(heading="‖W_Q‖", keep=4)
 def query_norm(circuits: Circuits) -> Array:
     """The Frobenius norm of W_Q."""
-    return _norms(circuits.query)
+    return circuits.sizes[0]
 
 
 @of_circuits(heading="‖W_K‖", keep=4)
 def key_norm(circuits: Circuits) -> Array:
     """The Frobenius norm of W_K."""
-    return np.asarray(_norms(circuits.key)[circuits.own])
+    return circuits.sizes[1]
 
 
 @of_circuits(heading="‖W_V‖", keep=4)
 def value_norm(circuits: Circuits) -> Array:
     """The Frobenius norm of W_V."""
-    return np.asarray(_norms(circuits.value)[circuits.own])
+    return circuits.sizes[2]
 
 
 @of_circuits(heading="‖W_O‖", keep=4)
 def output_norm(circuits: Circuits) -> Array:
     """The Frobenius norm of W_O; NaN without."""
-    output = circuits.output
-    return np.full(circuits.layer.heads, np.nan) if output is None else _norms(output)
+    return circuits.sizes[3]
 
 
 @of_circuits(unit="cosine", heading="QK alike", keep=7)
@@ -201,13 +196,21 @@ JUDGED = (*AMONG_ALL, "largest_logit", "ov_norm")
 
 
 def weight_facts(
-    layers: Sequence[Layer], progress: Progress | None = None
-) -> Iterator[WeightFacts]:
-    """Yield the facts of each layer; one layer's weights are in memory at a time."""
-    for n, layer in enumerate(layers):
-        yield layer_facts(layer)
-        if progress:
-            progress((n + 1) / len(layers))
+    layers: Sequence[Layer], *, threads: int | None = None, progress: Progress | None = None
+) -> list[WeightFacts]:
+    """Return the facts of each layer; ``threads`` layers at a time, one thread to each.
+
+    These are decompositions of small matrices, which BLAS's own threads slow down. As many
+    layers' weights are in memory as there are threads.
+    """
+    found: list[WeightFacts | None] = [None] * len(layers)
+
+    def measure(n: int) -> None:
+        found[n] = layer_facts(layers[n])
+
+    jobs: list[Job] = [partial(measure, n) for n in range(len(layers))]
+    run_jobs(jobs, threads or processors(), limit_blas=True, progress=progress)
+    return [one for one in found if one is not None]
 
 
 def layer_facts(layer: Layer) -> WeightFacts:
@@ -229,6 +232,11 @@ def circuits_of(layer: Layer) -> Circuits:
     own = np.arange(heads) // (heads // groups)
     lost = _nonfinite(q) + _nonfinite(k)[own] + _nonfinite(v)[own]
     lost = lost if o is None else lost + _nonfinite(o)
+    sizes = _norms(q), _norms(k)[own], _norms(v)[own], np.full(heads, np.nan)
+    sizes = sizes if o is None else (*sizes[:3], _norms(o))
+    q, k, v = _folded(layer, made, q, k, v)
+    spoilt = [_nonfinite(part) > 0 for part in (q, k, v)]  # by a norm's gain or a bias as well
+    lost = np.maximum(lost, spoilt[0] | spoilt[1][own] | spoilt[2][own])
     if lost.any():  # they would stop the decompositions
         q, k, v = (np.nan_to_num(part, nan=0, posinf=0, neginf=0) for part in (q, k, v))
         o = None if o is None else np.nan_to_num(o, nan=0, posinf=0, neginf=0)
@@ -236,7 +244,44 @@ def circuits_of(layer: Layer) -> Circuits:
     right = _factors(v)[own]
     ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
     cosine, other = _similarity(q, k, own)
-    return Circuits(layer, q, k, v, o, lost, own, qk, ov, cosine, other)
+    return Circuits(layer, sizes, lost, qk, ov, cosine, other)
+
+
+def _folded(
+    layer: Layer, made: Projections, q: Array, k: Array, v: Array
+) -> tuple[Array, Array, Array]:
+    """Return the projections with the norm before them and the biases within, ``(…, D, E + 1)``.
+
+    W(g∘x + b) + c is (W∘g)x + (Wb + c): the gain belongs to the columns, the rest is one more
+    column, whose input is constant. It is divided by √E, since a norm leaves inputs of norm √E and
+    these numbers are those of norm 1. Where the norm centres x, W∘g sees no mean. A key's
+    constant adds the same to all scores of a row and falls out of the softmax, unless RoPE turns
+    it; a value's is added to every output, and is no part of what a head reads.
+    """
+    norm = layer.input_norm
+
+    def fold(part: Array, bias: Array | None, normed: bool) -> tuple[Array, Array]:
+        constant = np.zeros(part.shape[:2], part.dtype)  # (…, D)
+        if bias is not None:
+            constant = constant + bias.reshape(constant.shape)
+        if norm is None or not normed:
+            return part, constant
+        if norm.biases:
+            constant = constant + part @ layer.tensor(norm.biases[0])
+        if norm.weights:
+            gain = layer.tensor(norm.weights[0])
+            part = part * (gain + 1 if norm.kind.endswith("+1") else gain)
+        return part - part.mean(-1, keepdims=True) if norm.centred else part, constant
+
+    def joined(part: Array, constant: Array) -> Array:
+        column = constant[..., None] / np.sqrt(part.shape[-1], dtype=part.dtype)
+        return np.concatenate([part, column], axis=-1)  # (…, D, E + 1)
+
+    own = layer.kind == "self"  # a cross layer's keys and values come from another norm
+    q, constant = fold(q, made.query_bias, True)
+    k, falls_out = fold(k, made.key_bias, own)
+    v, _ = fold(v, None, own)
+    return joined(q, constant), joined(k, falls_out if layer.rope else 0 * falls_out), v
 
 
 def _nonfinite(part: Array) -> Array:

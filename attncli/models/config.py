@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from attncli.attention.biases import alibi_slopes
 from attncli.attention.rope import SCALINGS, Rope
 from attncli.errors import InputError
 from attncli.models.families import Family, normal
@@ -20,10 +21,13 @@ NESTED: Mapping[str, tuple[str, ...]] = {
     "audio_config": ("audio", "speech"),
     "qformer_config": ("qformer",),
     "text_config": ("text", "language"),
+    "depth_decoder_config": ("depth_decoder",),
     "encoder": ("encoder",),
     "decoder": ("decoder",),
 }
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
+#: Components of a decoder's path that name no part of a model.
+PLAIN = {"", "model", "backbone_model", "transformer", "layers", "h", "self_attn", "attn"}
 KV_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "kv_n_heads")
 WIDTHS = ("head_dim", "d_kv", "attention_head_size")
 EPSILONS = (
@@ -33,16 +37,37 @@ THETAS = ("rope_theta", "rotary_emb_base", "rotary_base")
 PARTIALS = ("partial_rotary_factor", "rotary_pct", "rope_pct")
 
 
-def part_of(config: Config, path: str) -> Config:
-    """Return the nested config of a layer, such as ``vision_config`` for ``vision_model.…``."""
-    for component in path.split("."):
+def parts_of(config: Config, path: str) -> list[Config]:
+    """Return the configs that speak of a layer, from the whole model's to that of its part.
+
+    ``vision_model.…`` is spoken of by ``vision_config``; a path that names no part by
+    ``text_config``, where that is what plain decoder blocks belong to.
+    """
+    components = path.split(".")
+    for at, component in enumerate(components):
         for key, stems in NESTED.items():
-            if isinstance(config.get(key), dict) and component.startswith(stems):
-                return part_of(config[key], path.partition(component + ".")[2])
+            inner = config.get(key)
+            if isinstance(inner, dict) and component.startswith(stems):
+                return [config, *parts_of(inner, ".".join(components[at + 1 :]))]
     inner = config.get("text_config")
-    if isinstance(inner, dict) and first(config, HEADS) is None:
-        return inner
-    return config
+    before = [part for part in components if not part.isdigit()]
+    if isinstance(inner, dict) and first(config, HEADS) is None and {*before} <= PLAIN:
+        return [config, inner]
+    return [config]
+
+
+def speaks_of(chain: Sequence[Config], path: str) -> bool:
+    """Return whether the last of a path's configs says what its layers are.
+
+    A model of parts says nothing of a part that it does not name, and a part that goes by the
+    name of the whole (as in older Qwen-VL) nothing of itself.
+    """
+    last = chain[-1]
+    parts = any(isinstance(v, dict) and v.get("model_type") for v in last.values())
+    named = {part for part in path.split(".") if not part.isdigit()} - PLAIN
+    if parts and named:
+        return False
+    return len(chain) == 1 or model_type(last) != model_type(chain[0]) or not model_type(last)
 
 
 def first(config: Config, names: Sequence[str]) -> tuple[str, Any] | None:
@@ -143,6 +168,8 @@ def layer_type(config: Config, family: Family, index: int) -> str:
     rule, slides = family.window, False
     if rule == "all":
         slides = True
+    elif rule == "used":
+        slides = bool(config.get("use_sliding_window"))
     elif rule == "upper":
         slides = bool(config.get("use_sliding_window")) and index >= int(
             number(config, "max_window_layers") or 0
@@ -193,6 +220,8 @@ def turns(config: Config, family: Family, index: int, kind: str) -> bool:
         return bool(config.get("position_embedding_type") == "rotary")
     if family.rope_on == "sliding":
         return kind == "sliding_attention" or config.get("sliding_window") is None
+    if family.rope_on == "stated":
+        return number(members(config, "rope_parameters"), *THETAS) is not None
     layers = config.get("no_rope_layers")
     if family.rope_on == "no_rope_layers" and not layers:
         return (index + 1) % int(number(config, "no_rope_layer_interval") or 4) != 0
@@ -235,7 +264,7 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
     if turned == 0:
         return Turned(None, notes=("RoPE of 0 channels: too few for its partial_rotary_factor",))
     if turned % 2:
-        return Turned(None, f"RoPE of {turned} channels: they turn in pairs")
+        return Turned(None, f"it turns {turned} channels by RoPE: they turn in pairs")
     parameters = {**older, **{k: v for k, v in settings.items() if k not in THETAS + PARTIALS}}
     name = str(parameters.get("rope_type") or parameters.get("type") or "default")
     if name == "mrope":
@@ -243,7 +272,7 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
         notes.append("mrope: positions of text are taken, one number a token")
     limit = number(config, "max_position_embeddings")
     if name != "default" and name not in SCALINGS:
-        return Turned(None, f"RoPE scaling '{name}': give --rope-cos and --rope-sin", tuple(notes))
+        return Turned(None, f"its RoPE scaling '{name}' is not computed", tuple(notes))
     chosen: dict[str, Any] | None = None
     if name != "default":
         needed, optional = SCALINGS[name]
@@ -264,22 +293,45 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
     )
 
 
-def causal(config: Config, family: Family | None, path: str) -> tuple[bool, str]:
-    """Return whether a self-attention layer hides the future, and a note where that is assumed."""
-    if family is not None and isinstance(family.causal, str):
-        return family.causal in path.split("."), ""
-    if family is not None and family.causal:
-        bidirectional = bool(config.get("use_bidirectional_attention"))
-        return not bidirectional, ""
-    if config.get("is_decoder") and not config.get("is_encoder_decoder"):
-        return True, ""
-    if family is not None:
-        return False, ""
-    names = " ".join(map(str, config.get("architectures") or ()))
-    guess = "ForCausalLM" in names or "LMHeadModel" in names
-    return guess, f"{'causal' if guess else 'not causal'} is assumed: --mask says otherwise"
+def causal(config: Config, family: Family, path: str) -> bool:
+    """Return whether a self-attention layer hides the future."""
+    if isinstance(family.causal, str):
+        return family.causal in path.split(".")
+    if family.causal:
+        return not config.get("use_bidirectional_attention")
+    return bool(config.get("is_decoder") and not config.get("is_encoder_decoder"))
+
+
+def flag(config: Config, member: str) -> bool:
+    """Return a boolean member; ``!member`` is true where it is not said."""
+    name = member.removeprefix("!")
+    value = config.get(name)
+    if value is not None and type(value) is not bool:
+        raise wrong(name, value, "true or false")
+    return name != member if value is None else bool(value)
 
 
 def model_type(config: Config) -> str:
     """Return ``model_type`` as families are named, or nothing."""
     return normal(config.get("model_type"))
+
+
+def alibi(config: Config, family: Family, heads: int, scale: float) -> tuple[float, ...] | None:
+    """Return the slope of each head, or None without ALiBi (Press et al. 2022)."""
+    if family.bias == "alibi mpt":
+        settings = members(config, "attn_config")
+        if settings.get("alibi") is False:
+            return None
+        return _mpt_slopes(heads, number(settings, "alibi_bias_max") or 8.0)
+    if family.bias == "alibi scaled":  # Falcon scales the scores with the bias in them
+        return tuple(s * scale for s in alibi_slopes(heads)) if config.get("alibi") else None
+    return alibi_slopes(heads) if family.bias == "alibi" else None
+
+
+def _mpt_slopes(heads: int, most: float) -> tuple[float, ...]:
+    """Slopes of MPT, which orders them differently where the heads are no power of two."""
+    whole = 1 << (heads - 1).bit_length()
+    slopes = [2.0 ** (-most * (k + 1) / whole) for k in range(whole)]
+    if whole != heads:
+        slopes = slopes[1::2] + slopes[::2]
+    return tuple(slopes[:heads])

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from attncli.errors import FileError, InputError
 from attncli.files.bundle import Bundle
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import check_readable, match, nothing_found
+from attncli.models.layouts import Found, check_readable, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 
@@ -79,16 +80,16 @@ def find_layers(
     names = list(bundle.tensors)
     if arch != "auto":
         family_named(arch)
-    found = match(names)
+    found = in_order(match(names))
     if not found:
         check_readable(names, bundle.source)
         raise nothing_found(names, bundle.source)
-    flags = Said(heads, kv_heads, head_dim)
+    flags, present = Said(heads, kv_heads, head_dim), frozenset(names)
     layers: list[Layer] = []
     errors: list[InputError] = []
     for one in found:
         try:
-            layers.append(Reading(one, bundle, config, arch, flags, names).layer())
+            layers.append(Reading(one, bundle, config, arch, flags, present).layer())
         except InputError as error:
             errors.append(error)
     if errors and (skipped is None or not layers):
@@ -96,6 +97,46 @@ def find_layers(
     if skipped is not None:
         skipped += [error.message for error in errors]
     return layers
+
+
+def in_order(found: Sequence[Found]) -> list[Found]:
+    """Return layers in the order of their numbers (2 before 10), else as they came.
+
+    What stands before the first number, such as encoder and decoder, keeps its place.
+    """
+    stacks = list(dict.fromkeys(_stack(one.parent) for one in found))
+    return sorted(found, key=lambda one: (stacks.index(_stack(one.parent)), numbers(one.parent)))
+
+
+def _stack(path: str) -> str:
+    """Return what comes before the first number of a path."""
+    return re.split(r"(?:^|\.)\d+(?:\.|$)", path, maxsplit=1)[0]
+
+
+def labels(layers: Sequence[Layer]) -> list[str]:
+    """Return a short name for each layer, none twice: the numbers in its own name.
+
+    ``10``; ``0.1`` where the first number is that of a stage (Swin); with what tells them apart
+    (``decoder.0.encoder_attn``) where several share their numbers. ``choose`` takes them.
+    """
+    ways = (
+        lambda layer: f"0–{layer.shared - 1}" if layer.shared > 1 else str(layer.index),
+        lambda layer: ".".join(map(str, numbers(layer.name))),
+        _telling(layers),
+        lambda layer: layer.name,
+    )
+    for way in ways:
+        found = [way(layer) or layer.label for layer in layers]
+        if len({*found}) == len(found):
+            return found
+    return [f"{layer.label} ({n})" for n, layer in enumerate(layers)]
+
+
+def _telling(layers: Sequence[Layer]) -> Callable[[Layer], str]:
+    """Return what leaves only the numbers of a path and the words that not all paths have."""
+    paths = [layer.name.split(".") for layer in layers]
+    common = {part for part in paths[0] if not part.isdigit()}.intersection(*paths)
+    return lambda layer: ".".join(part for part in layer.name.split(".") if part not in common)
 
 
 def choose(
@@ -118,9 +159,12 @@ def choose(
         hits = [a for a in layers if a.index == number or (a.shared > 1 and number < a.shared)]
     else:
         path = text.strip(".")
-        hits = [a for a in layers if a.name == path] or [
-            a for a in layers if f".{path}." in f".{a.name}."
-        ]
+        named = dict(zip(labels(layers), layers, strict=True))
+        hits = (
+            [a for a in layers if a.name == path]
+            or [named[path] for _ in range(path in named)]
+            or [a for a in layers if f".{path}." in f".{a.name}."]
+        )
     if not hits:
         raise InputError(f"there is no attention layer '{text}'", _choices(layers, skipped))
     if len(hits) > 1:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,17 +24,41 @@ PACKINGS = {
 
 @dataclass(frozen=True)
 class Norm:
-    """A norm of queries or keys: ``rms``, ``rms+1`` (times 1 + weight) or ``layer``.
+    """A norm of hidden states, queries or keys: ``rms`` or ``layer``, +1 where 1 + weight scales.
 
-    ``weights``, ``biases`` are tensor names, several where each head has its own. ``full`` takes
-    the mean over all heads' channels, not each head's.
+    ``weights``, ``biases`` are tensor names, several where each head has its own, none where
+    nothing scales. ``full`` takes the mean over all heads' channels, not each head's. ``name`` is
+    the leaf of a norm of hidden states.
     """
 
     kind: str
     weights: tuple[str, ...]
     biases: tuple[str, ...]
     eps: float
-    full: bool
+    full: bool = False
+    name: str = ""
+
+    @property
+    def centred(self) -> bool:
+        """Whether it takes the mean away: LayerNorm (Ba et al. 2016), not RMSNorm."""
+        return self.kind.startswith("layer")
+
+    @property
+    def words(self) -> str:
+        """What it is, as in ``RMSNorm, ε 1e-06``."""
+        name = "LayerNorm" if self.centred else "RMSNorm"
+        return f"{name}{', 1 + gain' if self.kind.endswith('+1') else ''}, ε {self.eps:g}"
+
+
+class Lack(NamedTuple):
+    """A part of the layer that is known and not computed.
+
+    ``option`` is the argument of ``multihead`` that stands in for it: ``rope``, ``mask``, or '';
+    ``arch`` where nothing is known but that.
+    """
+
+    what: str
+    option: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,10 +108,10 @@ class Layer:
     order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
     ``model_dim`` wide, keys and values are made from ``key_input`` and ``value_input`` wide ones,
     the output is ``output_dim`` wide. ``window`` are keys to the left and right of the own
-    position. ``lacks`` says what of the model attncli does not compute here: results differ from
-    the model's. ``unknown`` says what is assumed of a model_type that is not in the table, ''
-    otherwise. ``notes`` say what was assumed. ``shared`` blocks use this one layer (ALBERT).
-    ``tensors`` are names by role.
+    position. ``input_norm`` lies before the projections, on what transformers calls hidden states.
+    ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
+    unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
+    was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role.
     """
 
     name: str
@@ -112,6 +136,7 @@ class Layer:
     window: tuple[int, int] | None = None
     window_source: str = ""
     rope: Rope | None = None
+    input_norm: Norm | None = None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
     norm_after_rope: bool = False
@@ -119,8 +144,9 @@ class Layer:
     alibi: tuple[float, ...] | None = None
     clip: float | None = None
     shared: int = 1
-    lacks: tuple[str, ...] = ()
-    unknown: str = ""
+    lacks: tuple[Lack, ...] = ()
+    arch: str = ""
+    forced: bool = False
     notes: tuple[str, ...] = ()
     transposed: bool = False
     tensors: Mapping[str, str] = field(default_factory=dict)
@@ -152,6 +178,26 @@ class Layer:
                  (*norm.weights, *norm.biases)]  # fmt: skip
         names = {n for role, n in self.tensors.items() if role not in ("relative", "grid")}
         return sum(int(np.prod(self.bundle.header(name).shape)) for name in (*names, *norms))
+
+    def missing(self, given: Collection[str] = ()) -> tuple[str, ...]:
+        """Return what is not computed, without that which the arguments ``given`` stand in for.
+
+        Raises InputError for it, unless the architecture was named.
+        """
+        found = [lack for lack in self.lacks if lack.option not in given or not lack.option]
+        if found and not self.forced:
+            first = found[0]
+            ahead = f"--arch {self.arch} goes ahead without it, and says so"
+            plain = (
+                f", --arch torch for plain attention: no mask, no RoPE, scale 1/√{self.head_dim}"
+            )
+            hints = {
+                "arch": f"--config FILE; --arch {self.arch} where it is built like that{plain}",
+                "rope": f"give --rope-cos and --rope-sin, or --rope none to leave it out; {ahead}",
+                "mask": f"give --mask in its place; {ahead}",
+            }
+            raise InputError(f"{self.label}: {first.what}", hints.get(first.option, ahead))
+        return tuple(lack.what for lack in found)
 
     def array(self, role: str) -> Array | None:
         """Return a tensor by its role, at least float32, or None where the layer has none."""

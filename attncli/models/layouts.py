@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from attncli.errors import InputError, counted, listed
@@ -21,8 +21,10 @@ class Layout:
     ``inputs`` has the roles query, key, value; or qkv, all in one; or query and kv. ``output`` are
     the names that the output projection has. ``packing`` says how the rows of a fused weight are
     ordered, where the name alone tells: ``rows`` Q|K|V, ``groups`` [g][q…q, k, v]. ``family`` is
-    the one model family with these names. A leaf is a module with weight and bias, or (``bare``)
-    the array itself, its biases in ``biases``; ``by_hand`` names are written in any way.
+    the one model family with these names; ``alone`` the one taken where no config.json is there,
+    '' where families with these names differ in mask or RoPE. A leaf is a module with weight and
+    bias, or (``bare``) the array itself, its biases in ``biases``; ``by_hand`` names are written in
+    any way.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Layout:
     output: tuple[str, ...]
     packing: str = ""
     family: str = ""
+    alone: str = ""
     bare: bool = False
     by_hand: bool = False
     biases: Mapping[str, str] = field(default_factory=dict)
@@ -58,11 +61,11 @@ _TORCH_BIASES = {"qkv": "in_proj_bias", "output": "out_proj.bias"}
 
 #: A tensor belongs to the first row whose inputs and output are all there.
 LAYOUTS = (
-    _apart("BERT", "self.query self.key self.value", "output.dense"),
-    _apart("ViT", "attention.query attention.key attention.value", "output.dense"),
-    _apart("ALBERT", "query key value", "dense"),
+    _apart("BERT", "self.query self.key self.value", "output.dense", alone="bert"),
+    _apart("ViT", "attention.query attention.key attention.value", "output.dense", alone="vit"),
+    _apart("ALBERT", "query key value", "dense", alone="albert"),
     _apart("OpenAI Whisper", "query key value", "out", family="openai_whisper"),
-    _apart("DistilBERT", "q_lin k_lin v_lin", "out_lin"),
+    _apart("DistilBERT", "q_lin k_lin v_lin", "out_lin", alone="distilbert"),
     _apart("DeBERTa-v2", "self.query_proj self.key_proj self.value_proj", "output.dense"),
     _apart("T5", "q k v", "o"),
     _apart("Llama", "q_proj k_proj v_proj", "o_proj"),
@@ -77,7 +80,7 @@ LAYOUTS = (
     _fused("CodeGen", "qkv_proj", "out_proj"),
     _fused("ModernBERT", "Wqkv", "Wo", packing="rows"),
     _fused("MPT", "Wqkv", "out_proj", packing="rows"),
-    _fused("timm", "qkv", "proj", packing="rows"),
+    _fused("timm", "qkv", "proj", packing="rows", alone="timm"),
     _fused("BLIP", "qkv", "projection", packing="rows"),
     _fused("DeBERTa", "self.in_proj", "output.dense", packing="groups", family="deberta"),
     Layout(
@@ -112,6 +115,17 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
 }
 NORMS = ("query_norm", "key_norm")
 
+#: The norm that lies before the projections, by the layer's kind: in the attention, or beside it.
+BEFORE: Mapping[str, tuple[str, ...]] = {
+    "self": (
+        "input_layernorm", "layernorm_before", "self_attn_layer_norm", "layer_norm1", "ln_attn",
+        "ln_1", "norm1", "norm_1", "attn_norm", "attention_norm", "attention_layernorm",
+        "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm", "layer_norm",
+        "norm", "ln",
+    ),
+    "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm"),
+}  # fmt: skip
+
 #: Neighbours that say nothing about the attention itself: buffers, and norms after it.
 _IDLE = re.compile(
     r"(^|\.)(bias|masked_bias|inv_freq|relative_position_index|embed_positions|relative_coords_table)$"
@@ -143,6 +157,11 @@ class Found:
 def join(parent: str, leaf: str) -> str:
     """Return ``parent.leaf``."""
     return f"{parent}.{leaf}" if parent else leaf
+
+
+def numbers(path: str) -> tuple[int, ...]:
+    """Return the components of a path that are numbers: (3, 1) of ``block.3.layer.1``."""
+    return tuple(int(part) for part in path.split(".") if part.isdigit())
 
 
 def _parent(name: str, leaf: str) -> str | None:
@@ -235,6 +254,23 @@ def _norm(whole: str, part: str, present: set[str]) -> tuple[str, ...]:
     while f"{whole}.norms.{len(heads)}.{part}" in present:
         heads.append(f"{whole}.norms.{len(heads)}.{part}")
     return tuple(heads)
+
+
+def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, str, str] | None:
+    """Return leaf, weight and bias ('' without one) of the norm before a layer of this kind.
+
+    Looked for in the attention itself, then upwards to the numbered block that it is a part of; in
+    what holds the attention where there are no numbers.
+    """
+    parts = parent.split(".")
+    block = max((n + 1 for n, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
+    for end in range(len(parts), block - 1, -1):
+        for leaf in BEFORE[kind]:
+            for gain, bias in (("weight", "bias"), ("gamma", "beta")):
+                place = join(".".join(parts[:end]), leaf)
+                if f"{place}.{gain}" in names:
+                    return leaf, f"{place}.{gain}", f"{place}.{bias}" * (f"{place}.{bias}" in names)
+    return None
 
 
 def _without_shadows(found: list[Found]) -> list[Found]:

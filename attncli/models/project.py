@@ -47,20 +47,24 @@ def project(
     positions: Any = None,
     past: int = 0,
     add_zero_attn: bool = False,
+    input_norm: str = "auto",
     dtype: np.dtype[Any] | None = None,
 ) -> Heads:
-    """Return queries, keys and values of hidden states, clipped and normed as the layer does.
+    """Return queries, keys and values of hidden states, normed and clipped as the layer does.
 
-    x and memories as in ``multihead``. Computed in float64 where x (or ``dtype``) is, else in
-    float32. Raises InputError where widths, lengths or batches do not fit.
+    x, memories and ``input_norm`` as in ``multihead``. Computed in float64 where x (or ``dtype``)
+    is, else in float32. Raises InputError where widths, lengths or batches do not fit.
     """
     states = _states(layer, x, memory, memory_value, seq_first, dtype)
-    wide = states.query.dtype.itemsize == 8
+    given_dtype = states.query.dtype
+    wide = given_dtype.itemsize == 8
     arithmetic: np.dtype[Any] = np.dtype(np.float64 if wide else np.float32)
     cross = memory is not None
+    if layer.input_norm is not None and input_norm == "auto":
+        states = _normed(states, layer, layer.input_norm, arithmetic)
     weights = layer.projections()
     q, k, v = (
-        _split(layer, linear(x, weight, bias, arithmetic), heads)
+        _split(linear(x, weight, bias, arithmetic), heads)
         for x, weight, bias, heads in (
             (states.query, weights.query, weights.query_bias, layer.heads),
             (states.key, weights.key, weights.key_bias, layer.kv_heads),
@@ -76,11 +80,13 @@ def project(
         q = _norm(q, layer.query_norm, layer, arithmetic)
     if layer.key_norm is not None:
         k = _norm(k, layer.key_norm, layer, arithmetic)
+    if layer.clip is not None:  # after the norms, as OLMoE does; OLMo and MPT have none
+        q, k, v = (np.clip(part, -layer.clip, layer.clip) for part in (q, k, v))
     more = _added(layer, k, v, add_zero_attn)
     if more is not None:
         k, v = (np.concatenate(pair, axis=2) for pair in zip((k, v), more, strict=True))
     added = 0 if more is None else int(more[0].shape[2])
-    return Heads(q, k, v, turn, added, cross, states.batched, states.query.dtype, weights)
+    return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights)
 
 
 @dataclass(frozen=True)
@@ -179,31 +185,54 @@ def concat(heads: Array) -> Array:
     return merged.reshape(*merged.shape[:-2], merged.shape[-2] * merged.shape[-1])
 
 
-def _split(layer: Layer, y: Array, heads: int) -> Array:
-    """Clip ``(B, L, H·D)`` as the layer does, and return ``(B, H, L, D)``."""
-    if layer.clip is not None:
-        y = np.clip(y, -layer.clip, layer.clip)
+def _split(y: Array, heads: int) -> Array:
+    """``(B, L, H·D)`` → ``(B, H, L, D)``."""
     return y.reshape(*y.shape[:2], heads, y.shape[2] // heads).swapaxes(1, 2)
 
 
+def _normed(states: _States, layer: Layer, norm: Norm, dtype: Any) -> _States:
+    """Return the states as the layer's projections take them; a cross layer norms its x alone."""
+
+    def normed(x: Array) -> Array:
+        return _scaled(_standard(x.astype(dtype, copy=False), norm), norm, layer, x.shape[-1:])
+
+    query = normed(states.query)
+    if layer.kind == "cross":
+        return replace(states, query=query)
+    key = query if states.key is states.query else normed(states.key)
+    value = key if states.value is states.key else normed(states.value)
+    return replace(states, query=query, key=key, value=value)
+
+
 def _norm(x: Array, norm: Norm, layer: Layer, dtype: Any) -> Array:
-    """Return x ``(B, H, L, D)`` over its root mean square (or standard deviation), scaled."""
+    """Return queries or keys ``(B, H, L, D)`` normed, scaled and moved."""
+    x = x.astype(dtype, copy=False)
     batch, heads, length, width = x.shape
+    if norm.full:
+        x = concat(x)  # (B, L, H·D): the mean is over all heads
+    x = _standard(x, norm)
+    if norm.full:
+        x = x.reshape(batch, length, heads, width).swapaxes(1, 2)  # (B, H, L, D)
+    return _scaled(x, norm, layer, (-1, 1, width))  # parameters are (H or 1, 1, D)
+
+
+def _standard(x: Array, norm: Norm) -> Array:
+    """Return x over its root mean square (Zhang & Sennrich 2019), or standard deviation."""
+    if norm.centred:
+        x = x - x.mean(-1, keepdims=True)
+    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(norm.eps)))
+
+
+def _scaled(x: Array, norm: Norm, layer: Layer, shape: tuple[int, ...]) -> Array:
+    """Return x times the norm's gain, plus its bias, both brought into ``shape``."""
 
     def parameter(names: tuple[str, ...]) -> Array:
         array = np.concatenate([np.atleast_1d(layer.tensor(name)) for name in names])
-        array = array.astype(dtype, copy=False)
-        return array.reshape(-1, 1, width)  # (H or 1, 1, D)
+        return array.astype(x.dtype, copy=False).reshape(shape)
 
-    if norm.full:
-        x = concat(x)  # (B, L, H·D): the mean is over all heads
-    if norm.kind == "layer":
-        x = x - x.mean(-1, keepdims=True)
-    x = x / np.sqrt((x * x).mean(-1, keepdims=True) + np.asarray(norm.eps, dtype))
-    if norm.full:
-        x = x.reshape(batch, length, heads, width).swapaxes(1, 2)
-    scale = parameter(norm.weights)
-    x = x * (scale + 1 if norm.kind == "rms+1" else scale)
+    if norm.weights:
+        gain = parameter(norm.weights)
+        x = x * (gain + 1 if norm.kind.endswith("+1") else gain)
     return x + parameter(norm.biases) if norm.biases else x
 
 
@@ -215,13 +244,6 @@ def _rope(
     turn = layer.rope if not cross else None
     if given is not None:
         turn = Rope.of(given)
-    elif not cross:
-        missing = [what for what in layer.lacks if "RoPE" in what]
-        if missing:
-            raise InputError(
-                f"{layer.label} needs {missing[0].partition(':')[0]}, which is not supported",
-                "give --rope-cos and --rope-sin, or --rope none to leave it out",
-            )
     if positions is not None:
         if turn is None:
             raise InputError("positions are given but this layer has no RoPE", "give --rope")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from attncli.attention.biases import alibi_slopes
 from attncli.attention.rope import Rope
-from attncli.errors import InputError
+from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
-from attncli.models.families import FAMILIES, Family, normal
-from attncli.models.layer import PACKINGS, PLAIN, Layer, Norm, PositionBias
-from attncli.models.layouts import Found, check_readable
+from attncli.models.families import COMPOSITES, FAMILIES, Family, normal
+from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
+from attncli.models.layouts import Found, check_readable, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 
 #: Components of a path that say: keys and values come from elsewhere.
@@ -20,6 +19,7 @@ CROSS = (
     "encoder_attn", "encoder_attention", "EncDecAttention", "crossattention", "cross_attn",
     "cross_attention", "multihead_attn", "cross_attn_mha",
 )  # fmt: skip
+LAYER_TYPES = ("full_attention", "sliding_attention")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16")
 
 
@@ -28,21 +28,24 @@ class Reading:
 
     def __init__(
         self, found: Found, bundle: Bundle, config: Mapping[str, Any] | None, arch: str,
-        flags: Said, names: Sequence[str],
+        flags: Said, names: Collection[str],
     ) -> None:  # fmt: skip
         self.found, self.bundle, self.flags, self.names = found, bundle, flags, names
         self.label = found.parent or found.layout.name
-        self.config = configs.part_of(config or {}, found.parent)
-        self.has_config = config is not None
+        chain = configs.parts_of(config or {}, found.parent)
+        self.config = chain[-1]
         self.notes: list[str] = []
-        self.lacks: list[str] = []
-        stated = configs.model_type(self.config)
-        self.family_name = normal(arch) if arch != "auto" else stated
-        if self.family_name not in FAMILIES and found.layout.family:
-            self.family_name = found.layout.family
+        self.lacks: list[Lack] = []
+        self.forced = arch != "auto"
+        self.stated = list(filter(None, map(configs.model_type, chain)))
+        self.family_name = normal(arch) if self.forced else (self.stated or [""])[-1]
+        layout = found.layout
+        if self.family_name not in FAMILIES and (layout.family or not self.stated):
+            self.family_name = layout.family or layout.alone
+        if not self.forced and not configs.speaks_of(chain, found.parent):
+            self.family_name = ""
         self.family: Family | None = FAMILIES.get(self.family_name)
-        numbers = [int(part) for part in found.parent.split(".") if part.isdigit()]
-        self.index = numbers[0] if numbers else 0
+        self.index = next(iter(numbers(found.parent)), 0)
 
     def shape(self, role: str) -> tuple[int, ...] | None:
         name = self.found.tensors.get(role)
@@ -58,16 +61,10 @@ class Reading:
         family = self.family or Family()
         kind = configs.layer_type(self.config, family, self.index)
         scale, why = configs.scale(self.config, family, sized.head_dim, self.index)
-        self._assumptions(cross)
-        if kind not in ("full_attention", "sliding_attention"):
-            self.lacks.append(f"its layer type, {kind}")
-        elif not self.family and not cross and "layer_types" not in self.config:
-            width = configs.first(self.config, ("sliding_window",))
-            if width is not None:
-                self.lacks.append(f"its sliding_window {width[1]}: which layers have it is unknown")
-        causal, note = configs.causal(self.config, self.family, self.found.parent)
-        if note and not cross and self.has_config:
-            self.notes.append(note)
+        self._assumptions()
+        if not cross:
+            self._window_lacks(family, kind)
+        causal = configs.causal(self.config, family, self.found.parent)
         window = None if cross else configs.window(self.config, family, self.index, kind)
         rope = None if cross else self._rope(kind, sized.head_dim)
         shapes = [self._in(role, transposed) for role in ("query", "key", "value")]
@@ -92,14 +89,14 @@ class Reading:
             scale=scale, scale_source=why, softcap=softcap if softcap else None,
             causal=causal and not cross, window=None if window is None else window[:2],
             window_source="" if window is None else window[2], rope=rope,
+            input_norm=self._input_norm("cross" if cross else "self"),
             query_norm=self._norm("query_norm", sized.heads, sized.head_dim),
             key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim),
             norm_after_rope=family.norm_after_rope,
             relative=None if cross else self._relative(sized.heads),
-            alibi=None if cross else self._alibi(family, sized.heads, scale),
+            alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
-            lacks=tuple(self.lacks),
-            unknown=self._unknown(causal and not cross, rope),
+            lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
             notes=tuple(self.notes), transposed=transposed,
             tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
             bundle=self.bundle,
@@ -229,57 +226,113 @@ class Reading:
             return any(name.startswith(beside.lstrip(".") + ".") for name in self.names)
         return any(part in CROSS for part in parts)
 
-    def _assumptions(self, cross: bool) -> None:
-        if self.family is not None:
-            # DeBERTa's relative terms can be off
-            optional = self.family_name.startswith("deberta")
-            if self.family.lacks and (not optional or self.config.get("relative_attention")):
-                self.lacks.append(self.family.lacks)
-        elif not self.family_name and self.found.layout.name not in ("arrays",):
-            self.notes.append(
-                "no config.json: no mask, no RoPE and the scale 1/√D are assumed; --config, "
-                "--arch or --mask, --rope, --scale say otherwise"
+    def _window_lacks(self, family: Family, kind: str) -> None:
+        """Add a layer type that is not computed, and a window of which no rule is known."""
+        if kind not in LAYER_TYPES:
+            option = "mask" if kind == "chunked_attention" else ""
+            self.lacks.append(Lack(f"its layer type, {kind}, is not computed", option))
+        width = configs.first(self.config, ("sliding_window",))
+        silent = "layer_types" not in self.config and not family.window
+        if width and silent and self.config.get("use_sliding_window") is not False:
+            self.lacks.append(
+                Lack(f"nothing says which layers have its sliding_window {width[1]}", "mask")
             )
-        if self.found.layout.by_hand:
+
+    def _assumptions(self) -> None:
+        """Add what is assumed to the notes, and what is known and not computed to the lacks."""
+        family, layout = self.family, self.found.layout
+        known = {*FAMILIES, *COMPOSITES}
+        strange = [] if self.forced else [name for name in self.stated if name not in known]
+        if strange:
+            self.lacks.append(
+                Lack(f"model_type '{strange[0]}' is not in the table of families", "arch")
+            )
+        elif family is None and not layout.by_hand:
+            what = f"which part of '{self.stated[-1]}' it is" if self.stated else "its model_type"
+            self.lacks.append(
+                Lack(f"nothing says {what}: whether it has a mask or RoPE is not known", "arch")
+            )
+        elif family is not None and not self.stated and not layout.family and not self.forced:
+            self.notes.append(
+                f"no model_type: its names are {layout.name}'s, so {self.family_name} is assumed "
+                "(--config, --arch)"
+            )
+        whole = {name: FAMILIES[name].note for name in self.stated if name in FAMILIES}
+        self.notes += filter(None, whole.values())
+        parts = self.found.parent.split(".")
+        only = family.only.split() if family else []
+        here = not only or any(self.config.get(word) or word in parts for word in only)
+        if family and family.lacks and here:
+            self.lacks.append(Lack(family.lacks))
+        if layout.by_hand:
             self.notes.append("weights are taken as (out, in), as torch's Linear has them")
         if "output" not in self.found.tensors:
             self.notes.append(
-                f"no output projection ({' or '.join(self.found.layout.output)}) beside it: the "
+                f"no output projection ({' or '.join(layout.output)}) beside it: the "
                 "concatenated heads are the output"
             )
         if self.config.get("attention_type") == "block_sparse":
-            self.lacks.append("block-sparse attention: all keys are seen (attention_type)")
-        if self.found.unused:
-            some = [n[len(self.found.parent) :].lstrip(".") for n in self.found.unused[:4]]
-            more = ", …" if len(self.found.unused) > 4 else ""
-            text = f"tensors beside it that are not used: {', '.join(some)}{more}"
-            (self.notes if self.family and self.family.lacks else self.lacks).append(text)
+            self.lacks.append(Lack("its block-sparse attention is not computed", "mask"))
+        if family and family.window == "shifted" and sum(numbers(self.found.parent)[1:]) % 2:
+            self.lacks.append(
+                Lack("its windows are shifted: which keys they hide is not computed", "mask")
+            )
+        self._spare(family or Family())
 
-    def _unknown(self, causal: bool, rope: Rope | None) -> str:
-        """What is assumed where the model_type is not in the table of families."""
-        if self.family is not None or not self.family_name:
-            return ""
+    def _spare(self, family: Family) -> None:
+        """Account for tensors in the attention that no role has."""
+        norm = norm_before(self.found.parent, "self", self.names) if family.before else None
+        some = [
+            name[len(self.found.parent) :].lstrip(".")
+            for name in self.found.unused
+            if name not in (norm or ())
+        ]
+        others = [name for name in some if name.startswith(tuple(family.spare.split()))]
+        if others:
+            self.notes.append(f"for other inputs than X, not used: {listed(others, 4)}")
+        some = [name for name in some if name not in others]
+        if some and not (family.lacks and not family.only):
+            self.lacks.append(Lack(f"tensors beside it are not used: {listed(some, 4)}"))
+
+    def _arch(self) -> str:
+        """Return the name that --arch takes to go ahead: the nearest family that is known."""
+        if self.family is not None:
+            return self.family_name
         near = normal(self.found.layout.name)
-        return (
-            f"model_type '{self.family_name}' is not in the table: "
-            f"{'a' if causal else 'no'} causal mask and {'RoPE' if rope else 'no RoPE'} are "
-            f"assumed (--causal, --rope, --arch {near if near in FAMILIES else 'MODEL_TYPE'})"
-        )
+        return self.found.layout.family or (near if near in FAMILIES else "torch")
+
+    def _input_norm(self, kind: str) -> Norm | None:
+        """Return the norm between hidden states and projections, of a pre-norm family."""
+        family = self.family
+        if family is None or not family.before:
+            return None
+        if family.before_if and not configs.flag(self.config, family.before_if):
+            return None
+        found = norm_before(self.found.parent, kind, self.names)
+        if found is None and not family.gainless:
+            self.notes.append("no norm before the projections beside it: X is taken as they do")
+            return None
+        name, weight, bias = found or ("input_layernorm", "", "")
+        eps = configs.number(self.config, *configs.EPSILONS) if family.eps is None else family.eps
+        usual = 1e-5 if family.before.startswith("layer") else 1e-6
+        return Norm(
+            family.before, (weight,) if weight else (), (bias,) if bias else (),
+            usual if eps is None else eps, name=name,
+        )  # fmt: skip
 
     def _rope(self, kind: str, width: int) -> Rope | None:
         family = self.family
-        style = family.rope if family else ""
-        if family is None and (
-            configs.first(self.config, ("rope_theta", "rope_parameters", "rotary_dim")) is not None
-        ):
-            style, family = "half", Family(rope="half")
-            self.notes.append("RoPE turning halves is assumed: --rope interleaved says otherwise")
-        if not style or family is None or not configs.turns(self.config, family, self.index, kind):
+        if family is None or not family.rope:
             return None
-        turned = configs.rope(self.config, family, style, kind, width)
+        if family.rope == "image":
+            self.lacks.append(Lack("its RoPE over image rows and columns is not computed", "rope"))
+            return None
+        if not configs.turns(self.config, family, self.index, kind):
+            return None
+        turned = configs.rope(self.config, family, family.rope, kind, width)
         self.notes += turned.notes
         if turned.lacks:
-            self.lacks.append(turned.lacks)
+            self.lacks.append(Lack(turned.lacks, "rope"))
         return turned.rope
 
     def _norm(self, role: str, heads: int, width: int) -> Norm | None:
@@ -308,7 +361,9 @@ class Reading:
             return None
         name = self.found.tensors.get("relative") or self._shared_table()
         if name is None:
-            self.lacks.append("its relative position bias (relative_attention_bias is not there)")
+            self.lacks.append(
+                Lack("its relative position bias is missing (relative_attention_bias is not there)")
+            )
             return None
         distance = configs.number(self.config, "relative_attention_max_distance")
         return PositionBias(
@@ -336,24 +391,10 @@ class Reading:
             side = round((cells - extra) ** 0.5)
             if side * side == cells - extra and side % 2:
                 return PositionBias("grid", name, window=((side + 1) // 2,) * 2)
-        self.lacks.append(f"its relative position bias: {name} has {cells} rows, not a square grid")
+        self.lacks.append(
+            Lack(f"its relative position bias is not computed: {name} has {cells} rows, no square")
+        )
         return None
-
-    def _alibi(self, family: Family, heads: int, scale: float) -> tuple[float, ...] | None:
-        if not family.bias.startswith("alibi"):
-            return None
-        if family.bias == "alibi scaled" and not self.config.get("alibi"):
-            return None
-        inner = self.config.get("attn_config")
-        inner = inner if isinstance(inner, Mapping) else {}
-        if self.family_name == "mpt":
-            if inner.get("alibi") is False:
-                return None
-            return _mpt_slopes(heads, float(inner.get("alibi_bias_max", 8)))
-        slopes = alibi_slopes(heads)
-        if family.bias == "alibi scaled":  # Falcon scales the scores with the bias in them
-            slopes = tuple(s * scale for s in slopes)
-        return slopes
 
     def _shared(self) -> int:
         if "albert_layer_groups" not in self.found.parent:
@@ -364,12 +405,3 @@ class Reading:
         if shared > 1:
             self.notes.append(f"one block for {shared} layers")
         return max(shared, 1)
-
-
-def _mpt_slopes(heads: int, most: float) -> tuple[float, ...]:
-    """Slopes of MPT, which orders them differently where the heads are no power of two."""
-    whole = 1 << (heads - 1).bit_length()
-    slopes = [2.0 ** (-most * (k + 1) / whole) for k in range(whole)]
-    if whole != heads:
-        slopes = slopes[1::2] + slopes[::2]
-    return tuple(slopes[:heads])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from attncli.errors import counted
+from attncli.models.finding import labels
 from attncli.models.layer import Layer
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 
@@ -27,7 +28,7 @@ def layers_report(
         )
     every = [set(layer.notes) for layer in layers]
     shared = [note for note in layers[0].notes if all(note in some for some in every)]
-    lacks = dict.fromkeys(what for layer in layers for what in layer.lacks)
+    lacks = dict.fromkeys(what for layer in layers for what, _ in layer.lacks)
     return Report(
         command="multihead",
         headline=[
@@ -42,8 +43,7 @@ def layers_report(
         records=lambda: _records(layers),
         notes=[
             *([f"{'each' if len(layers) > 1 else 'it'} has {alike}"] if alike else []),
-            *dict.fromkeys(layer.unknown for layer in layers if layer.unknown),
-            *shared, *(f"not computed: {what}" for what in lacks),
+            *shared, *lacks,
         ],
     )  # fmt: skip
 
@@ -54,14 +54,15 @@ LIFTED = ("packing", "scale", "mask", "RoPE", "also", "parameters")
 
 def _cells(layer: Layer, full: bool) -> dict[str, Any]:
     """Return the cells of a layer by column."""
+    known = not any(lack.option == "arch" for lack in layer.lacks)
     return {
         "name": layer.name if full else short_name(layer.name),
         "kind": layer.kind,
         "heads × width": _heads(layer),
         "packing": layer.packing,
         "scale": f"{layer.scale:.4g} = {layer.scale_source}",
-        "mask": layer.mask or "none",
-        "RoPE": layer.rope.text if layer.rope else "none",
+        "mask": layer.mask or ("none" if known else "unknown"),
+        "RoPE": layer.rope.text if layer.rope else "none" if known else "unknown",
         "also": _extras(layer),
         "parameters": layer.parameters,
     }
@@ -82,14 +83,10 @@ def _table(layers: Sequence[Layer], full: bool) -> tuple[Table, str]:
             for n, name in enumerate(shown)
         ],
         rows=[[one[name] for name in shown] for one in cells],
-        labels=[_index(layer) for layer in layers],
+        labels=labels(layers),
         whole=full,
     )
     return table, ", ".join(f"{name} {value}" for name, value in said.items())
-
-
-def _index(layer: Layer) -> str:
-    return f"0–{layer.shared - 1}" if layer.shared > 1 else str(layer.index)
 
 
 def short_name(name: str) -> str:
@@ -104,6 +101,7 @@ def _heads(layer: Layer) -> str:
 
 def _extras(layer: Layer) -> str:
     found = [
+        f"{layer.input_norm.name} first" if layer.input_norm else "",
         f"{layer.query_norm.kind} qk-norm" if layer.query_norm else "",
         "sinks" if layer.sinks else "",
         f"softcap {layer.softcap:g}" if layer.softcap else "",
@@ -115,8 +113,8 @@ def _extras(layer: Layer) -> str:
 
 
 def _listed(layer: Layer) -> dict[str, Any]:
-    notes = [*filter(None, [layer.unknown]), *layer.notes]
-    return {**layer_data(layer), "notes": notes, "not_computed": list(layer.lacks)}
+    lacks = [lack.what for lack in layer.lacks]
+    return {**layer_data(layer), "notes": list(layer.notes), "not_computed": lacks}
 
 
 def _records(layers: Sequence[Layer]) -> Records:
@@ -140,9 +138,9 @@ def family_of(layer: Layer) -> str:
 
     if layer.layout == "arrays":
         return ""
-    if layer.unknown:
+    if layer.family == "unknown":
         return f"unknown family (names like {layer.layout}'s)"
-    if layer.family in ("", "unknown") or plain(layer.family) in plain(layer.layout):
+    if plain(layer.family) in plain(layer.layout):
         return layer.layout
     return layer.family
 
@@ -168,6 +166,7 @@ def layer_data(layer: Layer) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in names} | {
         "window": list(layer.window) if layer.window else None,
         "rope": layer.rope.text if layer.rope else None,
+        "input_norm": layer.input_norm.kind if layer.input_norm else None,
         "qk_norm": layer.query_norm.kind if layer.query_norm else None,
         "relative_bias": layer.relative.kind if layer.relative else None,
         "alibi": layer.alibi is not None,

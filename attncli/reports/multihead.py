@@ -91,13 +91,12 @@ def multihead_report(
     warnings = [*warnings, *made.warnings]
     if lost:
         warnings.append(f"{lost}: the bundle gives other weights")
-    layer = made.layer
 
     def data() -> Mapping[str, Any]:
         said: dict[str, Any] = {
             "schema": SCHEMA, "command": "multihead", "layer": _layer_data(made),
             **facts_of(made.attention), "warnings": warnings,
-            "notes": [*layer.notes, *notes], **selection_of(view),
+            "notes": [*made.notes, *notes], **selection_of(view),
         }  # fmt: skip
         said["shapes"] |= {"heads": list(made.heads.shape), "output": list(made.output.shape)}
         if timing:
@@ -128,7 +127,7 @@ def multihead_report(
         arrays=_saved(made, names) | more,
         options=options,
         warnings=warnings,
-        notes=[" · ".join(headline(made.attention)), *layer.notes, *notes, *_sampled(facts)],
+        notes=[" · ".join(headline(made.attention)), *made.notes, *notes, *_sampled(facts)],
     )
 
 
@@ -242,7 +241,7 @@ def _layer_data(made: MultiheadResult) -> dict[str, Any]:
         **layer_data(made.layer),
         "cross": made.cross,
         "parameters_by_tensor": counts,
-        "not_computed": list(made.layer.lacks),
+        "not_computed": [lack.what for lack in made.layer.lacks],
     }
 
 

@@ -14,7 +14,7 @@ from attncli.files.bundle import Bundle
 from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged, weight_facts
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
-from attncli.models.finding import find_layers, holds_layers
+from attncli.models.finding import find_layers, holds_layers, labels
 from attncli.reports.blocks import Block, Column, Records, Report, Table
 from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
@@ -39,14 +39,14 @@ MEANING = (
 @dataclass(frozen=True)
 class _Head:
     facts: WeightFacts
-    at: int  # of the layer among all
+    layer: str  # its label among all
     head: int
     found: Mapping[str, float]
     verdict: Verdict
 
     @property
     def name(self) -> str:
-        return f"{self.at}/{self.head}"
+        return f"{self.layer}/{self.head}"
 
     @property
     def statistics(self) -> dict[str, float | int]:
@@ -67,6 +67,7 @@ def weights_report(
     policy: Sequence[Rule] = POLICY,
     fail_on: str | None = None,
     full: bool = False,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Return the report on a checkpoint's attention layers, from its weights alone.
@@ -75,37 +76,39 @@ def weights_report(
     ``holds_layers(bundle)`` says whether there is something to report. ``layer`` and ``head``
     select numbers, as ``0:4,7``; ``asked`` picks among these; outliers are found among all heads.
     ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``full`` (--full):
-    every head is a row. Layers that cannot be read are warnings; InputError where none can.
+    every head is a row. ``threads`` layers are looked at at a time. Layers that cannot be read are
+    warnings; InputError where none can.
     """
     skipped: list[str] = []
     layers = find_layers(
         bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
     )
-    facts = list(weight_facts(layers, progress))
+    facts = weight_facts(layers, threads=threads, progress=progress)
+    names = labels(layers)
     every = [
-        _Head(one, n, h, found, judge(found, 0.0, policy))
-        for n, (one, some) in enumerate(zip(facts, judged(facts), strict=True))
+        _Head(one, name, h, found, judge(found, 0.0, policy))
+        for name, one, some in zip(names, facts, judged(facts), strict=True)
         for h, found in enumerate(some)
     ]
     total, asked = len(every), asked or Picking(WEIGHTS)
     every = asked.pick(_selected(every, layer, head), _facts)
-    layers_shown = {head.at for head in every}
-    seen = mapped(
-        asked, "layer", [str(a.index) for a in layers],
-        {(one.at, one.head): _facts(one) for one in every} if asked.map else {},
-    )  # fmt: skip
+    at = {name: n for n, name in enumerate(names)}
+    shown = sorted({at[one.layer] for one in every})
+    there = {(at[one.layer], one.head): _facts(one) for one in every} if asked.map else {}
+    seen = mapped(asked, "layer", names, there)
     count = Counter(head.verdict.level for head in every)
     families = sorted({family_of(layer) for layer in layers} - {""})
-    blocks: list[Block] = [
-        _layer_table(facts, sorted(layers_shown), full),
-        *([seen.table] if seen else []),
-    ]
-    blocks.append(_head_table(every, full, asked))
+    blocks: list[Block] = [_layer_table(facts, names, shown, full)]
+    blocks += [*([seen.table] if seen else []), _head_table(every, full, asked)]
     blocks += reasons(every, lambda head: head.name, _gravity, WHOLE)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
     warnings = [f"not read: {why}" for why in skipped]
     warnings += [] if every else ["no head passes --filter"]
+    warnings += dict.fromkeys(
+        f"{lack.what}: its norm, if any, is not folded in"
+        for layer in layers for lack in layer.lacks if lack.option == "arch"
+    )  # fmt: skip
     return Report(
         command="inspect",
         headline=[
@@ -152,9 +155,11 @@ def _scales(facts: Sequence[WeightFacts]) -> str:
 
 
 def _asides(facts: Sequence[WeightFacts]) -> list[str]:
-    """Return what these numbers leave out."""
+    """Return what these numbers hold and leave out."""
     layers = [one.layer for one in facts]
-    found = ["biases aside"] if any("query_bias" in a.tensors for a in layers) else []
+    found = ["norm gains within"] if any(a.input_norm for a in layers) else []
+    biases = {"query_bias", "qkv_bias", "q_bias"}
+    found += ["biases within"] if any(biases & a.tensors.keys() for a in layers) else []
     found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
     found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
     return found
@@ -163,7 +168,9 @@ def _asides(facts: Sequence[WeightFacts]) -> list[str]:
 # -- tables -----------------------------------------------------------------------------------
 
 
-def _layer_table(facts: Sequence[WeightFacts], some: Sequence[int], full: bool) -> Table:
+def _layer_table(
+    facts: Sequence[WeightFacts], names: Sequence[str], some: Sequence[int], full: bool
+) -> Table:
     shown, gap = excerpt(some, full, WHOLE, EDGE)
     rows = []
     for one in (facts[n] for n in shown.tolist()):
@@ -188,7 +195,7 @@ def _layer_table(facts: Sequence[WeightFacts], some: Sequence[int], full: bool) 
         title="layer",
         columns=[columns[n] for n in used],
         rows=[[row[n] for n in used] for row in rows],
-        labels=[str(n) for n in shown.tolist()],
+        labels=[names[n] for n in shown.tolist()],
         part=f"{len(shown)} of {len(some)} layers" if gap else "",
         hint="--full, --format csv" if gap else "",
         row_gap=gap,

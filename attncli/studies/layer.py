@@ -25,6 +25,7 @@ from attncli.studies.attend import Result, solve
 
 Array = np.ndarray[Any, np.dtype[Any]]
 AnyMask = str | Mask | Masker
+INPUT_NORMS = ("auto", "none")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class MultiheadResult:
 
     ``projected`` is the output, canonical: ``(B, L, Eo)`` in x's dtype; ``attention`` is the
     attention's Result with ``stages``, ``rows`` and ``problem``. ``cross`` says whether keys and
-    values came from elsewhere, ``seq_first`` that x, and so the output, is ``(L, B, E)``.
+    values came from elsewhere, ``seq_first`` that x, and so the output, is ``(L, B, E)``,
+    ``normed`` that the layer's input norm, where it has one, was applied to x.
     """
 
     layer: Layer
@@ -43,6 +45,19 @@ class MultiheadResult:
     cross: bool
     warnings: tuple[str, ...]
     seq_first: bool = False
+    normed: bool = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed of the layer, and what was done to x before it was projected."""
+        norm = self.layer.input_norm
+        if norm is None:
+            return self.layer.notes
+        if self.normed:
+            said = f"{norm.name} applied to X first ({norm.words})"
+        else:
+            said = f"{norm.name} not applied: X is taken as normed"
+        return (said, *self.layer.notes)
 
     @property
     def output(self) -> Array:
@@ -127,6 +142,7 @@ def multihead(
     softcap: float | None = None,
     sink: Any = None,
     rope: Rope | Mapping[str, Any] | str | None = None,
+    input_norm: str = "auto",
     dtype: str | None = None,
     softmax_dtype: str | None = None,
     backend: str = DEFAULT,
@@ -145,19 +161,26 @@ def multihead(
 
     What the layer says of mask, scale, softcap, sink and RoPE holds unless given here; ``mask``,
     ``scale``, ``rope`` = ``"none"``, ``softcap`` = 0 and ``sink`` = -inf switch it off.
+    x is what transformers calls hidden states: the layer's ``input_norm``, where it has one, is
+    applied first; ``"none"`` says that x has been through it, as the attention module gets it.
     ``want`` as in ``attend``, or a function of the posed Problem that says it. Raises AttnError
-    for what does not fit together.
+    for what does not fit together, InputError for a layer of which a part is not computed
+    (``arch`` names it all the same).
     """
+    if input_norm not in INPUT_NORMS:
+        raise InputError(f"unknown input_norm '{input_norm}'", "it must be auto or none")
     if not isinstance(weights, Layer):
         weights = load(
             weights, config=config, layer=layer, arch=arch, heads=heads, kv_heads=kv_heads,
             head_dim=head_dim,
         )  # fmt: skip
     own = weights
+    given = {"rope": rope, "mask": mask}
+    missing = own.missing([name for name, value in given.items() if value is not None])
     past = 0 if past_key is None else int(np.shape(past_key)[-2])
     made = project(
         x, own, memory, memory_value, seq_first=seq_first, rope=rope, positions=positions,
-        past=past, add_zero_attn=add_zero_attn,
+        past=past, add_zero_attn=add_zero_attn, input_norm=input_norm,
         dtype=None if dtype is None else float_dtype(dtype),
     )  # fmt: skip
     if made.added and past_key is not None:
@@ -187,18 +210,26 @@ def multihead(
         output = linear(output, made.weights.output, made.weights.output_bias, problem.dtype)
     with np.errstate(over="ignore"):
         output = output.astype(made.given_dtype, copy=False)  # (B, L, Eo)
-    found = _overridden(own, made.cross, mask)
+    found = [*missing, *_overridden(own, made.cross, mask)]
+    if input_norm == "none" and own.input_norm is None:
+        found.append(f"input_norm none changes nothing: {own.label} has no norm before it")
     if key_padding_mask is not None:
         found += _all_padding(problem)
     warnings = (*found, *attention.warnings)
     return MultiheadResult(
-        own, made.weights, attention, output, made.cross, warnings, seq_first and made.batched
+        own,
+        made.weights,
+        attention,
+        output,
+        made.cross,
+        warnings,
+        seq_first and made.batched,
+        input_norm == "auto",
     )
 
 
 def _overridden(layer: Layer, cross: bool, mask: Any) -> list[str]:
-    found = [layer.unknown] if layer.unknown else []
-    found += [f"not computed: {what}" for what in layer.lacks if "RoPE" not in what]
+    found = []
     if mask is not None and layer.mask and not cross:
         found.append(f"the mask given replaces the layer's own, {layer.mask}")
     if cross and layer.kind == "self" and (layer.mask or layer.rope or layer.relative):

@@ -332,21 +332,6 @@ def test_a_sequence_of_padding_alone_is_said(door: Door, tmp_path: Path) -> None
     assert door(*told).err == ""
 
 
-def test_an_unknown_family_is_no_llama(door: Door, llama: Path, tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "strange", model_type="xyzzy")
-    ran = door("multihead", "x.npy", "-w", folder, "--layer", 0)
-    assert ran.code == 0
-    assert ran.out.startswith("unknown family (names like Llama's) self-attention")
-    said = " ".join(ran.err.split())
-    assert said.startswith("warning: model_type 'xyzzy' is not in the table")
-    assert "--arch llama" in said
-    listed = " ".join(door("multihead", "-w", folder, "--list").out.split())
-    assert "'xyzzy' is not in the table" in listed
-    data = door("multihead", "-w", folder, "--list", "--json").data
-    assert "'xyzzy' is not in the table" in data["layers"][0]["notes"][0]
-    assert door("multihead", "x.npy", "-w", folder, "--layer", 0, "--arch", "llama").err == ""
-
-
 def test_the_title_of_the_map_of_a_batch_fits(door: Door, llama: Path) -> None:
     ran = door("multihead", "x.npy", "-w", llama, "--layer", 0)
     assert "mean of the batch" in ran.out and max(map(len, ran.out.splitlines())) <= 80

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.support.layers import checkpoint
 from tests.support.program import Door
 
 RNG = np.random.default_rng(3)
@@ -110,7 +111,8 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "an output over its input": ("x.npy -w llama --layer 0 -o x.npy", ["overwrite an input"]),
     "an output over its weights": ("wide.npy -w plain.safetensors --heads 2 -o plain.safetensors",
                                    ["overwrite an input"]),
-    "no cross memory": ("wide.npy -w cross.safetensors --heads 2", ["give --memory"]),
+    "no cross memory": ("wide.npy -w cross.safetensors --heads 2 --arch bart",
+                        ["give --memory"]),
 }  # fmt: skip
 
 
@@ -137,7 +139,7 @@ def test_a_pytorch_file_needs_torch(
     torch.save({n: torch.from_numpy(w) for n, w in llama_like().items()},
                folder / "pytorch_model.bin")  # fmt: skip
     np.save(tmp_path / "wide.npy", RNG.normal(size=(3, 8)).astype(np.float32))
-    told = ("multihead", "wide.npy", "-w", folder, "--heads", 2)
+    told = ("multihead", "wide.npy", "-w", folder, "--heads", 2, "--arch", "llama")
     assert door(*told).code == 0
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     ran = door(*told)
@@ -148,3 +150,20 @@ def test_errors_are_json_where_json_was_asked_for(door: Door, llama: Path) -> No
     ran = door("multihead", "x.npy", "-w", llama, "--json")
     assert ran.code == 2
     assert ran.data["command"] == "multihead" and "--layer" in ran.data["error"]["hint"]
+
+
+def test_an_unknown_family_is_refused_and_still_shown(
+    door: Door, llama: Path, tmp_path: Path
+) -> None:
+    folder = checkpoint(tmp_path / "strange", model_type="xyzzy")
+    ran = door("multihead", "x.npy", "-w", folder, "--layer", 0)
+    assert (ran.code, ran.out) == (2, "")
+    said = " ".join(ran.err.split())
+    assert "model_type 'xyzzy' is not in the table" in said and "--arch llama" in said
+    assert door("multihead", "x.npy", "-w", folder, "--layer", 0, "--arch", "llama").err == ""
+    listed = " ".join(door("multihead", "-w", folder, "--list").out.split())
+    assert listed.startswith("2 attention layers · unknown family (names like Llama's)")
+    assert "'xyzzy' is not in the table" in listed and "mask unknown, RoPE unknown" in listed
+    data = door("multihead", "-w", folder, "--list", "--json").data
+    assert "'xyzzy' is not in the table" in data["layers"][0]["not_computed"][0]
+    assert door("inspect", folder).code == 0

@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 
 from attncli.files.bundle import Bundle
-from attncli.measures.circuits import JUDGED, WeightFacts, judged, layer_facts, weight_facts
+from attncli.measures.circuits import JUDGED, judged, layer_facts
 from attncli.measures.policy import POLICY
 from attncli.models.finding import find_layers
 from attncli.models.random import random_weights
-from tests.support.layers import GPT2, LLAMA, llama_bundle, saved
+from tests.support.layers import GPT2, LLAMA, saved
 
 RNG = np.random.default_rng(11)
 
 
 def long_way(layer: Any, h: int) -> tuple[Any, Any]:
-    """A = W_Qᵀ W_K and B = W_O W_V of one head, E×E in float64."""
+    """A = [W_Q, b_Q/√E]ᵀ W_K and B = W_O W_V of one head, in float64; a key's bias falls out."""
     made, d, dv = layer.projections(), layer.head_dim, layer.value_dim
     g = h // (layer.heads // layer.kv_heads)
     q, k = (a.astype(float) for a in (made.query[h * d : h * d + d], made.key[g * d : g * d + d]))
+    if made.query_bias is not None:
+        bias = made.query_bias[h * d : h * d + d, None].astype(float)
+        q = np.hstack([q, bias / math.sqrt(q.shape[1])])
     v = made.value[g * dv : g * dv + dv].astype(float)
     o = np.eye(dv) if made.output is None else made.output[:, h * dv : h * dv + dv].astype(float)
     return q.T @ k, o @ v
@@ -106,12 +109,3 @@ def test_every_rule_on_weights_reads_what_is_judged() -> None:
     rules = [rule for rule in POLICY if rule.statistic in JUDGED]
     assert {rule.statistic for rule in rules} == set(JUDGED)
     assert all(rule.source for rule in rules)
-
-
-def test_layers_are_read_one_at_a_time() -> None:
-    heard: list[float] = []
-    walk = weight_facts(find_layers(llama_bundle(4), heads=4), heard.append)
-    assert isinstance(next(walk), WeightFacts) and heard == []
-    next(walk)
-    assert heard == [0.25]
-    assert len(list(walk)) == 2 and heard[-1] == 1

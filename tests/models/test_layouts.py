@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from attncli.errors import InputError
 from attncli.models.finding import load
 from attncli.studies.layer import multihead
-from tests.support.layers import apart, bundle_of, one
+from tests.support.layers import BERT, apart, bundle_of, one
 
-BERT = "self.query self.key self.value output.dense"
 PREFIXES = ("", "module.", "_orig_mod.module.", "bert.", "model.bert.", "text_encoder.bert.")
 
 
@@ -142,6 +142,10 @@ def test_timm_biases_beside_a_fused_weight() -> None:
     )
     made = layer.projections()
     assert made.query_bias is not None and made.value_bias is not None and made.key_bias is None
+    # windows of Swin's odd blocks are shifted
+    swin = one(("layers.0.blocks.1.attn.qkv.weight", (24, 8)), heads=2)
+    with pytest.raises(InputError, match="windows are shifted"):
+        multihead(np.ones((3, 8)), swin)
 
 
 CROSS = (
@@ -177,7 +181,11 @@ def test_neighbours_that_change_the_result_are_named() -> None:
         *apart("layers.0.attention", "q_proj k_proj v_proj out_proj"),
         ("layers.0.attention.gru_rel_pos_linear.weight", (8, 4)),
     ]
-    layer = one(*tensors, heads=2)
-    assert layer.lacks == ("tensors beside it that are not used: gru_rel_pos_linear.weight",)
-    made = multihead(np.ones((3, 8)), layer)
-    assert made.warnings == (f"not computed: {layer.lacks[0]}",)
+    layer = one(*tensors, heads=2, config={"model_type": "bart"})
+    lack = "tensors beside it are not used: gru_rel_pos_linear.weight"
+    assert lack in [what for what, _ in layer.lacks]
+    with pytest.raises(InputError, match="not used: gru_rel_pos_linear") as error:
+        multihead(np.ones((3, 8)), layer)
+    assert "--arch bart goes ahead" in str(error.value.hint)
+    made = multihead(np.ones((3, 8)), one(*tensors, heads=2, arch="bart"))
+    assert made.warnings == (lack,)

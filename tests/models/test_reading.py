@@ -113,14 +113,6 @@ def test_integer_and_float8_weights_are_refused(dtype: Any) -> None:
         load(arrays, heads=2)
 
 
-def test_layer_types_and_windows_that_are_not_known_are_said() -> None:
-    tensors = apart("layers.0.self_attn", QKVO)
-    config = {"model_type": "newone", "num_attention_heads": 2, "sliding_window": 4}
-    assert "sliding_window 4" in one(*tensors, config=config).lacks[0]
-    chunked = one(*tensors, config=config | {"layer_types": ["chunked_attention"]})
-    assert chunked.lacks == ("its layer type, chunked_attention",)
-
-
 def test_a_scaling_that_cannot_be_computed_is_an_error_only_when_it_is_used() -> None:
     config = {
         "model_type": "llama",
@@ -129,28 +121,8 @@ def test_a_scaling_that_cannot_be_computed_is_an_error_only_when_it_is_used() ->
         "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.0]},
     }
     layer = one(*apart("layers.0.self_attn", QKVO), config=config)
-    assert layer.rope is None and "longrope" in layer.lacks[0]
+    assert layer.rope is None and "longrope" in layer.lacks[0].what
     with pytest.raises(InputError, match="longrope") as error:
         multihead(np.ones((3, 8)), layer)
     assert "--rope-cos" in str(error.value.hint)
     assert multihead(np.ones((3, 8)), layer, rope="none").output.shape == (3, 8)
-
-
-def test_an_unknown_family_says_what_was_assumed() -> None:
-    config = {
-        "model_type": "newone",
-        "num_attention_heads": 2,
-        "rope_theta": 1e4,
-        "architectures": ["NewOneForCausalLM"],
-    }
-    layer = one(*apart("layers.0.self_attn", QKVO), config=config)
-    assert layer.family == "unknown" and layer.causal and layer.rope is not None
-    text = " ".join(layer.notes)
-    assert "causal is assumed" in text and "halves" in text
-    assert "'newone' is not in the table: a causal mask and RoPE are assumed" in layer.unknown
-    assert "--arch llama" in layer.unknown
-    assert multihead(np.ones((3, 8)), layer).warnings == (layer.unknown,)
-    del config["rope_theta"], config["architectures"]
-    plain = one(*apart("layers.0.self_attn", QKVO), config=config)
-    assert "no causal mask and no RoPE are assumed" in plain.unknown
-    assert one(*apart("layers.0.self_attn", QKVO), config=config, arch="llama").unknown == ""

@@ -424,11 +424,12 @@ def compared(key: str, folder: str, backend: str = "reference") -> Iterator[Comp
                 seen.query_input, seen.weights = seen.query_input.transpose(0, 1), None
         x = one.query_input.numpy()
         memory = one.key_input.numpy() if layer.kind == "cross" else None
-        # a layer as the program finds it: from the folder, by its name
-        found = load(folder, layer=layer.name)
+        # a layer as the program finds it: from the folder, by its name; without global attention
+        arch = "longformer" if key == "longformer" else "auto"
+        found = load(folder, layer=layer.name, arch=arch)
         ours = multihead(
             x, found, memory=memory, want=("output", "weights", "lse"), backend=backend,
-            rope=image_rope(model, feed) if key == "dinov3_vit" else None,
+            input_norm="none", rope=image_rope(model, feed) if key == "dinov3_vit" else None,
         )  # fmt: skip
         yield Compared(layer, ours, one, two)
 

@@ -24,6 +24,7 @@ LLAMA = {
     "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
 }
 CONFIGS: dict[str, dict[str, Any]] = {"tiny_gpt2": GPT2, "tiny_llama_gqa": LLAMA}
+BERT = "self.query self.key self.value output.dense"
 QKVO = "q_proj k_proj v_proj o_proj"
 WIDE = ((48, 32), (24, 32), (24, 32), (32, 48))
 

@@ -114,6 +114,19 @@ class HeadDim(Group, panel=WEIGHTS):
     ] = None
 
 
+class InputNorm(Group, panel=WEIGHTS):
+    """What X is."""
+
+    input_norm: Annotated[
+        str,
+        option(
+            **one_of("auto", "none"),
+            help="auto (default): X is what transformers calls hidden states; the norm before the "
+            "projections, if any, is applied first. none: X is normed.",
+        ),
+    ] = "auto"
+
+
 class Random(Group, panel=WEIGHTS):
     """Random weights, for learning without a checkpoint."""
 
