@@ -45,7 +45,7 @@ def closest(word: str, words: Iterable[str], cutoff: float = 0.6, most: int = 1)
     return get_close_matches(word, list(words), most, cutoff)
 
 
-def nearest(word: str, words: Iterable[str], known: str | None = None, cutoff: float = 0.5) -> str:
+def nearest(word: str, words: Iterable[str], known: str | None = None, cutoff: float = 0.6) -> str:
     """Return a hint: the nearest of ``words``, then ``known``; all of them where that is None."""
     words = list(words)
     guesses = [f"did you mean '{name}'?" for name in closest(word, words, cutoff)]

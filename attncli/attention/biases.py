@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.call import Call
-from attncli.attention.predicates import Bias, Cells, PerBatch, Varies, differ
+from attncli.attention.code import Code
+from attncli.attention.predicates import Bias, Cells, PerBatch, Slopes, Varies, differ
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,8 +28,12 @@ class Alibi(Bias):
     def varies(self) -> Varies:
         return Varies(batch=differ(self.offset), head=differ(self.slopes))
 
-    def alibi(self) -> tuple[float, ...]:
-        return self.slopes
+    def alibi(self) -> Slopes:
+        return Slopes(self.slopes, self.offset)
+
+    def code(self, code: Code) -> str:
+        slopes = code.tensor("slopes", -np.asarray(self.slopes, np.float32))
+        return f"{slopes}[h] * abs({code.position(self.offset)} - kv_idx)"
 
 
 def alibi_slopes(heads: int) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
@@ -48,16 +48,20 @@ def point_at(text: str, node: ast.expr, what: str, hint: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Call:
-    """One mask of an expression: its literal arguments, the corner, and where it stands."""
+    """One mask of an expression: its literal arguments, the last word, and where it stands.
+
+    ``notes`` grows with what was read in one of two ways.
+    """
 
     name: str
     args: tuple[Any, ...]
     nodes: tuple[ast.expr, ...]
-    corner: str | None
+    last: str | None
     usual_corner: str | None  # the only one that the expression names anywhere
     node: ast.expr
     text: str
     extent: Extent
+    notes: list[str] = field(default_factory=list)
 
     def fail(self, what: str, argument: int | None = None) -> NoReturn:
         """Raise MaskError that points at this mask or at one argument."""
@@ -78,6 +82,12 @@ class Call:
             return FAR
         if isinstance(value, bool) or not isinstance(value, int):
             self.fail(f"{self.name} needs a whole number, not {value!r},", k)
+        if infinite and value == -1:
+            self.fail(
+                f"{self.name} needs at least 0: an open side, -1 in flash-attention and ONNX, "
+                "is inf here,",
+                k,
+            )
         if value < low:
             self.fail(f"{self.name} needs at least {low}, not {value},", k)
         if abs(value) > LARGEST:
@@ -93,23 +103,62 @@ class Call:
                 self.fail(f"{self.name} needs finite numbers,", k)
         return [float(value) for value in self.args]
 
-    def values(self) -> Array:
-        """Return the numbers written out, or those of the one file that is named."""
-        if any(isinstance(value, str) for value in self.args):
-            self.count(1)
-            return self.load()
-        if not self.args:
+    def lists(self, skip: int = 0) -> list[Array]:
+        """Return the lists among the arguments from ``skip`` on, as int64 or as files have them.
+
+        Numbers written out are one list; a tuple is one, and so is a file.
+        """
+        args = self.args[skip:]
+        if not args:
             self.fail(f"{self.name} has no arguments")
-        return np.array([self.whole(k) for k in range(len(self.args))], np.int64)
+        if not any(isinstance(value, str | tuple) for value in args):
+            return [np.array([self.whole(k) for k in range(skip, len(self.args))], np.int64)]
+        return [self._list(k) for k in range(skip, len(self.args))]
+
+    def values(self, skip: int = 0) -> Array:
+        """Return the one list that the arguments from ``skip`` on give, as ``lists`` does."""
+        found = self.lists(skip)
+        if len(found) != 1:
+            self.fail(f"{self.name} has {len(found)} lists instead of 1")
+        return found[0]
+
+    def _list(self, k: int) -> Array:
+        value = self.args[k]
+        if isinstance(value, str):
+            return self._read(value)
+        if not isinstance(value, tuple):
+            self.fail(f"{self.name} has numbers beside lists,", k)
+        try:
+            array = np.array(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{self.name} needs lists of one length,", k)
+        if array.dtype.kind not in "iu" or (array < 0).any() or (array > LARGEST).any():
+            self.fail(f"{self.name} needs whole numbers from 0 to {LARGEST},", k)
+        return array.astype(np.int64)
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes of the lists that tell sizes (``Word.tells``)."""
+        word = MASKS[self.name]
+        args = self.args[word.skip :]
+        if not args or not word.tells:
+            return []
+        if word.path:
+            return [self.load().shape]
+        if not any(isinstance(value, str | tuple) for value in args):
+            return [(len(args),)]
+        return [array.shape for array in self.lists(word.skip)]
 
     def load(self) -> Array:
         """Return the tensor of the file that the arguments name: a path, or path and name."""
-        from attncli import files
-
         for k, value in enumerate(self.args):
             if not isinstance(value, str):
                 self.fail(f"{self.name} needs a file name in quotes, not {value!r},", k)
-        return files.read_tensor("::".join(self.args))
+        return self._read("::".join(self.args))
+
+    def _read(self, ref: str) -> Array:
+        from attncli import files
+
+        return files.read_tensor(ref)
 
     def integers(self, array: Array) -> Array:
         """Return the array as int64 or fail when it holds something else."""
@@ -122,7 +171,7 @@ class Call:
     def offset(self, form: str) -> tuple[int, ...]:
         """Return the position of query 0 by the corner that is written, or by the extent."""
         try:
-            return self.extent.offsets(self.corner, form)
+            return self.extent.offsets(self.last, form)
         except MaskError:
             if self.usual_corner is None:
                 raise

@@ -2,99 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
+from attncli.attention.flex import flex
+from attncli.attention.kernels import flash, flashinfer, xformers
 from attncli.attention.masks import Mask
-from attncli.attention.predicates import FAR, Diagonals, Predicate
+from attncli.attention.predicates import Diagonals, PerBatch
+from attncli.attention.spoken import (
+    CAUSAL,
+    Spoken,
+    additive_tensor,
+    keep_tensor,
+    reduced,
+    split,
+)
 from attncli.attention.words import DIALECTS
 from attncli.errors import MaskError
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A mask as a library takes it: ``tensors`` and ``arguments`` by parameter name.
-
-    ``call`` is how to pass them, ``notes`` what to mind.
-    """
-
-    dialect: str
-    call: str
-    tensors: Mapping[str, Array] = field(default_factory=dict)
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def keep_tensor(mask: Mask) -> Array:
-    """Return bool ``(B or 1, H or 1, Lq, Lk)``, True = keep; 1 where all are alike."""
-    return mask.compact().dense()
-
-
-def additive_tensor(mask: Mask, dtype: Any = np.float32, hidden: float = -np.inf) -> Array:
-    """Return float ``(B or 1, H or 1, Lq, Lk)``: the biases, and ``hidden`` where masked."""
-    if not mask.has_bias:
-        return mask.compact().tensor(dtype, hidden)
-    tensor = mask.tensor(dtype, hidden)
-    return tensor[:1] if (tensor == tensor[:1]).all() else tensor
-
-
-def _reduce(array: Array) -> Array:
-    """``(1, 1, Lq, Lk)`` → ``(Lq, Lk)``, others as they are."""
-    return array[0, 0] if array.shape[:2] == (1, 1) else array
-
-
-def _band(mask: Mask) -> tuple[Diagonals | None, list[Predicate]]:
-    """Return the one band that the bands among the conjuncts amount to, and the others."""
-    parts = [part for part in mask.conjuncts() if not part.everything()]
-    bands = [band for part in parts if (band := part.band())]
-    if not bands or len({band.offset for band in bands}) > 1:
-        return None, parts
-    low, high = max(b.low for b in bands), min(b.high for b in bands)
-    return Diagonals(low, high, bands[0].offset), [part for part in parts if not part.band()]
-
 
 def _top_left(band: Diagonals | None) -> bool:
-    return band is not None and (band.low, band.high) == (-FAR, 0) and set(band.offset) == {0}
+    return band is not None and band[:2] == CAUSAL and set(band.offset) == {0}
 
 
 def _sdpa(mask: Mask) -> Spoken:
-    band, others = _band(mask)
+    band, others = split(mask)
     if mask.trivial:
         return Spoken("sdpa", "scaled_dot_product_attention(q, k, v)")
     if _top_left(band) and not others and not mask.has_bias:
         return Spoken(
             "sdpa", "scaled_dot_product_attention(q, k, v, is_causal=True)",
-            {"attn_mask": _reduce(keep_tensor(mask))}, {"is_causal": True},
+            {"attn_mask": reduced(keep_tensor(mask))}, {"is_causal": True},
             ("is_causal counts from the top left corner; give it or attn_mask, not both",),
         )  # fmt: skip
     call = "scaled_dot_product_attention(q, k, v, attn_mask=attn_mask)"
     if mask.has_bias:
-        tensor = _reduce(additive_tensor(mask))
+        tensor = reduced(additive_tensor(mask))
         return Spoken("sdpa", call, {"attn_mask": tensor}, notes=("float: added to the scores",))
-    tensor = _reduce(keep_tensor(mask))
+    tensor = reduced(keep_tensor(mask))
     return Spoken("sdpa", call, {"attn_mask": tensor}, notes=("bool: True = takes part",))
 
 
 def _mha(mask: Mask) -> Spoken:
     if mask.trivial:
         return Spoken("mha", "mha(q, k, v)")
-    e = mask.extent
-    padding = mask.lengths
-    plain = [part for part in mask.conjuncts() if part.padding() is None]
+    e, real, rest = mask.extent, mask.said_real, mask
     call, tensors = [], {}
-    if padding is not None and not mask.has_bias:
-        tensors["key_padding_mask"] = np.arange(e.keys) >= np.asarray(padding)[:, None]
+    if real is not None and not mask.has_bias:
+        tensors["key_padding_mask"] = ~real
         call.append("key_padding_mask=key_padding_mask")
         rest = Mask(e)
-        for part in plain:
-            rest = rest & Mask(e, part)
-    else:
-        rest = mask
+        for part in mask.conjuncts():
+            rest = rest & Mask(e, part) if part.padding() is None else rest
     if not rest.trivial:
         array = additive_tensor(rest) if rest.has_bias else ~keep_tensor(rest)
         if array.shape[:2] == (1, 1):
@@ -111,57 +71,77 @@ def _mha(mask: Mask) -> Spoken:
 
 
 def _onnx(mask: Mask) -> Spoken:
-    band, others = _band(mask)
-    e = mask.extent
-    causal = band is not None and (band.low, band.high) == (-FAR, 0)
-    tensors: dict[str, Array] = {}
-    arguments: dict[str, Any] = {}
-    notes: tuple[str, ...] = ()
-    lengths = [part for part in others if part.padding() is not None]
+    past = bool(mask.extent.past)
     if mask.trivial:
-        return Spoken("onnx", "Attention(Q, K, V)")
-    standard = band is not None and band.offset == _onnx_offset(mask)
-    if causal and standard and len(lengths) == len(others) and not mask.has_bias:
-        arguments["is_causal"] = 1
-        notes = ("is_causal is aligned top left, after past_key and by nonpad_kv_seqlen",)
-    elif len(lengths) != len(others) or band is not None or mask.has_bias:
+        return Spoken("onnx", _attention(past=past))
+    said = _onnx_arguments(mask)
+    if said is None:
         tensor = additive_tensor(mask) if mask.has_bias else keep_tensor(mask)
         kind = "float: added to the scores" if mask.has_bias else "bool: True = takes part"
         return Spoken(
-            "onnx", "Attention(Q, K, V, attn_mask)", {"attn_mask": _reduce(tensor)}, notes=(kind,)
-        )
-    if lengths and mask.lengths is not None:
-        tensors["nonpad_kv_seqlen"] = np.asarray(mask.lengths, np.int64)
-        notes += ("nonpad_kv_seqlen needs opset 24",)
-    inputs = ", '', '', '', nonpad_kv_seqlen" if tensors else ""
-    attributes = ", is_causal=1" if arguments else ""
-    assert e.batch or not tensors
-    return Spoken("onnx", f"Attention(Q, K, V{inputs}{attributes})", tensors, arguments, notes)
+            "onnx", _attention("attn_mask", past=past), {"attn_mask": reduced(tensor)},
+            notes=(kind,),
+        )  # fmt: skip
+    causal, lengths = said
+    notes = []
+    if causal:
+        notes.append("is_causal is aligned top left, after past_key and by nonpad_kv_seqlen")
+    if lengths is not None:
+        notes.append("nonpad_kv_seqlen needs opset 24")
+    return Spoken(
+        "onnx",
+        _attention(past=past, nonpad=lengths is not None, causal=causal),
+        {} if lengths is None else {"nonpad_kv_seqlen": np.asarray(lengths, np.int64)},
+        {"is_causal": 1} if causal else {},
+        tuple(notes),
+    )
 
 
-def _onnx_offset(mask: Mask) -> tuple[int, ...]:
-    e = mask.extent
-    if e.past is not None:
-        return (e.past,) * e.batch
-    if mask.lengths is not None:
-        return tuple(n - e.queries for n in mask.lengths)
-    return (0,) * e.batch
+def _attention(
+    attn_mask: str = "''", *, past: bool, nonpad: bool = False, causal: bool = False
+) -> str:
+    """Return the call of ONNX's Attention; inputs left out are '' where others follow."""
+    cache = ("past_key", "past_value") if past else ("''", "''")
+    inputs = ["Q", "K", "V", attn_mask, *cache, "nonpad_kv_seqlen" if nonpad else "''"]
+    while inputs[-1] == "''":
+        inputs.pop()
+    return f"Attention({', '.join(inputs)}{', is_causal=1' if causal else ''})"
+
+
+def _onnx_arguments(mask: Mask) -> tuple[bool, PerBatch | None] | None:
+    """Return is_causal and nonpad_kv_seqlen that say the mask; None: only a tensor does."""
+    band, others = split(mask)
+    e, lengths = mask.extent, mask.lengths
+    padded = any(part.padding() is not None for part in others)
+    rest = [part for part in others if part.padding() is None]
+    if rest or mask.has_bias or (padded and lengths is None):
+        return None
+    if lengths is not None and e.past is not None:
+        return None  # ONNX takes a past or lengths, not both
+    if band is None:
+        return False, lengths
+    lengths = e.lengths if lengths is None else lengths  # causal hides what follows them
+    offset = (e.past or 0,) * e.batch
+    if lengths is not None:
+        offset = tuple(n - e.queries for n in lengths)
+    return (True, lengths) if band[:2] == CAUSAL and band.offset == offset else None
 
 
 def _hf(mask: Mask) -> Spoken:
-    e = mask.extent
+    real = mask.said_real
+    call = "model(input_ids, attention_mask=attention_mask)"
     if mask.trivial:
         return Spoken("hf", "model(input_ids)")
-    if mask.lengths is not None and not mask.has_bias and len(mask.conjuncts()) == 1:
-        valid = np.arange(e.keys) < np.asarray(mask.lengths)[:, None]
+    if real is not None and not mask.has_bias and all(
+        part.padding() is not None or part.everything() for part in mask.conjuncts()
+    ):  # fmt: skip
         return Spoken(
-            "hf", "model(input_ids, attention_mask=attention_mask)",
-            {"attention_mask": valid.astype(np.int64)}, notes=("int64: 1 = a real token",),
+            "hf", call, {"attention_mask": real.astype(np.int64)},
+            notes=("int64: 1 = a real token; a decoder adds causal by itself",),
         )  # fmt: skip
     low = float(np.finfo(np.float32).min)
-    tensor = additive_tensor(mask, hidden=low)
     return Spoken(
-        "hf", "model(input_ids, attention_mask=attention_mask)", {"attention_mask": tensor},
+        "hf", call, {"attention_mask": additive_tensor(mask, hidden=low)},
         notes=(
             f"float32 of 4 dimensions, {low:.4g} where hidden: finite, as transformers writes it, "
             "so a row that sees nothing becomes a mean",
@@ -169,79 +149,8 @@ def _hf(mask: Mask) -> Spoken:
     )  # fmt: skip
 
 
-def _flash(mask: Mask) -> Spoken:
-    band, others = _band(mask)
-    e = mask.extent
-    arguments: dict[str, Any] = {}
-    tensors: dict[str, Array] = {}
-    notes: list[str] = []
-    lengths = mask.lengths or (e.keys,) * e.batch
-    function = "flash_attn_func"
-    for part in others:
-        ids = part.segments()
-        if part.padding() is not None:
-            function = "flash_attn_with_kvcache"
-            tensors["cache_seqlens"] = np.asarray(mask.lengths, np.int32)
-        elif ids is not None and len(others) == 1:
-            function = "flash_attn_varlen_func"
-            tensors["cu_seqlens"] = _cumulative(ids, e.keys)
-            notes.append(
-                "one cu_seqlens for cu_seqlens_q and cu_seqlens_k, batches laid end to end"
-            )
-        else:
-            raise MaskError(
-                f"flash-attention cannot say {mask.words}",
-                "it takes causal, window, padding, contiguous segments and alibi, joined with &; "
-                "use --for sdpa for a mask tensor",
-            )
-    if band is not None:
-        corner = tuple(n - e.queries for n in lengths)
-        if band.offset != corner:
-            raise MaskError(
-                "flash-attention counts causal and window from the bottom right corner: query 0 "
-                f"stands at key {corner[0]}, here at {band.offset[0]}",
-                "write causal(bottom_right), or use --for sdpa",
-            )
-        if (band.low, band.high) == (-FAR, 0):
-            arguments["causal"] = True
-        elif band.low > 0 or band.high < 0:
-            raise MaskError(
-                f"flash-attention has no window that leaves out its own position: {mask.words}"
-            )
-        else:
-            left = -1 if band.low == -FAR else -band.low
-            right = -1 if band.high == FAR else band.high
-            arguments["window_size"] = (left, right)
-    slopes = [bias.alibi() for bias in mask.biases]
-    if None in slopes or len(slopes) > 1:
-        raise MaskError(
-            "flash-attention takes no bias but alibi slopes", "use --for sdpa for a float tensor"
-        )
-    for slope in slopes:
-        tensors["alibi_slopes"] = np.asarray(slope, np.float32)
-    words = [f"{name}={value}" for name, value in arguments.items()]
-    words += [f"{name}={name}" for name in tensors]
-    return Spoken(
-        "flash", f"{function}({', '.join(['q, k, v', *words])})", tensors, arguments, tuple(notes)
-    )
-
-
-def _cumulative(ids: Array, keys: int) -> Array:
-    """Return int32 start of each contiguous segment and the end, batches laid end to end."""
-    starts = [0]
-    for b, row in enumerate(ids):
-        cuts = np.flatnonzero(np.diff(row)) + 1
-        if len(np.unique(row)) != len(cuts) + 1 and keys:
-            raise MaskError(
-                "flash-attention needs contiguous segments, but an id comes back later",
-                "sort the documents, or use --for sdpa",
-            )
-        starts += [*(b * keys + cuts).tolist(), (b + 1) * keys]
-    return np.asarray(starts, np.int32)
-
-
 _SPEAKERS: dict[str, Callable[[Mask], Spoken]] = dict(
-    zip(DIALECTS, (_sdpa, _mha, _onnx, _hf, _flash), strict=True)
+    zip(DIALECTS, (_sdpa, _mha, _onnx, _hf, flash, flex, flashinfer, xformers), strict=True)
 )
 
 

@@ -10,22 +10,19 @@ import ast
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
-import numpy as np
-
 from attncli.attention.biases import BUILDERS as BIASES
-from attncli.attention.biases import Added
 from attncli.attention.call import Call, point, point_at
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import BUILDERS as PATTERNS
-from attncli.attention.predicates import And, Bias, Cells, Everything, Not, Or, Predicate
+from attncli.attention.predicates import And, Bias, Everything, Not, Or, Part, Predicate
 from attncli.attention.problem import Masker
-from attncli.attention.words import CORNERS, MASKS, POLARITIES
+from attncli.attention.tensors import cells, mask_values
+from attncli.attention.tensors import tensor_masker as tensor_masker
+from attncli.attention.words import CORNERS, MASKS
 from attncli.errors import MaskError, nearest
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Part = tuple[Predicate, tuple[Bias, ...]]
 
 LONGEST, DEEPEST = 20_000, 100  # characters, levels of parentheses
 
@@ -44,28 +41,38 @@ def masker(mask: str | Mask | Masker) -> Masker:
     tree = _parse(text)
 
     def bind(extent: Extent) -> Mask:
-        predicate, biases = _Binder(text, tree, extent).part(tree)
-        return Mask(extent, predicate, biases, text=text)
+        binder = _Binder(text, tree, extent)
+        predicate, biases = binder.part(tree)
+        return Mask(extent, predicate, biases, text=text, notes=tuple(binder.notes))
 
     return bind
 
 
-def tensor_masker(
-    tensor: Any, polarity: str = "keep", name: str = "attn_mask", text: str | None = None
-) -> Masker:
-    """Return the function that binds a mask tensor to an Extent.
+def told(text: str) -> dict[str, int]:
+    """Return the sizes that lists and files in an expression speak of: batch, heads, queries, keys.
 
-    tensor: ``(Lk)``, ``(Lq, Lk)``, ``(H, Lq, Lk)`` or ``(B, H, Lq, Lk)``; dimensions of 1
-    broadcast, a last one shorter than Lk masks the rest. bool (or 0/1 integers): True = keep, or
-    with ``polarity="ignore"`` True = hide. float: added to the scores. ``text`` is how the mask
-    would be written as an expression, if it can be.
-    Raises MaskError for anything else.
+    Raises MaskError for an expression that cannot be read, FileError for a file that cannot.
     """
-    if polarity not in POLARITIES:
-        raise MaskError(f"unknown mask polarity '{polarity}'", "it must be keep or ignore")
-    array = _mask_values(np.asanyarray(tensor), polarity, name)
-    text = text or f"{name} {array.shape} {array.dtype}"
-    return lambda extent: Mask(extent, *_cells(array, extent, name), text=text)
+    text = " ".join(text.split())
+    tree = _parse(text)
+    binder = _Binder(text, tree, Extent(1, 1, 1, 1))
+    found: dict[str, int] = {}
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+            continue
+        tells = MASKS[node.func.id].tells if node.func.id in MASKS else ()
+        shapes = binder.call(node, node.func, node.args).shapes() if tells else []
+        for k, shape in enumerate(shapes):
+            names = tells[len(shape) - 1] if 0 < len(shape) <= len(tells) else ()
+            if len(shapes) == 2 and k == 0:  # of queries, and of keys
+                names = tuple("queries" if name == "keys" else name for name in names)
+            found |= sizes(names, shape)
+    return found
+
+
+def sizes(names: Sequence[str], shape: Sequence[int]) -> dict[str, int]:
+    """Return what a shape says of the sizes so named; 1 broadcasts and says nothing."""
+    return {name: n for name, n in zip(names, shape, strict=True) if name and n != 1}
 
 
 def _same_extent(mask: Mask, extent: Extent) -> Mask:
@@ -75,55 +82,7 @@ def _same_extent(mask: Mask, extent: Extent) -> Mask:
             f"the mask is made for (batch, heads, queries, keys) {ours}",
             f"the problem has {theirs}",
         )
-    return Mask(extent, mask.predicate, mask.biases, mask.text)
-
-
-def _mask_values(array: Array, polarity: str, name: str) -> Array:
-    if array.dtype.kind in "iu":
-        wrong = (array != 0) & (array != 1)
-        if wrong.any():
-            where = tuple(int(x) for x in np.argwhere(wrong)[0])
-            raise MaskError(
-                f"{name} is {array.dtype} and holds {array[where]} at {where}",
-                "an integer mask must be 0 and 1; a mask that is added to the scores must be float",
-            )
-        array = array.astype(bool)
-    if array.dtype == bool:
-        return ~array if polarity == "ignore" else array
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise MaskError(f"{name} has dtype {array.dtype}", "expected bool (True = keep) or float")
-    if polarity == "ignore":
-        raise MaskError(
-            f"the mask polarity is ignore, but {name} is {array.dtype}",
-            "polarity speaks of bool masks; a float mask is added to the scores as it is",
-        )
-    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
-
-
-def _cells(array: Array, extent: Extent, name: str) -> Part:
-    full = (extent.batch, extent.heads, extent.queries, extent.keys)
-    if not 1 <= array.ndim <= 4:
-        raise MaskError(
-            f"{name} has {array.ndim} dimensions, {array.shape}",
-            "expected (Lk), (Lq, Lk), (H, Lq, Lk) or (B, H, Lq, Lk)",
-        )
-    shape = (1,) * (4 - array.ndim) + array.shape
-    fits = [have in (1, want) for have, want in zip(shape[:3], full[:3], strict=True)]
-    if not all(fits) or shape[3] > max(full[3], 1):
-        hint = f"expected what broadcasts to (batch, heads, queries, keys) {full}"
-        if array.ndim == 2 and array.shape == (extent.batch, extent.keys):
-            hint += f"; key padding is ({extent.batch}, 1, 1, {extent.keys})"
-        elif array.ndim == 3 and array.shape[0] == extent.batch:
-            hint += f"; one mask a batch element is ({extent.batch}, 1, Lq, Lk)"
-        elif array.ndim >= 2 and array.shape[-2:] == (extent.keys, extent.queries):
-            hint += "; it looks transposed"
-        raise MaskError(f"{name} {array.shape} does not broadcast", hint)
-    cells = Cells(array.reshape(shape))
-    if shape[3] == 0 and extent.keys:
-        return Not(Everything()), ()
-    if array.dtype == bool:
-        return cells, ()
-    return cells, (Added(cells),)
+    return replace(mask, extent=extent)
 
 
 def _parse(text: str) -> ast.expr:
@@ -185,7 +144,7 @@ def _operands(node: ast.BinOp) -> list[ast.expr]:
 def _file(call: Call) -> Part:
     call.count(1, 2)
     name = "::".join(map(str, call.args))
-    return _cells(_mask_values(call.load(), "keep", name), call.extent, name)
+    return cells(mask_values(call.load(), "keep", name), call.extent, name, call.notes)
 
 
 BUILDERS: dict[str, Callable[[Call], Predicate | Bias | Part]] = {
@@ -209,6 +168,7 @@ class _Binder:
     def __init__(self, text: str, tree: ast.expr, extent: Extent) -> None:
         self.text = text
         self.extent = extent
+        self.notes: list[str] = []
         named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in CORNERS}
         self.corner = named.pop() if len(named) == 1 else None
 
@@ -253,6 +213,13 @@ class _Binder:
         return (_balanced(And, kept) if kept else Everything()), biases
 
     def built(self, node: ast.expr, name: ast.Name, args: list[ast.expr]) -> Part:
+        call = self.call(node, name, args)
+        made = BUILDERS[call.name](call)
+        if isinstance(made, Predicate):
+            return made, ()
+        return (Everything(), (made,)) if isinstance(made, Bias) else made
+
+    def call(self, node: ast.expr, name: ast.Name, args: list[ast.expr]) -> Call:
         if name.id not in MASKS:
             known = textwrap.fill(f"known: {', '.join(MASKS)}", 64)
             guess = nearest(name.id.lower(), MASKS, "", 0.6) or known
@@ -260,17 +227,14 @@ class _Binder:
         corner = None
         if args and isinstance(args[-1], ast.Name) and args[-1].id != "inf":
             corner = args[-1].id
-            if corner not in CORNERS or not MASKS[name.id].cornered:
+            if corner not in MASKS[name.id].last:
                 self.fail(args[-1], f"unknown word '{corner}'", f"expected {MASKS[name.id].forms}")
             args = args[:-1]
         literals = tuple(self.literal(arg) for arg in args)
-        call = Call(
-            name.id, literals, tuple(args), corner, self.corner, node, self.text, self.extent
-        )
-        made = BUILDERS[name.id](call)
-        if isinstance(made, Predicate):
-            return made, ()
-        return (Everything(), (made,)) if isinstance(made, Bias) else made
+        return Call(
+            name.id, literals, tuple(args), corner, self.corner, node, self.text, self.extent,
+            self.notes,
+        )  # fmt: skip
 
     def literal(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name) and node.id == "inf":
@@ -281,4 +245,9 @@ class _Binder:
                 return -inner
         if isinstance(node, ast.Constant) and type(node.value) in (int, float, str):
             return node.value
-        self.fail(node, "not a number", "arguments are numbers, inf, or file names in quotes")
+        if isinstance(node, ast.Tuple | ast.List):
+            return tuple(self.literal(item) for item in node.elts)
+        self.fail(
+            node, "not a number",
+            "arguments are numbers, inf, lists of numbers, or file names in quotes",
+        )  # fmt: skip

@@ -71,14 +71,25 @@ class Extent:
         return (offset,) * self.batch
 
 
+def lengths_of(real: Array) -> PerBatch | None:
+    """Return how many first keys are real, ``(B,)`` from bool ``(B, Lk)``; None if others are."""
+    count = real.sum(-1)
+    right = (real == (np.arange(real.shape[-1]) < count[:, None])).all()
+    return tuple(int(n) for n in count) if right else None
+
+
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A predicate and biases bound to an extent; ``text`` is how it was written."""
+    """A predicate and biases bound to an extent; ``text`` is how it was written.
+
+    ``notes`` say what was read in one of two ways.
+    """
 
     extent: Extent
     predicate: Predicate = field(default_factory=Everything)
     biases: tuple[Bias, ...] = ()
     text: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def trivial(self) -> bool:
@@ -104,17 +115,81 @@ class Mask:
         predicate = reduce(And, kept) if kept else self.predicate
         texts = [f"({m.text})" if "|" in m.text else m.text for m in (self, other) if m.text]
         text = " & ".join(texts) if len(texts) > 1 else self.text or other.text
-        return replace(self, predicate=predicate, biases=self.biases + other.biases, text=text)
+        return Mask(
+            self.extent, predicate, self.biases + other.biases, text, self.notes + other.notes
+        )
 
     def conjuncts(self) -> tuple[Predicate, ...]:
         """Return the predicates that must all allow."""
         return self.predicate.conjuncts()
 
+    @cached_property
+    def said_real(self) -> Array | None:
+        """Which keys are no padding, bool ``(B, Lk)``, as the mask says itself, or None."""
+        said = [real for part in self.conjuncts() if (real := part.padding()) is not None]
+        return np.logical_and.reduce(said) if said else None
+
     @property
     def lengths(self) -> PerBatch | None:
-        """The valid length of each batch element, when a padding mask says so."""
-        said = [stop for part in self.conjuncts() if (stop := part.padding()) is not None]
-        return tuple(map(min, zip(*said, strict=True))) if said else None
+        """The length of each batch element, when it says that all that follows is padding."""
+        return None if self.said_real is None else lengths_of(self.said_real)
+
+    def padding(self) -> Array:
+        """Return which keys are padding, bool ``(B, Lk)``.
+
+        Those that it says; failing that, on whichever side they lie, keys that no row sees and
+        whose own row, the query at that position, sees nothing.
+        """
+        return self._padding
+
+    def padding_rows(self) -> Array:
+        """Return which queries are padding, bool ``(B, Lq)``: those whose own key is."""
+        e = self.extent
+        own = self._own()
+        if own is None:
+            return np.zeros((e.batch, e.queries), bool)
+        return self._padding[:, own : own + e.queries]
+
+    def _own(self) -> int | None:
+        """Return the key of query 0, where queries and keys are known to be one sequence."""
+        e = self.extent
+        if e.past is not None:
+            return e.past if e.past + e.queries == e.keys else None
+        return 0 if e.lengths is None and e.queries == e.keys else None
+
+    @cached_property
+    def _padding(self) -> Array:
+        e = self.extent
+        if self.said_real is not None:
+            return ~self.said_real
+        found = np.zeros((e.batch, e.keys), bool)
+        own = self._own()
+        if own is None or not e.queries or not e.heads:
+            return found
+        batches, heads = self.distinct()
+        for b in batches:
+            rows = reduce(np.intersect1d, (self._blind(b, h, own) for h in heads))
+            if 0 < len(rows) < e.queries:  # where every row is blind, none is padding
+                found[b, rows + own] = True
+        return found if len(batches) == e.batch else np.repeat(found[:1], e.batch, 0)
+
+    def _blind(self, b: int, h: int, own: int) -> Array:
+        """Return the rows that see nothing and whose own key no row sees."""
+        e, step = self.extent, 512
+        i = np.arange(e.queries)[:, None]
+        diagonal = np.broadcast_to(self.predicate.allows(b, h, i, i + own), (e.queries, 1))
+        rows = np.flatnonzero(~diagonal[:, 0])
+        seen = np.zeros(e.keys, bool)
+        for i0 in range(0, e.queries if len(rows) else 0, step):
+            i1 = min(i0 + step, e.queries)
+            block = self.keep(b, h, i0, i1, 0, e.keys)
+            seen |= block.any(0)
+            here = rows[(rows >= i0) & (rows < i1)]
+            rows = np.setdiff1d(rows, here[block[here - i0].any(1)])
+            rows = rows[~seen[rows + own]]
+            if not len(rows):
+                break
+        return rows
 
     def offsets(self) -> PerBatch | None:
         """Return where query 0 stands in each batch element, if the mask's own corners agree."""

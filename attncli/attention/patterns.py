@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.call import Call
+from attncli.attention.code import Code
+from attncli.attention.padding import padding
 from attncli.attention.predicates import (
     EMPTY,
     FAR,
     FULL,
     MIXED,
+    And,
     Diagonals,
+    Everything,
     PerBatch,
     Predicate,
     Spans,
@@ -77,6 +81,16 @@ class Band(Predicate):
     def band(self) -> Diagonals:
         return Diagonals(self.low, self.high, self.offset)
 
+    def code(self, code: Code) -> str:
+        position, ends = code.position(self.offset), []
+        if self.low != -FAR:
+            ends.append(f"kv_idx >= {code.plus(position, str(self.low))}")
+        if self.high != FAR:
+            ends.append(f"kv_idx <= {code.plus(position, str(self.high))}")
+        if len(ends) > 1:
+            return " & ".join(f"({end})" for end in ends)
+        return ends[0] if ends else Everything().code(code)
+
 
 def _causal(call: Call) -> Predicate:
     call.count(0)
@@ -93,7 +107,7 @@ def _window(call: Call) -> Predicate:
 
 @dataclass(frozen=True, eq=False)
 class KeysBelow(Predicate):
-    """``j < stop`` of the batch element: prefix and padding."""
+    """``j < stop`` of the batch element: a prefix, or the valid keys of a cache."""
 
     stop: PerBatch
 
@@ -112,29 +126,13 @@ class KeysBelow(Predicate):
     def keys_below(self) -> PerBatch:
         return self.stop
 
+    def code(self, code: Code) -> str:
+        return f"kv_idx < {code.each('stop', self.stop)}"
+
 
 def _prefix(call: Call) -> Predicate:
     call.count(1)
     return KeysBelow((call.whole(0),) * call.extent.batch)
-
-
-@dataclass(frozen=True, eq=False)
-class Padding(KeysBelow):
-    """KeysBelow that also says: the rest of the sequence is padding, as queries too."""
-
-    def padding(self) -> PerBatch:
-        return self.stop
-
-
-def _padding(call: Call) -> Predicate:
-    lengths = call.integers(call.values())
-    extent = call.extent
-    if lengths.ndim != 1 or len(lengths) not in (1, extent.batch):
-        call.fail(f"padding has {lengths.size} lengths for a batch of {extent.batch}")
-    wrong = (lengths < 0) | (lengths > extent.keys)
-    if wrong.any():
-        call.fail(f"padding has a length of {lengths[wrong][0]}, outside 0…{extent.keys},")
-    return Padding(tuple(int(n) for n in np.broadcast_to(lengths, (extent.batch,))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +153,9 @@ class RowsBelow(Predicate):
 
     def varies(self) -> Varies:
         return Varies(batch=False, head=False)
+
+    def code(self, code: Code) -> str:
+        return f"q_idx < {self.stop}"
 
 
 def _global_rows(call: Call) -> Predicate:
@@ -194,25 +195,41 @@ class SameSegment(Predicate):
         alike = all((ids == ids[:1]).all() for ids in (self.query_ids, self.key_ids))
         return Varies(batch=not alike, head=False)
 
-    def segments(self) -> Array | None:
-        return self.key_ids if np.array_equal(self.query_ids, self.key_ids) else None
+    def segments(self) -> tuple[Array, Array]:
+        return self.query_ids, self.key_ids
+
+    def code(self, code: Code) -> str:
+        queries, keys = code.tensor("ids", self.query_ids), code.tensor("ids", self.key_ids)
+        return f"{queries}[b, q_idx] == {keys}[b, kv_idx]"
 
 
 def _segments(call: Call) -> Predicate:
     extent = call.extent
-    ids = call.integers(call.values())
-    if ids.ndim not in (1, 2) or ids.shape[-1] != extent.keys:
-        call.fail(f"segments has {ids.shape[-1] if ids.ndim else 0} ids for {extent.keys} keys")
-    if ids.ndim == 2 and ids.shape[0] not in (1, extent.batch):
-        call.fail(f"segments has {ids.shape[0]} rows for a batch of {extent.batch}")
-    ids = np.broadcast_to(ids, (extent.batch, extent.keys))
+    lists = [call.integers(array) for array in call.lists()]
+    if len(lists) > 2:
+        call.fail(f"segments has {len(lists)} lists instead of one, or one of queries and of keys")
+    keys = _ids(call, lists[-1], extent.keys, "keys")
+    if len(lists) == 2:
+        if call.last is not None:
+            call.fail(f"segments has ids of queries and of keys, so that {call.last} has no use,")
+        return SameSegment(_ids(call, lists[0], extent.queries, "queries"), keys)
     offset = call.offset("segments(…, {})")
     for o in offset:
         if o < 0 or o + extent.queries > extent.keys:
             call.fail(f"segments has no ids for queries at {o}…{o + extent.queries - 1}")
-    rows = [ids[b, o : o + extent.queries] for b, o in enumerate(offset)]
+    rows = [keys[b, o : o + extent.queries] for b, o in enumerate(offset)]
     queries = np.stack(rows) if rows else np.zeros((0, extent.queries), np.int64)
-    return SameSegment(queries, ids)
+    return SameSegment(queries, keys)
+
+
+def _ids(call: Call, ids: Array, count: int, what: str) -> Array:
+    """Return the ids of ``count`` queries or keys in each batch element, ``(B, count)``."""
+    batch = call.extent.batch
+    if ids.ndim not in (1, 2) or ids.shape[-1] != count:
+        call.fail(f"segments has {ids.shape[-1] if ids.ndim else 0} ids for {count} {what}")
+    if ids.ndim == 2 and ids.shape[0] not in (1, batch):
+        call.fail(f"segments has {ids.shape[0]} rows for a batch of {batch}")
+    return np.broadcast_to(ids, (batch, count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +251,9 @@ class Dilated(Predicate):
     def offsets(self) -> frozenset[PerBatch]:
         return frozenset({self.offset})
 
+    def code(self, code: Code) -> str:
+        return f"(kv_idx - ({code.position(self.offset)})) % {self.step} == 0"
+
 
 def _dilated(call: Call) -> Predicate:
     call.count(1)
@@ -242,17 +262,25 @@ def _dilated(call: Call) -> Predicate:
 
 @dataclass(frozen=True, eq=False)
 class Blocks(Predicate):
-    """Position and key lie in the same block of ``size``."""
+    """Position and key lie in the same block of ``size``; one begins at ``start``."""
 
     size: int
     offset: PerBatch
+    start: PerBatch
 
     def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
-        return np.asarray((i + self.offset[b]) // self.size == j // self.size)
+        first = self.start[b]
+        return np.asarray((i + self.offset[b] - first) // self.size == (j - first) // self.size)
+
+    def _blocks(self, b: int, i0: int, i1: int) -> tuple[int, int]:
+        """Return the first and the last block in which rows i0:i1 stand."""
+        shift = self.offset[b] - self.start[b]
+        return (i0 + shift) // self.size, (i1 - 1 + shift) // self.size
 
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
-        first, last = (i0 + self.offset[b]) // self.size, (i1 - 1 + self.offset[b]) // self.size
-        low, high = edges[:-1] // self.size, (edges[1:] - 1) // self.size
+        first, last = self._blocks(b, i0, i1)
+        start = self.start[b]
+        low, high = (edges[:-1] - start) // self.size, (edges[1:] - 1 - start) // self.size
         return summary(
             (high < first) | (low > last), (first == last) & (low == first) & (high == last)
         )
@@ -260,11 +288,18 @@ class Blocks(Predicate):
     def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
         if i0 >= i1:
             return ()
-        first, last = (i0 + self.offset[b]) // self.size, (i1 - 1 + self.offset[b]) // self.size
-        return clip(first * self.size, (last + 1) * self.size, keys)
+        first, last = self._blocks(b, i0, i1)
+        start = self.start[b]
+        return clip(first * self.size + start, (last + 1) * self.size + start, keys)
 
     def varies(self) -> Varies:
-        return Varies(batch=differ(self.offset), head=False)
+        return Varies(batch=differ(self.offset) or differ(self.start), head=False)
+
+    def code(self, code: Code) -> str:
+        start = code.each("start", self.start)
+        minus = start if start == "0" else f"-{start}"
+        query, key = code.plus(code.position(self.offset), minus), code.plus("kv_idx", minus)
+        return f"({query}) // {self.size} == ({key}) // {self.size}"
 
     def offsets(self) -> frozenset[PerBatch]:
         return frozenset({self.offset})
@@ -272,7 +307,24 @@ class Blocks(Predicate):
 
 def _blocks(call: Call) -> Predicate:
     call.count(1)
-    return Blocks(call.whole(0, 1), call.offset(f"blocks({call.args[0]}, {{}})"))
+    offset = call.offset(f"blocks({call.args[0]}, {{}})")
+    return Blocks(call.whole(0, 1), offset, (0,) * call.extent.batch)
+
+
+def _chunks(call: Call) -> Predicate:
+    """Causal within blocks: ``chunked_causal_mask_function`` of transformers (Llama 4).
+
+    There blocks are counted from the first real token of a sequence that is padded on the left.
+    """
+    if not call.args:
+        call.count(1)
+    size, batch = call.whole(0, 1), call.extent.batch
+    start = call.integers(call.values(1)) if len(call.args) > 1 else np.zeros(1, np.int64)
+    if start.ndim != 1 or len(start) not in (1, batch):
+        call.fail(f"chunks has {start.size} starts for a batch of {batch}")
+    offset = call.offset(f"chunks({call.args[0]}, {{}})")
+    starts = tuple(int(n) for n in np.broadcast_to(start, batch))
+    return And(Blocks(size, offset, starts), Band(-FAR, 0, offset))
 
 
 @dataclass(frozen=True, eq=False)
@@ -313,10 +365,11 @@ BUILDERS: dict[str, Callable[[Call], Predicate]] = {
     "causal": _causal,
     "window": _window,
     "prefix": _prefix,
-    "padding": _padding,
+    "padding": padding,
     "segments": _segments,
     "global_rows": _global_rows,
     "dilated": _dilated,
     "blocks": _blocks,
+    "chunks": _chunks,
     "random": _random,
 }

@@ -107,7 +107,9 @@ def pose(
         sink=None if sink is None else _sink(sink, int(h)),
         dtype=arithmetic, result_dtype=result,
         softmax_dtype=None if softmax_dtype is None else float_dtype(softmax_dtype),
-        family=family, past=past, rope=rope, warnings=_scale_warnings(number, int(q.shape[3])),
+        family=family, past=past, rope=rope,
+        warnings=(*bound.notes, *_scale_warnings(number, int(q.shape[3]))),
+        cache=_cache_family(np.ndim(past_key), family),
     )  # fmt: skip
 
 
@@ -205,6 +207,11 @@ def _cache(name: str, array: Array, family: Family, heads: int | None) -> Array:
     if family.packed and array.ndim == family.rank + 1:
         return array if array.ndim == 4 else array[None]
     return canonical(name, array, family, heads)
+
+
+def _cache_family(rank: int, family: Family) -> Family | None:
+    """Return the family of a cache of this rank, or None where it is the query's."""
+    return Family(rank) if family.packed and rank == family.rank + 1 else None
 
 
 def _shapes(arrays: dict[str, Array], *names: str) -> str:

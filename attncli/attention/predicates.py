@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.attention.code import Code
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 EMPTY, MIXED, FULL = 0, 1, 2
@@ -42,6 +44,13 @@ class Diagonals(NamedTuple):
 
     low: int
     high: int
+    offset: PerBatch
+
+
+class Slopes(NamedTuple):
+    """A slope for each head, and where query 0 of each batch element stands."""
+
+    slopes: tuple[float, ...]
     offset: PerBatch
 
 
@@ -88,12 +97,16 @@ class Predicate:
         """Return how many first keys it keeps, if that is all it says."""
         return None
 
-    def padding(self) -> PerBatch | None:
-        """Return the valid lengths, if all it says is that what follows is padding."""
+    def padding(self) -> Array | None:
+        """Return which keys are real, bool ``(B, Lk)``, if it says that the others are padding."""
         return None
 
-    def segments(self) -> Array | None:
-        """Return document ids ``(B, L)``, if all it says is: the same id as query and as key."""
+    def segments(self) -> tuple[Array, Array] | None:
+        """Return document ids ``(B, Lq)``, ``(B, Lk)``, if all it says is: the same id."""
+        return None
+
+    def code(self, code: Code) -> str | None:
+        """Return what is true where it allows, over b, h, q_idx, kv_idx, if it can say so."""
         return None
 
     def words(self) -> str:
@@ -132,6 +145,9 @@ class Everything(Predicate):
 
     def everything(self) -> bool:
         return True
+
+    def code(self, code: Code) -> str:
+        return "kv_idx >= 0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +249,9 @@ class And(Predicate):
     def words(self) -> str:
         return f"({self.left.words()} & {self.right.words()})"
 
+    def code(self, code: Code) -> str:
+        return f"({code.allowed(self.left)}) & ({code.allowed(self.right)})"
+
 
 @dataclass(frozen=True, eq=False)
 class Or(Predicate):
@@ -270,6 +289,9 @@ class Or(Predicate):
     def words(self) -> str:
         return f"({self.left.words()} | {self.right.words()})"
 
+    def code(self, code: Code) -> str:
+        return f"({code.allowed(self.left)}) | ({code.allowed(self.right)})"
+
 
 @dataclass(frozen=True, eq=False)
 class Not(Predicate):
@@ -295,6 +317,9 @@ class Not(Predicate):
     def words(self) -> str:
         return f"~{self.inner.words()}"
 
+    def code(self, code: Code) -> str:
+        return f"~({code.allowed(self.inner)})"
+
 
 class Bias:
     """A number added to each score after the softcap."""
@@ -311,8 +336,12 @@ class Bias:
         """Return by which index it may differ."""
         return Varies()
 
-    def alibi(self) -> tuple[float, ...] | None:
-        """Return the slope of each head, if all it adds is ALiBi's."""
+    def alibi(self) -> Slopes | None:
+        """Return the slope of each head and where query 0 stands, if all it adds is ALiBi's."""
+        return None
+
+    def code(self, code: Code) -> str | None:
+        """Return the number that it adds, over b, h, q_idx, kv_idx, if it can say so."""
         return None
 
     def tensor(self) -> Array | None:
@@ -322,3 +351,6 @@ class Bias:
     def words(self) -> str:
         """Return what to call it."""
         return type(self).__name__.lower()
+
+
+Part = tuple[Predicate, tuple[Bias, ...]]  # what is kept, and what is added

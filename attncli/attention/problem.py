@@ -82,6 +82,12 @@ class Problem:
     past: int = 0
     rope: Rope | None = None
     warnings: tuple[str, ...] = ()
+    cache: Family | None = None  # of past_key and past_value, where it was not the query's
+
+    @property
+    def caches(self) -> Family:
+        """The shape family in which caches come and go."""
+        return self.cache or self.family
 
     @property
     def batch(self) -> int:
@@ -114,10 +120,7 @@ class Problem:
     @property
     def real_rows(self) -> Array:
         """Return bool ``(B, Lq)``: False for padding, where queries and keys are one sequence."""
-        real = np.ones((self.batch, self.queries), bool)
-        if self.mask.lengths is not None and self.queries == self.keys:
-            real = np.arange(self.queries) < np.asarray(self.mask.lengths)[:, None]
-        return real
+        return np.asarray(~self.mask.padding_rows())
 
     def group(self, head: int) -> int:
         """Return the key/value head that query head ``head`` reads."""

@@ -1,11 +1,13 @@
 """Attention over keys is a monoid: the running sums of each query row, and their exact merge.
 
-With z the masked logits of a row, s its scores and m = max z:
+With z the masked logits of a row, s its scores, m = max z, and Σ' over all but one largest of z:
 
-    e1 = Σ exp(z−m)    es = Σ exp(z−m)(z−m)    e2 = Σ exp(2(z−m))    e3 = Σ exp(3(z−m))
+    rest = Σ' exp(z−m)    es = Σ' exp(z−m)(z−m)    rest2 = Σ' exp(2(z−m))    rest3 = Σ' exp(3(z−m))
 
+The largest would add 1 to the sums, and take their digits: 1 − p₁ is rest/(1 + rest).
 Sums over disjoint key sets merge in any order, so tiles, threads and devices are one operation and
-memory is O(L), never O(L²). Rabe & Staats 2021 merge m and e1; the others follow by the same shift.
+memory is O(L), never O(L²). Rabe & Staats 2021 merge m and Σ exp; the others follow by the same
+shift, and the smaller of two maxima joins the rest.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Rows:
     """Running sums over the keys seen so far, each ``(B, H, Lq)`` but the two ``top`` ones.
 
+    ``rest``, ``es``, ``rest2``, ``rest3`` leave out one largest logit, ``m``.
     ``n``, ``mean``, ``m2``, ``amax`` are count, mean, sum of squared deviations and largest
     magnitude of the visible scores (scaled; before softcap and bias). ``first`` is the logit of
     key 0 (−∞ when hidden). ``top_z``, ``top_j`` ``(B, H, Lq, 2)`` are the two largest logits and
@@ -31,10 +34,10 @@ class Rows:
     """
 
     m: Array
-    e1: Array
+    rest: Array
     es: Array
-    e2: Array
-    e3: Array
+    rest2: Array
+    rest3: Array
     n: Array
     mean: Array
     m2: Array
@@ -52,7 +55,7 @@ class Rows:
         """Return the neutral element of ``merge`` for rows of ``shape``, usually (B, H, Lq)."""
         zero, low = np.zeros(shape, dtype), np.full(shape, -np.inf, dtype)
         return cls(
-            m=low, e1=zero, es=zero, e2=zero, e3=zero, n=np.zeros(shape, np.int64),
+            m=low, rest=zero, es=zero, rest2=zero, rest3=zero, n=np.zeros(shape, np.int64),
             mean=zero, m2=zero, amax=zero, first=low,
             top_z=np.full((*shape, 2), -np.inf, dtype), top_j=np.full((*shape, 2), -1, np.int64),
         )  # fmt: skip
@@ -69,20 +72,21 @@ class Rows:
             return cls.empty(shape, z.dtype)
         n = keep.sum(-1)
         m = z.max(-1)
-        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            shifted = z - np.where(np.isneginf(m), 0, m)[..., None]
-            e = np.exp(shifted)
-            es = np.where(e > 0, e * shifted, np.where(np.isnan(e), np.nan, 0)).sum(-1)
-            mean = s.sum(-1) / np.maximum(n, 1)
-            m2 = np.where(keep, (s - mean[..., None]) ** 2, 0).sum(-1)
         width = min(2, z.shape[-1])
         order = np.argsort(-z, axis=-1, kind="stable")[..., :width]
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore", under="ignore"):
+            shifted = z - np.where(np.isneginf(m), 0, m)[..., None]
+            e = np.exp(shifted.astype(np.float64))  # float32 would lose the squares of small ones
+            np.put_along_axis(e, order[..., :1], 0, -1)
+            es = np.where(e > 0, e * shifted, np.where(np.isnan(e), np.nan, 0)).sum(-1)
+            mean = s.sum(-1, dtype=np.float64) / np.maximum(n, 1)
+            m2 = np.where(keep, (s - mean[..., None]) ** 2, 0).sum(-1)
         top_z = np.full((*shape, 2), -np.inf, z.dtype)
         top_j = np.full((*shape, 2), -1, np.int64)
         top_z[..., :width] = np.take_along_axis(z, order, -1)
         top_j[..., :width] = np.where(np.isneginf(top_z[..., :width]), -1, order + start)
         return cls(
-            m=m, e1=e.sum(-1), es=es, e2=(e * e).sum(-1), e3=(e * e * e).sum(-1), n=n,
+            m=m, rest=e.sum(-1), es=es, rest2=(e * e).sum(-1), rest3=(e * e * e).sum(-1), n=n,
             mean=mean, m2=m2, amax=np.abs(s).max(-1),
             first=z[..., 0] if start == 0 else np.full(shape, -np.inf, z.dtype),
             top_z=top_z, top_j=top_j,
@@ -97,19 +101,41 @@ class Rows:
         return cls(**{k: v.reshape(*shape, *v.shape[2:]) for k, v in stacked.items()})
 
     @property
+    def _one(self) -> Array:
+        """What the largest logit adds to a sum: 1, 0 where nothing was seen, NaN if not finite."""
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isneginf(self.m), 0, np.exp(self.m - self.m))
+
+    @property
+    def e1(self) -> Array:
+        """Σ exp(z−m), ``(B, H, Lq)``."""
+        return np.asarray(self._one + self.rest)
+
+    @property
+    def e2(self) -> Array:
+        """Σ exp(2(z−m)), ``(B, H, Lq)``."""
+        return np.asarray(self._one + self.rest2)
+
+    @property
+    def e3(self) -> Array:
+        """Σ exp(3(z−m)), ``(B, H, Lq)``."""
+        return np.asarray(self._one + self.rest3)
+
+    @property
     def lse(self) -> Array:
         """log Σ exp z, ``(B, H, Lq)``; −∞ where nothing was seen."""
-        with np.errstate(divide="ignore"):
-            return np.asarray(self.m + np.log(self.e1))
+        return np.asarray(self.m + np.log1p(self.rest))
 
+    @np.errstate(invalid="ignore", over="ignore", under="ignore")  # scores may be infinite
     def merge(self, other: Rows) -> Rows:
         """Return the sums over both key sets, which must be disjoint (Chan et al. 1983 for m2)."""
         m = np.maximum(self.m, other.m)
+        both = ~(np.isneginf(self.m) | np.isneginf(other.m))
         # a part that has seen nothing keeps its zero sums: its shift must not become −∞ − −∞
-        with np.errstate(invalid="ignore"):
-            ours = np.where(np.isneginf(self.m), 0, self.m - m)
-            theirs = np.where(np.isneginf(other.m), 0, other.m - m)
-        a, b = np.exp(ours), np.exp(theirs)
+        ours = np.where(np.isneginf(self.m), 0, self.m - m)
+        theirs = np.where(np.isneginf(other.m), 0, other.m - m)
+        step = np.where(both, np.minimum(ours, theirs), 0)  # of the maximum that joins the rest
+        a, b, c = np.exp(ours), np.exp(theirs), np.where(both, np.exp(step), 0)
         n = self.n + other.n
         share = other.n / np.maximum(n, 1)
         delta = other.mean - self.mean
@@ -119,10 +145,10 @@ class Rows:
         order = np.lexsort((top_j, np.where(np.isnan(top_z), -np.inf, -top_z)), axis=-1)[..., :2]
         return Rows(
             m=m,
-            e1=a * self.e1 + b * other.e1,
-            es=_shifted(a, ours, self) + _shifted(b, theirs, other),
-            e2=a**2 * self.e2 + b**2 * other.e2,
-            e3=a**3 * self.e3 + b**3 * other.e3,
+            rest=a * self.rest + b * other.rest + c,
+            es=_shifted(a, ours, self) + _shifted(b, theirs, other) + c * step,
+            rest2=a**2 * self.rest2 + b**2 * other.rest2 + c**2,
+            rest3=a**3 * self.rest3 + b**3 * other.rest3 + c**3,
             n=n,
             mean=self.mean + delta * share,
             m2=self.m2 + other.m2 + delta**2 * self.n * share,
@@ -143,11 +169,10 @@ class Rows:
         z = np.broadcast_to(np.asarray(sink, self.m.dtype)[:, None], self.m.shape)
         state = Rows.empty(self.m.shape, self.m.dtype)
         seen = ~np.isneginf(z)
-        one = seen.astype(self.m.dtype)
         top_z = state.top_z.copy()
         top_z[..., 0] = z
         values = {f.name: getattr(state, f.name) for f in fields(Rows)}
-        values.update(m=z, e1=one, e2=one, e3=one, top_z=top_z, others=seen.astype(np.int64))
+        values.update(m=z, top_z=top_z, others=seen.astype(np.int64))
         return self.merge(Rows(**values))
 
     def astype(self, dtype: Any) -> Rows:
@@ -157,6 +182,5 @@ class Rows:
 
 
 def _shifted(factor: Array, shift: Array, part: Rows) -> Array:
-    """Σ exp(z−m')(z−m') for the new maximum m' = m − shift; 0 once the factor is."""
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.where(factor > 0, factor * (part.es + shift * part.e1), factor))
+    """Σ' exp(z−m')(z−m') for the new maximum m' = m − shift; 0 once the factor is."""
+    return np.asarray(np.where(factor > 0, factor * (part.es + shift * part.rest), factor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,17 @@ class TileSums:
 
     The engine calls, for each tile: ``scores`` (or ``extremes`` and ``merge``, sooner or later),
     then ``logits``, then ``weights``; and ``decay`` whenever it changes the shift.
+    ``unit``: how much of a natural logarithm one of a logit is worth.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, unit: float = 1.0) -> None:
+        self.unit = unit
         self.m = np.full(rows, -np.inf)
-        self.es, self.e2, self.e3 = np.zeros(rows), np.zeros(rows), np.zeros(rows)
+        self.rest, self.es = np.zeros(rows), np.zeros(rows)
+        self.rest2, self.rest3 = np.zeros(rows), np.zeros(rows)
+        self.rows = np.arange(rows)
+        self.peak_at = np.zeros(rows, np.int64)  # of the last tile
+        self.beaten = self.m  # the smaller of its largest logit and the largest before
         self.n = np.zeros(rows, np.int64)
         self.mean, self.m2 = np.zeros(rows), np.zeros(rows)
         self.amax = np.full(rows, -np.inf)
@@ -43,8 +50,14 @@ class TileSums:
         mean = spare.sum(1) / many.astype(s.dtype)
         np.subtract(spare, mean[:, None], out=spare)
         np.copyto(spare, 0, where=hidden)
+        squares, width = np.vecdot(spare, spare), 1.0
+        if not ((squares > 1e-20) & (squares < 1e20) | (n < 2)).all():
+            most = np.abs(spare).max(1, initial=0)
+            unit = np.where((most > 0) & np.isfinite(most), most, s.dtype.type(1))
+            np.divide(spare, unit[:, None], out=spare)  # so that the squares of 1e-30 are numbers
+            squares, width = np.vecdot(spare, spare), unit.astype(np.float64)
         left = spare.sum(1) / many  # what rounding left of the mean
-        self.merge(n, mean + left, np.vecdot(spare, spare) - n * left**2)
+        self.merge(n, mean + left * width, (squares - n * left**2) * width**2)
 
     def merge(self, n: Array | int, mean: Array, m2: Array, some: slice = slice(None)) -> None:
         """Merge the mean and squared deviations of n more scores (Chan et al. 1983)."""
@@ -60,6 +73,7 @@ class TileSums:
             self.first[:] = z[:, 0]
         j = z.argmax(1)
         peak = _at(z, j)
+        self.peak_at, self.beaten = j, np.minimum(self.m, peak)
         np.maximum(self.m, peak, out=self.m)
         one, two = self.top_z.T
         wins = np.flatnonzero(peak > one)
@@ -83,34 +97,67 @@ class TileSums:
         self.top_z[rows] = np.column_stack([peak, np.where(new, best, old_z)])
         self.top_j[rows] = np.column_stack([j + j0, np.where(new, at + j0, old_j)])
 
-    def weights(self, e: Array, z: Array) -> None:
-        """Add Σez, Σe², Σe³. e: ``(R, C)``; z: relative to the shift, finite; it is lost."""
-        self.es += np.vecdot(e, z)
-        self.e2 += np.vecdot(e, e)
-        self.e3 += np.vecdot(np.multiply(e, e, out=z), e)
+    def weights(self, e: Array, z: Array, ones: Array, shift: Array | float) -> None:
+        """Add Σ'e, Σ'ez, Σ'e², Σ'e³ of the tile that ``logits`` has just seen.
 
-    def decay(self, factor: Array, step: Array, total: Array) -> None:
-        """The shift grew by ``-step``, so that all e shrink by ``factor``; total is the old Σe."""
-        self.es = factor * (self.es + np.where(factor > 0, step, 0) * total)
-        self.e2 *= factor**2
-        self.e3 *= factor**3
+        z ``(R, C)``: the logits less the shift, but finite; e: their exponentials, 0 where hidden;
+        both are lost. ones ``(C,)``.
+        """
+        e[self.rows, self.peak_at] = 0  # the largest of all stays out, others come back below
+        far = self._far(shift, e.dtype)
+        if far.size:
+            low = (self.top_z[:, 1] - shift)[far]
+            unit = z.dtype.type(self.unit)
+            e[far] = np.exp((z[far] - low[:, None].astype(z.dtype)) * unit)
+            e[far, self.peak_at[far]] = 0
+        found = [e @ ones, np.vecdot(e, z), np.vecdot(e, e)]
+        found.append(np.vecdot(np.multiply(e, e, out=z), e))
+        if far.size:
+            found = [one.astype(np.float64) for one in found]
+            for one, power in zip(found, (1, 1, 2, 3), strict=True):
+                one[far] *= np.exp(power * low * self.unit)
+        step = np.maximum(self.beaten - shift, np.finfo(np.float64).min)
+        w = np.exp(step * self.unit)
+        for into, tile in zip((self.rest, self.es, self.rest2, self.rest3), found, strict=True):
+            into += tile
+        self.rest += w
+        self.es += w * step
+        square = w * w
+        self.rest2 += square
+        self.rest3 += square * w
 
-    def finish(
-        self, total: Array, shift: Array | float, unit: float, plain: bool
-    ) -> dict[str, Array]:
+    def _far(self, shift: Array | float, dtype: np.dtype[Any]) -> Array:
+        """Return the rows whose keys but the largest are worth next to nothing: there the squares
+        of their exponentials would be 0.
+        """
+        two = self.top_z[:, 1]
+        far = two - shift < 0.45 * math.log(np.finfo(dtype).tiny) / self.unit
+        return np.flatnonzero(far & (two > -np.inf)) if far.any() else np.empty(0, np.int64)
+
+    def decay(self, factor: Array, step: Array) -> None:
+        """The shift grew by ``-step``, so that all e shrink by ``factor``."""
+        self.es = factor * (self.es + np.where(factor > 0, step, 0) * self.rest)
+        self.rest *= factor
+        self.rest2 *= factor**2
+        self.rest3 *= factor**3
+
+    def total(self, shift: Array | float) -> Array:
+        """Return Σe, the largest included: ``(R,)``."""
+        return np.asarray(self.rest + np.exp((self.m - shift) * self.unit))
+
+    def finish(self, shift: Array | float, plain: bool) -> dict[str, Array]:
         """Return the arrays of ``Rows``: relative to the maximum, and in natural units.
 
-        ``total`` is Σe, ``unit`` how much of a natural logarithm one of z is worth;
         ``plain``: z are the scores.
         """
+        unit = self.unit
         step = np.where(np.isneginf(self.m), 0, shift - self.m)
-        factor = np.exp(step * unit)
-        self.decay(factor, step, total)
+        self.decay(np.exp(step * unit), step)
         amax = np.maximum(self.amax, self.m) if plain else self.amax
         amax = np.where(self.n > 0, amax, 0)
         return {
-            "m": self.m * unit, "e1": total * factor, "es": self.es * unit,
-            "e2": self.e2, "e3": self.e3, "n": self.n, "mean": self.mean * unit,
+            "m": self.m * unit, "rest": self.rest, "es": self.es * unit,
+            "rest2": self.rest2, "rest3": self.rest3, "n": self.n, "mean": self.mean * unit,
             "m2": self.m2 * unit**2, "amax": amax * unit, "first": self.first * unit,
             "top_z": self.top_z * unit, "top_j": self.top_j,
         }  # fmt: skip

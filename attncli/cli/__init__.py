@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from attncli.cli import interrupt  # isort: skip  (first: what follows takes a while to load)
 import errno
-import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -20,10 +20,12 @@ import typer
 from typer.core import TyperGroup
 
 from attncli import __version__
+from attncli.cli import streams
 from attncli.cli.options import built
 from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
 from attncli.render import LINES
 
+SURE = 0.75  # how alike a name must be: --quiet is not --query
 BUG = 70  # EX_SOFTWARE of sysexits.h
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
 
@@ -84,9 +86,8 @@ def attncli(
 def main() -> int:
     """Run the program on ``sys.argv`` and return its exit code; never a traceback."""
     arguments = sys.argv[1:]
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a label must not break an ASCII terminal
-            stream.reconfigure(errors="replace")
+    streams.hold()
+    _hide_warnings()
     if "_ATTNCLI_COMPLETE" in os.environ:
         app(prog_name="attncli")
     code = 0
@@ -111,6 +112,12 @@ def main() -> int:
             except OSError:
                 _drop_stdout()
     return code
+
+
+def _hide_warnings() -> None:
+    """Keep the warnings of libraries from people, unless somebody asked for them."""
+    if not (sys.warnoptions or any(action == "error" for action, *_ in warnings.filters)):
+        warnings.simplefilter("ignore")
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -173,7 +180,7 @@ def _usage(error: Any, command: str | None) -> Misuse:
     if type(error).__name__ == "NoSuchOption":
         text = f"no such option: {error.option_name}"
         names = [n for p in error.ctx.command.params for n in p.opts] if error.ctx else []
-        near = "".join(closest(error.option_name, names))
+        near = "".join(closest(error.option_name, names, SURE))
     else:
         text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
         near = near.partition("?")[0]

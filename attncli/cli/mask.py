@@ -53,7 +53,7 @@ def mask(
         raise InputError(
             f"--additive and --for {dialect.dialect} contradict each other", "give one"
         )
-    page = output.page_of(printed, groups.Saved(output=save.output), ("attn_mask",))
+    page = output.page_of(printed, groups.Saved(**vars(save)), ("attn_mask",))
     chosen = draw if dialect.dialect is None else translate
     call.check(chosen)
 

@@ -61,7 +61,7 @@ def multihead(
     if listing.list_layers:
         return call.run(list_layers)
     page = output.page_of(printed, saved, own.SAVED)
-    output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=False)
+    output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
     if x is None and random.random_weights is None:
         raise InputError("nothing to project: no X, the hidden states", f"to try it: {EXAMPLE}")
     call.run(checkpoint if random.random_weights is None else learning, call=call, page=page)
@@ -195,8 +195,6 @@ def _project(
     output.say_waiting('{"x": [[…], …]}', x, how.asked.memory)
 
     from attncli import files, render
-    from attncli.files.formats import WRITABLE
-    from attncli.studies.bundle import flags_of
 
     page = how.page
     source = None if x is None else files.read_many(x, lines=page.shown == LINES)
@@ -207,13 +205,9 @@ def _project(
     with render.progress("heads") as progress:
         report, labels = how.answer(source, vars(pictures), machine=page.machine, progress=progress)
     render.show_warnings(report.warnings)
-    advice = ""
     if page.target:
         output.save(page.target, report, labels)
-        form = WRITABLE[page.target.suffix]
-        if report.options and form.many and not form.options:
-            advice = f"it holds no options: read it with {flags_of(report.options)}"
-    output.finish(report, page, printed, advice)
+    output.finish(report, page, printed)
 
 
 @mode(output.IN_LINES, output.LINES_HINT)

@@ -36,6 +36,10 @@ PANELS = (
     SAVE, HELP,
 )  # fmt: skip
 
+LARGEST = 2**53
+BATCH = """a batch is a file with a list for each element: --tokens @FILE with \
+[["the", "cat"], ["a", "dog"]]"""
+
 # -- declaring --------------------------------------------------------------------------------
 
 
@@ -62,18 +66,25 @@ def one_of(*words: str, metavar: str | None = None) -> dict[str, Any]:
     }
 
 
-def at_least_one(param: typer.CallbackParam, number: int | None) -> int | None:
-    """Let positive integers and None pass, as an option's callback."""
-    if number is not None and number < 1:
-        raise InputError(f"{param.opts[0]} is {number}", "it must be at least 1")
-    return number
+def at_least(low: int) -> Callable[[typer.CallbackParam, int | None], int | None]:
+    """Return an option's callback that lets integers from ``low`` on and None pass.
+
+    They end where float64 counts no more, long before the longest tensor.
+    """
+
+    def check(param: typer.CallbackParam, number: int | None) -> int | None:
+        if number is not None and not low <= number <= LARGEST:
+            most = number > LARGEST
+            raise InputError(
+                f"{param.opts[0]} is {number}",
+                f"it must be at most {LARGEST}" if most else f"it must be at least {low}",
+            )
+        return number
+
+    return check
 
 
-def at_least_zero(param: typer.CallbackParam, number: int | None) -> int | None:
-    """Let integers from 0 on and None pass, as an option's callback."""
-    if number is not None and number < 0:
-        raise InputError(f"{param.opts[0]} is {number}", "it must be at least 0")
-    return number
+at_least_zero, at_least_one = at_least(0), at_least(1)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -234,7 +245,18 @@ def _call(context: Any, values: Mapping[str, Any]) -> Call:
 
 
 class Command(TyperCommand):
-    """A command whose help lists its options group by group, in plain text."""
+    """A command whose help lists its options group by group, and that drops none said twice."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Raise InputError for an option of which only the last value would be read."""
+        order: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
+        for param in [] if any(p.is_eager for p in order) else order:
+            once = param.param_type_name == "option" and not (param.multiple or param.is_flag)
+            if once and order.count(param) > 1:
+                flag = max(param.opts, key=len)
+                hint = BATCH if flag.endswith("tokens") else "leave all but one of them out"
+                raise InputError(f"{flag} is given more than once", hint)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each panel that has options, in the order of these."""

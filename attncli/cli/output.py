@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -42,6 +42,7 @@ class Page:
     shown: str
     names: Sequence[str] | None = None
     target: Target | None = None
+    quiet: bool = False
 
     @property
     def machine(self) -> bool:
@@ -59,7 +60,11 @@ def page_of(printed: Format, saved: Saved | None = None, known: Sequence[str] = 
     if saved is None:
         return Page(shown)
     names = names_of(saved.include, known)
-    return Page(shown, names, target_of(saved.output, names or known[:1], shown))
+    target = target_of(saved.output, names or known[:1], shown)
+    if saved.quiet and (target is None or target.replaces_report):
+        why = "without -o FILE" if target is None else f"with -o {saved.output}"
+        raise InputError(f"--quiet has no use {why}", "with -o FILE it leaves out the table")
+    return Page(shown, names, target, saved.quiet)
 
 
 def demand_place(page: Page, *tables: str) -> None:
@@ -111,31 +116,39 @@ def stream_answers(
 
 
 def save(target: Target, report: "Report", labels: "Labels") -> None:
-    """Write the arrays asked for; JSON and safetensors carry labels and options along."""
-    from attncli import files
+    """Write the arrays asked for; JSON and safetensors carry labels and options along.
 
-    extra: dict[str, Any] = {
-        f"{role}_tokens": tokens if len(tokens) > 1 else tokens[0]
-        for role in ("query", "key")
-        if (tokens := getattr(labels, role)) is not None
-    }
-    files.write(target.path, report.arrays, extra={**report.options, **extra}, format=target.suffix)
+    Where the format has no place for what makes them a whole problem, a warning names it.
+    """
+    from attncli import files, render
+    from attncli.files.formats import WRITABLE
+    from attncli.reports.facts import tokens_of
+    from attncli.studies.bundle import demand_lists, flags_of
+
+    tokens = tokens_of(labels)
+    if target.suffix == ".json" and report.options:
+        demand_lists(report.arrays)
+    files.write(
+        target.path, report.arrays, extra={**report.options, **tokens}, format=target.suffix
+    )
+    if report.options and not WRITABLE[target.suffix].options:
+        lost = ", nor ".join(["no options", *tokens])
+        flags = flags_of(report.options)
+        render.show_warnings([f"{target.path} holds {lost}: read it with {flags}"])
 
 
-def finish(report: "Report", page: Page, printed: Printed, advice: str = "") -> None:
+def finish(report: "Report", page: Page, printed: Printed) -> None:
     """Print what is to be printed of a report whose arrays are saved, and end with its code.
 
-    ``advice`` is a line about the file that was written.
+    Where a file was written, standard output may be closed.
     """
     from attncli import render
 
     target = page.target
-    if target is None or not target.replaces_report:
+    if target is None or not (target.replaces_report or page.quiet or sys.stdout is None):
         render.show(report, page.shown, color=printed.when)
     if target and not target.replaces_report:
         say_wrote(target.path, target.names)
-        if advice:
-            say(advice)
     raise typer.Exit(report.exit_code)
 
 
@@ -235,7 +248,9 @@ def keep_inputs(target: Target | None, sources: Collection[str]) -> None:
 def say(text: str) -> None:
     """Print a line on standard error, if there is one."""
     if sys.stderr is not None:  # print() would take standard output instead
-        print(text, file=sys.stderr)
+        from attncli.render.cells import escaped
+
+        print(escaped(text), file=sys.stderr)
 
 
 def say_wrote(path: str, names: Collection[str]) -> None:

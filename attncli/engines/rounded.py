@@ -102,13 +102,15 @@ class _Sheet:
         z -= shift[:, None]
         e = np.exp(z)
         total = e.sum(1)
-        found.weights(e, np.maximum(z, -104))  # e is 0 there, and 0·∞ would not be
-        wide = total.astype(np.float64), shift.astype(np.float64)
-        for name, array in found.finish(*wide, 1.0, False).items():
-            self.sums[name][at] = array
         if p.sink is not None:
             total = total + np.exp(np.float32(p.sink[h]) - shift)
-        return self.once(e / np.where(total == 0, np.float32(1), total)[:, None])
+        weights = self.once(e / np.where(total == 0, np.float32(1), total)[:, None])
+        wide = shift.astype(np.float64)
+        np.maximum(z, np.finfo(z.dtype).min, out=z)  # 0·∞ would not be 0
+        found.weights(e, z, np.ones(e.shape[1], e.dtype), wide)
+        for name, array in found.finish(wide, False).items():
+            self.sums[name][at] = array
+        return weights
 
     def _logits(self, b: int, h: int, rows: slice) -> tuple[Array, Array]:
         """Return scores and logits before the mask, ``(R, Lk)``."""

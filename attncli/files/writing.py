@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Any, BinaryIO, cast
 
@@ -16,6 +17,9 @@ import numpy as np
 from attncli.errors import FileError, numbered
 from attncli.files.formats import SEVERAL, WRITABLE
 from attncli.files.formats.entry import Array, native, os_error
+
+#: Signals that end a process.
+ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 def write(
@@ -90,16 +94,45 @@ def atomic(path: str) -> Iterator[BinaryIO]:
                 yield stream
             return
         temporary = os.path.join(os.path.dirname(target), f".attncli-{secrets.token_hex(8)}.tmp")
-        stream = open(temporary, "xb")  # noqa: SIM115
-        try:
-            with stream:
+        with _never_left(temporary):
+            with open(temporary, "xb") as stream:
                 yield stream
             if old is not None:
                 os.chmod(temporary, stat.S_IMODE(old))
             os.replace(temporary, target)
-        except BaseException:
+
+
+@contextmanager
+def _never_left(temporary: str) -> Iterator[None]:
+    """Take a file away, if it is still there, when the block or a signal ends.
+
+    A signal's own handler comes after that. Outside the main thread signals are left alone.
+    """
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: Any) -> None:
+        with suppress(OSError):
             os.unlink(temporary)
-            raise
+        if callable(before[number]):
+            before[number](number, frame)
+        else:  # as it would have been
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    try:
+        with suppress(ValueError):  # no main thread
+            for number in ENDING:
+                before[number] = signal.getsignal(number)
+                if before[number] not in (signal.SIG_IGN, None):
+                    signal.signal(number, end)
+        yield
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        with suppress(ValueError):
+            for number, handler in before.items():
+                if signal.getsignal(number) is end:
+                    signal.signal(number, handler)
 
 
 @contextmanager

@@ -110,8 +110,7 @@ class Evidence:
     def keys(self) -> Array:
         """Which keys are no padding, ``(B, G, Lk)``."""
         p = self.problem
-        lengths = np.asarray(p.mask.lengths or (p.keys,) * p.batch)
-        real = np.arange(p.keys) < lengths[:, None]
+        real = ~p.mask.padding()
         return np.broadcast_to(real[:, None], (p.batch, p.kv_heads, p.keys))
 
     @cached_property

@@ -17,6 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 TILE = 128  # what block-sparse kernels skip by
 MOST_TILES = 1 << 33
+MOST_PLANES = 1 << 20
 SHOWN = 100  # differing cells that are named one by one
 
 
@@ -24,9 +25,10 @@ SHOWN = 100  # differing cells that are named one by one
 class MaskFacts:
     """Counts over all ``cells`` = B·H·Lq·Lk.
 
-    ``empty_rows`` see no key; ``future_rows`` see a key behind their own position, which exists
-    only where it is known which key a query stands at (else None). ``first_empty``,
-    ``first_future``, ``first_difference`` are (batch, head, query[, key]). Tiles are 128 × 128.
+    ``empty_rows`` see no key; ``padding_rows`` see none either, but are padding. ``future_rows``
+    see a key behind their own position, which exists only where it is known which key a query
+    stands at (else None). ``first_empty``, ``first_future``, ``first_difference`` are (batch, head,
+    query[, key]). Tiles are 128 × 128.
     """
 
     cells: int
@@ -34,6 +36,7 @@ class MaskFacts:
     rows: int
     empty_rows: int
     first_empty: tuple[int, int, int] | None
+    padding_rows: int
     future_rows: int | None
     first_future: tuple[int, int, int, int] | None
     tiles_empty: int
@@ -63,7 +66,8 @@ def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
     check_size(e)
     cached = e.past is not None or e.lengths is not None
     offsets = e.offsets(None) if cached else mask.positions()  # a cache places queries, as causal
-    kept = empty_rows = future_rows = 0
+    padding = mask.padding_rows()
+    kept = empty_rows = padding_rows = future_rows = 0
     first_empty: tuple[int, int, int] | None = None
     first_future: tuple[int, int, int, int] | None = None
     tiles = {EMPTY: 0, FULL: 0, MIXED: 0}
@@ -89,12 +93,14 @@ def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
             for fill in tiles:
                 tiles[fill] += times * int((fills == fill).sum())
             kept += times * int(seen.sum())
-            empty = np.flatnonzero(seen == 0)
+            empty = np.flatnonzero((seen == 0) & ~padding[b, i0:i1])
             empty_rows += times * len(empty)
+            padding_rows += times * int(((seen == 0) & padding[b, i0:i1]).sum())
             if len(empty) and first_empty is None:
                 first_empty = (b, h, i0 + int(empty[0]))
             if offsets is not None:
-                future = np.flatnonzero(farthest > np.arange(i0, i1) + offsets[b])
+                ahead = farthest > np.arange(i0, i1) + offsets[b]
+                future = np.flatnonzero(ahead & (seen > 0))
                 future_rows += times * len(future)
                 if len(future) and first_future is None:
                     i = int(future[0])
@@ -104,13 +110,20 @@ def mask_facts(mask: Mask, progress: Progress | None = None) -> MaskFacts:
     return MaskFacts(
         cells=e.batch * e.heads * e.queries * e.keys, kept=kept,
         rows=e.batch * e.heads * e.queries, empty_rows=empty_rows, first_empty=first_empty,
+        padding_rows=padding_rows,
         future_rows=None if offsets is None else future_rows, first_future=first_future,
         tiles_empty=tiles[EMPTY], tiles_full=tiles[FULL], tiles_mixed=tiles[MIXED],
     )  # fmt: skip
 
 
 def check_size(extent: Extent) -> None:
-    """Raise TooLarge for an extent of more tiles than can be counted in minutes."""
+    """Raise TooLarge for more heads, or more tiles of one, than can be counted in minutes."""
+    planes = extent.batch * extent.heads
+    if planes > MOST_PLANES:
+        raise TooLarge(
+            f"a mask of {extent.batch} × {extent.heads} heads is too large",
+            f"give up to {MOST_PLANES} heads, those of all batch elements counted",
+        )
     tiles = -(-extent.queries // TILE) * -(-extent.keys // TILE)
     if tiles > MOST_TILES:
         raise TooLarge(

@@ -24,7 +24,10 @@ SMALL = 1 << 15  # numbers of the output that need no threads
 
 
 def of_output(**facts: Any) -> Callable[[OfOutput], OfOutput]:
-    """Register a formula of one head's finite outputs ``(n, Dv)``, float64, without padding."""
+    """Register a formula of one head's finite outputs ``(n, Dv)``, float64, without padding.
+
+    It must not depend on their unit: the largest is 1, so that squares are numbers.
+    """
 
     def register(formula: OfOutput) -> OfOutput:
         @wraps(formula)
@@ -33,7 +36,7 @@ def of_output(**facts: Any) -> Callable[[OfOutput], OfOutput]:
 
             def look(b: int, h: int) -> None:
                 rows = output[b, h][real[b, h]].astype(np.float64)
-                found[b, h] = formula(rows[np.isfinite(rows).all(1)])
+                found[b, h] = formula(in_units(rows[np.isfinite(rows).all(1)])[0])
 
             jobs: list[Job] = [partial(look, *at) for at in np.ndindex(found.shape)]
             run_jobs(jobs, threads or processors(), output.size > SMALL, None)
@@ -49,8 +52,16 @@ def of_output(**facts: Any) -> Callable[[OfOutput], OfOutput]:
 @statistic("row", heading="‖o‖", over="real")
 def output_norm(output: Array) -> Array:
     """‖o_i‖, ``(B, H, Lq)``."""
-    wide = output.astype(np.float64)
-    return np.asarray(np.sqrt(np.vecdot(wide, wide)))
+    rows, unit = in_units(output.astype(np.float64), axis=-1)
+    return np.asarray(np.sqrt(np.vecdot(rows, rows)) * unit[..., 0])
+
+
+def in_units(values: Array, axis: int | None = None) -> tuple[Array, Array]:
+    """Return values over a power of two near their largest magnitude, and it; 1 if it is none."""
+    most = np.abs(values).max(axis, keepdims=True, initial=0)
+    unit = np.ldexp(0.5, np.frexp(np.where(np.isfinite(most), most, 0))[1])
+    unit = np.where(most > 0, unit, 1)
+    return values / unit, unit
 
 
 @of_output(source="Roy & Vetterli 2007")

@@ -35,15 +35,14 @@ def of_rows(**facts: Any) -> Callable[[OfRows], OfRows]:
     return register
 
 
-def _log_e1(rows: Rows) -> Array:
-    return np.log(np.where(rows.e1 > 0, rows.e1, np.nan))
+def _e1(rows: Rows) -> Array:
+    return np.where(rows.e1 > 0, rows.e1, np.nan)
 
 
 @of_rows(unit="nats", source="Zhai et al. 2023", keep=9)
 def entropy(rows: Rows) -> Array:
-    """−Σ p ln p = ln e1 − es/e1, in nats; at least 0."""
-    h = _log_e1(rows) - rows.es / np.where(rows.e1 > 0, rows.e1, np.nan)
-    return np.where(np.isnan(h), np.nan, np.maximum(h, 0))
+    """−Σ p ln p = ln(1 + rest) − es/(1 + rest), in nats: no term is negative."""
+    return np.log1p(rows.rest) - rows.es / _e1(rows)
 
 
 @of_rows(source="Zhai et al. 2023")
@@ -71,39 +70,38 @@ def max_weight(rows: Rows) -> Array:
     return _weight(rows, z)
 
 
-def _power_sums(rows: Rows) -> tuple[Array, Array]:
-    e1 = np.where(rows.e1 > 0, rows.e1, np.nan)
-    return rows.e2 / e1**2, rows.e3 / e1**3
+def _apart(rows: Rows) -> tuple[Array, Array, Array, Array]:
+    """p₁, 1 − p₁ and, of all weights but p₁, Σp² and Σp³."""
+    e1 = _e1(rows)
+    return 1 / e1, rows.rest / e1, rows.rest2 / e1**2, rows.rest3 / e1**3
 
 
 @of_rows(source="softmax Jacobian", heading="Jacobian trace", keep=3)
 def jacobian_trace(rows: Rows) -> Array:
-    """1 − Σp²: the sum of the eigenvalues of diag(p) − ppᵀ."""
-    return np.asarray(np.maximum(1 - _power_sums(rows)[0], 0))
+    """1 − Σp² = (1 − p₁)(1 + p₁) − Σ'p²: the sum of the eigenvalues of diag(p) − ppᵀ."""
+    p1, others, p2, _ = _apart(rows)
+    return np.asarray(others * (1 + p1) - p2)
 
 
 @of_rows(source="softmax Jacobian", heading="Frobenius", keep=2)
 def jacobian_frobenius(rows: Rows) -> Array:
-    """√(Σp² − 2Σp³ + (Σp²)²) of diag(p) − ppᵀ."""
-    p2, p3 = _power_sums(rows)
-    return np.asarray(np.sqrt(np.maximum(p2 - 2 * p3 + p2**2, 0)))
-
-
-def _two_largest(rows: Rows) -> tuple[Array, Array]:
-    return _weight(rows, rows.top_z[..., 0]), _weight(rows, rows.top_z[..., 1])
+    """√(Σp² − 2Σp³ + (Σp²)²) of diag(p) − ppᵀ, p₁ set apart: nothing large is subtracted."""
+    p1, others, p2, p3 = _apart(rows)
+    squared = (p1 * others) ** 2 + p2 * (1 + 2 * p1**2) - 2 * p3 + p2**2
+    return np.asarray(np.sqrt(np.maximum(squared, 0)))
 
 
 @of_rows(source="interlacing", heading="spectral bounds", keep=1)
 def jacobian_spectral_low(rows: Rows) -> Array:
     """Lower bound p₂ of the largest eigenvalue of diag(p) − ppᵀ (eigenvalues interlace with p)."""
-    return _two_largest(rows)[1]
+    return _weight(rows, rows.top_z[..., 1])
 
 
 @of_rows(source="Gershgorin", heading="spectral bounds", keep=1)
 def jacobian_spectral_high(rows: Rows) -> Array:
     """Upper bound min(½, p₁(1 − p₁ + p₂)) of the largest eigenvalue of diag(p) − ppᵀ."""
-    p1, p2 = _two_largest(rows)
-    return np.asarray(np.minimum(0.5, p1 * (1 - p1 + p2)))
+    p1, others, _, _ = _apart(rows)
+    return np.asarray(np.minimum(0.5, p1 * (others + _weight(rows, rows.top_z[..., 1]))))
 
 
 @of_rows(source="Xiao et al. 2024", heading="first key", keep=2)

@@ -49,19 +49,23 @@ def largest_eigenvalues(p: Array) -> Array:
 
     It is the largest root of the secular equation Σ p_i²/(p_i − λ) = 1 (Golub 1973), which lies
     between p₂ and min(½, p₁(1 − p₁ + p₂)): there the sum grows with λ, so that halving finds it.
+    The term of p₁ less the 1 is (λ − p₁(1 − p₁))/(p₁ − λ), 1 − p₁ the sum of the others.
     """
-    p = np.asarray(p, np.float64)
-    if p.shape[1] < 2:
-        return np.asarray(np.maximum(p * (1 - p), 0).sum(1))
-    two = np.partition(p, -2, axis=1)[:, -2:]
-    low, p1 = two[:, 0].copy(), two[:, 1]
-    high = np.maximum(np.minimum(0.5, p1 * (1 - p1 + low)), low)
+    p = np.array(p, np.float64)
+    if not p.shape[1]:
+        return np.zeros(len(p))
+    rows, top = np.arange(len(p)), p.argmax(1)
+    p1 = p[rows, top]
+    p[rows, top] = 0
+    others, low = p.sum(1), p.max(1)
+    high = np.maximum(np.minimum(0.5, p1 * (others + low)), low)
     squares = p * p
     with np.errstate(all="ignore"):
         for _ in range(STEPS):
             middle = (low + high) / 2
             terms = np.divide(squares, p - middle[:, None])
-            above = np.where(squares > 0, terms, 0).sum(1) > 1
+            sums = np.where(squares > 0, terms, 0).sum(1)
+            above = sums + (middle - p1 * others) / (p1 - middle) > 0
             high, low = np.where(above, middle, high), np.where(above, low, middle)
             if np.all(high - low <= np.spacing(high)):
                 break

@@ -115,7 +115,9 @@ def summarize(values: Array, chosen: Array, spread: bool = False) -> dict[str, A
     for b, h in np.ndindex(shape):
         some = values[b, h][chosen[b, h]]
         if some.size:
-            summary["mean"][b, h] = some.mean()
+            with np.errstate(over="ignore"):
+                mean = some.mean()
+            summary["mean"][b, h] = mean if np.isfinite(mean) else (some / some.size).sum()
             summary["min"][b, h], summary["max"][b, h] = some.min(), some.max()
             some.sort()
             for name, share in QUANTILES.items():
@@ -130,7 +132,8 @@ def _variation(values: Array, chosen: Array, mean: Array) -> Array:
     count = np.maximum(chosen.sum(-1), 1)
     away = np.where(chosen, values - mean[..., None], 0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.sqrt((away**2).sum(-1) / count) / mean)
+        share = away / np.abs(mean)[..., None]  # before it is squared, so that no unit matters
+        return np.asarray(np.sqrt((share**2).sum(-1) / count) * np.sign(mean))
 
 
 def quantile(ordered: Array, share: float) -> float:

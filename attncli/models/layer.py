@@ -208,6 +208,8 @@ class Layer:
         """Return a tensor by its name, at least float32: exact for float16 and bfloat16."""
         assert self.bundle is not None
         array = np.asarray(self.bundle.tensors[name])
+        if array.dtype == np.int64:  # as JSON has whole numbers; what is quantised is narrower
+            array = array.astype(np.float64)
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise InputError(f"{name} is {array.dtype}, which is not a weight's type", PLAIN)
         return array.astype(np.float32) if array.dtype.itemsize < 4 else array

@@ -12,9 +12,9 @@ import numpy as np
 from attncli.attention import language
 from attncli.attention.biases import Added, Alibi, Relative, alibi_slopes
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.patterns import Padding
 from attncli.attention.predicates import Cells, Everything
 from attncli.attention.problem import Masker
+from attncli.attention.tensors import padding_masker, tensor_masker
 from attncli.errors import InputError, MaskError
 from attncli.models.layer import Layer, PositionBias
 
@@ -22,8 +22,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def maskers(
-    layer: Layer, cross: bool, mask: Any, attn_mask: Any, padding: Any, polarity: str,
-    batch: int,
+    layer: Layer, cross: bool, mask: Any, attn_mask: Any, padding: Any, polarity: str
 ) -> list[Masker]:  # fmt: skip
     """Return what limits the keys: the layer's own rule or the mask given, tensors, biases."""
     if polarity not in ("keep", "ignore"):
@@ -44,42 +43,11 @@ def maskers(
     if not cross and layer.relative is not None:
         found.append(_relative(layer, layer.relative))
     if attn_mask is not None:
-        found.append(_attn_masker(np.asanyarray(attn_mask), polarity, layer.heads, batch))
+        kind = polarity if np.asanyarray(attn_mask).dtype.kind in "biu" else "keep"  # of bool masks
+        found.append(tensor_masker(attn_mask, kind))
     if padding is not None:
-        found.append(_padding_masker(np.asanyarray(padding), polarity))
+        found.append(padding_masker(padding, polarity))
     return found
-
-
-def _attn_masker(array: Array, polarity: str, heads: int, batch: int) -> Masker:
-    if array.ndim == 3 and batch > 1 and len(array) == batch * heads:
-        array = array.reshape(batch, heads, *array.shape[1:])
-    kind = polarity if array.dtype.kind in "biu" else "keep"  # polarity speaks of bool masks
-    return language.tensor_masker(array, kind)
-
-
-def _padding_masker(array: Array, polarity: str) -> Masker:
-    """Return a masker for ``(B, Lk)`` or ``(Lk)``; lengths where only the ends are hidden."""
-
-    def bind(extent: Extent) -> Mask:
-        shape = (extent.batch, extent.keys)
-        rows = array[None] if array.ndim == 1 and extent.batch == 1 else array
-        if rows.shape != shape:
-            raise MaskError(
-                f"key_padding_mask is {array.shape}", f"expected (batch, keys), {shape}"
-            )
-        kind = polarity if rows.dtype.kind in "biu" else "keep"
-        masker = language.tensor_masker(rows[:, None, None], kind, "key_padding_mask")
-        mask = masker(extent)
-        if rows.dtype.kind not in "biu":
-            return mask
-        keep = (rows != 0) == (polarity == "keep")  # (B, Lk)
-        lengths = keep.sum(-1)
-        if (keep == (np.arange(extent.keys) < lengths[:, None])).all():
-            stops = tuple(int(n) for n in lengths)
-            return Mask(extent, Padding(stops), text=f"padding({', '.join(map(str, stops))})")
-        return mask
-
-    return bind
 
 
 def beyond(maskers: Sequence[Masker], added: int) -> Masker:
@@ -91,12 +59,12 @@ def beyond(maskers: Sequence[Masker], added: int) -> Masker:
         for masker in maskers:
             mask = mask & masker(inner)
         if mask.trivial:
-            return Mask(extent, text=mask.text)
+            return Mask(extent, text=mask.text, notes=mask.notes)
         pad = ((0, 0), (0, 0), (0, 0), (0, added))
         small = mask.compact()
         keeps = Cells(np.pad(small.dense(), pad, constant_values=True))
         biases = (Added(Cells(np.pad(small.tensor(hidden=0), pad))),) if mask.has_bias else ()
-        return Mask(extent, keeps, biases, text=mask.text)
+        return Mask(extent, keeps, biases, mask.text, mask.notes)
 
     return bind
 

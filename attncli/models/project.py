@@ -157,7 +157,7 @@ def _states(
 def _hidden(name: str, array: Any, seq_first: bool, dtype: np.dtype[Any] | None) -> Array:
     """Return hidden states as float ``(L, E)`` or ``(B, L, E)``, rounded to dtype."""
     array = np.asanyarray(array)
-    if array.dtype.kind in "iu":
+    if array.dtype.kind in "biu":
         array = array.astype(np.float64)
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise InputError(f"{name} has dtype {array.dtype}", "expected real numbers")

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import InputError
+from attncli.errors import InputError, TooLarge
 from attncli.files.bundle import Bundle
 from attncli.models.finding import find_layers
 from attncli.models.layer import Layer
+from attncli.resources import available_memory, readable_bytes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,7 +28,8 @@ def random_weights(
 ) -> Layer:
     """Return a layer with random weights (Glorot uniform, as in torch), for learning.
 
-    Raises InputError where ``heads`` does not divide ``model_dim`` and no ``head_dim`` is given.
+    Raises InputError where ``heads`` does not divide ``model_dim`` and no ``head_dim`` is given,
+    TooLarge where the weights cannot fit into memory.
     """
     kv_heads = heads if kv_heads is None else kv_heads
     if min(model_dim, heads, kv_heads) < 1 or heads % kv_heads:
@@ -41,6 +43,7 @@ def random_weights(
             "give --head-dim, or other --heads",
         )
     width = head_dim or model_dim // heads
+    _demand_room(2 * (heads + kv_heads) * width * max(model_dim, memory_dim or 0))
     rng = np.random.default_rng(seed)
 
     def glorot(out: int, into: int) -> Array:
@@ -57,3 +60,13 @@ def random_weights(
     bundle = Bundle(f"random weights, seed {seed}", "arrays", arrays)
     found = find_layers(bundle, heads=heads)[0]
     return replace(found, name=f"random weights, seed {seed}", notes=(), heads_source="given")
+
+
+def _demand_room(numbers: int) -> None:
+    """Raise TooLarge for more weights, made in float64, than there is memory for."""
+    room = available_memory()
+    if room is not None and 8 * numbers > room:
+        raise TooLarge(
+            f"the weights need {readable_bytes(8 * numbers)}; {readable_bytes(room)} are free",
+            "choose a smaller --model-dim, --heads or --head-dim",
+        )

@@ -106,7 +106,7 @@ class Reading:
         for role in self.found.layout.inputs:
             name = self.found.tensors[role]
             header = self.bundle.header(name)
-            if header.dtype not in FLOATS:
+            if header.dtype not in (*FLOATS, "int64", "I64"):  # JSON's whole numbers
                 raise InputError(
                     f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN
                 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 LINES = "ndjson"  # a line of JSON for each problem that came in
 FORMATS = ("table", "json", "csv", "markdown")
 DEFAULT_WIDTH, DEFAULT_HEIGHT = 100, 48  # where there is no terminal
+NARROWEST = 24  # cells for a message, however narrow the terminal
 
 
 def show(
@@ -75,19 +76,33 @@ def show_error(
         if sys.stdout is not None:
             _write_bytes(sys.stdout, data.error_line(error, command, more))
         return
-    from attncli.render.cells import escaped
-
-    lines = [f"error: {line}" for line in error.message.splitlines()[:1] or [""]]
-    lines += [f"       {line}" for line in error.message.splitlines()[1:]]
-    lines += [f"       {line}" for line in (error.hint or "").splitlines()]
-    _write(sys.stderr, (escaped(line) + "\n" for line in lines))
+    _tell("error: ", [*error.message.split("\n"), *(error.hint or "").split("\n")])
 
 
 def show_warnings(warnings: Iterable[str]) -> None:
     """Print warnings on standard error, one line each."""
-    from attncli.render.cells import escaped
+    for text in warnings:
+        _tell("warning: ", [text])
 
-    _write(sys.stderr, (f"warning: {escaped(text)}\n" for text in warnings))
+
+def _tell(what: str, lines: list[str]) -> None:
+    """Print lines on standard error; on a terminal they break at words.
+
+    A line that begins with blanks stands under a place in the line before: both stay as they are.
+    """
+    from attncli.render.cells import escaped, flow
+
+    out = sys.stderr
+    room = _size(out)[0] - len(what) if out is not None and out.isatty() else None
+    lines = [escaped(line) for line in lines if line] or [""]
+    told = []
+    for line, after in zip(lines, [*lines[1:], ""], strict=True):
+        placed = line.startswith(" ") or after.startswith(" ")
+        told += [line] if room is None or placed else flow(line, max(room, NARROWEST))
+    head = what
+    for line in told:
+        _write(out, [f"{head}{line}\n"])
+        head = " " * len(what)
 
 
 @contextmanager

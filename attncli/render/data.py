@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,11 @@ def csv_lines(report: Report) -> Iterator[str]:
 
 
 def markdown_lines(report: Report) -> Iterator[str]:
-    """Return the blocks of the report as pipe tables; maps and steps as code."""
-    yield _escape(" · ".join(visible(fact) for fact in report.headline))
+    """Return the blocks of the report as pipe tables, arithmetic as lists, maps as code."""
+    yield " · ".join(map(_escape, report.headline))
     for note in report.notes:
         yield ""
-        yield _escape(visible(note))
+        yield _escape(note)
     for block in report.blocks:
         yield ""
         if isinstance(block, Table):
@@ -83,9 +84,10 @@ def markdown_lines(report: Report) -> Iterator[str]:
                 yield ""
                 yield from _pipe_table(block.table)
             if block.lines:
-                yield from ("", "```", *block.lines, "```")
+                yield ""
+                yield from (f"- {_escape(line)}" for line in block.lines)
         else:
-            yield from ("```", *block_lines(block, Paint(0), WIDTH, HEIGHT), "```")
+            yield from _code(block_lines(block, Paint(0), WIDTH, HEIGHT))
 
 
 def _pipe_table(table: Table) -> Iterator[str]:
@@ -99,7 +101,7 @@ def _pipe_table(table: Table) -> Iterator[str]:
     heads, lines = [], []
     for n in shown:
         column = table.columns[max(n, 0)]
-        title = visible(column.title) or title  # a column without one continues the one before
+        title = column.title or title  # a column without one continues the one before
         heads.append("…" if n < 0 else f"{title}, {column.sub}" if column.sub else title)
         lines.append(":--" if n >= 0 and column.kind in ("text", "verdict") else "--:")
     yield _row([table.title, *heads])
@@ -107,7 +109,7 @@ def _pipe_table(table: Table) -> Iterator[str]:
     for r, label in enumerate(table.labels):
         if table.row_gap and r == table.row_gap.after:
             yield _row(["…"] * (len(shown) + 1))
-        yield _row([visible(label), *("…" if n < 0 else body[n][r] for n in shown)])
+        yield _row([label, *("…" if n < 0 else body[n][r] for n in shown)])
     facts = [table.part] if table.part else []
     if -1 in shown:
         total = len(body) + (gap.count if gap else 0)
@@ -123,5 +125,12 @@ def _row(cells: list[str], escape: bool = True) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return text that Markdown shows as it is."""
-    return "".join("\\" + c if c in "\\`*_[]<>|" else c for c in text)
+    """Return text, in one line, that Markdown shows as it is."""
+    return "".join("\\" + c if c in "\\`*_[]<>|&$~" else c for c in visible(text))
+
+
+def _code(lines: Iterable[str]) -> Iterator[str]:
+    """Return lines as a block of code, whose fence is longer than any in them."""
+    shown = [escaped(line) for line in lines]
+    fence = "`" * max(3, *(len(run) + 1 for line in shown for run in re.findall("`+", line)), 0)
+    yield from (fence, *shown, fence)

@@ -12,11 +12,10 @@ from attncli.attention.view import View
 from attncli.errors import InputError, nearest
 from attncli.reports.matrices import stage_of, strongest
 from attncli.reports.selection import Selection, is_whole, select
-from attncli.reports.words import GRADIENTS, INCLUDABLE
+from attncli.reports.words import GRADIENTS, INCLUDABLE, SMALL
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
-SMALL = 4096  # numbers that JSON gives without being asked
 
 
 def wanted(
@@ -50,6 +49,17 @@ def wanted(
     if machine and not include and is_whole(view) and chosen.cells <= SMALL:
         want.add("weights")
     return want
+
+
+def left_out(names: Collection[str]) -> list[str]:
+    """Return the warning of arrays that JSON leaves out for their size, or nothing."""
+    if not names:
+        return []
+    are = "are" if len(names) > 1 else "is"
+    return [
+        f"{', '.join(names)} {are} left out: more than {SMALL:,} numbers "
+        f"(--include {','.join(names)})"
+    ]
 
 
 def top_data(problem: Problem, count: int, chosen: Selection) -> Iterator[dict[str, Any]]:
@@ -105,13 +115,12 @@ def _included(result: Result, name: str) -> Array:
         return np.asarray(getattr(result.gradients, name.removeprefix("grad_")))
     if name in ("output", "lse"):
         return np.asarray(getattr(result, name))
-    # what was cached is no part of the key and the value that came in
-    kept = {"query": problem.query} | {
-        name: array
-        for kind, array in (("key", problem.key), ("value", problem.value))
-        for name, array in ((kind, array[:, :, problem.past :]), (f"present_{kind}", array))
-    }
-    return problem.family.restore(kept[name])
+    if name == "query":
+        return problem.family.restore(problem.query)
+    array = problem.key if name.endswith("key") else problem.value
+    if name.startswith("present_"):
+        return problem.caches.restore(array)
+    return problem.family.restore(array[:, :, problem.past :])  # new ones alone: the past is apart
 
 
 def saved(result: Result, include: Collection[str]) -> dict[str, Array]:

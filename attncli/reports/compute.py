@@ -10,12 +10,13 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
-from attncli.measures.statistic import STATISTICS, of_head, quantile, summarize
-from attncli.reports.arrays import SMALL, array_of, saved, top_data
+from attncli.measures.statistic import quantile, summarize
+from attncli.reports.arrays import array_of, left_out, saved, top_data
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 from attncli.reports.facts import (
     facts_of,
     headline,
+    statistics_of,
     tokens_of,
 )
 from attncli.reports.matrices import (
@@ -25,9 +26,10 @@ from attncli.reports.matrices import (
 )
 from attncli.reports.selection import Selection, select, selection_of
 from attncli.reports.stability import stability_table
-from attncli.reports.words import GRADIENTS
+from attncli.reports.words import GRADIENTS, SMALL
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
+from attncli.studies.bundle import PROBLEM, Carried, carried, demand_lists
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -83,6 +85,7 @@ def compute_report(
                 blocks.append(gradient_table(problem, result.gradient_norms, chosen))
         else:
             blocks = [Text("", ["nothing to show: the batch is empty or has no heads"])]
+    along = carried(problem, include or (), past_apart=True)
     timing = None
     if view.time:
         from attncli.reports.timing import timing_of, timing_table
@@ -99,9 +102,10 @@ def compute_report(
         command="compute",
         headline=headline(result),
         blocks=blocks,
-        data=lambda: _data(result, labels, view, chosen, include, found, timing, notes),
+        data=lambda: _data(result, labels, view, chosen, include, found, timing, notes, along),
         records=records,
-        arrays=saved(result, include or ("output",)),
+        arrays=saved(result, include or ("output",)) | {**along.arrays},
+        options=along.options,
         warnings=result.warnings,
         notes=notes,
     )
@@ -116,18 +120,21 @@ def _or_nothing(block: Block) -> Block:
 
 def gradient_table(problem: Problem, norms: Mapping[str, Array], chosen: Selection) -> Table:
     """Return a row a head: medians and p05 of the norms of each row of dQ, dS, dK and dV."""
+    from attncli.measures.evidence import every_statistic
+
+    registry = {one.name: one for one in every_statistic()}
     columns, cells = [], []
     shown = [f"grad_{name}_norm" for name in ("query", "score", "key", "value")]
     shown = [name for name in shown if name in norms]
     for name in shown:
         columns += [
-            Column(STATISTICS[name].heading, sub="median"),
+            Column(registry[name].heading, sub="median"),
             Column("", sub="p05", keep=-1),
         ]
     for b, h in chosen.pairs:
         row: list[float] = []
         for name in shown:
-            ours = STATISTICS[name].of == "row"
+            ours = registry[name].of == "row"
             norm = norms[name][b, h if ours else problem.group(h)]
             norm = norm[problem.real_rows[b]] if ours else norm
             ordered = np.sort(norm[np.isfinite(norm)])
@@ -149,6 +156,7 @@ def _data(
     found: Mapping[str, Any],
     timing: dict[str, Any] | None,
     notes: Sequence[str],
+    along: Carried,
 ) -> dict[str, Any]:
     """Return the JSON object of the report."""
     problem = result.problem
@@ -161,18 +169,23 @@ def _data(
         data["time"] = timing
     data |= tokens_of(labels)
     data["heads"] = [
-        {"batch": b, "head": h, "statistics": of_head(found, b, h)} for b, h in chosen.pairs
+        {"batch": b, "head": h, "statistics": statistics_of(result, found, b, h)}
+        for b, h in chosen.pairs
     ]
     if view.top is not None:
         data["top"] = list(top_data(problem, view.top, chosen))
     if include:
         for name in include:
             data[name] = array_of(result, chosen, view, name)
+        if along.options:
+            demand_lists({name: data[name] for name in PROBLEM if name in include})
+        data |= along.members
     else:
-        if len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width <= SMALL:
-            data["output"] = array_of(result, chosen, view, "output")
-        if chosen.cells <= SMALL:
-            data["weights"] = array_of(result, chosen, view, "weights")
-        if result.derived is not None and problem.query.size + problem.key.size <= SMALL:
-            data |= {name: array_of(result, chosen, view, name) for name in GRADIENTS}
+        width = len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width
+        sizes = {"output": width, "weights": chosen.cells}
+        if result.derived is not None:
+            sizes |= dict.fromkeys(GRADIENTS, problem.query.size + problem.key.size)
+        small = [name for name, size in sizes.items() if size <= SMALL]
+        data |= {name: array_of(result, chosen, view, name) for name in small}
+        data["warnings"] += left_out([name for name in sizes if name not in small])
     return data

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.dialects import Spoken, additive_tensor, keep_tensor, speak
+from attncli.attention.dialects import speak
 from attncli.attention.masks import Mask
+from attncli.attention.spoken import Spoken, additive_tensor, keep_tensor
 from attncli.attention.view import Labels, View
 from attncli.errors import InputError, TooLarge
 from attncli.measures.masks import (
@@ -28,6 +29,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = 4096  # cells that JSON carries unasked
 MAP_BLOCKS = 512  # resolution of a grid before the window fits it to the screen
 LONGEST_VIEW = 200  # tokens that a reader can take in
+SHORT = 16  # numbers of a list that are written out
 NAMED = 12  # differing cells that are named in words
 HIDDEN = "[MASK]"
 
@@ -71,6 +73,7 @@ def mask_report(
     if more:
         blocks.append(Text("", more))
     said: dict[str, Any] = {}
+    notes = mask.notes + (against.notes if against is not None else ())
     if against is not None and found is not None:
         blocks.append(Text("", _differences(mask, against, found)))
         said["against"] = _against_data(against, found)
@@ -79,19 +82,22 @@ def mask_report(
         tensors = dict(spoken.tensors)
         said["dialect"] = {
             "name": spoken.dialect, "call": spoken.call, "arguments": dict(spoken.arguments),
-            "notes": list(spoken.notes),
+            "notes": list(spoken.notes), "code": spoken.code or None,
         }  # fmt: skip
     elif keep or cells <= SMALL:
         tensors = {"attn_mask": mask_tensor(mask, additive)}
+    else:
+        said["warnings"] = [f"attn_mask is left out: more than {SMALL:,} cells (-o FILE)"]
     return Report(
         command="mask", headline=[] if tokens_view else _headline(mask, facts),
-        blocks=blocks, data=lambda: {**_data(mask, facts), **said, **tensors},
+        blocks=blocks, data=lambda: {**_data(mask, facts, notes), **said, **tensors},
         records=lambda: _records(mask), arrays=tensors,
+        warnings=notes,
         exit_code=int(found is not None and found.first is not None),
     )  # fmt: skip
 
 
-def _data(mask: Mask, facts: MaskFacts) -> dict[str, Any]:
+def _data(mask: Mask, facts: MaskFacts, notes: tuple[str, ...]) -> dict[str, Any]:
     e = mask.extent
     return {
         "schema": "attncli.mask/1",
@@ -101,12 +107,13 @@ def _data(mask: Mask, facts: MaskFacts) -> dict[str, Any]:
         "kept": facts.kept,
         "kept_share": facts.kept / facts.cells if facts.cells else None,
         "empty_rows": facts.empty_rows,
+        "padding_rows": facts.padding_rows,
         "future_rows": facts.future_rows,
         "tiles": {
             "size": 128, "empty": facts.tiles_empty, "full": facts.tiles_full,
             "mixed": facts.tiles_mixed,
         },
-        "warnings": [],
+        "warnings": list(notes),
     }  # fmt: skip
 
 
@@ -168,6 +175,9 @@ def _headline(mask: Mask, facts: MaskFacts) -> list[str]:
     rows = "no row is empty"
     if facts.empty_rows:
         rows = f"{facts.empty_rows} of {facts.rows} rows are empty"
+    if facts.padding_rows:
+        padding = f"{facts.padding_rows} of {facts.rows} rows are padding"
+        rows = f"{padding}, {rows.replace('no row', 'no other') if not facts.empty_rows else rows}"
     future = []
     if facts.future_rows is not None:
         plural = "row sees" if facts.future_rows == 1 else "rows see"
@@ -244,9 +254,16 @@ def _reader(mask: Mask, labels: Labels, b: int, h: int) -> Text:
 def _dialect(spoken: Spoken) -> Text:
     lines = [spoken.call]
     for name, tensor in spoken.tensors.items():
-        lines.append(f"{name}: {tensor.dtype} {tuple(tensor.shape)}")
+        lines.append(f"{name}: {tensor.dtype} {tuple(tensor.shape)}{_written(tensor)}")
     lines += [f"{name} = {value}" for name, value in spoken.arguments.items()]
-    return Text("", [*lines, *spoken.notes])
+    return Text("", [*spoken.code.splitlines(), *lines, *spoken.notes])
+
+
+def _written(tensor: Array) -> str:
+    """Return the numbers of a short list."""
+    if tensor.ndim != 1 or tensor.size > SHORT:
+        return ""
+    return f" = {', '.join(map(str, tensor.tolist()))}"
 
 
 def _differences(mask: Mask, other: Mask, found: Difference) -> list[str]:

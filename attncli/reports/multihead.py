@@ -11,11 +11,12 @@ from attncli.attention.problem import STAGES, Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import InputError
 from attncli.measures.statistic import of_head
-from attncli.reports.arrays import SMALL, array_of, top_data, wanted
+from attncli.reports.arrays import array_of, left_out, top_data, wanted
 from attncli.reports.blocks import Block, Column, Heatmap, Records, Report, Table, Text
 from attncli.reports.facts import (
     facts_of,
     headline,
+    statistics_of,
     tokens_of,
 )
 from attncli.reports.heads import WHOLE, Shown, alike, columns, head_name
@@ -23,12 +24,13 @@ from attncli.reports.heads import cells as shown_cells
 from attncli.reports.labels import label
 from attncli.reports.layers import family_of, heads_of, layer_data
 from attncli.reports.maps import heatmaps
-from attncli.reports.matrices import rows_table, top_tables
+from attncli.reports.matrices import rows_table, top_tables, weights_tables
 from attncli.reports.records import records_of
 from attncli.reports.selection import Selection, excerpt, is_whole, select, selection_of
 from attncli.reports.stability import EDGE_HEADS
 from attncli.reports.timing import timing_of, timing_table
-from attncli.studies import bundle
+from attncli.reports.words import SMALL
+from attncli.studies.bundle import carried
 from attncli.studies.heads import HeadFacts
 from attncli.studies.layer import MultiheadResult
 
@@ -68,6 +70,13 @@ def multihead_report(
     problem = made.attention.problem
     chosen = select(problem, view)
     blocks: list[Block] = []
+    part = view.head is not None or view.rows is not None or view.keys is not None
+    if view.steps:
+        from attncli.reports.steps import steps
+
+        blocks += steps(problem, labels, view, chosen)
+    elif part and view.top is None and not view.heatmap and chosen.cells:
+        blocks += weights_tables(problem, labels, view, chosen)
     if view.heatmap:
         blocks += heatmaps(problem, labels, view, chosen)
     if view.top is not None:
@@ -83,14 +92,8 @@ def multihead_report(
     if timing:
         blocks.append(timing_table(made.attention, timing))
     names = tuple(include or ("output",))
-    options: dict[str, Any] = {}
-    more: dict[str, Array] = {}
-    lost = ""
-    if {"query", "key"} <= {*names}:
-        options, more, lost = bundle.options_of(problem)
+    along = carried(problem, names, past_apart=False)
     warnings = [*warnings, *made.warnings]
-    if lost:
-        warnings.append(f"{lost}: the bundle gives other weights")
 
     def data() -> Mapping[str, Any]:
         said: dict[str, Any] = {
@@ -109,14 +112,11 @@ def multihead_report(
         if include:
             said |= {n: _array(made, chosen, view, n) for n in names if n != "heads"}
         else:
-            if made.output.size <= SMALL:
-                said["output"] = made.output
-            if chosen.cells <= SMALL:
-                said["weights"] = array_of(made.attention, chosen, view, "weights")
-        if more or options:
-            said["mask"] = options.get("mask")
-            said |= more
-        return said
+            sizes = {"output": made.output.size, "weights": chosen.cells}
+            small = [name for name, size in sizes.items() if size <= SMALL]
+            said |= {name: _array(made, chosen, view, name) for name in small}
+            said["warnings"] = [*warnings, *left_out([n for n in sizes if n not in small])]
+        return said | along.members
 
     return Report(
         command="multihead",
@@ -124,8 +124,8 @@ def multihead_report(
         blocks=blocks,
         data=data,
         records=lambda: _records(made, facts, labels, view, chosen, include),
-        arrays=_saved(made, names) | more,
-        options=options,
+        arrays=_saved(made, names) | {**along.arrays},
+        options=along.options,
         warnings=warnings,
         notes=[" · ".join(headline(made.attention)), *made.notes, *notes, *_sampled(facts)],
     )
@@ -248,10 +248,9 @@ def _layer_data(made: MultiheadResult) -> dict[str, Any]:
 def _head_data(
     made: MultiheadResult, facts: HeadFacts, b: int, h: int, names: Collection[str]
 ) -> dict[str, Any]:
-    own = of_head(facts.found, b, h)
     said: dict[str, Any] = {
         "batch": b, "head": h, "roles": [role.data for role in facts.roles[b, h]],
-        "statistics": own,
+        "statistics": statistics_of(made.attention, facts.found, b, h),
     }  # fmt: skip
     if "heads" in names:  # that name is this list's: each head's output stands with it
         said["output"] = made.attention.attended.output[b, h]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from attncli.attention.definition import stages
 from attncli.attention.pose import turn
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
-from attncli.errors import InputError
+from attncli.errors import InputError, counted
 from attncli.reports.blocks import Block, Column, Step, Table, Text
 from attncli.reports.labels import label, where
+from attncli.reports.matrices import not_shown
 from attncli.reports.selection import Selection
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -26,11 +28,11 @@ MINUS_INFINITY = "−∞"
 
 
 def steps(problem: Problem, labels: Labels, view: View, chosen: Selection) -> list[Block]:
-    """Return the stages of one head.
+    """Return the stages of the heads asked for, or of the first, and what is left out.
 
     They are (turned,) scores, scaled, (softcapped,) masked, weights, output.
-    All selected rows stand in the tables; the arithmetic is of the rows asked for, or of the first.
-    Raises InputError when there are more than MOST rows or keys.
+    All selected rows stand in the tables; the arithmetic is of the rows asked for, or of the first
+    that has a choice. Raises InputError when there are more than MOST rows or keys.
     """
     for flag, many, things in (
         ("rows", chosen.rows, "queries"),
@@ -43,17 +45,37 @@ def steps(problem: Problem, labels: Labels, view: View, chosen: Selection) -> li
             )
     if not (chosen.shown and chosen.rows and chosen.keys):
         raise InputError("there is no query or no key", "--steps needs at least one of each")
-    which = where(problem, *chosen.shown[0]).removeprefix(" · ")
-    lesson = _Lesson(problem, labels, view, chosen).steps()
-    return [*([Text("", [which])] if which else []), *lesson]
+    blocks: list[Block] = []
+    for pair in chosen.shown:
+        which = where(problem, *pair).removeprefix(" · ")
+        lesson = _Lesson(problem, labels, view, chosen, *pair)
+        *first, last = lesson.steps()
+        blocks += [*([Text("", [which])] if which else []), *first]
+        if pair == chosen.shown[-1]:
+            last = replace(last, lines=[*last.lines, *_left_out(problem, view, chosen, lesson)])
+        blocks.append(last)
+    return blocks
+
+
+def _left_out(problem: Problem, view: View, chosen: Selection, last: _Lesson) -> list[str]:
+    """Return which heads are not shown and which rows not worked out, and how to see them."""
+    heads, flags = not_shown(problem, view, chosen)
+    facts = [heads] if heads else []
+    if len(last.worked) < len(chosen.rows):
+        name = last.q_names[last.worked[0]]
+        facts.insert(0, f"worked out for {name}, 1 of {len(chosen.rows)} queries")
+        flags.insert(0, "--rows")
+    return [f"{'; '.join(facts)} ({', '.join(flags)})"] if facts else []
 
 
 class _Lesson:
     """The stages of some rows of one head and how to write them down."""
 
-    def __init__(self, problem: Problem, labels: Labels, view: View, chosen: Selection) -> None:
+    def __init__(
+        self, problem: Problem, labels: Labels, view: View, chosen: Selection, b: int, h: int
+    ) -> None:
         self.problem = problem
-        self.b, self.h = chosen.shown[0]
+        self.b, self.h = b, h
         rows, self.keys = np.asarray(chosen.rows), np.asarray(chosen.keys)
         self.others = np.setdiff1d(np.arange(problem.keys), self.keys)
         self.rows = rows
@@ -64,7 +86,9 @@ class _Lesson:
         self.stages = stages(problem, self.b, self.h, rows)  # (n, Lk) each
         with np.errstate(all="ignore"):
             self.products = self.query @ self.key.T  # (n, Lk)
-        self.worked = range(len(rows)) if view.rows is not None else range(1)
+        self.worked = list(range(len(rows)))
+        if view.rows is None:
+            self.worked = [int(np.argmax(self.stages["keep"].sum(axis=1) > 1))]
         names = [label(labels.query, self.b, int(i)) for i in rows]
         self.q_names = _spoken(names, "q", labels.query is not None)
         names = [label(labels.key, self.b, int(j)) for j in self.keys]
@@ -90,6 +114,17 @@ class _Lesson:
             matrix=True,
             things="keys",
         )
+
+    def visible(self, r: int) -> tuple[int, int]:
+        """Return the first key that a row sees, by its place among those shown and by its index."""
+        k = int(np.argmax(self.stages["keep"][r, self.keys]))
+        return k, int(self.keys[k])
+
+    @property
+    def alike(self) -> str:
+        """What is said where one key stands for all."""
+        others = len(self.keys) - 1
+        return f", and {counted(others, 'more key')} alike" if others else ""
 
     def turned(self) -> Step:
         """Return the step of RoPE: queries and keys as they are after it, and how one pair turned.
@@ -162,11 +197,11 @@ class _Lesson:
             meaning = "or wide vectors would saturate the softmax"
         elif problem.scale == 1:
             meaning = f"leaves them as they are ({source})"
-        j = int(self.keys[0])
         lines = [
-            f"{self.q_names[r]}·{self.k_names[0]}: {_number(self.products[r, j])} × {factor}"
-            f" = {_number(self.stages['scores'][r, j])}"
+            f"{self.q_names[r]}·{self.k_names[k]}: {_number(self.products[r, j])} × {factor}"
+            f" = {_number(self.stages['scores'][r, j])}{self.alike}"
             for r in self.worked
+            for k, j in [self.visible(r)]
             if problem.scale != 1
         ]
         return Step(
@@ -176,11 +211,12 @@ class _Lesson:
 
     def softcapped(self) -> Step:
         cap = _given(self.problem.softcap or math.nan)
-        j = int(self.keys[0])
         lines = [
+            f"{self.q_names[r]}·{self.k_names[k]}: "
             f"{cap}×tanh({_number(self.stages['scores'][r, j])} / {cap})"
-            f" = {_number(self.stages['softcapped'][r, j])}"
+            f" = {_number(self.stages['softcapped'][r, j])}{self.alike}"
             for r in self.worked
+            for k, j in [self.visible(r)]
         ]
         return Step(
             0, "softcapped", f"{cap}·tanh(s/{cap})", f"no score can pass ±{cap}",

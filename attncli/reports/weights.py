@@ -39,7 +39,8 @@ MEANING = (
 @dataclass(frozen=True)
 class _Head:
     facts: WeightFacts
-    layer: str  # its label among all
+    at: int  # of the layer among all
+    layer: str  # its label
     head: int
     found: Mapping[str, float]
     verdict: Verdict
@@ -86,29 +87,33 @@ def weights_report(
     facts = weight_facts(layers, threads=threads, progress=progress)
     names = labels(layers)
     every = [
-        _Head(one, name, h, found, judge(found, 0.0, policy))
-        for name, one, some in zip(names, facts, judged(facts), strict=True)
+        _Head(one, at, names[at], h, found, judge(found, 0.0, policy))
+        for at, (one, some) in enumerate(zip(facts, judged(facts), strict=True))
         for h, found in enumerate(some)
     ]
     total, asked = len(every), asked or Picking(WEIGHTS)
     every = asked.pick(_selected(every, layer, head), _facts)
-    at = {name: n for n, name in enumerate(names)}
-    shown = sorted({at[one.layer] for one in every})
-    there = {(at[one.layer], one.head): _facts(one) for one in every} if asked.map else {}
-    seen = mapped(asked, "layer", names, there)
+    layers_shown = {head.at for head in every}
+    seen = mapped(
+        asked, "layer", names,
+        {(one.at, one.head): _facts(one) for one in every} if asked.map else {},
+    )  # fmt: skip
     count = Counter(head.verdict.level for head in every)
     families = sorted({family_of(layer) for layer in layers} - {""})
-    blocks: list[Block] = [_layer_table(facts, names, shown, full)]
-    blocks += [*([seen.table] if seen else []), _head_table(every, full, asked)]
+    blocks: list[Block] = [
+        _layer_table(facts, names, sorted(layers_shown), full),
+        *([seen.table] if seen else []),
+    ]
+    blocks.append(_head_table(every, full, asked))
     blocks += reasons(every, lambda head: head.name, _gravity, WHOLE)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
     warnings = [f"not read: {why}" for why in skipped]
-    warnings += [] if every else ["no head passes --filter"]
     warnings += dict.fromkeys(
         f"{lack.what}: its norm, if any, is not folded in"
-        for layer in layers for lack in layer.lacks if lack.option == "arch"
+        for one in layers for lack in one.lacks if lack.option == "arch"
     )  # fmt: skip
+    warnings += [] if every else ["no head passes --filter"]
     return Report(
         command="inspect",
         headline=[

@@ -2,6 +2,7 @@
 
 from attncli.attention.words import STAGES
 
+SMALL = 4096  # numbers of an array that JSON gives without being asked
 GRADIENTS = ("grad_query", "grad_key", "grad_value")
 INCLUDABLE = (
     "output", STAGES[-1], *STAGES[:-1], "lse", "query", "key", "value", "present_key",

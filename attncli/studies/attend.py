@@ -18,11 +18,13 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
+from attncli.attention.tensors import padding_masker, tensor_masker
 from attncli.engines import DEFAULT, ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
 from attncli.resources import Progress, available_memory, readable_bytes, stages
+from attncli.studies.warned import warnings
 
 if TYPE_CHECKING:
     from attncli.attention.rope import Rope
@@ -139,6 +141,7 @@ def attend(
     *,
     mask: str | Mask | Masker | Sequence[str | Mask | Masker] | None = None,
     attn_mask: Any = None,
+    key_padding_mask: Any = None,
     mask_polarity: str = "keep",
     past_key: Any = None,
     past_value: Any = None,
@@ -164,7 +167,8 @@ def attend(
     query ``(L, D)``, ``(H, L, D)`` or ``(B, H, L, D)`` (see ``problem.pose`` for the others); a
     missing value is the key, a missing key the query. ``mask`` is a mask expression such as
     ``"causal & window(8)"``, or several: all must allow. ``attn_mask`` is a tensor of rank 1 to 4:
-    bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores.
+    bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores;
+    ``key_padding_mask`` is ``(B, Lk)``: True = a real key, likewise.
     ``rope`` turns query and new keys first: ``"half"``, ``"interleaved"``, a Rope or its fields;
     ``result.problem`` holds them turned.
     ``want``: any of output, lse, weights, scores, softcapped, masked, row_statistics, gradients
@@ -179,7 +183,9 @@ def attend(
     masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
     maskers = [language.masker(m) for m in masks]
     if attn_mask is not None:
-        maskers.append(language.tensor_masker(attn_mask, mask_polarity))
+        maskers.append(tensor_masker(attn_mask, mask_polarity))
+    if key_padding_mask is not None:
+        maskers.append(padding_masker(key_padding_mask, mask_polarity))
     problem = pose(
         query, key, value, mask=maskers, past_key=past_key, past_value=past_value,
         kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink,
@@ -256,7 +262,7 @@ def run(
         engine=Ran(backend, done.device, problem.dtype.name, done.threads, done.kernel),
         attended=done,
         rows=None if done.rows is None else done.rows.with_sink(problem.sink),
-        warnings=(*problem.warnings, *_warnings(problem, done.lse, known_lse)),
+        warnings=(*problem.warnings, *warnings(problem, done.lse, known_lse)),
         derived=derived,
     )
 
@@ -303,65 +309,3 @@ def check_memory(problem: Problem, want: Collection[str], *, dense: bool = False
         if dense
         else "compute fewer heads or queries at a time",
     )
-
-
-def _warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
-    found = []
-    for name in ("query", "key", "value"):
-        array = getattr(problem, name)
-        bad = _first_nonfinite(array)
-        if bad is not None:
-            count, where = bad
-            found.append(
-                f"{name} has {count} value{'s' if count > 1 else ''} that "
-                f"{'are' if count > 1 else 'is'} NaN or infinite, the first at "
-                f"(batch, head, position, channel) {where}; the rows that see it carry it on"
-            )
-    dead = np.isneginf(lse) & problem.real_rows[:, None]
-    if dead.any():
-        count = int(dead.sum())
-        where = tuple(int(x) for x in np.argwhere(dead)[0])
-        found.append(
-            f"{count} of {dead.size} rows see no key; their output is 0 and they are left out of "
-            f"the statistics. The first is (batch, head, query) {where}"
-        )
-    lost = np.isnan(lse) | np.isposinf(lse)
-    if not found and known_lse and lost.any():
-        where = tuple(int(x) for x in np.argwhere(lost)[0])
-        found.append(
-            f"{int(lost.sum())} of {lost.size} rows have scores that are NaN or infinite, though "
-            f"query and key are finite: they overflow {problem.dtype.name}, or the mask adds such "
-            f"numbers. The first is (batch, head, query) {where}"
-        )
-    if problem.mask.zero_one():
-        found.append(
-            "the float mask holds only 0 and 1: they are added to the scores and hide nothing. "
-            "A mask that hides is bool (True = keep), or float with -inf"
-        )
-    sentinel = problem.mask.sentinel()
-    if sentinel is not None:
-        found.append(
-            f"the float mask holds {sentinel:.4g}, which is finite and not −∞: it is added as it "
-            "is, and a row of nothing else becomes a mean. Use -inf or a bool mask to hide keys"
-        )
-    return found
-
-
-def _first_nonfinite(array: Array, chunk: int = 1 << 22) -> tuple[int, tuple[int, ...]] | None:
-    """Return how many values are not finite and where the first is, a head at a time."""
-    count, first = 0, None
-    for b, h in np.ndindex(array.shape[:2]):
-        step = max(1, chunk // max(1, array.shape[3]))
-        for start in range(0, array.shape[2], step):
-            part = array[b, h, start : start + step]
-            # a sum is finite only if all its terms are (or overflow: then the exact test decides)
-            with np.errstate(all="ignore"):
-                if np.isfinite(part.sum(dtype=np.float64)):
-                    continue
-            bad = ~np.isfinite(part.astype(np.float32) if part.dtype.itemsize < 4 else part)
-            if bad.any():
-                count += int(bad.sum())
-                if first is None:
-                    i, d = (int(x) for x in np.argwhere(bad)[0])
-                    first = (b, h, start + i, d)
-    return None if first is None else (count, first)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,59 +12,122 @@ from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import Problem
-from attncli.errors import MaskError
+from attncli.errors import AttnError, InputError, TooLarge
 from attncli.measures.masks import difference
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 1 << 24  # cells of a mask tensor that is made
 EDGE = 64  # rows at both ends where a larger bias is compared
+#: What arrays in a binary file say by themselves, and what is no option.
+UNSAID = ("dtype", "rope_applied")
+#: The arrays that make a problem.
+PROBLEM = ("query", "key", "value")
 
 
-def options_of(problem: Problem) -> tuple[dict[str, Any], dict[str, Array], str]:
-    """Return options, further arrays, and what is missing in words, if anything.
+@dataclass(frozen=True)
+class Carried:
+    """What goes along with query and key: ``options`` by name and further ``arrays``."""
 
-    A mask that no expression says becomes the array ``attn_mask``, ``(1 or B, 1 or H, Lq, Lk)``,
-    unless it is too large.
+    options: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """As members of a report's JSON, where ``heads`` are those of the report."""
+        options = dict(self.options)
+        if "heads" in options:
+            options["num_heads"] = options.pop("heads")
+        return {**({"mask": None} if options else {}), **options, **self.arrays}
+
+
+def carried(problem: Problem, names: Collection[str], *, past_apart: bool) -> Carried:
+    """Return what has to go along where ``names`` are written; nothing without query and key.
+
+    ``past_apart``: the key is written without the cache, which goes along in the layout in which
+    it was given; otherwise the key holds it. A mask that no expression says becomes the array
+    ``attn_mask``, ``(1 or B, 1 or H, Lq, Lk)``; the query is turned already, so no RoPE goes along
+    but ``rope_applied``, its words. Raises TooLarge for a mask that cannot go along.
     """
-    p = problem
-    options: dict[str, Any] = {"scale": p.scale}
-    if p.softcap is not None:
-        options["softcap"] = p.softcap
-    lengths = p.mask.extent.lengths
-    if lengths is not None:
-        options["kv_lengths"] = list(lengths)
+    if not {"query", "key"} <= {*names}:
+        return Carried()
+    p, family = problem, problem.family
+    said: dict[str, Any] = {
+        "heads": p.heads if family.packed else None,
+        "kv_heads": p.kv_heads if family.packed and p.kv_heads != p.heads else None,
+        "layout": "blhd" if family.blhd else None,
+        "scale": p.scale,
+        "softcap": p.softcap,
+        "dtype": p.result_dtype.name,
+        "softmax_dtype": None if p.softmax_dtype is None else p.softmax_dtype.name,
+        "rope_applied": p.rope and p.rope.text,
+    }
     arrays = {} if p.sink is None else {"sink": np.array(p.sink)}
-    text = _expression(p.mask)
+    if p.mask.extent.lengths is not None:
+        arrays["kv_lengths"] = np.array(p.mask.extent.lengths, np.int64)
+    past = p.past if past_apart else 0
+    if past:
+        for name, array in (("past_key", p.key), ("past_value", p.value)):
+            arrays[name] = p.caches.restore(array[:, :, :past])
+    text = _expression(p.mask, past or None)
     if text is None:
-        e = p.mask.extent
-        if e.batch * e.heads * e.queries * e.keys > LARGEST:
-            missing = f"the mask ({p.mask.words}) is too large to go along as a tensor"
-            return options, arrays, missing
-        whole = p.mask.has_bias
-        arrays["attn_mask"] = p.mask.tensor(p.dtype) if whole else p.mask.compact().dense()
-    elif text:
-        options["mask"] = text
-    return options, arrays, ""
+        arrays["attn_mask"] = _tensor(p)
+        text = _padding(p)
+    options = {name: value for name, value in said.items() if value is not None}
+    return Carried(options | ({"mask": text} if text else {}), arrays)
+
+
+def demand_lists(arrays: Mapping[str, Array]) -> None:
+    """Raise InputError for an array that lists do not say: of no rows, but some width."""
+    for name, array in arrays.items():
+        if name in PROBLEM and 0 in array.shape[:-1]:
+            raise InputError(
+                f"JSON cannot say that {name} is {array.shape}: an empty list has no width",
+                "write it with -o FILE.safetensors or FILE.npz",
+            )
 
 
 def flags_of(options: Mapping[str, Any]) -> str:
     """Return the flags of `compute` that say the options, for files that hold none."""
     said = []
     for name, value in options.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        quoted = f"'{text}'" if set(text) & set(" ()&|~") else text
-        said.append(f"--{name.replace('_', '-')} {quoted}")
+        if name not in UNSAID:
+            text = str(value)
+            quoted = f"'{text}'" if set(text) & set(" ()&|~") else text
+            said.append(f"--{name.replace('_', '-')} {quoted}")
     return " ".join(said)
 
 
-def _expression(mask: Mask) -> str | None:
-    """Return the expression that gives this mask where nothing else is known; '' for none."""
+def _tensor(problem: Problem) -> Array:
+    """Return the mask as a tensor, bool or float, its dimensions of one kind left at 1."""
+    mask = problem.mask.compact()
     e = mask.extent
-    extent = Extent(e.batch, e.heads, e.queries, e.keys, lengths=e.lengths)
+    if e.batch * e.heads * e.queries * e.keys > LARGEST:
+        raise TooLarge(
+            f"the mask ({mask.words}) is too large to go along with query and key as a tensor",
+            "leave query or key out of --include",
+        )
+    return mask.tensor(problem.dtype) if mask.has_bias else mask.dense()
+
+
+def _padding(problem: Problem) -> str:
+    """Return the expression of which rows are padding, which a tensor does not say."""
+    lengths = problem.mask.lengths
+    return "" if lengths is None else f"padding({', '.join(map(str, lengths))})"
+
+
+def _expression(mask: Mask, past: int | None) -> str | None:
+    """Return the expression that gives this mask where nothing else is known; '' for none.
+
+    One that names a file would read another file elsewhere.
+    """
+    if set(mask.text) & set("'\""):
+        return None
+    e = mask.extent
+    extent = Extent(e.batch, e.heads, e.queries, e.keys, past=past, lengths=e.lengths)
     try:
         again = language.masker(mask.text)(extent) if mask.text else Mask(extent)
-    except MaskError:
+    except AttnError:
         return None
     if e.lengths is not None:
         again = again & Mask(extent, KeysBelow(e.lengths))

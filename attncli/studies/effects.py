@@ -13,6 +13,7 @@ import numpy as np
 from attncli.attention.rows import Rows
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
+from attncli.measures.outputs import in_units
 from attncli.measures.rows import SATURATED, pooled_std
 from attncli.measures.statistic import Summaries, quantile
 from attncli.studies.part import Part
@@ -136,14 +137,18 @@ def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect
     shape = changed.chosen.shape[:2]
     apart, whole, lost = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     assert before.output is not None and changed.output is not None
-    for b, h in np.ndindex(shape):
-        real = changed.real[b, h]
-        outputs = before.output[part.batches[b], part.heads[h]], changed.output[b, h]
-        old, new = (o[real].astype(np.float64) for o in outputs)
-        had, has = np.isfinite(old).all(1), np.isfinite(new).all(1)
-        both = had & has
-        apart[b, h] = np.sum((new[both] - old[both]) ** 2)
-        whole[b, h] = np.sum(old[both] ** 2)
-        lost[b, h] = (had & ~has).sum()
+    known = before.output.astype(np.float64)
+    _, unit = in_units(np.where(np.isfinite(known), known, 0))  # so that squares are numbers
+    scale = unit[0, 0, 0, 0]
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        for b, h in np.ndindex(shape):
+            real = changed.real[b, h]
+            outputs = known[part.batches[b], part.heads[h]], changed.output[b, h]
+            old, new = (o[real].astype(np.float64) / scale for o in outputs)
+            had, has = np.isfinite(old).all(1), np.isfinite(new).all(1)
+            both = had & has
+            apart[b, h] = np.sum((new[both] - old[both]) ** 2)
+            whole[b, h] = np.sum(old[both] ** 2)
+            lost[b, h] = (had & ~has).sum()
     run = changed if changed is before else replace(changed, output=None)
     return Effect(text, run, part, apart, whole, lost)

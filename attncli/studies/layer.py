@@ -188,9 +188,7 @@ def multihead(
             "past_key is given to a layer with bias_k or add_zero_attn",
             "torch's layer has no cache: put the past into the memory",
         )
-    limits = maskers(
-        own, made.cross, mask, attn_mask, key_padding_mask, mask_polarity, len(made.query)
-    )
+    limits = maskers(own, made.cross, mask, attn_mask, key_padding_mask, mask_polarity)
     problem = pose(
         made.query, made.key, made.value, family=Family(4 if made.batched else 3),
         mask=[beyond(limits, made.added)] if made.added else limits,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from attncli.attention.problem import Problem
-from attncli.engines import DEFAULT
+from attncli.engines import DEFAULT, ENGINES
 from attncli.measures.evidence import Evidence
 from attncli.measures.statistic import summarize
 from attncli.resources import Progress
@@ -24,12 +25,16 @@ def run_both_ways(
 ) -> Result:  # fmt: skip
     """Run attention and its gradients, for the gradient ``(B, H, Lq, Dv)`` of its output.
 
-    Padding passes no gradient on.
+    Padding passes no gradient on. What it finds is in the arithmetic's precision: it is not rounded
+    to the type of the inputs, unless by a kernel of a GPU, which is made for that type.
     """
-    return run(
-        problem, _of_real(problem, upward), backend=backend, device=device,
+    exact = replace(problem, result_dtype=problem.dtype)
+    fused = ENGINES[backend].gpu and problem.dtype != np.float64
+    result = run(
+        problem if fused else exact, _of_real(problem, upward), backend=backend, device=device,
         threads=threads, want=WANT, progress=progress,
     )  # fmt: skip
+    return replace(result, problem=problem)
 
 
 def run_rounded(

@@ -21,7 +21,7 @@ def test_layers_come_in_order_from_any_number_of_threads() -> None:
     one, several = (weight_facts(layers, threads=n, progress=heard.append) for n in (1, 3))
     assert [facts.layer for facts in one] == [facts.layer for facts in several] == layers
     for first, second in zip(one, several, strict=True):
-        np.testing.assert_array_equal(first.largest_logit, second.largest_logit)
+        np.testing.assert_array_equal(first["largest_logit"], second["largest_logit"])
     assert heard[-1] == 1 and all(isinstance(facts, WeightFacts) for facts in one)
 
 
@@ -70,14 +70,14 @@ def test_layers_that_are_one_function_are_judged_the_same(kind: str) -> None:
     np.testing.assert_allclose(weights[0], weights[1], atol=1e-10)
     one, two = (layer_facts(layer) for layer in layers)
     for name in ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "similarity"):
-        np.testing.assert_allclose(getattr(one, name), getattr(two, name), rtol=1e-9, err_msg=name)
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-9, err_msg=name)
 
 
 def test_a_gain_that_is_not_finite_is_found() -> None:
     arrays, _, config = same_function("llama")
     arrays["layers.0.input_layernorm.weight"] = np.full(16, np.nan)
     facts = layer_facts(find_layers(Bundle("x", "arrays", arrays), config)[0])
-    assert (facts.nonfinite > 0).all() and np.isnan(facts.largest_logit).all()
+    assert (facts["nonfinite"] > 0).all() and np.isnan(facts["largest_logit"]).all()
 
 
 def test_layers_stand_in_the_order_of_their_numbers() -> None:

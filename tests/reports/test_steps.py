@@ -28,8 +28,8 @@ def test_steps_are_the_stages_with_their_arithmetic() -> None:
         (6, "output"),
     ]  # fmt: skip
     assert steps[0].lines == ["q0·k0 = 2×1 + 0×3 = 2.000", "q0·k1 = 2×0 + 0×(-1) = 0.000"]
-    assert steps[1].lines == ["q0·k0: 2.000 × 0.5 = 1.000"]
-    assert steps[2].lines == ["4×tanh(1.000 / 4) = 0.980"]
+    assert steps[1].lines == ["q0·k0: 2.000 × 0.5 = 1.000, and 1 more key alike"]
+    assert steps[2].lines == ["q0·k0: 4×tanh(1.000 / 4) = 0.980, and 1 more key alike"]
     assert steps[3].formula == "prefix(2)"
     assert steps[4].meaning == "each row and its sink sum to 1"
     assert steps[4].lines == [

@@ -16,16 +16,16 @@ def test_a_mask_goes_along_as_text_where_text_says_it() -> None:
     q = np.random.default_rng(3).normal(size=(1, 2, 4, 3))
 
     def carried(*masks: Any, **more: Any) -> tuple[dict[str, Any], set[str]]:
-        options, arrays, lost = bundle.options_of(pose(q, mask=masks, **more))
-        assert not lost
-        return options, set(arrays)
+        posed = pose(q, mask=masks, **more)
+        found = bundle.carried(posed, ("query", "key"), past_apart=False)
+        return dict(found.options), set(found.arrays)
 
-    plain = {"scale": 1 / 3**0.5}
+    plain = {"scale": 1 / 3**0.5, "dtype": "float64"}
     assert carried() == (plain, set())
     said = masker("causal & window(2, 0) & alibi")
     assert carried(said) == (plain | {"mask": "causal & window(2, 0) & alibi"}, set())
     past = dict(key=q, past_key=q[:, :, :2], past_value=q[:, :, :2])
     assert carried(masker("causal"), **past) == (plain, {"attn_mask"})
-    assert bundle.flags_of(plain | {"mask": "a & b", "kv_lengths": [1, 2]}) == (
-        f"--scale {1 / 3**0.5} --mask 'a & b' --kv-lengths 1,2"
+    assert bundle.flags_of(plain | {"mask": "a & b", "kv_heads": 2}) == (
+        f"--scale {1 / 3**0.5} --mask 'a & b' --kv-heads 2"
     )

@@ -19,6 +19,7 @@ VALUES = {
     "rope_cos": "cos.npy", "rope_sin": "cos.npy", "backend": "reference", "device": "cpu",
     "threads": "1", "grad_output": "ones", "time": "", "batch": "1", "head": "1", "rows": "1",
     "keys": "99", "top": "1", "heatmap": "", "steps": "", "full": "", "output": "out.json",
+    "quiet": "",
     "include": "row_statistics", "format": "csv", "json": "", "color": "always",
     "no_color": "", "length": "5", "query_length": "3", "key_length": "5", "batch_size": "3",
     "past": "1", "against": "prefix(1)", "view": "tokens", "additive": "", "dialect": "mha",

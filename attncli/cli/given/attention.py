@@ -60,6 +60,7 @@ def gather(bundle: Bundle | None, flags: groups.Problem) -> Inputs:
     reader = Reader(bundle, flags)
     scale, source = scale_of(reader)
     if bundle:
+        _refuse_to_turn_again(bundle, flags)
         given_names.refuse_slips(bundle, [name for name, said in vars(flags).items() if said])
     arguments = {
         "query": _query(reader),
@@ -85,6 +86,16 @@ def gather(bundle: Bundle | None, flags: groups.Problem) -> Inputs:
         tuple(dict.fromkeys(reader.sources)),
         tuple(dict.fromkeys(reader.warnings)),
     )
+
+
+def _refuse_to_turn_again(bundle: Bundle, flags: groups.Rope) -> None:
+    """Raise InputError for RoPE on what was written with RoPE applied."""
+    turned = bundle.options.get("rope_applied")
+    if turned and flags.rope is not None:
+        raise InputError(
+            f"{bundle.source}: query and key are turned already (RoPE {turned})",
+            "leave --rope out",
+        )
 
 
 def upstream(spec: str | None) -> Any:

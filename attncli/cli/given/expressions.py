@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import os
+from collections.abc import Callable
 from typing import Any
 
 from attncli import files
 from attncli.attention import language
+from attncli.attention.problem import Masker
+from attncli.attention.tensors import attention_masker, padding_masker, tensor_masker
 from attncli.cli.given.reader import Reader, is_truth, is_word
 from attncli.cli.groups import Mask
 from attncli.errors import InputError
+
+TENSORS = ("attn_mask", "key_padding_mask")
 
 
 def maskers_of(reader: Reader, flags: Mask) -> list[Any]:
@@ -30,27 +35,44 @@ def maskers_of(reader: Reader, flags: Mask) -> list[Any]:
         reader.sources += files_in(text)
     maskers: list[Any] = [language.masker(text) for text in texts]
     polarity = reader.pick("mask_polarity", is_word, "keep or ignore")
-    found = reader.tensor("attn_mask", reader.flag("attn_mask"))
-    if found:
-        text = _tensor_text(reader, polarity or "keep")
-        maskers.append(language.tensor_masker(found[0], polarity or "keep", text=text))
-    elif reader.flag("mask_polarity"):
+    tensors = [made for role in TENSORS if (made := _tensor(reader, role, polarity or "keep"))]
+    if not tensors and reader.flag("mask_polarity"):
         raise InputError(
-            "--mask-polarity is given, but there is no mask tensor", "add --attn-mask FILE"
+            "--mask-polarity is given, but there is no mask tensor",
+            "add --attn-mask FILE or --key-padding-mask FILE",
         )
-    return maskers
+    return maskers + tensors
 
 
-def _tensor_text(reader: Reader, polarity: str) -> str | None:
-    """How the mask tensor is written as an expression, when it lies in a file."""
-    path, _, name = (reader.flag("attn_mask") or "").partition("::")
-    if not path and reader.bundle and reader.bundle.kind != "json":
-        role = files.find(reader.bundle, "attn_mask")
-        path, name = reader.bundle.source, role[0] if role else ""
-    if not path or path == "-" or not os.path.exists(path):
+def _tensor(reader: Reader, role: str, polarity: str) -> Masker | None:
+    """Return what binds the mask tensor of a role, if there is one."""
+    found = reader.tensor(role, reader.flag(role))
+    if found is None:
         return None
-    sign = "~" if polarity == "ignore" else ""
-    return f"{sign}file({path!r}, {name!r})" if name else f"{sign}file({path!r})"
+    path, name = _where(reader, role)
+    text = None
+    if role == "attn_mask" and os.path.exists(path):  # how it is written as an expression
+        sign = "~" if polarity == "ignore" else ""
+        text = f"{sign}file({path!r}, {name!r})" if name else f"{sign}file({path!r})"
+    return reading(role, name)(found[0], polarity, name or role, text)
+
+
+def reading(role: str, name: str) -> Callable[[Any, str, str, str | None], Masker]:
+    """Return how a mask tensor of that role and name is read."""
+    if role == "key_padding_mask":
+        return padding_masker
+    return attention_masker if name.lower() == "attention_mask" else tensor_masker
+
+
+def _where(reader: Reader, role: str) -> tuple[str, str]:
+    """Return the file in which the tensor of a role lies, '' for none, and its name there."""
+    flag, bundle = reader.flag(role), reader.bundle
+    if flag is not None:
+        path, _, name = flag.partition("::")
+        return path, name
+    assert bundle is not None
+    found = files.find(bundle, role)
+    return "" if bundle.kind == "json" else bundle.source, found[0] if found else ""
 
 
 def files_in(expression: str) -> list[str]:

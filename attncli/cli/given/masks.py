@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +13,16 @@ from attncli import files
 from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.problem import Masker
+from attncli.attention.tensors import tensor_masker
 from attncli.attention.view import Labels
 from attncli.attention.words import MASKS
-from attncli.cli.given.expressions import files_in
+from attncli.cli.given.expressions import TENSORS, files_in, reading
 from attncli.cli.given.reader import Reader
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.cli.groups.mask import Described
-from attncli.errors import FileError, InputError, MaskError, counted
+from attncli.errors import FileError, InputError, counted
 from attncli.files.formats import SUFFIXES
+from attncli.measures.masks import check_size
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,17 +58,22 @@ def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
     reader = Reader(None, flags)
     tokens = tokens_of(reader)
     sources = [_source(text, flags.mask_polarity) for text in expressions]
+    padding = flags.key_padding_mask
+    if padding is not None:
+        sources.append(_padding(padding, flags.mask_polarity))
     other = None if flags.against is None else _source(flags.against, flags.mask_polarity)
     if flags.mask_polarity and not any(s.tensor for s in (*sources, other) if s):
         raise InputError(
             "--mask-polarity is given, but there is no mask tensor",
-            "name its file in place of an expression; in file('…') ~ turns it round",
+            "name its file in place of an expression, or as --key-padding-mask; in file('…') ~ "
+            "turns it round",
         )
     extent = _extent(flags, tokens, [*sources, other] if other else sources)
+    check_size(extent)
     mask = Mask(extent)
     for source in sources:
         mask = mask & source.masker(extent)
-    texts = [*expressions, *([flags.against] if flags.against else [])]
+    texts = [text for text in (*expressions, flags.against, padding) if text]
     read = (*texts, *(name for text in texts for name in files_in(text)), *reader.sources)
     against = other.masker(extent) if other else None
     return GivenMask(mask, against, labels_of(tokens, extent), read)
@@ -139,28 +145,30 @@ def _lengths(text: str) -> list[int]:
 def _source(text: str, polarity: str | None) -> _Source:
     if text == "-" or os.path.exists(text) or ("::" in text and "(" not in text):
         bundle = files.read(text)
-        found = files.find(bundle, "attn_mask")
-        array = found[1] if found else files.read_tensor(text)
-        array = np.asarray(array)
-        shape = (None,) * (4 - array.ndim) + array.shape if array.ndim <= 4 else (None,) * 4
-        masker = language.tensor_masker(array, polarity or "keep", found[0] if found else text)
-        return _Source(masker, True, *shape)
+        for role in TENSORS:
+            found = files.find(bundle, role)
+            if found:
+                return _tensor(found[1], role, found[0], polarity)
+        return _tensor(files.read_tensor(text), "attn_mask", text, polarity)
     if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
-    return _Source(language.masker(text), False, **_told(text))
+    return _Source(language.masker(text), False, **language.told(text))
 
 
-def _told(text: str) -> dict[str, int]:
-    """Return the sizes that lists in an expression speak of."""
-    told: dict[str, int] = {}
-    try:
-        nodes = list(ast.walk(ast.parse(text.strip(), mode="eval")))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise MaskError(f"cannot read the mask: {text[:60]}") from None
-    for node in nodes:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            numbers = [a for a in node.args if not isinstance(a, ast.Name)]
-            word = MASKS.get(node.func.id)
-            if word and word.tells and len(numbers) > 1:
-                told[word.tells] = len(numbers)
-    return told
+def _padding(ref: str, polarity: str | None) -> _Source:
+    """Return the key padding mask that ``--key-padding-mask`` names."""
+    bundle = files.read(ref)
+    found = files.find(bundle, "key_padding_mask") if len(bundle.tensors) > 1 else None
+    array = found[1] if found else files.read_tensor(ref)
+    return _tensor(array, "key_padding_mask", "key_padding_mask", polarity)
+
+
+def _tensor(array: Array, role: str, name: str, polarity: str | None) -> _Source:
+    array = np.asarray(array)
+    read = reading(role, name)
+    named = MASKS["file"].tells[-1]
+    if array.ndim == 2 and read is not tensor_masker:
+        named = ("batch", "keys")
+    names = named[-array.ndim :] if 0 < array.ndim <= len(named) else ()
+    masker = read(array, polarity or "keep", name, None)
+    return _Source(masker, True, **language.sizes(names, array.shape[-len(names) :]))

@@ -9,10 +9,7 @@ from attncli.cli import groups
 from attncli.errors import InputError, closest, listed
 from attncli.files.bundle import STDIN, Bundle
 
-DTYPES = (
-    "dtype",
-    *groups.Softmax.members,
-)  # in metadata they speak of the file, not of the arithmetic
+DTYPES = ("dtype", *groups.Softmax.members)
 #: Members of a bundle that are options: what the groups take that is no reference to a tensor.
 OPTIONS = tuple(
     name
@@ -26,6 +23,7 @@ READ = (
 #: What else our own files hold.
 RESULTS = (
     "scores", "softcapped", "masked", "present_key", "present_value", "row_statistics", "concat",
+    "rope_applied", "num_heads",
 )  # fmt: skip
 ROLES = frozenset(name for names in files.ROLES.values() for name in names)
 KNOWN = ROLES.union(OPTIONS, RESULTS)

@@ -13,7 +13,7 @@ import numpy as np
 
 from attncli import files
 from attncli.cli.given import names as given_names
-from attncli.cli.given.names import DTYPES, OPTIONS
+from attncli.cli.given.names import OPTIONS
 from attncli.cli.options import Group
 from attncli.errors import InputError, counted
 from attncli.files.bundle import Bundle
@@ -38,10 +38,10 @@ class Reader:
                 for name, value in bundle.options.items()
                 if name.lower() in OPTIONS
                 and value is not None
-                and (bundle.kind == "json" or name.lower() not in DTYPES)
+                and (bundle.kind == "json" or name.lower() != "dtype")  # else of the file
             }
-            if files.is_result(bundle):
-                self.options.pop("heads", None)  # in our own results: what each head was like
+            if files.is_result(bundle):  # its heads are what each head was like
+                self.options |= {"heads": bundle.options.get("num_heads")}
 
     def flag(self, name: str) -> Any:
         """What the command line says; None where it says nothing or has no such option."""

@@ -126,7 +126,7 @@ class StateReader(Reader):
         tokens = tokens_of(self)
         x = self.hidden_states(tokens, learning)
         memory = self.floats("memory")
-        mask, padding = self.mask_tensors()
+        mask, padding = self.mask_tensors(x)
         self.check_mask(mask, x, x if memory is None else memory)
         polarity = self.pick("mask_polarity", is_word, "keep or ignore")
         if flags.mask_polarity and mask is None and padding is None:
@@ -187,7 +187,7 @@ class StateReader(Reader):
         return self.noted("x", *found)
 
     def random_states(self, tokens: Mapping[str, Tokens], learning: own.Random) -> Array:
-        """Normal numbers, one row a word: the same word is the same row."""
+        """Normal numbers ``(L, E)`` or ``(B, L, E)``: the same word is the same row."""
         words = tokens.get("tokens") or tokens.get("query_tokens")
         if not words or learning.model_dim is None:
             raise InputError(
@@ -196,26 +196,43 @@ class StateReader(Reader):
             )
         if not words[0]:
             raise InputError("--tokens names no word", "as in --tokens 'the cat sat'")
+        lengths = sorted({len(some) for some in words})
+        if len(lengths) > 1:
+            raise InputError(
+                f"the sentences of --tokens have {lengths[0]} to {lengths[-1]} words",
+                "make them as long, with a word such as [PAD]",
+            )
         rows: dict[str, Array] = {}
         rng = np.random.default_rng(learning.random_weights)
-        for word in words[0]:
+        for word in (word for some in words for word in some):
             if word not in rows:
                 rows[word] = rng.standard_normal(learning.model_dim)
         self.notes.append(
             f"hidden states: a random normal vector for each word, seed {learning.random_weights}"
         )
-        return np.stack([rows[word] for word in words[0]])
+        states = np.stack([[rows[word] for word in some] for some in words])  # (B, L, E)
+        return states if len(words) > 1 else states[0]
 
-    def mask_tensors(self) -> tuple[Array | None, Array | None]:
+    def mask_tensors(self, x: Array) -> tuple[Array | None, Array | None]:
         """The attention mask and the key padding mask; transformers' attention_mask is a padding
         mask where it is ``(batch, keys)``."""
+        batch = x.shape[int(self.flags.seq_first)] if x.ndim == 3 else 1
         mask = self.tensor("attn_mask", self.flags.attn_mask)
         padding = self.tensor("key_padding_mask", self.flags.key_padding_mask)
-        if mask and not padding and self.flags.attn_mask is None and mask[0].ndim == 2:
+        if mask and self.flags.attn_mask is None and mask[0].ndim == 2:
             assert self.bundle
             role = files.find(self.bundle, "attn_mask")
-            if role and role[0].lower() == "attention_mask":
-                self.notes.append("attention_mask is taken as the key padding mask, 1 = keep")
+            if role and role[0].lower() == "attention_mask" and len(mask[0]) == batch:
+                if padding:
+                    raise InputError(
+                        f"{self.bundle.source}: {role[0]} {mask[0].shape} and key_padding_mask "
+                        "are both key padding",
+                        "keep one of them",
+                    )
+                self.notes.append(
+                    f"attention_mask {mask[0].shape} is taken as the key padding mask, "
+                    "(batch, keys), 1 = keep"
+                )
                 mask, padding = None, mask
         return (mask[0] if mask else None), (padding[0] if padding else None)
 

@@ -11,6 +11,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
 from attncli.cli import groups
 from attncli.cli.given.reader import Reader
+from attncli.cli.options import BATCH
 from attncli.errors import FileError, InputError, counted
 
 Tokens = tuple[tuple[str, ...], ...]
@@ -92,7 +93,8 @@ def _check_tokens(name: str, tokens: Tokens, role: str, length: int, batch: int)
             raise InputError(
                 f"{name} has {counted(len(some), 'token')}{where} "
                 f"but the {role} has length {length}",
-                "give one token for each position (they are split on blanks)",
+                "give one token for each position (they are split on blanks)"
+                + (f"; {BATCH}" if batch > 1 else ""),
             )
 
 

@@ -26,7 +26,7 @@ from attncli.cli.options import (
 )
 from attncli.engines import DEFAULT, ENGINES
 from attncli.render import FORMATS, LINES
-from attncli.reports.words import INCLUDABLE
+from attncli.reports.words import INCLUDABLE, SMALL
 
 Text = str | None
 Float = float | None
@@ -135,12 +135,27 @@ class Mask(Group, panel=MASK):
         return [*(self.mask or ()), *(["causal"] if self.causal else [])]
 
 
+class Padding(Group, panel=MASK):
+    """Which keys are real."""
+
+    key_padding_mask: Annotated[
+        Text,
+        option(
+            metavar="REF",
+            help="Which keys are real, (B, Lk): bool or 0/1, or float that is added.",
+        ),
+    ] = None
+
+
 class Polarity(Group, panel=MASK):
     """How a mask tensor is meant."""
 
     mask_polarity: Annotated[
         Text,
-        option(**one_of(*POLARITIES), help="What True means in --attn-mask (default: keep)."),
+        option(
+            **one_of(*POLARITIES),
+            help="What True means in these mask tensors (default: keep).",
+        ),
     ] = None
 
 
@@ -313,6 +328,7 @@ class Output(Group, panel=SAVE):
             "-.json and so on name another.",
         ),
     ] = None  # fmt: skip
+    quiet: Annotated[bool, option("--quiet", help="With -o FILE: print no table.")] = False
 
 
 class Include(Group, panel=SAVE):
@@ -327,11 +343,17 @@ class Include(Group, panel=SAVE):
     ] = None  # fmt: skip
 
 
+JSON_HELP = (
+    f"The same as --format json. Arrays of more than {SMALL:,} numbers are left out unless "
+    "--include names them; its warnings say so."
+)
+
+
 class Format(Group, panel=SAVE):
     """What standard output carries."""
 
     format: Annotated[Text, option(**one_of(*FORMATS), help="What standard output carries.")] = None
-    json: Annotated[bool, option("--json", help="The same as --format json.")] = False
+    json: Annotated[bool, option("--json", help=JSON_HELP)] = False
 
 
 class Color(Group, panel=SAVE):
@@ -365,7 +387,7 @@ LINES_TOO = {
 # -- groups of groups -------------------------------------------------------------------------
 
 
-class Problem(Tensors, Cache, Layout, Heads, Labels, Mask, Polarity, Attention, Rope):
+class Problem(Tensors, Cache, Layout, Heads, Labels, Mask, Padding, Polarity, Attention, Rope):
     """What an attention problem is made of."""
 
 

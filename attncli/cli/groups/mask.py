@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from attncli.attention.words import DIALECTS
-from attncli.cli.groups import Count, Labels, Polarity, Text
+from attncli.cli.groups import Count, Labels, Padding, Polarity, Text
 from attncli.cli.options import (
     MASK,
     SAVE,
@@ -74,7 +74,7 @@ class Against(Group, panel=MASK):
     ] = None
 
 
-class Described(Size, Labels, Polarity, Against):
+class Described(Size, Labels, Padding, Polarity, Against):
     """What the masks are, besides their expressions."""
 
 

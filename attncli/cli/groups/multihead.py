@@ -18,10 +18,12 @@ from attncli.cli.groups import (
     Heatmap,
     Labels,
     Mask,
+    Padding,
     Part,
     Polarity,
     Rope,
     Softmax,
+    Steps,
     Text,
     Timing,
 )
@@ -146,18 +148,6 @@ class Random(Group, panel=WEIGHTS):
     ] = None  # fmt: skip
 
 
-class Padding(Group, panel=MASK):
-    """Which keys are real."""
-
-    key_padding_mask: Annotated[
-        Text,
-        option(
-            metavar="REF",
-            help="Which keys are real, (B, Lk): bool or 0/1, or float that is added.",
-        ),
-    ] = None
-
-
 class ZeroKey(Group, panel=MASK):
     """A key that is not in X."""
 
@@ -181,7 +171,7 @@ class Asked(Projection, Engine, Timing, Part):
     """All that one answer depends on, besides the weights."""
 
 
-class Pictures(Heatmap, Full):
+class Pictures(Heatmap, Steps, Full):
     """How tables and maps are drawn."""
 
 

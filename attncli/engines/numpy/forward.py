@@ -175,7 +175,7 @@ class Walk:
         rows = Rowset(
             part, q, self.blocks[kv], self.value[kv],
             acc=np.zeros((part.size, p.value_width), p.dtype),
-            sums=TileSums(part.size) if self.sheet.rows else None,
+            sums=TileSums(part.size, 1 / unit) if self.sheet.rows else None,
         )  # fmt: skip
         total, shift = (self._bounded if bounded else self._online)(rows)
         self._write(rows, total, shift)
@@ -183,7 +183,7 @@ class Walk:
             for at, head in enumerate(heads):
                 some = slice(at * each, (at + 1) * each)
                 settle(rows.sums, rows.runs, head.moments, q[at], some)
-            for name, array in rows.sums.finish(total, shift, 1 / unit, self.plain).items():
+            for name, array in rows.sums.finish(shift, self.plain).items():
                 self.sheet.rows[name][part.block] = part.by_head(array)
 
     def _is_bounded(self, query: Array, heads: list[Head]) -> bool:
@@ -225,21 +225,23 @@ class Walk:
                 cells = e[:, a - j0 : z - j0]
                 np.multiply(cells, rows.part.stack(p.mask.keep, a, z), out=cells)
             rows.add(e, j0, j1)
-            total += e @ self.ones[: j1 - j0]
+            ones = self.ones[: j1 - j0]
             if sums:
                 if hidden is not None:
                     np.copyto(s, -np.inf, where=hidden)
                 sums.logits(s, j0)
                 if hidden is not None:
                     np.copyto(s, 0, where=hidden)
-                sums.weights(e, s)
-        return total, 0.0
+                sums.weights(e, s, ones, 0.0)
+            else:
+                total += e @ ones
+        return sums.total(0.0) if sums else total, 0.0
 
     def _online(self, rows: Rowset) -> tuple[Array, Array | float]:
         """Add Σexp(z−m)·v to ``rows.acc``; return Σexp(z−m) ``(R,)`` and the shift m."""
         p, sums, total = self.problem, rows.sums, np.zeros(len(rows.acc))
         m, shift = np.full(len(rows.acc), -np.inf, p.dtype), np.zeros(len(rows.acc), p.dtype)
-        floor = np.log(np.finfo(p.dtype).smallest_subnormal) - 1
+        lowest = np.finfo(p.dtype).min
         for j0, j1, mixed in self.plan(rows.part, sums is not None):
             s = rows.scores(j0, j1)  # (R, C)
             e = s if sums is None else rows.spare(s)
@@ -258,17 +260,21 @@ class Walk:
                 step = np.where(np.isneginf(m), -np.inf, shift.astype(np.float64) - moved)
                 factor = np.exp(step)
                 if sums:
-                    sums.decay(factor, step, total)
+                    sums.decay(factor, step)
                 total *= factor
                 np.multiply(rows.acc, factor[:, None].astype(p.dtype), out=rows.acc)
                 m, shift = new, moved
             np.subtract(s, shift[:, None], out=s)
             np.exp(s, out=e)
             rows.add(e, j0, j1)
-            total += e @ self.ones[: j1 - j0]
+            ones = self.ones[: j1 - j0]
             if sums:
-                sums.weights(e, np.maximum(s, floor, out=s))
-        return total, shift.astype(np.float64)
+                np.maximum(s, lowest, out=s)  # 0·∞ would not be 0
+                sums.weights(e, s, ones, shift.astype(np.float64))
+            else:
+                total += e @ ones
+        wide = shift.astype(np.float64)
+        return sums.total(wide) if sums else total, wide
 
     def _scores(self, rows: Rowset, s: Array, spare: Array, tile: Tile) -> Array | None:
         """Add a tile's scores ``(R, C)``; return which are hidden, None when none is.

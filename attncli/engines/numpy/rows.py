@@ -17,6 +17,7 @@ from attncli.engines.numpy.whole import not_finite
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 64  # keys of a transposed block: a block of width 64 fits the first-level cache
+RUN = 128  # keys of a product with values; runs, then tiles are summed: fewer roundings in a row
 SMALL = 10**6  # multiplications of a product that OpenBLAS runs without packing
 
 
@@ -133,15 +134,22 @@ class Rowset:
     def add(self, e: Array, j0: int, j1: int) -> None:
         """Add e @ value to acc. e: ``(R, C)``."""
         groups, rows, _ = self.q.shape
-        width, keys = self.acc.shape[1], j1 - j0
-        value = self.value[:, None, j0:j1]
+        width = self.acc.shape[1]
+        tile = _buffers.take("tile", self.acc.shape, e.dtype)
         part = _buffers.take("part", self.acc.shape, e.dtype)
-        e, out = e.reshape(groups, rows, keys), part.reshape(groups, rows, width)
-        for some, chunks, step in split_rows(rows, keys * width):
-            shape = groups, chunks, step
-            chunk = e[:, some].reshape(*shape, keys)  # (G, chunks, step, C)
-            np.matmul(chunk, value, out=out[:, some].reshape(*shape, width))
-        np.add(self.acc, part, out=self.acc)
+        e = e.reshape(groups, rows, j1 - j0)
+        for start in range(j0, j1, RUN):
+            stop = min(start + RUN, j1)
+            into = tile if start == j0 else part
+            value, weights = self.value[:, None, start:stop], e[:, :, start - j0 : stop - j0]
+            out = into.reshape(groups, rows, width)
+            for some, chunks, step in split_rows(rows, (stop - start) * width):
+                shape = groups, chunks, step
+                chunk = weights[:, some].reshape(*shape, stop - start)  # (G, chunks, step, RUN)
+                np.matmul(chunk, value, out=out[:, some].reshape(*shape, width))
+            if into is part:
+                np.add(tile, part, out=tile)
+        np.add(self.acc, tile, out=self.acc)
 
 
 def split_rows(rows: int, cells: int) -> Iterator[tuple[slice, int, int]]:

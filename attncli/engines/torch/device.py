@@ -15,6 +15,7 @@ import torch  # noqa: TID253 (loaded only once torch is known to be there)
 from attncli.attention.problem import Problem
 from attncli.engines import DEVICE
 from attncli.errors import InputError, Unavailable
+from attncli.resources import processors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -86,7 +87,7 @@ def settings(threads: int | None) -> Iterator[None]:
     before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     try:
         if threads is not None:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(min(threads, processors()))  # a million crash it
         torch.set_float32_matmul_precision("highest")
         with torch.inference_mode():
             yield

@@ -183,8 +183,6 @@ class Job:
             self.mend(acc, lse)
         sheet.output[at], sheet.lse[at] = acc, lse.to(self.kind)
         if sums:
-            if not whole:
-                sums.e1 = total
             for name, tensor in sums.rows().items():
                 sheet.rows[name][at] = tensor
 
@@ -238,17 +236,18 @@ class Job:
             step = torch.where(m.isneginf(), -torch.inf, shift.double() - moved.double())
             factor = step.exp()
             if sums:
-                sums.decay(factor, step, total)
+                sums.decay(factor, step)
             total *= factor
             acc *= factor[..., None].to(self.kind)
             m, shift = new, moved
             s -= shift[..., None]
             e = s.exp() if sums else s.exp_()
             acc += self.blend(e, j0, j1)
-            total += e.sum(-1)
             if sums:
-                sums.weights(e, s)
-        return acc, total, shift.double()
+                sums.weights(e, s, shift.double())
+            else:
+                total += e.sum(-1)
+        return acc, sums.total() if sums else total, shift.double()
 
     def _whole(self, sums: Sums | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return the output ``(h, n, Dv)``, Σ exp(z−m) and the shift m, and keep the stages."""

@@ -21,6 +21,7 @@ import triton.language as tl
 
 from attncli.attention.problem import Problem
 from attncli.engines.torch.device import Inputs
+from attncli.engines.torch.exact import Band, mend
 
 Tensor = torch.Tensor
 Shape = tuple[int, int, int, int]  # rows, keys of a tile, warps, stages of the pipeline
@@ -128,7 +129,8 @@ def _rows(
     best = torch.where(none[0], -torch.inf, m)
     second = torch.where(none[1], -torch.inf, torch.minimum(second, m))
     rows = {
-        "m": m, "e1": e1, "es": es * ln2, "e2": e2, "e3": e3, "n": n.contiguous(),
+        "m": m, "rest": (e1 - 1).clamp(min=0), "es": es * ln2, "rest2": (e2 - 1).clamp(min=0),
+        "rest3": (e3 - 1).clamp(min=0), "n": n.contiguous(),
         "mean": torch.where(seen, (centre + first_moment / many) * scale, 0),
         "m2": (second_moment - first_moment**2 / many).clamp(min=0) * scale**2,
         "amax": torch.where(seen, torch.maximum(largest, -smallest), 0) * scale,
@@ -136,7 +138,9 @@ def _rows(
         "top_z": torch.stack([best, second], -1),
         "top_j": top_j.long().permute(1, 2, 3, 0).contiguous(),
     }  # fmt: skip
-    return m + e1.log(), rows
+    lse = m + e1.log()
+    mend(rows, query, key, scale, Band(low, high, stop))
+    return lse, rows
 
 
 @triton.jit

@@ -21,6 +21,8 @@ from attncli.files.formats.nested import described, is_tensor, to_array
 #: A string, and the colon after it where it names a member.
 STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
 
+UNUSUAL = re.compile(r"[^\x00-\x7e]")
+
 
 def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
     """Return the members that are tensors, or the one array under ``""``, and the other members."""
@@ -142,12 +144,23 @@ def _json_errors(source: str, several_lines: bool) -> Iterator[None]:
 def dumps(obj: Any, *, pretty: bool = False) -> bytes:
     """Strict JSON (RFC 8259) of anything that holds arrays; non-finite numbers become strings.
 
-    ``pretty`` indents objects and lists; an array stays on its line.
+    Control characters of every kind, bidirectional ones too, are escaped. ``pretty`` indents
+    objects and lists; an array stays on its line.
     """
     import orjson
 
     layout = orjson.OPT_INDENT_2 if pretty else 0
-    return orjson.dumps(_plain(obj, pretty), option=layout | orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(_plain(obj, pretty), option=layout | orjson.OPT_SERIALIZE_NUMPY)
+    if text.isascii() and b"\x7f" not in text:
+        return text
+    return UNUSUAL.sub(_escaped, text.decode()).encode()
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Spell out what a terminal would act on; beyond ASCII there is nothing but strings."""
+    import json
+
+    return found[0] if found[0].isprintable() else json.dumps(found[0]).strip('"')
 
 
 def _plain(value: Any, pretty: bool) -> Any:
