@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attncli import files
 from attncli.attention import definition
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
+from attncli.cli import groups
+from attncli.cli.given import attention
 from attncli.measures import roles, sweep
 from attncli.measures.evidence import words_of
 from attncli.measures.statistic import of_head
 from attncli.studies import health
 from attncli.studies.attend import solve
 from tests.support.problems import problems
+from tests.support.program import ROOT
 
 Words = tuple[str, ...]
+SAMPLE = ROOT / "samples" / "minilm.safetensors"
 
 
 def toward(length: int, offset: int, sharp: float = 12.0, seed: int = 0) -> Any:
@@ -202,6 +208,19 @@ def test_copies_with_noise_are_duplicates(noise: float, levels: set[str], sharp:
         for head in done.heads for finding in head.verdict.findings if finding.name == "duplicate"
     }  # fmt: skip
     assert set(found) == {1, 4} and set(found.values()) <= levels
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.03])
+def test_copies_of_a_real_head_are_duplicates(noise: float) -> None:
+    problem = attention.gather(files.read(str(SAMPLE)), groups.Problem()).pose()
+    rng = np.random.default_rng(0)
+    changed = {"query": problem.query.astype(float), "key": problem.key.astype(float)}
+    for array in changed.values():
+        own = array[:, 9]  # a sharp sink
+        array[:, 4] = own + noise * own.std() * rng.normal(size=own.shape)
+    heads = health.examine(replace(problem, **changed)).heads
+    found = [h.head for h in heads if any(f.name == "duplicate" for f in h.verdict.findings)]
+    assert found == [4, 9] * 3 and {heads[n].verdict.level for n in (4, 9)} == {"watch"}
 
 
 def test_heads_that_share_a_fixed_place_alone_are_no_duplicates() -> None:
