@@ -13,6 +13,8 @@ from attncli.attention.code import Code
 from attncli.attention.masks import lengths_of
 from attncli.attention.predicates import PerBatch, Predicate, Spans, Varies, clip, summary
 
+SHORT = 64  # keys of all batch elements that an expression lists one by one
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -60,7 +62,7 @@ def padding_text(real: Array) -> str | None:
         lengths = lengths_of(seen)
         if lengths is not None:
             return f"padding({', '.join(map(str, lengths))}{side})"
-    return None
+    return f"padding({real.astype(int).tolist()})" if real.size <= SHORT else None
 
 
 def padding(call: Call) -> Predicate:

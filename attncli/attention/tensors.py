@@ -44,14 +44,12 @@ def tensor_masker(
     return bind
 
 
-def padding_masker(
-    tensor: Any, polarity: str = "keep", name: str = PADDING, text: str | None = None
-) -> Masker:
+def padding_masker(tensor: Any, polarity: str = "keep", name: str = PADDING) -> Masker:
     """Return the function that binds a key padding mask to an Extent.
 
     tensor: ``(B, Lk)``, or ``(Lk)`` for a batch of one. bool, or 0 and 1 of any dtype: True = a
     real key, or with ``polarity="ignore"`` True = padding. Other floats are added to the scores,
-    and −∞ is padding. ``text`` as in ``tensor_masker``. Raises MaskError for anything else.
+    and −∞ is padding. Raises MaskError for anything else.
     """
     array = _zero_one(np.asanyarray(tensor))
     kind = polarity if array.dtype.kind in "biu" else "keep"  # polarity speaks of bool masks
@@ -69,7 +67,7 @@ def padding_masker(
         if values.dtype != bool and np.any(rows, where=real.reshape(shape)):
             biases = (Added(Cells(rows[:, None, None])),)
         said = None if biases else padding_text(real.reshape(shape))
-        words = said or text or f"{name} {values.shape} {values.dtype}"
+        words = said or f"{name} {values.shape} {values.dtype}"
         return Mask(extent, Padding(real.reshape(shape)), biases, words)
 
     return bind
@@ -87,7 +85,7 @@ def attention_masker(tensor: Any, polarity: str, name: str, text: str | None = N
         shape = (extent.batch, extent.keys)
         if array.shape != shape and not (array.shape == shape[1:] and extent.batch == 1):
             return tensor_masker(array, polarity, name, text)(extent)
-        mask = padding_masker(array, polarity, name, text)(extent)
+        mask = padding_masker(array, polarity, name)(extent)
         if array.ndim == 2 and extent.batch == extent.queries > 1:
             note = (
                 f"{name} {array.shape} is read as key padding, (batch, keys), not as (queries, "

@@ -47,7 +47,8 @@ MASKS = {
     ),
     "prefix": Word("prefix(n)", "prefix(n)", "j < n"),
     "padding": Word(
-        "padding(n1, n2, …), padding(n1, n2, …, left), padding('file')", "padding(n1, n2, …)",
+        "padding(n1, n2, …), padding(n1, n2, …, left), padding([[1, 0, …], …]), padding('file')",
+        "padding(n1, n2, …)",
         "j < length, or ('file'); left: the last n are real",
         last=SIDES, tells=(("batch",), ("batch", "keys")),
     ),

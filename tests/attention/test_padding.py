@@ -35,10 +35,11 @@ def test_key_padding_hides_keys_and_takes_their_rows_out(side: str, dtype: Any) 
         assert (mask.padding() == ~real).all()
         assert (mask.padding_rows() == ~real).all()
         assert not mask.has_bias
-    text = {"right": "padding(3, 2)", "left": "padding(3, 2, left)"}.get(side)
-    if text:
-        assert mask.text == text
-        assert (masker(text)(EXTENT).dense() == mask.dense()).all()
+    if side in ("left", "right"):
+        assert mask.text == ("padding(3, 2, left)" if side == "left" else "padding(3, 2)")
+    again = masker(mask.text)(EXTENT)
+    assert (again.dense() == mask.dense()).all()
+    assert (again.padding() == mask.padding()).all()
 
 
 @pytest.mark.parametrize("side", REAL)

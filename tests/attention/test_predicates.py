@@ -112,7 +112,7 @@ def test_what_is_said_of_unknown_masks_is_true(case: Case) -> None:
         assert (np.broadcast_to(small.tensor(), keep.shape) == case.tensor).all()
     facts = mask_facts(mask)
     assert facts.kept == keep.sum()
-    assert facts.empty_rows == (~keep.any(-1)).sum()
+    assert facts.empty_rows + facts.padding_rows == (~keep.any(-1)).sum()
     assert facts.tiles_empty == (~keep.any((-1, -2))).sum()
     assert facts.tiles_full == keep.all((-1, -2)).sum()
     found = difference(mask, Mask(mask.extent))

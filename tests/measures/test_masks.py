@@ -23,9 +23,12 @@ def test_facts_are_those_of_the_dense_mask(data: st.DataObject) -> None:
         mask = tensor_masker(data.draw(mask_tensors(2, 2, queries, keys)))(extent)
     dense, facts = mask.dense(), mask_facts(mask)
     assert facts.kept == dense.sum()
-    assert facts.empty_rows == (~dense.any(-1)).sum()
+    blind = ~dense.any(-1)
+    empty = blind & ~mask.padding_rows()[:, None]
+    assert facts.empty_rows == empty.sum()
+    assert facts.empty_rows + facts.padding_rows == blind.sum()
     if facts.empty_rows:
-        assert facts.first_empty == tuple(np.argwhere(~dense.any(-1))[0])
+        assert facts.first_empty == tuple(np.argwhere(empty)[0])
     assert facts.tiles_empty == (~dense.any((-1, -2))).sum()
     assert facts.tiles_full == dense.all((-1, -2)).sum()
     assert facts.tiles_empty + facts.tiles_full + facts.tiles_mixed == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from attncli import files
@@ -54,14 +55,15 @@ def _tensor(reader: Reader, role: str, polarity: str) -> Masker | None:
     if role == "attn_mask" and os.path.exists(path):  # how it is written as an expression
         sign = "~" if polarity == "ignore" else ""
         text = f"{sign}file({path!r}, {name!r})" if name else f"{sign}file({path!r})"
-    return reading(role, name)(found[0], polarity, name or role, text)
+    return reading(role, name, text)(found[0], polarity, name or role)
 
 
-def reading(role: str, name: str) -> Callable[[Any, str, str, str | None], Masker]:
-    """Return how a mask tensor of that role and name is read."""
+def reading(role: str, name: str, text: str | None = None) -> Callable[[Any, str, str], Masker]:
+    """Return how a mask tensor of that role and name is read; ``text`` writes a mask tensor."""
     if role == "key_padding_mask":
         return padding_masker
-    return attention_masker if name.lower() == "attention_mask" else tensor_masker
+    read = attention_masker if name.lower() == "attention_mask" else tensor_masker
+    return partial(read, text=text)
 
 
 def _where(reader: Reader, role: str) -> tuple[str, str]:

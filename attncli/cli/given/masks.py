@@ -13,7 +13,6 @@ from attncli import files
 from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.problem import Masker
-from attncli.attention.tensors import tensor_masker
 from attncli.attention.view import Labels
 from attncli.attention.words import MASKS
 from attncli.cli import groups
@@ -193,11 +192,10 @@ def _padding(ref: str, polarity: str | None) -> _Source:
 
 def _tensor(array: Array, role: str, name: str, polarity: str | None) -> _Source:
     array = np.asarray(array)
-    read = reading(role, name)
     named = MASKS["file"].tells[-1]
-    if array.ndim == 2 and read is not tensor_masker:
+    if array.ndim == 2 and (role == "key_padding_mask" or name.lower() == "attention_mask"):
         named = ("batch", "keys")
     names = named[-array.ndim :] if 0 < array.ndim <= len(named) else ()
-    masker = read(array, polarity or "keep", name, None)
+    masker = reading(role, name)(array, polarity or "keep", name)
     sizes: dict[str, Any] = {**language.sizes(names, array.shape[-len(names) :])}
     return _Source(masker, True, **sizes)
