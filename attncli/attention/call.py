@@ -158,7 +158,7 @@ class Call:
     def _read(self, ref: str) -> Array:
         from attncli import files
 
-        return files.read_tensor(ref)
+        return files.read_tensor(ref, regular=ref != "-")
 
     def integers(self, array: Array) -> Array:
         """Return the array as int64 or fail when it holds something else."""

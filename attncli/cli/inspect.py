@@ -95,7 +95,8 @@ def _recognised(source: "files.Bundle") -> Mode:
 
     if "query" not in map(str.lower, source.tensors) and holds_layers(source):
         return checkpoint
-    return tensors if files.find(source, "query") is None else health
+    by_role = files.unwrapped(source).by_role
+    return health if {"query", "qkv"} & by_role.keys() else tensors
 
 
 @mode("a sweep of widths (--sweep-dim)", "leave one of the two out")
@@ -330,12 +331,16 @@ def _tensors(source: "files.Bundle", **how: Any) -> "Report":
     """Return the report on a file's tensors; say what is missing when it is nearly attention."""
     from dataclasses import replace
 
-    from attncli import files
     from attncli.reports.tensors import tensors_report
 
     report = tensors_report(source, **how)
-    roles = [role for role in ("key", "value") if files.find(source, role) is not None]
-    if roles and files.find(source, "query") is None:
+    roles = [role for role in ("key", "value") if role in source.by_role]
+    if roles and "query" not in source.by_role:
         missing = f"{' and '.join(roles)} but no query: its tensors, not its attention (-q REF)"
         report = replace(report, notes=(*report.notes, missing))
+    if list(source.tensors) == [""] and not how["header"]:
+        from attncli.cli.given.looks import WEIGHTS_NOTE, looks_like_weights
+
+        if looks_like_weights(source.tensors[""]):
+            report = replace(report, notes=(*report.notes, WEIGHTS_NOTE))
     return report

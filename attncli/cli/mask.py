@@ -61,6 +61,9 @@ def mask(
 
     given = masks.gather_mask(expressions, described)
     output.keep_inputs(page.target, given.sources)
+    from attncli import render
+
+    render.show_warnings(given.warnings)
     call.run(chosen, given=given, page=page)
 
 

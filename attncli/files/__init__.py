@@ -8,11 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from attncli.files.bundle import ROLES as ROLES
     from attncli.files.bundle import Bundle as Bundle
-    from attncli.files.bundle import demand_numbers as demand_numbers
     from attncli.files.bundle import find as find
     from attncli.files.bundle import is_result as is_result
+    from attncli.files.bundle import unwrapped as unwrapped
     from attncli.files.formats.entry import Header as Header
     from attncli.files.formats.json import dumps as dumps
     from attncli.files.reading import read as read
@@ -20,16 +19,16 @@ if TYPE_CHECKING:
     from attncli.files.reading import read_tensor as read_tensor
     from attncli.files.stream import Records as Records
     from attncli.files.stream import read_lines as read_lines
+    from attncli.files.vocabulary import ROLES as ROLES
     from attncli.files.writing import atomic as atomic
     from attncli.files.writing import write as write
 
 _HOMES = {
-    "ROLES": "bundle",
+    "ROLES": "vocabulary",
     "Bundle": "bundle",
     "Header": "formats.entry",
     "Records": "stream",
     "atomic": "writing",
-    "demand_numbers": "bundle",
     "dumps": "formats.json",
     "find": "bundle",
     "is_result": "bundle",
@@ -37,6 +36,7 @@ _HOMES = {
     "read_lines": "stream",
     "read_many": "reading",
     "read_tensor": "reading",
+    "unwrapped": "bundle",
     "write": "writing",
 }
 

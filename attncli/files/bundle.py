@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from attncli.errors import FileError, nearest, numbered
 from attncli.files.formats.entry import Array, Entry, Header, header_of
-from attncli.files.formats.nested import no_numbers
-
-#: What a tensor may be called in a bundle. Case does not matter.
-ROLES: Mapping[str, tuple[str, ...]] = {
-    "query": ("query", "q"),
-    "key": ("key", "k"),
-    "value": ("value", "v"),
-    "attn_mask": ("attn_mask", "mask", "attention_mask"),
-    "key_padding_mask": ("key_padding_mask",),
-    "hidden_states": ("hidden_states", "x"),
-    "memory": ("memory", "encoder_hidden_states"),
-    "memory_value": ("memory_value",),
-    "past_key": ("past_key", "k_cache"),
-    "past_value": ("past_value", "v_cache"),
-    "kv_lengths": ("kv_lengths", "cache_seqlens"),
-    "positions": ("positions", "position_ids"),
-    "rope_cos": ("rope_cos", "cos"),
-    "rope_sin": ("rope_sin", "sin"),
-    "sink": ("sink", "sinks"),
-    "weights": ("weights", "attn_weights"),
-    "output": ("output", "out", "o"),
-    "lse": ("lse", "softmax_lse", "logsumexp"),
-    "grad_output": ("grad_output", "dout", "do"),
-    "grad_query": ("grad_query", "dq"),
-    "grad_key": ("grad_key", "dk"),
-    "grad_value": ("grad_value", "dv"),
-}
+from attncli.files.vocabulary import LEADING, PLAYED, ROLES, TENSOR
 
 
 @dataclass(frozen=True)
@@ -42,21 +19,39 @@ class Bundle:
     """The tensors of one file by name; a bare array has the one name ``""``.
 
     ``tensors`` makes or maps an array when it is asked for: that may raise `FileError`.
-    ``options`` are the members of a JSON object that are no tensors, or the metadata of a
-    safetensors file.
+    ``options`` are the members that are no tensors, or the metadata of a safetensors file.
+    ``whole`` are the names in the file where those here are shorter (see `unwrapped`).
     """
 
     source: str
     kind: str
     tensors: Mapping[str, Array]
     options: Mapping[str, Any] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     def header(self, name: str) -> Header:
         """Shape, dtype and size of a tensor; only JSON has to read the data for it."""
         if name not in self.tensors:
             raise unknown_name(self, name)
-        known = self.tensors.header(name) if isinstance(self.tensors, Lazy) else None
-        return known or header_of(self.tensors[name])
+        return self.known_header(name) or header_of(self.tensors[name])
+
+    def known_header(self, name: str) -> Header | None:
+        """The header, where the file says it without its data."""
+        return self.tensors.header(name) if isinstance(self.tensors, Lazy) else None
+
+    def ref(self, name: str) -> str:
+        """The reference that names this tensor on the command line."""
+        return f"{path_of(self)}::{self.whole.get(name, name)}"
+
+    @cached_property
+    def by_role(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the tensors that may play each role: one pass, however many there are."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.tensors:
+            for role in PLAYED.get(name.lower(), ()):
+                if TENSOR in ROLES[role].kinds:
+                    found[role] = (*found.get(role, ()), name)
+        return found
 
 
 class Lazy(Mapping[str, Array]):
@@ -90,24 +85,29 @@ class Lazy(Mapping[str, Array]):
     def only(self, names: list[str]) -> Lazy:
         return Lazy({name: self._entries[name] for name in names})
 
+    def named(self, names: Mapping[str, str]) -> Lazy:
+        """The same tensors under new names, by their old ones."""
+        return Lazy({names.get(name, name): entry for name, entry in self._entries.items()})
+
 
 def find(bundle: Bundle, role: str) -> tuple[str, Array] | None:
     """The tensor that plays a role (a key of `ROLES`) under whatever name it has, or None."""
-    wanted = ROLES.get(role, (role.lower(),))
-    names = [name for name in bundle.tensors if name.lower() in wanted]
+    if role in ROLES:
+        names = bundle.by_role.get(role, ())
+    else:
+        names = tuple(name for name in bundle.tensors if name.lower() == role.lower())
     if len(names) > 1:
-        raise FileError(
-            f"{bundle.source} holds {' and '.join(map(repr, names))}: which is the {role}?",
-            f"keep one of them, or name it: {path_of(bundle)}::{names[0]}",
-        )
+        raise which(bundle, role, names)
     return (names[0], bundle.tensors[names[0]]) if names else None
 
 
-def demand_numbers(bundle: Bundle, role: str) -> None:
-    """Raise FileError where a member of JSON has a tensor's name but is something else."""
-    for name, value in bundle.options.items() if bundle.kind == "json" else ():
-        if name.lower() in ROLES[role] and value is not None:
-            raise no_numbers(value, bundle.source, name)
+def which(bundle: Bundle, role: str, names: tuple[str, ...]) -> FileError:
+    """The error for two members that play one role."""
+    name = f", or name it: {bundle.ref(names[0])}" if names[0] in bundle.tensors else ""
+    return FileError(
+        f"{bundle.source} holds {' and '.join(map(repr, names))}: which is the {role}?",
+        f"keep one of them{name}",
+    )
 
 
 def is_result(bundle: Bundle) -> bool:
@@ -116,6 +116,7 @@ def is_result(bundle: Bundle) -> bool:
 
 
 STDIN = "standard input"
+TUPLE = {"0": "query", "1": "key", "2": "value"}
 
 
 def path_of(bundle: Bundle) -> str:
@@ -133,4 +134,46 @@ def unknown_name(bundle: Bundle, name: str) -> FileError:
     return FileError(
         f"{bundle.source} has no tensor '{name}'; it holds {numbered(bundle.tensors)}",
         nearest(name, bundle.tensors, "") or None,
+    )
+
+
+def prefixes(bundle: Bundle) -> list[str]:
+    """The prefixes below which a query or hidden states lie; none where they are at the top."""
+    found: dict[str, None] = {}
+    for name in bundle.tensors:
+        outer, _, last = name.rpartition(".")
+        if any(role in LEADING for role in PLAYED.get(last.lower(), ())):
+            found[outer] = None
+    return [] if "" in found else list(found)
+
+
+def unwrapped(bundle: Bundle) -> Bundle:
+    """The bundle by short names, where all that leads lies below one prefix.
+
+    ``data.query`` becomes ``query``, ``scale`` above it stays; three tensors that torch saved as
+    a tuple are query, key and value. Raises FileError where a name is then said twice.
+    """
+    if bundle.kind == "torch" and tuple(bundle.tensors) == tuple(TUPLE):
+        whole = {name: place for place, name in TUPLE.items()}
+        assert isinstance(bundle.tensors, Lazy)
+        return replace(bundle, tensors=bundle.tensors.named(TUPLE), whole=whole)
+    below = prefixes(bundle)
+    if len(below) != 1 or not isinstance(bundle.tensors, Lazy):
+        return bundle
+    short: dict[str, str] = {}
+    for name in (*bundle.tensors, *bundle.options):
+        outer, _, last = name.rpartition(".")
+        if outer and f"{below[0]}.".startswith(f"{outer}."):
+            short[name] = last
+    whole = {last: name for name, last in short.items()}
+    there = Counter(short.get(name, name) for name in (*bundle.tensors, *bundle.options))
+    twice = next((name for name in whole if there[name] > 1), None)
+    if twice is not None:
+        raise FileError(
+            f"{bundle.source} holds '{twice}' more than once above and below '{below[0]}'",
+            "keep one of them",
+        )
+    options = {short.get(name, name): value for name, value in bundle.options.items()}
+    return replace(
+        bundle, tensors=bundle.tensors.named(short), options=MappingProxyType(options), whole=whole
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from attncli.errors import FileError, numbered
 from attncli.files.bundle import STDIN, Bundle, Lazy
 from attncli.files.formats import UNREAD, WEIGHTS
-from attncli.files.formats.entry import Entry, reading
+from attncli.files.formats.entry import Entry, demand_regular, reading
 
 #: Where a folder has its weights; an index comes before a single file of the same kind.
 WANTED = (
@@ -74,4 +74,5 @@ def _beside(index: str, name: str, file: object) -> str:
         raise FileError(
             f"the index names {file}, which is not there", f"{index} needs all its shards"
         )
+    demand_regular(beside)  # a link may lead elsewhere: model caches keep their blobs apart
     return beside

@@ -13,12 +13,13 @@ import mmap
 import os
 import stat
 from dataclasses import replace
+from types import MappingProxyType
 
 from attncli.errors import FileError, numbered
 from attncli.files.bundle import STDIN, Bundle, Lazy, path_of, unknown_name
 from attncli.files.folders import weights_in, with_shards
 from attncli.files.formats import HEAD, is_text
-from attncli.files.formats.entry import Array, reading
+from attncli.files.formats.entry import Array, demand_regular, reading
 from attncli.files.sniffing import read_whole
 from attncli.files.stream import Records, read_stdin, read_stream
 
@@ -33,7 +34,7 @@ def read(ref: str) -> Bundle:
         return found
     found.close()
     raise FileError(
-        f"{_label(_split(ref)[0])} holds several JSON documents, one a line; expected one",
+        f"{_label(split(ref)[0])} holds several JSON documents, one a line; expected one",
         "pick one line, as in: sed -n 1p FILE | attncli …",
     )
 
@@ -45,7 +46,7 @@ def read_many(ref: str, *, lines: bool = False) -> Bundle | Records:
     the first result waits for the second line; from there on each line is handed on as it comes.
     With ``lines`` text is NDJSON from its first line, and nothing waits.
     """
-    path, name = _split(ref)
+    path, name = split(ref)
     found = _read_path(path, lines)
     if isinstance(found, Bundle):
         found = with_shards(found, read)
@@ -62,11 +63,19 @@ def read_many(ref: str, *, lines: bool = False) -> Bundle | Records:
         raise unknown_name(found, name)
     tensors = found.tensors
     assert isinstance(tensors, Lazy)
-    return replace(found, tensors=tensors.only(names))
+    stem = name.rstrip(".") + "."
+    near = {  # what is said below the name, or of all that holds it
+        option: value
+        for option, value in found.options.items()
+        if option.startswith(stem) or stem.startswith(option.rpartition(".")[0])
+    }
+    return replace(found, tensors=tensors.only(names), options=MappingProxyType(near))
 
 
-def read_tensor(ref: str) -> Array:
-    """Read exactly one tensor, of any shape."""
+def read_tensor(ref: str, *, regular: bool = False) -> Array:
+    """Read exactly one tensor, of any shape; with ``regular`` from a regular file alone."""
+    if regular:
+        demand_regular(split(ref)[0])
     bundle = read(ref)
     if len(bundle.tensors) == 1:
         return next(iter(bundle.tensors.values()))
@@ -83,6 +92,8 @@ def _read_path(path: str, as_lines: bool) -> Bundle | Records:
         return read_stdin(as_lines)
     if os.path.isdir(path):
         return read(weights_in(path))
+    if os.path.exists(path) and not stat.S_ISFIFO(os.stat(path).st_mode):  # <(command) is a pipe
+        demand_regular(path)
     with reading(path):
         stream = open(path, "rb")  # noqa: SIM115 (NDJSON keeps a pipe open)
     found: Bundle | Records | None = None
@@ -105,7 +116,7 @@ def _read_path(path: str, as_lines: bool) -> Bundle | Records:
     return found
 
 
-def _split(ref: str) -> tuple[str, str | None]:
+def split(ref: str) -> tuple[str, str | None]:
     """Path and name; the last '::' parts them whose left side exists."""
     if "::" not in ref or os.path.exists(ref):
         return ref, None

@@ -51,6 +51,14 @@ def random_weights(
         return rng.uniform(-bound, bound, (out, into)).astype(np.float32)
 
     memory = memory_dim or model_dim
+    count = (heads + kv_heads) * width * (model_dim + memory)  # in float64 before they are rounded
+    room = available_memory()
+    if room is not None and 8 * count > room:
+        raise TooLarge(
+            f"{heads} heads of width {width} for a model of width {model_dim} are "
+            f"{readable_bytes(8 * count)} of random weights",
+            f"{readable_bytes(room)} are free",
+        )
     arrays = {
         "wq": glorot(heads * width, model_dim),
         "wk": glorot(kv_heads * width, memory),

@@ -64,8 +64,10 @@ def test_json_options_and_laziness(tmp_path: Path) -> None:
         "heads": [{"head": 0, "x": [1]}], "nothing": None, "broken": [[1], [1, 2]],
     }  # fmt: skip
     bundle = files.read(put(tmp_path / "x.json", json.dumps(members, indent=1)))
-    assert list(bundle.tensors) == ["query", "broken"]
-    assert {**bundle.options} == {n: v for n, v in members.items() if n not in ("query", "broken")}
+    assert list(bundle.tensors) == ["query", "heads.0.x", "broken"]
+    assert {**bundle.options} == {
+        "mask": "causal", "scale": 0.5, "tokens": ["a", "b:c"], "heads.0.head": 0, "nothing": None,
+    }  # fmt: skip
     assert bundle.header("query") == files.Header((1, 2), "float64", 16)
     assert bundle.tensors["query"] is bundle.tensors["query"]
     with pytest.raises(FileError, match=r"broken\[1\] has 2 numbers but broken\[0\] has 1"):

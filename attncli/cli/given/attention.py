@@ -15,18 +15,14 @@ from attncli.attention.pose import pose
 from attncli.attention.problem import Problem, Scale
 from attncli.attention.view import Labels
 from attncli.cli import groups
+from attncli.cli.given import calls
 from attncli.cli.given import names as given_names
 from attncli.cli.given.expressions import maskers_of
-from attncli.cli.given.names import DTYPES, KNOWN, without_role
-from attncli.cli.given.reader import (
-    Array,
-    Reader,
-    is_count,
-    is_number,
-    is_word,
-    numbers,
-)
+from attncli.cli.given.looks import WEIGHTS_NOTE, looks_like_weights
+from attncli.cli.given.names import DTYPES, without_role
+from attncli.cli.given.reader import Array, Reader, is_number, is_word, numbers
 from attncli.cli.given.rope import rope_of
+from attncli.cli.given.sequences import Call
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.errors import InputError
 from attncli.files.bundle import Bundle
@@ -59,25 +55,25 @@ def gather(bundle: Bundle | None, flags: groups.Problem) -> Inputs:
     """
     reader = Reader(bundle, flags)
     scale, source = scale_of(reader)
+    bundle = reader.bundle
     if bundle:
         _refuse_to_turn_again(bundle, flags)
         given_names.refuse_slips(bundle, [name for name, said in vars(flags).items() if said])
+        given_names.refuse_groups(bundle)
+    call = calls.read(reader, flags, _query, kv_lengths_of(reader))
     arguments = {
-        "query": _query(reader),
-        **{r: reader.floats(r) for r in ("key", "value", "past_key", "past_value")},
-        "kv_lengths": kv_lengths_of(reader),
-        "mask": maskers_of(reader, flags),
+        **call.arguments(),
+        "mask": [*maskers_of(reader, call.flags), *call.masks],
         "scale": scale,
         "scale_source": source,
-        "softcap": reader.pick("softcap", is_number, "a positive number"),
+        "softcap": _softcap(reader),
         "sink": sink_of(reader),
-        "heads": reader.pick("heads", is_count, "a positive integer"),
-        "kv_heads": reader.pick("kv_heads", is_count, "a positive integer"),
-        "layout": reader.pick("layout", is_word, "bhld or blhd") or "bhld",
-        **{name: reader.pick(name, is_word, "a dtype such as float32") for name in DTYPES},
+        **{name: reader.pick(name, is_word) for name in DTYPES},
         "rope": rope_of(reader),
     }
     tokens = tokens_of(reader)
+    _note_what_is_missing(reader, call)
+    _note_dropout(reader)
     reader.warn_of_unread()
     return Inputs(
         arguments,
@@ -107,6 +103,35 @@ def upstream(spec: str | None) -> Any:
     return found[1] if found else files.read_tensor(spec)
 
 
+def _softcap(reader: Reader) -> float | None:
+    """Return the cap; in a file 0 is none, as in flash-attention."""
+    value: float | None = reader.pick("softcap", is_number)
+    if value == 0 and reader.flag("softcap") is None:
+        return None
+    return value
+
+
+def _note_what_is_missing(reader: Reader, call: Call) -> None:
+    """Say what takes the place of key and value, and what the query looks like."""
+    if call.key is None:
+        both = "key and value are" if call.value is None else "key is"
+        reader.notes.append(f"{both} missing: the query is used")
+        if call.value is None and looks_like_weights(call.query):
+            reader.notes.append(WEIGHTS_NOTE)
+    elif call.value is None:
+        reader.notes.append("value is missing: the key is used")
+
+
+def _note_dropout(reader: Reader) -> None:
+    """Warn that a result with dropout is another at every run."""
+    rate = reader.checked("dropout", is_number)
+    if rate and reader.bundle:
+        reader.warnings.append(
+            f"{reader.bundle.source}: '{reader.spelt['dropout']}' is {rate:g}: nothing is dropped "
+            "here, as in evaluation"
+        )
+
+
 def _query(reader: Reader) -> Array:
     """Return the query; failing that hidden states, failing that the only tensor there is."""
     found = reader.tensor("query", reader.flag("query"))
@@ -122,7 +147,7 @@ def _query(reader: Reader) -> Array:
         )
     found = found or reader.tensor("hidden_states")
     if found is None:
-        rest = [name for name in without_role(bundle) if name.lower() not in KNOWN]
+        rest = [name for name in without_role(bundle) if not given_names.is_known(name)]
         if len(rest) != 1 or files.is_result(bundle):
             raise given_names.no_query(bundle, rest)
         reader.taken.add(rest[0])
@@ -141,7 +166,7 @@ def kv_lengths_of(reader: Reader) -> Any:
             )
         return [int(n) for n in found]
     if text is None and "kv_lengths" in reader.options:
-        return reader.checked("kv_lengths", _is_count_or_zero, "an integer or a list of integers")
+        return reader.checked("kv_lengths", _is_count_or_zero)
     tensor = reader.tensor("kv_lengths", text)
     return tensor[0] if tensor else None
 
@@ -153,7 +178,7 @@ def sink_of(reader: Reader) -> Any:
     if found is not None:
         return found[0] if len(found) == 1 else np.array(found)
     if text is None and "sink" in reader.options:
-        return reader.checked("sink", is_number, "a number or one per head")
+        return reader.checked("sink", is_number)
     tensor = reader.tensor("sink", text)
     return tensor[0] if tensor else None
 
@@ -162,7 +187,7 @@ def scale_of(reader: Reader) -> tuple[Scale, str]:
     """Return the scale and who said it, for the report."""
     text = reader.flag("scale")
     if text is None:
-        value = reader.checked("scale", _is_scale, 'a number, "auto" or "none"')
+        value = reader.checked("scale", _is_scale)
         return ("auto", "") if value is None else (value, "from file")
     if text in ("auto", "none"):
         return text, ""

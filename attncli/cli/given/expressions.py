@@ -72,7 +72,8 @@ def _where(reader: Reader, role: str) -> tuple[str, str]:
         return path, name
     assert bundle is not None
     found = files.find(bundle, role)
-    return "" if bundle.kind == "json" else bundle.source, found[0] if found else ""
+    name = found[0] if found else ""
+    return "" if bundle.kind == "json" else bundle.source, bundle.whole.get(name, name)
 
 
 def files_in(expression: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,9 @@ from attncli.attention.problem import Masker
 from attncli.attention.tensors import tensor_masker
 from attncli.attention.view import Labels
 from attncli.attention.words import MASKS
+from attncli.cli import groups
 from attncli.cli.given.expressions import TENSORS, files_in, reading
-from attncli.cli.given.reader import Reader
+from attncli.cli.given.reader import Reader, is_word
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.cli.groups.mask import Described
 from attncli.errors import FileError, InputError, counted
@@ -25,6 +26,9 @@ from attncli.files.formats import SUFFIXES
 from attncli.measures.masks import check_size
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+SIZES = ("batch", "heads", "queries", "keys")
+MOST_PLANES = 1 << 20  # batch elements times heads: each is looked at
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class GivenMask:
     against: Mask | None
     labels: Labels
     sources: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class _Source:
     heads: int | None = None
     queries: int | None = None
     keys: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
@@ -76,7 +82,8 @@ def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
     texts = [text for text in (*expressions, flags.against, padding) if text]
     read = (*texts, *(name for text in texts for name in files_in(text)), *reader.sources)
     against = other.masker(extent) if other else None
-    return GivenMask(mask, against, labels_of(tokens, extent), read)
+    warnings = [line for s in (*sources, *([other] if other else [])) for line in s.warnings]
+    return GivenMask(mask, against, labels_of(tokens, extent), read, tuple(warnings))
 
 
 def _extent(flags: Described, tokens: Mapping[str, Tokens], sources: Sequence[_Source]) -> Extent:
@@ -104,8 +111,14 @@ def _extent(flags: Described, tokens: Mapping[str, Tokens], sources: Sequence[_S
     lengths = None if flags.kv_lengths is None else _lengths(flags.kv_lengths)
     size = flags.batch_size or told("batch") or (len(lengths) if lengths else 1)
     _check_cache(past, lengths, keys, size)
+    heads = flags.heads or told("heads") or 1
+    if size * heads > MOST_PLANES:
+        raise InputError(
+            f"a batch of {size} with {heads} heads is {size * heads} masks",
+            f"expected at most {MOST_PLANES}",
+        )
     return Extent(
-        size, flags.heads or told("heads") or 1, queries, keys, past=past,
+        size, heads, queries, keys, past=past,
         lengths=None if lengths is None else tuple(lengths) * (size if len(lengths) == 1 else 1),
     )  # fmt: skip
 
@@ -144,15 +157,30 @@ def _lengths(text: str) -> list[int]:
 
 def _source(text: str, polarity: str | None) -> _Source:
     if text == "-" or os.path.exists(text) or ("::" in text and "(" not in text):
-        bundle = files.read(text)
-        for role in TENSORS:
-            found = files.find(bundle, role)
-            if found:
-                return _tensor(found[1], role, found[0], polarity)
-        return _tensor(files.read_tensor(text), "attn_mask", text, polarity)
+        reader = Reader(files.read(text), groups.Polarity(mask_polarity=polarity))
+        bundle = reader.bundle
+        assert bundle
+        expression = reader.checked("mask", is_word)
+        roles = [role for role in TENSORS if role in bundle.by_role]
+        if expression is not None and not roles:
+            reader.warn_of_unread()
+            return replace(_expression(expression), warnings=tuple(reader.warnings))
+        role = roles[0] if roles else "attn_mask"
+        found = reader.tensor(role)
+        array = found[0] if found else files.read_tensor(text)
+        name = reader.spelt[role] if found else text
+        reader.taken |= {*bundle.tensors} if len(bundle.tensors) == 1 else set()
+        polarity = reader.pick("mask_polarity", is_word)
+        reader.warn_of_unread()
+        return replace(_tensor(array, role, name, polarity), warnings=tuple(reader.warnings))
     if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
-    return _Source(language.masker(text), False, **language.told(text))
+    return _expression(text)
+
+
+def _expression(text: str) -> _Source:
+    sizes: dict[str, Any] = {**language.told(text)}
+    return _Source(language.masker(text), False, **sizes)
 
 
 def _padding(ref: str, polarity: str | None) -> _Source:
@@ -171,4 +199,5 @@ def _tensor(array: Array, role: str, name: str, polarity: str | None) -> _Source
         named = ("batch", "keys")
     names = named[-array.ndim :] if 0 < array.ndim <= len(named) else ()
     masker = read(array, polarity or "keep", name, None)
-    return _Source(masker, True, **language.sizes(names, array.shape[-len(names) :]))
+    sizes: dict[str, Any] = {**language.sizes(names, array.shape[-len(names) :])}
+    return _Source(masker, True, **sizes)

@@ -2,80 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from attncli import files
-from attncli.cli import groups
-from attncli.errors import InputError, closest, listed
-from attncli.files.bundle import STDIN, Bundle
+from attncli.errors import InputError, listed, numbered
+from attncli.files.bundle import Bundle, path_of, prefixes
+from attncli.files.vocabulary import BYSTANDERS, PLAYED, RESULTS, ROLES, TENSOR, slips
 
-DTYPES = ("dtype", *groups.Softmax.members)
-#: Members of a bundle that are options: what the groups take that is no reference to a tensor.
-OPTIONS = tuple(
-    name
-    for name, parameter in (groups.Problem.members | groups.Softmax.members).items()
-    if parameter.annotation.__metadata__[0].metavar != "REF"
-)
+DTYPES = ("dtype", "softmax_dtype")  # in metadata they speak of the file, not of the arithmetic
 #: Roles that change the result: a name that nearly spells one is a slip, not a bystander.
 READ = (
-    "query", "key", "value", "attn_mask", "past_key", "past_value", "kv_lengths", "sink"
+    "key", "value", "attn_mask", "past_key", "past_value", "kv_lengths", "sink"
 )  # fmt: skip
-#: What else our own files hold.
-RESULTS = (
-    "scores", "softcapped", "masked", "present_key", "present_value", "row_statistics", "concat",
-    "rope_applied", "num_heads",
-)  # fmt: skip
-ROLES = frozenset(name for names in files.ROLES.values() for name in names)
-KNOWN = ROLES.union(OPTIONS, RESULTS)
+
+
+def is_known(name: str) -> bool:
+    """Return whether the vocabulary holds a name, in any case."""
+    return name.lower() in PLAYED or name.partition(".")[0].lower() in BYSTANDERS
 
 
 def without_role(bundle: Bundle) -> list[str]:
     """Return the tensors whose names say nothing of what they are; all of them, if just one."""
     names = list(bundle.tensors)
-    return names if len(names) == 1 else [n for n in names if n.lower() not in ROLES | {*OPTIONS}]
+    return names if len(names) == 1 else [name for name in names if not is_known(name)]
 
 
 def refuse_slips(bundle: Bundle, given: Collection[str]) -> None:
     """Raise InputError for a misspelt role: without it the answer would be another one.
 
-    ``given`` are the roles that come from elsewhere. A lone unknown tensor is the query.
+    ``given`` are the roles that come from elsewhere.
     """
     if files.is_result(bundle):
         return
-    there = {name.lower() for name in (*bundle.tensors, *bundle.options)}
-    spellings = {
-        alias: role
-        for role in READ
-        if role not in given and there.isdisjoint(files.ROLES[role])
-        for alias in files.ROLES[role]
-        if len(alias) > 2
-    }
-    for name in bundle.tensors:
-        near = closest(name.lower(), spellings, 0.65)
-        if name.lower() not in KNOWN and near and spellings[near[0]] != "query":
+    unknown = [name for name in bundle.tensors if not is_known(name)]
+    open_roles = [role for role in READ if role not in given and role not in bundle.by_role]
+    near = _near(open_roles) if unknown else {}
+    for name in unknown:
+        if name.lower() in near:
             raise InputError(
-                f"{bundle.source}: '{name}' is not read; did you mean '{near[0]}'?",
+                f"{bundle.source}: '{name}' is not read; did you mean '{near[name.lower()]}'?",
                 "rename it, or leave it out",
             )
 
 
-def unread(bundle: Bundle, taken: Collection[str]) -> list[str]:
-    """Return a line for the tensors that nothing took, and one for each misspelt option."""
+def refuse_groups(bundle: Bundle) -> None:
+    """Raise InputError where several tensors lie under a name that one should have."""
+    if files.is_result(bundle):
+        return
+    for name in bundle.tensors:
+        head, dot, _ = name.partition(".")
+        roles = PLAYED.get(head.lower(), ()) if dot else ()
+        if any(role not in RESULTS for role in roles):
+            own = [n for n in bundle.tensors if n.startswith(f"{head}.")]
+            raise InputError(
+                f"{bundle.source}: '{head}' holds {numbered(own)}; expected one tensor",
+                ROLES[roles[0]].hint
+                or "say which is meant, as in: "
+                f"--{roles[0].replace('_', '-')} {bundle.ref(own[0])}",
+            )
+
+
+def unread(bundle: Bundle, taken: Collection[str], said: Callable[[str], object]) -> list[str]:
+    """Return a line for the members that nothing took, and one for each misspelt option.
+
+    ``said`` tells whether the command line gives a role in place of the file.
+    """
     if files.is_result(bundle):
         return []
-    left = [
-        repr(name)
-        for name in bundle.tensors
-        if name not in taken and name.partition(".")[0].lower() not in KNOWN
-    ]
+    unknown: list[str] = []
+    idle: list[str] = []
+    for name in (*bundle.tensors, *bundle.options):
+        roles = PLAYED.get(name.lower(), ())
+        if name in taken or (not roles and is_known(name)):
+            continue
+        if not roles:
+            unknown.append(name)
+        elif not any(role in RESULTS or said(role) for role in roles) and _says(bundle, name):
+            idle.append(name)
+    there = {role for name in bundle.options for role in PLAYED.get(name.lower(), ())}
+    options = [r for r, row in ROLES.items() if row.kinds and TENSOR not in row.kinds]
+    near = _near([role for role in options if role not in there]) if unknown else {}
+    slipped = [name for name in unknown if name.lower() in near]
+    left = [repr(name) for name in (*idle, *unknown) if name.lower() not in near]
     are = "are" if len(left) > 1 else "is"
     lines = [f"{bundle.source}: {listed(left)} {are} not read"] if left else []
-    there = {name.lower() for name in bundle.options}
-    for name in bundle.options if bundle.kind == "json" else ():
-        near = closest(name.lower(), [n for n in OPTIONS if n not in there], 0.75)
-        if near and name.lower() not in KNOWN:
-            lines.append(f"{bundle.source}: '{name}' is not read; did you mean '{near[0]}'?")
-    return lines
+    return lines + [
+        f"{bundle.source}: '{name}' is not read; did you mean '{near[name.lower()]}'?"
+        for name in slipped
+    ]
+
+
+def _says(bundle: Bundle, name: str) -> bool:
+    """Whether a known member says anything: null does not, nor a dtype in metadata."""
+    if name not in bundle.options:
+        return True
+    of_file = bundle.kind == "safetensors" and name.lower() in DTYPES
+    return bundle.options[name] is not None and not of_file
+
+
+def _near(roles: Collection[str]) -> dict[str, str]:
+    """Return the slips of the names of some roles, the shortest names left out."""
+    return slips([name for role in roles for name in ROLES[role].names if len(name) > 2])
 
 
 def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
@@ -88,12 +115,35 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
             f"it holds {listed(names) or 'no tensors'}",
             "write it with --include query,key,value",
         )
-    hint = 'expected at least {"query": [[…], …]}'
-    if candidates or len(names) == 1:
-        path = "-" if bundle.source == STDIN else bundle.source
-        hint = f"say which it is: -q {path}::{(candidates or names)[0]}"
     return InputError(
         f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
         f"it holds {listed(names) or 'no tensors'}",
-        hint,
+        _which(bundle, candidates),
     )
+
+
+def _which(bundle: Bundle, candidates: list[str]) -> str:
+    """Return how to say what is what."""
+    below = prefixes(bundle)
+    if len(below) > 1:
+        return f"choose one of {numbered(below)}: {path_of(bundle)}::{below[0]}"
+    named = candidates or list(bundle.tensors)
+    if not named:
+        return 'expected at least {"query": [[…], …]}'
+    if len(named) == 1:
+        return f"say which it is: -q {bundle.ref(named[0])}"
+    flags = zip(("-q", "-k", "-v"), _in_order(named), strict=False)
+    return f"say which is which, as in: {' '.join(f'{f} {bundle.ref(n)}' for f, n in flags)}"
+
+
+def _in_order(names: list[str]) -> list[str]:
+    """Return the three that have query, key and value, or q, k and v, in them; else all."""
+    found = []
+    for word in ("query", "key", "value"):
+        like = [
+            name
+            for name in names
+            if any(part in (word, word[0]) for part in name.lower().replace(".", "_").split("_"))
+        ]
+        found += like[:1]
+    return found if len(found) == 3 else names

@@ -19,13 +19,13 @@ PARTS = tuple(name for name in groups.Rope.members if name not in ("rope", "posi
 
 def rope_of(reader: Reader) -> Rope | None:
     """Return rotary positions, when a style is named; what belongs to them means nothing alone."""
-    style = reader.pick("rope", is_word, "half or interleaved")
+    style = reader.pick("rope", is_word)
     if style is None:
         flags = [n for n in (*PARTS, "positions") if reader.flag(n) is not None]
         lone = [f"--{n.replace('_', '-')}" for n in flags]
         if reader.bundle:
-            there = {n.lower() for n in reader.bundle.tensors} | {*reader.options}
-            lone += [f"{reader.bundle.source}: '{n}'" for n in PARTS if n in there]
+            names = [reader.spelt[n] for n in PARTS if n in reader.spelt]
+            lone += [f"{reader.bundle.source}: '{name}'" for name in names]
         if lone:
             raise InputError(
                 f"{lone[0]} is given without {'--rope' if lone[0][0] == '-' else 'rope'}",
@@ -36,10 +36,10 @@ def rope_of(reader: Reader) -> Rope | None:
 
     tables = (reader.tensor(n, reader.flag(n)) for n in ("rope_cos", "rope_sin", "positions"))
     cos, sin, positions = (found[0] if found else None for found in tables)
-    theta = reader.pick("rope_theta", is_number, "a number such as 10000")
+    theta = reader.pick("rope_theta", is_number)
     return Rope(
         style, 10000.0 if theta is None else theta,
-        reader.pick("rope_dim", is_count, "a positive even integer"),
+        reader.pick("rope_dim", is_count),
         positions, cos, sin, _scaling(reader),
     )  # fmt: skip
 
@@ -48,7 +48,7 @@ def _scaling(reader: Reader) -> Mapping[str, Any] | None:
     text = reader.flag("rope_scaling")
     if text is None:
         found: Mapping[str, Any] | None = reader.checked(
-            "rope_scaling", lambda value: isinstance(value, dict), "an object"
+            "rope_scaling", lambda value: isinstance(value, dict)
         )
         return found
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,8 @@ class States:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What looks like a mistake in the input."""
+        """What looks like a mistake in the input; ask when all has been read."""
+        self.reader.warn_of_unread()
         return tuple(dict.fromkeys(self.reader.warnings))
 
     @property
@@ -159,7 +159,6 @@ class StateReader(Reader):
             self,
             self.sides(tokens, memory is not None),
         )
-        self.warn_of_unread()
         return found
 
     # -- tensors --
@@ -299,14 +298,9 @@ class StateReader(Reader):
                 dim=own.dim if flags.rope_dim is None else given.dim,
                 scaling=own.scaling if flags.rope_scaling is None else given.scaling,
             )
-        if flags.rope is None and (flags.positions is not None or "positions" in self.roles):
+        if flags.rope is None and (flags.positions is not None or "positions" in self.spelt):
             return None  # they belong to the layer's own
         return rope_of(self)
-
-    @cached_property
-    def roles(self) -> set[str]:
-        """The names of the bundle's tensors, in lower case."""
-        return {name.lower() for name in self.bundle.tensors} if self.bundle else set()
 
     def sides(self, tokens: Mapping[str, Tokens], cross: bool) -> dict[str, Tokens]:
         """Return the labels of queries and keys; a memory's labels are those of its file."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,8 @@ from attncli.cli import groups
 from attncli.cli.given.reader import Reader
 from attncli.cli.options import BATCH
 from attncli.errors import FileError, InputError, counted
+from attncli.files.formats.entry import demand_regular
+from attncli.files.vocabulary import ROLES
 
 Tokens = tuple[tuple[str, ...], ...]
 
@@ -51,18 +55,29 @@ def _tokens(reader: Reader, name: str) -> Tokens | None:
     text, bundle = reader.flag(name), reader.bundle
     if text is not None:
         return _token_file(reader, text[1:]) if text.startswith("@") else (tuple(text.split()),)
-    if name in reader.options:
-        value = reader.options[name]
-        tokens = _token_lists(value.split() if isinstance(value, str) else value)
-        if tokens is None:
-            reader.checked(name, lambda _: False, "a list of strings, or one for each batch")
-        return tokens
-    names = [n for n in bundle.tensors if n.lower() == name] if bundle else []
-    return _token_lists(bundle.tensors[names[0]].tolist()) if names and bundle else None
+    value = reader.checked(name, lambda v: _token_lists(_split(v)) is not None)
+    if value is not None:
+        return _token_lists(_split(value))
+    found = reader.tensor(name)
+    if not found or not bundle:
+        return None
+    tokens = _token_lists(found[0].tolist())
+    if tokens is None:
+        raise InputError(
+            f"{bundle.source}: '{reader.spelt[name]}' holds {found[0].dtype} {found[0].shape}",
+            f"expected {ROLES[name].expected}",
+        )
+    return tokens
+
+
+def _split(value: Any) -> Any:
+    return value.split() if isinstance(value, str) else value
 
 
 def _token_file(reader: Reader, path: str) -> Tokens:
     reader.sources.append(path)
+    if os.path.exists(path) and not stat.S_ISFIFO(os.stat(path).st_mode):
+        demand_regular(path)
     try:
         with open(path, encoding="utf-8") as stream:
             text = stream.read()

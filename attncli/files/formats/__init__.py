@@ -7,6 +7,7 @@ Nothing here loads NumPy, so that the command line may ask what there is before 
 
 # No `from __future__ import annotations` here: NamedTuple would compile each text.
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -69,6 +70,16 @@ def is_zip(head: bytes) -> bool:
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
+#: Numbers in a first line, with something between them or a line after them.
+_NUMBER = rb"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|nan|inf)"
+_CSV = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*" + _NUMBER + rb"(?:[ \t]*[,;\t\n\r]|[ ]+)\s*" + rb"[\d.+\-ni]",
+    re.IGNORECASE,
+)
+#: The fields of a TensorProto that come first: dims one by one, then a data_type.
+_ONNX = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])*\x10[\x01-\x17][\x22-\x72]", re.DOTALL)
+
+
 def _is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < SAFETENSORS_LIMIT
 
@@ -95,6 +106,14 @@ FORMATS = (
         "torch", "PyTorch files", (".bin", ".pt", ".pth"),
         lambda head, members: head.startswith(TORCH_LEGACY) or _is_torch_zip(members),
         writes=False,
+    ),
+    Format(
+        "csv", "CSV", (".csv", ".tsv"), lambda head, _: bool(_CSV.match(head)), binary=False,
+        writes=False, many=False,
+    ),
+    Format(
+        "onnx", "ONNX tensors", (".pb",), lambda head, _: bool(_ONNX.match(head)), writes=False,
+        many=False,
     ),
 )  # fmt: skip
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,6 +94,17 @@ def expect_bytes(source: str, expected: int, found: int) -> None:
         )
     if found > expected:
         raise FileError(f"{source} holds {found} bytes of data where its header says {expected}")
+
+
+def demand_regular(path: str) -> None:
+    """Raise FileError where something is there that is no regular file, without opening it."""
+    with reading(path):
+        mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise FileError(
+            f"{path} is {kinds.get(stat.S_IFMT(mode), 'a device')}", "expected a regular file"
+        )
 
 
 @contextmanager

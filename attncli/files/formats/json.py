@@ -16,7 +16,7 @@ import numpy as np
 
 from attncli.errors import FileError, InputError
 from attncli.files.formats.entry import Array, Buffer, Entries, Entry
-from attncli.files.formats.nested import described, is_tensor, to_array
+from attncli.files.formats.nested import described, flat, is_tensor, to_array
 
 #: A string, and the colon after it where it names a member.
 STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
@@ -27,11 +27,16 @@ UNUSUAL = re.compile(r"[^\x00-\x7e]")
 def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
     """Return the members that are tensors, or the one array under ``""``, and the other members."""
     value = parse(bytes(data), source)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = {str(place): item for place, item in enumerate(value)}
     if isinstance(value, list):
         return {"": _entry(value, source, "")}, {}
     if not isinstance(value, dict):
         raise FileError(f"{source} is {described(value)}; expected an array or an object")
     ours = str(value.get("schema")).startswith("attncli.")  # its empty lists are no tensors
+    if not ours:
+        with _json_errors(source, several_lines=False):
+            value = flat(value, source)
     entries = {
         name: _entry(member, source, name)
         for name, member in value.items()
@@ -61,7 +66,7 @@ def parse(data: bytes, source: str) -> Any:
             if b"NaN" not in data and b"Infinity" not in data:
                 raise
             value = _parse_bare_non_finite(data)
-        _refuse_twins(data, value, source)
+        refuse_twins(data, value, source)
     return value
 
 
@@ -92,7 +97,7 @@ def _parse_bare_non_finite(data: bytes) -> Any:
         return json.loads(data)
 
 
-def _refuse_twins(data: bytes, value: Any, source: str) -> None:
+def refuse_twins(data: bytes, value: Any, source: str) -> None:
     """Raise FileError for two members of one name, of which orjson keeps the last.
 
     Each member that is written has a colon of its own, so as many colons as members prove that none

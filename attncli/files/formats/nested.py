@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any, NoReturn
 
@@ -12,7 +13,13 @@ import numpy as np
 from attncli.errors import FileError, counted
 from attncli.files.formats.entry import Array
 
-NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+#: As JSON's writers say them, in any case: protobuf "-Infinity", Python "-inf", C "nan".
+NON_FINITE = {
+    sign + form: -number if sign == "-" else number
+    for word, number in (("NaN", math.nan), ("Inf", math.inf), ("Infinity", math.inf))
+    for form in (word, word.lower(), word.upper(), word.capitalize())
+    for sign in ("", "-", "+")
+}
 NESTED_LIMIT = 32
 
 
@@ -94,6 +101,36 @@ def _refuse(value: list[Any], source: str, name: str) -> NoReturn:
 
     look(value, name, name, 0)
     raise FileError(f"{source}: {name} holds an integer beyond float64")
+
+
+def flat(members: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The members of an object; one with tensors inside gives its own, names joined by dots."""
+    found: dict[str, Any] = {}
+    for key, member in members.items():
+        inner = _inside(member)
+        more: Iterable[tuple[str, Any]] = ((key, member),)
+        if inner and holds_tensor(inner):
+            more = ((f"{key}.{name}", own) for name, own in flat(inner, source).items())
+        for name, own in more:
+            if name in found:
+                raise FileError(f"{source} has two members named '{name}'", "keep one of them")
+            found[name] = own
+    return found
+
+
+def _inside(value: Any) -> dict[str, Any] | None:
+    """An object, or a list of objects as one: its places are the names."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {str(place): item for place, item in enumerate(value)}
+    return value if isinstance(value, dict) else None
+
+
+def holds_tensor(members: Mapping[str, Any]) -> bool:
+    """Whether an object has nested lists of numbers somewhere inside."""
+    return any(
+        holds_tensor(inner) if (inner := _inside(member)) else is_tensor(member)
+        for member in members.values()
+    )
 
 
 def no_numbers(value: Any, source: str, name: str) -> FileError:

@@ -63,6 +63,13 @@ def array_in(data: Buffer, source: str) -> Array:
     return view_of(data, shape, dtype, start, "F" if fortran else "C")
 
 
+def words_in(data: Buffer, source: str) -> Any:
+    """Return the text, or the nested list of texts, of a whole .npy file of strings."""
+    shape, _, dtype, start = header_at(data[:HEAD], source)
+    expect_bytes(source, math.prod(shape) * dtype.itemsize, len(data) - start)
+    return np.frombuffer(data, dtype, offset=start).reshape(shape).tolist()
+
+
 def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
     """Return the one array under the name ``""``; .npy has no options."""
     array = array_in(data, source)

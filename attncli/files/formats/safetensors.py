@@ -22,7 +22,7 @@ from attncli.files.formats.entry import (
     reading,
     view_of,
 )
-from attncli.files.formats.json import dumps
+from attncli.files.formats.json import dumps, refuse_twins
 
 
 def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
@@ -41,6 +41,7 @@ def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[
     damaged = "a damaged safetensors file"
     with reading(source, damaged):
         described = orjson.loads(data[8:start])
+        refuse_twins(data[8:start], described, source)
     if not isinstance(described, dict):
         raise FileError(f"{source} is {damaged}: its header is no object")
     metadata = described.pop("__metadata__", None)

@@ -76,9 +76,12 @@ def test_two_candidates_for_a_role() -> None:
 def test_integers_are_announced_unless_they_come_from_json() -> None:
     np.savez("int.npz", query=np.ones((2, 3), np.int64), key=np.ones((2, 3), np.uint8))
     given = gather(files.read("int.npz"), Flags())
-    assert given.notes == ("query converted from int64", "key converted from uint8")
+    assert given.notes == (
+        "key converted from uint8", "query converted from int64",
+        "value is missing: the key is used",
+    )  # fmt: skip
     assert given.pose().query.dtype == np.float64
-    assert gather(bundle(query=[[1, 0]]), Flags()).notes == ()
+    assert gather(bundle(**QKV), Flags()).notes == ()
     assert posed(query=[[1, 0]]).query.dtype == np.float64
 
 
@@ -100,7 +103,8 @@ def test_sources_are_all_files_read() -> None:
     [
         ([["1", "2"]], r'query\[0\]\[0\] is "1" \(a string\); expected a number'),
         ("the cat", r'query is "the cat" \(a string\); expected numbers'),
-        ({"cat": [1, 2]}, "query is an object; expected numbers"),
+        ({"cat": [1, 2]}, r"'query' holds 1 \(query.cat\); expected one tensor\nsay which is"),
+        ({"cat": "sat"}, "query is an object; expected numbers"),
         ([1, 2], r"query is a list of 2 numbers; expected rows\nwrite \[\[1, 2\]\], one row a q"),
         ([], "query is an empty list"),
     ],
@@ -153,7 +157,8 @@ def test_kv_lengths() -> None:
     assert posed(Flags(kv_lengths="lengths.npy"), x=x).mask.extent.lengths == (1, 2)
     assert posed(x=x, kv_lengths=[2, 3]).mask.extent.lengths == (2, 3)
     assert posed(x=x, kv_lengths=2).mask.extent.lengths == (2, 2)
-    assert gather(bundle(x=x, kv_lengths=[2, 3]), Flags()).notes == ()
+    notes = gather(bundle(x=x, kv_lengths=[2, 3]), Flags()).notes
+    assert notes == ("key and value are missing: the query is used",)
 
 
 def test_lists_of_numbers_are_no_files() -> None:

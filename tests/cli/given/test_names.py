@@ -58,7 +58,7 @@ def test_no_slip_where_the_role_is_played_otherwise() -> None:
 def test_what_nothing_reads_is_warned_about_in_one_line() -> None:
     given = gather(bundle(query=X, labels=[1], extra=[2], sclae=3, note="b"), Flags())
     assert given.warnings == (
-        "b.json: 'labels', 'extra' are not read",
+        "b.json: 'labels', 'extra', 'note' are not read",
         "b.json: 'sclae' is not read; did you mean 'scale'?",
     )
     assert given.pose().warnings == given.warnings
