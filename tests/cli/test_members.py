@@ -80,7 +80,7 @@ def test_multihead_reads_the_same_names(door: Run, tmp_path: Path, suffix: str) 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_mask_reads_the_same_names(door: Run, tmp_path: Path, suffix: str) -> None:
     hidden = np.tri(3, k=-1, dtype=bool).T
-    members = {"attention_mask": hidden, "mask_polarity": "ignore", "extra": X}
+    members = {"attn_bias": hidden, "mask_polarity": "ignore", "extra": X}
     ran = door("mask", save(tmp_path / f"m{suffix}", members), "--against", "causal")
     assert (ran.code, ran.err) == (0, f"warning: m{suffix}: 'extra' is not read\n")
     if suffix == ".json":
