@@ -116,6 +116,8 @@ def _or_nothing(block: Block) -> Block:
 
 def gradient_table(problem: Problem, norms: Mapping[str, Array], chosen: Selection) -> Table:
     """Return a row a head: medians and p05 of the norms of each row of dQ, dS, dK and dV."""
+    import attncli.measures.outputs  # noqa: F401 (registers them)
+
     columns, cells = [], []
     shown = [f"grad_{name}_norm" for name in ("query", "score", "key", "value")]
     shown = [name for name in shown if name in norms]
