@@ -306,9 +306,11 @@ def _no_query(source: "files.Bundle") -> str:
     """Return how to say that a file without a query holds attention."""
     names = [name or "one tensor" for name in source.tensors]
     holds = ", ".join(names[:6]) + ", …" * (len(names) > 6)
+    which = f"-q {source.source}" if [*source.tensors] == [""] else f"-q {source.source}::NAME"
+    others = "" if len(names) == 1 else " -k … -v …"
     return (
         f"{source.source} has no query: it holds {holds or 'no tensors'}\n"
-        f"leave it out, or say which it is: -q {source.source}::NAME -k … -v …"
+        f"leave it out, or say which it is: {which}{others}"
     )
 
 

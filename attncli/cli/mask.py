@@ -140,7 +140,9 @@ def _finish(report: "Report", page: output.Page, printed: groups.Printed) -> Non
 
     render.show_warnings(report.warnings)
     if page.target:
-        files.write(page.target.path, report.arrays, format=page.target.suffix)
+        files.write(
+            page.target.path, report.arrays, extra=report.options, format=page.target.suffix
+        )
         page = replace(page, target=replace(page.target, names=list(report.arrays)))
     output.finish(report, page, printed)
 

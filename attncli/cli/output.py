@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -97,16 +97,18 @@ def stream_answers(
     failed = False
     try:
         for record in records:
+            which: dict[str, Any] = {"line": records.line}
             try:
                 if isinstance(record, AttnError):
                     raise record
+                which |= {name: record.options[name] for name in ("id",) if name in record.options}
                 report = answer(record)
             except AttnError as error:
                 failed = True
-                render.show_error(error, json=True, command=command, line=records.line)
+                render.show_error(error, json=True, command=command, **which)
             else:
                 render.show_warnings([f"line {records.line}: {w}" for w in report.warnings])
-                render.show(report, "ndjson", line=records.line)
+                render.show(report, "ndjson", which=which)
                 failed = failed or bool(report.exit_code)
     except BrokenPipeError:
         pass  # nobody reads any more: what happened so far decides

@@ -74,7 +74,7 @@ ROLES: Mapping[str, Role] = {
     "alibi_slopes": Role(("alibi_slopes",), expected="one slope per head"),
     # -- numbers, words, truth values
     "mask": Role(_MASK_NAMES, (TEXT,), 'a mask expression, such as "causal"'),
-    "causal": Role(("causal", "is_causal"), (TRUTH,), "true or false"),
+    "causal": Role(("causal", "is_causal", "unidirectional"), (TRUTH, NUMBER), "true or false"),
     "mask_polarity": Role(("mask_polarity",), (TEXT,), "keep or ignore"),
     "window": Role(("window", "window_size"), expected="two integers [left, right], -1 is open"),
     "sliding_window": Role(("sliding_window",), (NUMBER,), _COUNT),
@@ -130,6 +130,9 @@ ROLES: Mapping[str, Role] = {
     "cache_batch": Role(("cache_batch_idx",), (), hint="give the cache in the order of the batch"),
     "descale": Role(
         ("q_descale", "k_descale", "v_descale"), (), hint="multiply the tensors by it first"
+    ),
+    "local_window": Role(
+        ("local_window_size",), (), hint="say it as a mask: --mask 'window(left, 0)'"
     ),
     "score_mod": Role(
         ("score_mod", "mask_mod", "block_mask"), (), hint="say it as a mask expression: --mask"

@@ -6,7 +6,7 @@ those marked (code), which come from reading the source. What is not here is not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -258,6 +258,32 @@ def family_named(arch: str) -> Family:
             + f"--arch takes auto or a model_type: {', '.join(sorted(FAMILIES))}",
         )
     return FAMILIES[name]
+
+
+_GRANITE = {"granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared"}
+_GEMMA = {"gemma2", "gemma3", "gemma3_text", "vaultgemma"}
+#: Members of config.json by the families whose code reads them; the code of others does not.
+READ_BY: Mapping[str, Collection[str]] = {
+    "attention_multiplier": _GRANITE,
+    "query_pre_attn_scalar": _GEMMA,
+    "attn_logit_softcapping": _GEMMA,
+    "no_rope_layers": {"smollm3"},
+    "clip_qkv": {"mpt", "olmo", "olmoe"},
+    "partial_rotary_factor": {
+        "glm", "glm4", "glm4_moe", "gpt_neox", "minimax_m2", "nemotron", "persimmon", "phi", "phi3",
+        "solar_open", "stablelm",
+    },
+    "layer_types": FAMILIES.keys() - {"mistral"},
+}  # fmt: skip
+
+
+def heeded(config: Mapping[str, Any], family: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the members of config.json that a family's code reads, and which others are said."""
+    lost = [
+        name for name, families in READ_BY.items()
+        if family in FAMILIES and family not in families and config.get(name) not in (None, 1.0, [])
+    ]  # fmt: skip
+    return {name: value for name, value in config.items() if name not in lost}, lost
 
 
 def normal(model_type: Any) -> str:

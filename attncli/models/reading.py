@@ -9,7 +9,7 @@ from attncli.attention.rope import Rope
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
-from attncli.models.families import COMPOSITES, FAMILIES, Family, normal
+from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
 from attncli.models.layouts import Found, check_readable, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
@@ -45,6 +45,10 @@ class Reading:
         if not self.forced and not configs.speaks_of(chain, found.parent):
             self.family_name = ""
         self.family: Family | None = FAMILIES.get(self.family_name)
+        self.config, lost = heeded(self.config, self.family_name)
+        self.notes += [
+            f"{name} of config.json: {self.family_name} does not read it" for name in lost
+        ]
         self.index = next(iter(numbers(found.parent)), 0)
 
     def shape(self, role: str) -> tuple[int, ...] | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ def show(
     color: str = "auto",
     width: int | None = None,
     height: int | None = None,
-    line: int | None = None,
+    which: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Print a report. ``json`` and ``ndjson`` are one object on one line, with ``line`` in it.
+    """Print a report. ``json`` and ``ndjson`` are one object on one line.
 
     ``color`` is auto, always or never; ``width`` and ``height`` are cells, by default the
-    terminal's. Raises AttnError where a report has no such format, OSError from the stream.
+    terminal's; ``which`` are members that say what the object answers, such as ``line`` and ``id``.
+    Raises AttnError where a report has no such format, OSError from the stream.
     """
     out = stream or sys.stdout
     if out is None:
@@ -58,7 +60,7 @@ def show(
     elif format == "markdown":
         _write(out, (text + "\n" for text in data.markdown_lines(report)))
     elif format in ("json", "ndjson"):
-        _write_bytes(out, data.json_line(report, {} if line is None else {"line": line}))
+        _write_bytes(out, data.json_line(report, which))
     else:
         raise ValueError(f"unknown format {format!r}")
 

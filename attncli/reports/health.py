@@ -83,16 +83,16 @@ def inspect_report(
         blocks += [_what_if_table(scale[examined.today], what_ifs)] if what_ifs else []
     arrays = _row_statistics(examined) if "row_statistics" in include else {}
     worst = max((LEVELS.index(head.verdict.level) for head in heads), default=0)
+    warnings = [*examined.result.warnings, *_unjudged(examined, heads, bool(asked.tests))]
+    more = {"warnings": warnings} | ({"map": seen.data} if seen else {})
     return Report(
         command="inspect",
         headline=_first_line(problem, heads, count),
         blocks=blocks,
-        data=lambda: (
-            _data(examined, heads, labels, include, notes) | ({"map": seen.data} if seen else {})
-        ),
+        data=lambda: _data(examined, heads, labels, include, notes) | more,
         records=lambda: seen.records if seen else _records(examined, heads),
         arrays={f"row_statistics.{name}": values for name, values in arrays.items()},
-        warnings=[*examined.result.warnings, *_unjudged(examined, heads, bool(asked.tests))],
+        warnings=warnings,
         notes=[" · ".join(headline(examined.result)), *notes, *_how(examined)],
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
     )
@@ -329,7 +329,7 @@ def _data(
         "summary": {level: count[level] for level in LEVELS}
         | {"findings": findings_of(heads), "looks_at": places_of(heads)},
         "heads": [_head_data(examined, head) for head in heads],
-        "scale_effect": [_effect_data(effect, heads, "scale") for effect in examined.scale],
+        "scale_effect": [_effect_data(one, heads, "scale") for one in examined.scale if heads],
         "scale_sentence": scale_sentence(_over(examined, heads)[0]) if heads else None,
     }  # fmt: skip
     if examined.what_ifs:

@@ -88,10 +88,11 @@ def mask_report(
         tensors = {"attn_mask": mask_tensor(mask, additive)}
     else:
         said["warnings"] = [f"attn_mask is left out: more than {SMALL:,} cells (-o FILE)"]
+    options = {"mask_polarity": "ignore"} if dialect == "mha" and tensors else {}
     return Report(
         command="mask", headline=[] if tokens_view else _headline(mask, facts),
-        blocks=blocks, data=lambda: {**_data(mask, facts, notes), **said, **tensors},
-        records=lambda: _records(mask), arrays=tensors,
+        blocks=blocks, data=lambda: {**_data(mask, facts, notes), **said, **options, **tensors},
+        records=lambda: _records(mask), arrays=tensors, options=options,
         warnings=notes,
         exit_code=int(found is not None and found.first is not None),
     )  # fmt: skip

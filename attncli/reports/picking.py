@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
-from attncli.errors import InputError, nearest
+from attncli.errors import InputError, listed, nearest
 from attncli.measures.policy import LEVELS
 from attncli.measures.statistic import Statistic
 from attncli.reports.blocks import Column, Records, Table
@@ -142,7 +142,7 @@ class _Reading:
         likely = nearest(text, [*self.registry, *self.places, *others], "")
         raise InputError(
             f"unknown name '{text}' in {option}",
-            likely or "names are those of --format csv, such as entropy, max_weight_p95, logit_max",
+            likely or f"names are such as {listed([*self.registry, *self.places], 6)}",
         )
 
     def test(self, text: str) -> Test:

@@ -98,3 +98,12 @@ def test_what_cannot_show_ndjson_is_refused(attncli: Door, option: str) -> None:
     ran = attncli("compute", "-", option, stdin='{"query": [[1]]}\n{"query": [[2]]}\n')
     assert (ran.code, ran.out) == (2, "")
     assert f"error: {option.replace('=', ' ')} has no use in NDJSON" in ran.err
+
+
+def test_the_id_of_a_line_comes_back_with_its_answer(attncli: Door) -> None:
+    ids = ["a", 2, None, {"run": 1}]
+    lines = [json.dumps({"id": one, "q": [[1, 0]]}) for one in ids]
+    lines.append('{"id": "bad", "q": [[1, 0]], "scale": "big"}')
+    ran = attncli("compute", "-", stdin="\n".join(lines))
+    assert [line["id"] for line in ran.lines] == [*ids, "bad"]
+    assert ran.code == 1 and "error" in ran.lines[-1]

@@ -136,3 +136,12 @@ def test_bad_input_is_said(
     assert fragment in done.err.replace("\n       ", " ")
     assert "Traceback" not in done.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_mask_for_mha_comes_back_as_it_was(door: Door, tmp_path: Path, suffix: str) -> None:
+    """Its True hides, and padding stands beside it: the file says so."""
+    told = "causal & padding(2, 3)"
+    assert door("mask", told, "-l", 3, "--for", "mha", "-o", f"m{suffix}").code == 0
+    ran = door("mask", f"m{suffix}", "--against", told)
+    assert (ran.code, ran.err) == (0, "")

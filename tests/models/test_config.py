@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -235,7 +236,7 @@ BAD_MEMBERS: dict[str, tuple[dict[str, Any], str]] = {
     "scaling": ({"rope_scaling": [1]}, r"rope_scaling is \[1\]"),
     "parameters": ({"rope_parameters": 3}, "rope_parameters is 3"),
     "rotary_dim": ({"rotary_dim": "x"}, 'rotary_dim is "x"'),
-    "scalar": ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
+    "scalar": ({"model_type": "gemma2", "query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0"),
     "window": ({"model_type": "mistral", "sliding_window": -3}, "sliding_window is -3"),
     "a word": ({"model_type": "mistral", "sliding_window": "x"}, 'sliding_window is "x"'),
     "types": ({"layer_types": "full_attention"}, 'layer_types is "full_attention"'),
@@ -254,3 +255,45 @@ def test_bad_members_of_a_config_are_named(what: str) -> None:
     with pytest.raises(InputError, match=f"config.json: {message}") as error:
         one(*apart("layers.0.self_attn", QKVO), config=config)
     assert "expected a" in str(error.value.hint)
+
+
+#: A member that another family's code reads, and a value at which it would be another layer.
+STRANGE: dict[str, tuple[str, Any]] = {
+    "attention_multiplier": ("llama", 0.5),
+    "query_pre_attn_scalar": ("llama", 64),
+    "attn_logit_softcapping": ("llama", 2.0),
+    "no_rope_layers": ("llama", [0, 0]),
+    "clip_qkv": ("llama", 0.3),
+    "partial_rotary_factor": ("qwen3", 0.5),
+    "layer_types": ("mistral", ["full_attention"]),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_member_that_a_family_s_code_does_not_read_changes_nothing(name: str) -> None:
+    family, value = STRANGE[name]
+    config = {"model_type": family, "num_attention_heads": 2, "sliding_window": None}
+    tensors = apart("layers.0.self_attn", QKVO)
+    plain, strange = (one(*tensors, config=c) for c in (config, config | {name: value}))
+    assert f"{name} of config.json: {family} does not read it" in strange.notes
+    for part in ("scale", "softcap", "rope", "clip", "window", "causal"):
+        assert repr(getattr(plain, part)) == repr(getattr(strange, part)), part
+
+
+def test_a_config_that_says_it_is_not_causal_hides_nothing(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    import torch
+
+    from attncli.studies.layer import multihead
+
+    torch.manual_seed(0)
+    model = transformers.LlamaModel(transformers.LlamaConfig(
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=8,
+        vocab_size=9, attn_implementation="eager", is_causal=False,
+    )).eval()  # fmt: skip
+    with torch.no_grad():
+        theirs = model(torch.arange(6)[None], output_hidden_states=True, output_attentions=True)
+    model.save_pretrained(tmp_path)
+    x = theirs.hidden_states[0].numpy()
+    made = multihead(x, str(tmp_path), layer=0, want=("output", "weights"))
+    np.testing.assert_allclose(made.weights, theirs.attentions[0].numpy(), atol=1e-6)

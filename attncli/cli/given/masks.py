@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import numpy as np
@@ -164,17 +166,28 @@ def _source(text: str, polarity: str | None) -> _Source:
         if expression is not None and not roles:
             reader.warn_of_unread()
             return replace(_expression(expression), warnings=tuple(reader.warnings))
-        role = roles[0] if roles else "attn_mask"
-        found = reader.tensor(role)
-        array = found[0] if found else files.read_tensor(text)
-        name = reader.spelt[role] if found else text
+        tensors = [(role, reader.spelt[role], reader.tensor(role)) for role in roles]
         reader.taken |= {*bundle.tensors} if len(bundle.tensors) == 1 else set()
         polarity = reader.pick("mask_polarity", is_word)
         reader.warn_of_unread()
-        return replace(_tensor(array, role, name, polarity), warnings=tuple(reader.warnings))
+        parts = [_tensor(found[0], role, name, polarity) for role, name, found in tensors if found]
+        parts = parts or [_tensor(files.read_tensor(text), "attn_mask", text, polarity)]
+        return replace(_joined(parts), warnings=tuple(reader.warnings))
     if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
     return _expression(text)
+
+
+def _joined(parts: Sequence[_Source]) -> _Source:
+    """Return the mask tensors of one file together: all must allow."""
+    first, *others = parts
+    if not others:
+        return first
+    sizes: dict[str, Any] = {
+        size: _first(*(getattr(part, size) for part in parts))
+        for size in ("batch", "heads", "queries", "keys")
+    }
+    return _Source(lambda e: reduce(and_, (part.masker(e) for part in parts)), True, **sizes)
 
 
 def _expression(text: str) -> _Source:

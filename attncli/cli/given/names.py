@@ -9,7 +9,7 @@ from attncli.errors import InputError, listed, numbered
 from attncli.files.bundle import Bundle, path_of, prefixes
 from attncli.files.vocabulary import BYSTANDERS, PLAYED, RESULTS, ROLES, TENSOR, slips
 
-DTYPES = ("dtype", "softmax_dtype")  # in metadata they speak of the file, not of the arithmetic
+DTYPES = ("dtype", "softmax_dtype")
 #: Roles that change the result: a name that nearly spells one is a slip, not a bystander.
 READ = (
     "key", "value", "attn_mask", "past_key", "past_value", "kv_lengths", "sink"
@@ -96,7 +96,7 @@ def _says(bundle: Bundle, name: str) -> bool:
     """Whether a known member says anything: null does not, nor a dtype in metadata."""
     if name not in bundle.options:
         return True
-    of_file = bundle.kind == "safetensors" and name.lower() in DTYPES
+    of_file = bundle.kind == "safetensors" and name.lower() == "dtype"
     return bundle.options[name] is not None and not of_file
 
 

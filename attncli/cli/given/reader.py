@@ -14,7 +14,6 @@ import numpy as np
 from attncli import files
 from attncli.cli.given import names as given_names
 from attncli.cli.given.elsewhere import anchored
-from attncli.cli.given.names import DTYPES
 from attncli.cli.options import Group
 from attncli.errors import InputError, counted
 from attncli.files.bundle import Bundle, which
@@ -74,7 +73,8 @@ class Reader:
         if role in self.spelt and role not in RESULTS:
             raise which(self.bundle, role, (self.spelt[role], name))
         self.spelt[role] = name
-        if kind != TENSOR and not (self.bundle.kind == "safetensors" and role in DTYPES):
+        of_file = self.bundle.kind == "safetensors" and role == "dtype"  # in its metadata
+        if kind != TENSOR and not of_file:
             self.options[role] = value
 
     def wrong(self, name: str, value: Any) -> Exception:
@@ -227,7 +227,7 @@ def is_word(value: Any) -> bool:
 
 def is_truth(value: Any) -> bool:
     """Return whether an option of a file is true or false."""
-    return isinstance(value, bool)
+    return isinstance(value, bool) or (type(value) is int and value in (0, 1))
 
 
 def _shown(value: Any) -> str:
