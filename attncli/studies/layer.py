@@ -14,8 +14,9 @@ from attncli.attention.pose import pose
 from attncli.attention.problem import Family, Masker, Problem, Scale, float_dtype
 from attncli.attention.rope import Rope
 from attncli.engines import DEFAULT
-from attncli.errors import InputError
+from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
+from attncli.files.vocabulary import BYSTANDERS, PLAYED
 from attncli.models.finding import load
 from attncli.models.layer import Layer, Projections
 from attncli.models.limits import beyond, maskers
@@ -227,12 +228,32 @@ def multihead(
 
 
 def _overridden(layer: Layer, cross: bool, mask: Any) -> list[str]:
-    found = []
+    found = _unread(layer)
     if mask is not None and layer.mask and not cross:
         found.append(f"the mask given replaces the layer's own, {layer.mask}")
     if cross and layer.kind == "self" and (layer.mask or layer.rope or layer.relative):
         found.append("keys come from memory: the layer's own mask, bias and RoPE are left out")
     return found
+
+
+def _unread(layer: Layer) -> list[str]:
+    """What a bundle of arrays named by hand says besides its weights: options say it."""
+    bundle = layer.bundle
+    if layer.layout != "arrays" or bundle is None:
+        return []
+    norms = [norm for norm in (layer.input_norm, layer.query_norm, layer.key_norm) if norm]
+    used = {*layer.tensors.values()}
+    used.update(name for norm in norms for name in (*norm.weights, *norm.biases))
+    left = [
+        repr(name)
+        for name in (*bundle.tensors, *bundle.options)
+        if name not in used
+        and name.lower() not in BYSTANDERS
+        and "hidden_states" not in PLAYED.get(name.lower(), ())
+    ]
+    are = "are" if len(left) > 1 else "is"
+    said = "say as options what the layer needs of them: --heads, --mask, --scale …"
+    return [f"{bundle.source}: {listed(left)} {are} not read; {said}"] if left else []
 
 
 def _all_padding(problem: Problem) -> list[str]:

@@ -167,3 +167,15 @@ def test_an_unknown_family_is_refused_and_still_shown(
     data = door("multihead", "-w", folder, "--list", "--json").data
     assert "'xyzzy' is not in the table" in data["layers"][0]["not_computed"][0]
     assert door("inspect", folder).code == 0
+
+
+def test_what_a_bundle_of_weights_says_besides_is_named(door: Door, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=(8, 8)) for name in ("wq", "wk", "wv", "wo")}
+    np.savez(tmp_path / "w.npz", **weights, num_heads=2, causal=True)
+    np.save(tmp_path / "x8.npy", rng.normal(size=(3, 8)))
+    ran = door("multihead", "x8.npy", "-w", "w.npz", "--heads", 2)
+    assert ran.code == 0
+    assert ran.err.startswith("warning: w.npz: 'num_heads', 'causal' are not read; say as options")
+    np.savez(tmp_path / "plain.npz", **weights)
+    assert door("multihead", "x8.npy", "-w", "plain.npz", "--heads", 2).err == ""
