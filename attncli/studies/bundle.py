@@ -13,7 +13,6 @@ from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import Problem
 from attncli.errors import AttnError, InputError, TooLarge
-from attncli.measures.masks import difference
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -123,6 +122,8 @@ def _expression(mask: Mask, past: int | None) -> str | None:
     """
     if set(mask.text) & set("'\""):
         return None
+    from attncli.measures.masks import difference
+
     e = mask.extent
     extent = Extent(e.batch, e.heads, e.queries, e.keys, past=past, lengths=e.lengths)
     try:
