@@ -215,11 +215,22 @@ class Cells(Predicate):
 
 
 @dataclass(frozen=True, eq=False)
-class And(Predicate):
-    """Both allow."""
+class Pair(Predicate):
+    """Two predicates joined."""
 
     left: Predicate
     right: Predicate
+
+    def varies(self) -> Varies:
+        return self.left.varies() | self.right.varies()
+
+    def offsets(self) -> frozenset[PerBatch]:
+        return self.left.offsets() | self.right.offsets()
+
+
+@dataclass(frozen=True, eq=False)
+class And(Pair):
+    """Both allow."""
 
     def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
         return self.left.allows(b, h, i, j) & self.right.allows(b, h, i, j)
@@ -237,12 +248,6 @@ class And(Predicate):
         both = [(max(a, c), min(b_, d)) for a, b_ in ours for c, d in theirs]
         return tuple((start, stop) for start, stop in both if start < stop)
 
-    def varies(self) -> Varies:
-        return self.left.varies() | self.right.varies()
-
-    def offsets(self) -> frozenset[PerBatch]:
-        return self.left.offsets() | self.right.offsets()
-
     def conjuncts(self) -> tuple[Predicate, ...]:
         return (*self.left.conjuncts(), *self.right.conjuncts())
 
@@ -254,11 +259,8 @@ class And(Predicate):
 
 
 @dataclass(frozen=True, eq=False)
-class Or(Predicate):
+class Or(Pair):
     """At least one allows."""
-
-    left: Predicate
-    right: Predicate
 
     def allows(self, b: int, h: int, i: Array, j: Array) -> Array:
         return self.left.allows(b, h, i, j) | self.right.allows(b, h, i, j)
@@ -279,12 +281,6 @@ class Or(Predicate):
             else:
                 merged.append((start, stop))
         return tuple(merged)
-
-    def varies(self) -> Varies:
-        return self.left.varies() | self.right.varies()
-
-    def offsets(self) -> frozenset[PerBatch]:
-        return self.left.offsets() | self.right.offsets()
 
     def words(self) -> str:
         return f"({self.left.words()} | {self.right.words()})"

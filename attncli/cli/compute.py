@@ -93,10 +93,7 @@ def one(
         report, labels = _answer(
             source, asked, page, vars(pictures), machine=page.machine, progress=progress
         )
-    render.show_warnings(report.warnings)
-    if page.target:
-        output.save(page.target, report, labels)
-    output.finish(report, page, printed)
+    output.conclude(report, labels, page, printed)
 
 
 @mode(output.IN_LINES, output.LINES_HINT)

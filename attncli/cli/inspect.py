@@ -133,10 +133,7 @@ def health(
     answer = _answering(asked, page, full)
     with render.progress() as progress:
         report, labels = answer(source, progress)
-    render.show_warnings(report.warnings)
-    if page.target:
-        output.save(page.target, report, labels)
-    output.finish(report, page, printed)
+    output.conclude(report, labels, page, printed)
 
 
 @mode(output.IN_LINES, output.LINES_HINT)

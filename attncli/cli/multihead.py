@@ -204,10 +204,7 @@ def _project(
     output.demand_place(page, "csv")
     with render.progress("heads") as progress:
         report, labels = how.answer(source, vars(pictures), machine=page.machine, progress=progress)
-    render.show_warnings(report.warnings)
-    if page.target:
-        output.save(page.target, report, labels)
-    output.finish(report, page, printed)
+    output.conclude(report, labels, page, printed)
 
 
 @mode(output.IN_LINES, output.LINES_HINT)

@@ -101,7 +101,7 @@ def stream_answers(
             try:
                 if isinstance(record, AttnError):
                     raise record
-                which |= {name: record.options[name] for name in ("id",) if name in record.options}
+                which |= {"id": record.options["id"]} if "id" in record.options else {}
                 report = answer(record)
             except AttnError as error:
                 failed = True
@@ -137,6 +137,16 @@ def save(target: Target, report: "Report", labels: "Labels") -> None:
         lost = ", nor ".join(["no options", *tokens])
         flags = flags_of(report.options)
         render.show_warnings([f"{target.path} holds {lost}: read it with {flags}"])
+
+
+def conclude(report: "Report", labels: "Labels", page: Page, printed: Printed) -> None:
+    """Say what is to be warned about, save what is to be saved, and ``finish``."""
+    from attncli import render
+
+    render.show_warnings(report.warnings)
+    if page.target:
+        save(page.target, report, labels)
+    finish(report, page, printed)
 
 
 def finish(report: "Report", page: Page, printed: Printed) -> None:

@@ -209,8 +209,7 @@ def window(config: Config, family: Family, index: int, kind: str) -> tuple[int, 
         found = count(config, ("attention_window",), index)
         return None if found is None else (found[1] // 2, found[1] // 2, f"{found[0]} {found[1]}")
     found = count(config, ("window_size",) if family.window == "gpt_neo" else ("sliding_window",))
-    both = config.get("use_bidirectional_attention") or config.get("is_causal") is False
-    if found is not None and both:
+    if found is not None and _both_ways(config):
         return found[1] // 2, found[1] // 2, f"{found[0]} {found[1]}, bidirectional"
     return None if found is None else (found[1] - 1, 0, f"{found[0]} {found[1]}")
 
@@ -299,8 +298,12 @@ def causal(config: Config, family: Family, path: str) -> bool:
     if isinstance(family.causal, str):
         return family.causal in path.split(".")
     if family.causal:
-        return not (config.get("use_bidirectional_attention") or config.get("is_causal") is False)
+        return not _both_ways(config)
     return bool(config.get("is_decoder") and not config.get("is_encoder_decoder"))
+
+
+def _both_ways(config: Config) -> bool:
+    return bool(config.get("use_bidirectional_attention")) or config.get("is_causal") is False
 
 
 def flag(config: Config, member: str) -> bool:

@@ -184,8 +184,7 @@ def _joined(parts: Sequence[_Source]) -> _Source:
     if not others:
         return first
     sizes: dict[str, Any] = {
-        size: _first(*(getattr(part, size) for part in parts))
-        for size in ("batch", "heads", "queries", "keys")
+        size: _first(*(getattr(part, size) for part in parts)) for size in SIZES
     }
     return _Source(lambda e: reduce(and_, (part.masker(e) for part in parts)), True, **sizes)
 
