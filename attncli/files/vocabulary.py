@@ -120,6 +120,14 @@ ROLES: Mapping[str, Role] = {
     "grad_query": Role(("grad_query", "dq")),
     "grad_key": Role(("grad_key", "dk")),
     "grad_value": Role(("grad_value", "dv")),
+    # -- results of somebody else, to be judged
+    "expected": Role(("expected", "expected_output")),
+    "expected_weights": Role(("expected_weights",)),
+    "expected_lse": Role(("expected_lse",)),
+    "expected_scores": Role(("expected_scores",)),
+    "expected_grad_query": Role(("expected_grad_query",)),
+    "expected_grad_key": Role(("expected_grad_key",)),
+    "expected_grad_value": Role(("expected_grad_value",)),
     # -- known, and computed by nothing here
     "past_key_values": Role(
         ("past_key_values",), (), hint="name the two of one layer: --past-key FILE::NAME "
