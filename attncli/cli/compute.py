@@ -132,10 +132,13 @@ def _answer(
     problem = given.pose()
     labels = given.labels(problem)
     part = view(problem, asked, top=asked.top, time=asked.time, **drawn)
-    want = arrays.wanted(problem, part, page.names, machine, asked.grad_output is not None)
+    upstream = given.grad_output
+    if asked.grad_output is not None:
+        upstream = attention.upstream(asked.grad_output)
+    want = arrays.wanted(problem, part, page.names, machine, upstream is not None)
     result = attend.solve(
         problem, backend=asked.backend, device=asked.device, threads=asked.threads, want=want,
-        grad_output=attention.upstream(asked.grad_output), progress=progress,
+        grad_output="ones" if upstream is None else upstream, progress=progress,
     )  # fmt: skip
     report = compute_report(result, labels, part, page.names, notes=given.notes, progress=progress)
     return report, labels
