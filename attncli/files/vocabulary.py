@@ -151,12 +151,14 @@ ROLES: Mapping[str, Role] = {
 BYSTANDERS = frozenset({
     "scores", "softcapped", "masked", "present_key", "present_value", "row_statistics", "concat",
     "rope_applied",
-    "id", "schema", "max_seqlen", "max_seqlen_q", "max_seqlen_k", "deterministic", "enable_gqa",
-    "return_attn_probs", "return_softmax_lse", "num_splits", "page_size", "format",
+    "id", "name", "kind", "catches", "schema", "max_seqlen", "max_seqlen_q", "max_seqlen_k",
+    "deterministic", "enable_gqa", "return_attn_probs", "return_softmax_lse", "num_splits",
+    "page_size", "format",
 })  # fmt: skip
 RESULTS = frozenset(
     {"head_outputs", "weights", "output", "lse", "grad_output"}
     | {"grad_query", "grad_key", "grad_value"}
+    | {role for role in ROLES if role.startswith("expected")}
 )
 #: A tensor with one of these roles is enough for a problem.
 LEADING = ("query", "hidden_states", "qkv")

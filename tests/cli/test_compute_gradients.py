@@ -105,7 +105,9 @@ def test_a_bundle_gives_the_gradient_of_the_output(door: Door, bundle: Any, tmp_
     own, flag, other = (
         door("compute", *call, "--include", "grad_query", "--json").data["grad_query"]
         for call in (
-            ["all.npz"], ["qkv.npz", "--grad-output", "up.npy"], ["all.npz", "--grad-output", "ones"]
+            ["all.npz"],
+            ["qkv.npz", "--grad-output", "up.npy"],
+            ["all.npz", "--grad-output", "ones"],
         )
     )  # fmt: skip
     assert own == flag != other
