@@ -72,10 +72,9 @@ def _rounded(array: Array, dtype: str) -> Array:
 def answers(tensors: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Array]:
     """Return the specification's answers to a problem, each rounded once, by their names."""
     back = "grad_output" in tensors
-    result = attend(
-        **tensors, **options, backend="reference",
-        want=(*ANSWERS, *(("gradients",) if back else ())),
-    )  # fmt: skip
+    want = (*ANSWERS, *(("gradients",) if back else ()))
+    asked: dict[str, Any] = {**tensors, **options}
+    result = attend(**asked, backend="reference", want=want)
     found = {"expected": result.output, "expected_lse": result.lse.astype(np.float32)}
     if back:
         found |= {f"expected_grad_{n}": getattr(result.gradients, n) for n in GRADIENTS}

@@ -1,6 +1,6 @@
 """The kinds of test cases of an attention kernel: what each catches, and how it is drawn.
 
-To add a kind, write its builder with its sentence above it. All tensors are ``(B, H, L, D)``,
+To add a kind, write its builder, whose docstring is what it catches. All tensors are ``(B, H, L, D)``,
 keys and values ``(B, G, L, …)``; options are those of ``attncli.attend``, by their names.
 """
 
@@ -74,27 +74,25 @@ class Kind:
 KINDS: dict[str, Kind] = {}
 
 
-def kind(catches: str) -> Callable[[Callable[[Draw], Iterator[Draft]]], Kind]:
-    """Enter a builder into ``KINDS`` under its own name."""
-
-    def enter(build: Callable[[Draw], Iterator[Draft]]) -> Kind:
-        name = build.__name__.strip("_")
-        KINDS[name] = Kind(name, catches, build)
-        return KINDS[name]
-
-    return enter
+def kind(build: Callable[[Draw], Iterator[Draft]]) -> Kind:
+    """Enter a builder into ``KINDS`` under its own name; its docstring is what it catches."""
+    made = Kind(build.__name__, (build.__doc__ or "").rstrip("."), build)
+    KINDS[made.name] = made
+    return made
 
 
-@kind("a last tile that is skipped, or read past its end, at lengths around tile edges")
+@kind
 def lengths(draw: Draw) -> Iterator[Draft]:
+    """A last tile that is skipped, or read past its end, at lengths around tile edges."""
     for n in (1, 2, 63, 64, 65, 127, 128, 129, 1023, 1025):
         heads = 1 if n > 1000 else 2
         yield Draft(f"{n}", draw.qkv(n, heads=heads))
         yield Draft(f"{n}_causal", draw.qkv(n, heads=heads), {"mask": "causal"})
 
 
-@kind("causal aligned at the wrong corner where queries and keys differ in number")
+@kind
 def corners(draw: Draw) -> Iterator[Draft]:
+    """Causal aligned at the wrong corner where queries and keys differ in number."""
     for queries, keys in ((5, 13), (64, 200), (65, 129), (130, 70)):
         yield Draft(f"{queries}_{keys}", draw.qkv(queries, keys))
         for corner in ("top_left", "bottom_right"):
@@ -102,16 +100,18 @@ def corners(draw: Draw) -> Iterator[Draft]:
             yield Draft(f"{queries}_{keys}_{corner}", draw.qkv(queries, keys), options)
 
 
-@kind("a cache whose keys are not all read, or whose length the causal mask does not count")
+@kind
 def past(draw: Draw) -> Iterator[Draft]:
+    """A cache whose keys are not all read, or whose length the causal mask does not count."""
     for new, old in ((1, 1), (1, 127), (1, 128), (4, 60), (48, 80), (65, 64)):
         tensors = {**draw.qkv(new, heads=4, groups=2), **draw.past(old)}
         yield Draft(f"{new}_after_{old}", tensors, {"mask": "causal"})
     yield Draft("5_after_20_all", {**draw.qkv(5), **draw.past(20)})
 
 
-@kind("stale keys behind a sequence's length, or one length taken for the whole batch")
+@kind
 def cache(draw: Draw) -> Iterator[Draft]:
+    """Stale keys behind a sequence's length, or one length taken for the whole batch."""
     for new, room, valid in ((1, 128, (1, 64, 128)), (4, 80, (4, 33, 80)), (16, 70, (70, 16, 65))):
         for mask in ("", "causal"):
             tensors = draw.qkv(new, room, batch=3, heads=4, groups=2)
@@ -122,15 +122,17 @@ def cache(draw: Draw) -> Iterator[Draft]:
             yield Draft(f"{new}_of_{room}{'_causal' if mask else ''}", tensors, options)
 
 
-@kind("query heads that read the keys of another group")
+@kind
 def groups(draw: Draw) -> Iterator[Draft]:
+    """Query heads that read the keys of another group."""
     for heads, some in ((4, 2), (6, 2), (6, 3), (4, 1), (8, 1)):
         tensors = draw.qkv(40, batch=2, heads=heads, groups=some)
         yield Draft(f"{heads}_over_{some}", tensors, {"mask": "causal"})
 
 
-@kind("NaN, or the mean of all values, in rows that see no key")
+@kind
 def dead_rows(draw: Draw) -> Iterator[Draft]:
+    """NaN, or the mean of all values, in rows that see no key."""
     keep = draw.rng.random((2, 33, 33)) < 0.5
     keep[:, [0, 7, 32]] = False
     yield Draft("bool", {**draw.qkv(33), "attn_mask": keep})
@@ -144,8 +146,9 @@ def dead_rows(draw: Draw) -> Iterator[Draft]:
     yield Draft("empty_sequence", draw.qkv(4, 64, batch=2), {"kv_lengths": [0, 64]})
 
 
-@kind("a softmax that overflows, or forgets to rescale when a later tile holds the maximum")
+@kind
 def huge_logits(draw: Draw) -> Iterator[Draft]:
+    """A softmax that overflows, or forgets to rescale when a later tile holds the maximum."""
     for std in (8, 25):
         yield Draft(f"std_{std}", draw.qkv(130, std=std), {"mask": "causal"})
     for name, order in (("rising", 1), ("falling", -1)):
@@ -158,14 +161,16 @@ def huge_logits(draw: Draw) -> Iterator[Draft]:
     yield Draft("all_negative", negative)
 
 
-@kind("logits that are rounded to zero before the softmax, or weights that do not sum to one")
+@kind
 def tiny_logits(draw: Draw) -> Iterator[Draft]:
+    """Logits that are rounded to zero before the softmax, or weights that do not sum to one."""
     yield Draft("std_1e-3", draw.qkv(130, std=1e-3))
     yield Draft("zero", {**draw.qkv(65), "query": np.zeros((1, 2, 65, 16))})
 
 
-@kind("a running maximum that fails on equal logits")
+@kind
 def ties(draw: Draw) -> Iterator[Draft]:
+    """A running maximum that fails on equal logits."""
     alike = draw.qkv(65)
     alike["key"][:] = alike["key"][:, :, :1]
     yield Draft("all_keys", alike)
@@ -175,8 +180,9 @@ def ties(draw: Draw) -> Iterator[Draft]:
     yield Draft("all_values", {**draw.qkv(40), "value": np.ones((1, 2, 40, 16))})
 
 
-@kind("a window one key too wide or too narrow, or tiles that it touches and that are skipped")
+@kind
 def windows(draw: Draw) -> Iterator[Draft]:
+    """A window one key too wide or too narrow, or tiles that it touches and that are skipped."""
     for size in (0, 1, 31, 32, 63, 64, 65):
         yield Draft(f"causal_{size}", draw.qkv(130), {"mask": f"causal & window({size})"})
     for left, right in ((8, 8), (3, 0), (0, 5), (64, 63)):
@@ -187,8 +193,9 @@ def windows(draw: Draw) -> Iterator[Draft]:
     yield Draft("sinks", draw.qkv(130), {"mask": "causal & (window(16) | prefix(4))"})
 
 
-@kind("tokens that see another document of the same row")
+@kind
 def segments(draw: Draw) -> Iterator[Draft]:
+    """Tokens that see another document of the same row."""
     for parts in ((1, 63, 64, 5), (20, 20, 20), (64, 1, 65)):
         ids = np.repeat(np.arange(len(parts)), parts)
         text = f"segments({', '.join(map(str, ids))})"
@@ -197,8 +204,9 @@ def segments(draw: Draw) -> Iterator[Draft]:
         yield Draft(f"{name}_causal", draw.qkv(len(ids)), {"mask": f"causal & {text}"})
 
 
-@kind("a softcap left out, put after the mask, or applied before the scale")
+@kind
 def softcap(draw: Draw) -> Iterator[Draft]:
+    """A softcap left out, put after the mask, or applied before the scale."""
     for cap in (2.0, 20.0):
         options = {"softcap": cap}
         yield Draft(f"{cap:g}", draw.qkv(70, std=4), options)
@@ -206,8 +214,9 @@ def softcap(draw: Draw) -> Iterator[Draft]:
     yield Draft("with_scale", draw.qkv(40, std=2), {"softcap": 5.0, "scale": 1.0})
 
 
-@kind("a sink that is left out of the denominator, or scaled, or one for all heads")
+@kind
 def sinks(draw: Draw) -> Iterator[Draft]:
+    """A sink that is left out of the denominator, or scaled, or one for all heads."""
     yield Draft("softmax1", draw.qkv(65), {"sink": 0.0})
     yield Draft("by_head", draw.qkv(65, heads=4), {"sink": [-2.0, 0.0, 1.5, 5.0], "mask": "causal"})
     yield Draft("large", draw.qkv(40), {"sink": 60.0})
@@ -215,8 +224,9 @@ def sinks(draw: Draw) -> Iterator[Draft]:
     yield Draft("dead_row", {**draw.qkv(33), "attn_mask": keep}, {"sink": [0.0, 2.0]})
 
 
-@kind("finite numbers in place of −∞ that leak, or overflow when they are added")
+@kind
 def sentinels(draw: Draw) -> Iterator[Draft]:
+    """Finite numbers in place of −∞ that leak, or overflow when they are added."""
     for name, number in (("minus_1e4", -1e4), ("smallest", SMALLEST)):
         hidden = draw.rng.random((2, 1, 1, 70)) < 0.4
         hidden[..., 5] = False
@@ -234,8 +244,9 @@ def _filled(hidden: Array, number: float | str) -> Array:
     return np.where(hidden, np.nan if number == SMALLEST else float(number), 0.0)
 
 
-@kind("a mask tensor read with the wrong polarity, shape or broadcast, or not added at all")
+@kind
 def mask_tensors(draw: Draw) -> Iterator[Draft]:
+    """A mask tensor read with the wrong polarity, shape or broadcast, or not added at all."""
     shapes: tuple[tuple[int, ...], ...] = (
         (70,), (33, 70), (2, 33, 70), (3, 1, 1, 70), (3, 2, 33, 70), (3, 1, 33, 70)
     )  # fmt: skip
@@ -259,8 +270,9 @@ def alibi(draw: Draw) -> Iterator[Draft]:
     yield Draft("after_past", tensors, {"mask": "causal + alibi(0.25, 0.5)"})
 
 
-@kind("padding that is seen, on either side, alone and with causal")
+@kind
 def padding(draw: Draw) -> Iterator[Draft]:
+    """Padding that is seen, on either side, alone and with causal."""
     for side in ("", ", left"):
         text = f"padding(70, 33, 64{side})"
         name = "left" if side else "right"
@@ -268,16 +280,18 @@ def padding(draw: Draw) -> Iterator[Draft]:
         yield Draft(f"{name}_causal", draw.qkv(70, batch=3), {"mask": f"causal & {text}"})
 
 
-@kind("channels past the last whole vector that are dropped, or a value width taken for the key's")
+@kind
 def widths(draw: Draw) -> Iterator[Draft]:
+    """Channels past the last whole vector that are dropped, or a value width taken for the key's."""
     for width in (1, 3, 40, 80, 96, 128):
         yield Draft(f"{width}", draw.qkv(33, width=width), {"mask": "causal"})
     for width, own in ((24, 8), (8, 48), (16, 1)):
         yield Draft(f"{width}_{own}", draw.qkv(33, width=width, value_width=own))
 
 
-@kind("digits of values with a large mean that are lost in partial sums")
+@kind
 def value_mean(draw: Draw) -> Iterator[Draft]:
+    """Digits of values with a large mean that are lost in partial sums."""
     for mask in ("", "causal"):
         tensors = draw.qkv(200)
         tensors["value"] = tensors["value"] + 100
@@ -285,14 +299,16 @@ def value_mean(draw: Draw) -> Iterator[Draft]:
         yield Draft(f"plus_100{'_causal' if mask else ''}", tensors, options)
 
 
-@kind("a scale that is left out, taken twice, or taken to be positive")
+@kind
 def scale(draw: Draw) -> Iterator[Draft]:
+    """A scale that is left out, taken twice, or taken to be positive."""
     for name, value in (("none", "none"), ("negative", -0.25), ("zero", 0.0), ("eighth", 0.125)):
         yield Draft(name, draw.qkv(65), {"scale": value, "mask": "causal"})
 
 
-@kind("a backward pass with another mask, scale or group than the forward pass")
+@kind
 def gradients(draw: Draw) -> Iterator[Draft]:
+    """A backward pass with another mask, scale or group than the forward pass."""
     rows: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
         ("plain", {}, {}),
         ("causal", {}, {"mask": "causal"}),
