@@ -62,10 +62,10 @@ def _rounded(array: Array, dtype: str) -> Array:
     """Return an array in the case's dtype; NaN becomes its most negative number."""
     if array.dtype == bool:
         return array
-    own = float_dtype(dtype)
     import ml_dtypes
 
-    smallest = float(ml_dtypes.finfo(own).min)
+    own = float_dtype(dtype)
+    smallest = float(ml_dtypes.finfo(own).min)  # type: ignore[no-untyped-call]
     return np.where(np.isnan(array), smallest, array).astype(own)
 
 

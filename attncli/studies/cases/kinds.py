@@ -1,7 +1,7 @@
 """The kinds of test cases of an attention kernel: what each catches, and how it is drawn.
 
-To add a kind, write its builder, whose docstring is what it catches. All tensors are ``(B, H, L, D)``,
-keys and values ``(B, G, L, …)``; options are those of ``attncli.attend``, by their names.
+To add a kind, write its builder, whose docstring is what it catches. All tensors are
+``(B, H, L, D)``, keys and values ``(B, G, L, …)``; options are those of ``attncli.attend``.
 """
 
 from __future__ import annotations
@@ -259,10 +259,9 @@ def mask_tensors(draw: Draw) -> Iterator[Draft]:
         yield Draft(f"float_{name}", {**draw.qkv(33, 70, batch=3), "attn_mask": added})
 
 
-@kind(
-    "slopes of the wrong heads, distances counted from the wrong corner, or a bias that is scaled"
-)
+@kind
 def alibi(draw: Draw) -> Iterator[Draft]:
+    """Slopes of the wrong heads, distances from the wrong corner, or a bias that is scaled."""
     yield Draft("causal", draw.qkv(70, heads=4), {"mask": "causal + alibi"})
     yield Draft("both_sides", draw.qkv(70, heads=4), {"mask": "alibi"})
     yield Draft("slopes", draw.qkv(65), {"mask": "causal + alibi(0.7, 0.05)"})
@@ -282,7 +281,7 @@ def padding(draw: Draw) -> Iterator[Draft]:
 
 @kind
 def widths(draw: Draw) -> Iterator[Draft]:
-    """Channels past the last whole vector that are dropped, or a value width taken for the key's."""
+    """Channels past the last whole vector that are dropped, or the key's width taken for both."""
     for width in (1, 3, 40, 80, 96, 128):
         yield Draft(f"{width}", draw.qkv(33, width=width), {"mask": "causal"})
     for width, own in ((24, 8), (8, 48), (16, 1)):
