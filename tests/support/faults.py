@@ -93,7 +93,10 @@ def distance(candidate: Array, right: Array) -> float:
 
 @dataclass(frozen=True)
 class Right:
-    """What a right diagnosis says: all of ``told`` in one explanation; ``stage`` diverges first."""
+    """What a right diagnosis says: all of ``told`` in one explanation.
+
+    ``stage`` (a regular expression) diverges first.
+    """
 
     told: tuple[Told, ...]
     stage: str | None = None

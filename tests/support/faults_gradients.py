@@ -13,6 +13,8 @@ from tests.support.faults_layout import tiled
 from tests.support.faults_masks import NO_MASK, causal, shorter
 from tests.support.faults_scores import capped
 
+ANY = "grad_.*"  # weights that are wrong show in each of them
+
 
 def backward(right: Question, rng: Generator, wrong: Question | None = None, **words: bool) -> Case:
     """A right output, and gradients as told."""
@@ -23,13 +25,13 @@ def backward(right: Question, rng: Generator, wrong: Question | None = None, **w
     return replace(done, answered={**done.answered, **found}, grad_output=upstream)
 
 
-@fault("backward with the other corner", r"top.left", stage="grad_query")
+@fault("backward with the other corner", r"top.left", stage=ANY)
 def _(rng: Generator, dtype: Any) -> Case:
     right = causal(shorter(rng, dtype), "bottom_right")
     return backward(right, rng, causal(right, "top_left"))
 
 
-@fault("backward without the mask", NO_MASK, stage="grad_query")
+@fault("backward without the mask", NO_MASK, stage=ANY)
 def _(rng: Generator, dtype: Any) -> Case:
     right = causal(ask(rng, dtype))
     return backward(right, rng, replace(right, keep=True))
@@ -40,7 +42,7 @@ def _(rng: Generator, dtype: Any) -> Case:
     return backward(causal(ask(rng, dtype)), rng, scaled=False)
 
 
-@fault("backward with another scale", scaled(1.0, "scale"), stage="grad_query")
+@fault("backward with another scale", scaled(1.0, "scale"), stage=ANY)
 def _(rng: Generator, dtype: Any) -> Case:
     right = causal(ask(rng, dtype))
     return backward(right, rng, replace(right, scale=1.0))
@@ -56,12 +58,12 @@ def _(rng: Generator, dtype: Any) -> Case:
     return backward(capped(rng, dtype), rng, capped=False)
 
 
-@fault("dK and dV of one head of the group", r"group|first head|head", stage="grad_key")
+@fault("dK and dV of one head of the group", r"group|first head|head", stage=ANY)
 def _(rng: Generator, dtype: Any) -> Case:
     return backward(causal(ask(rng, dtype, heads=4, groups=2)), rng, summed=False)
 
 
-@fault("backward with GQA tiled", r"tiled|group|repeat", stage="grad_query")
+@fault("backward with GQA tiled", r"tiled|group|repeat", stage=ANY)
 def _(rng: Generator, dtype: Any) -> Case:
     """dK and dV of the tiled heads go where those heads read."""
     right = causal(ask(rng, dtype, heads=4, groups=2))
@@ -74,7 +76,7 @@ def _(rng: Generator, dtype: Any) -> Case:
     return replace(done, answered={**done.answered, **found})
 
 
-@fault("dQ and dK exchanged", r"swap|exchang|place|transpos", stage="grad_query")
+@fault("dQ and dK exchanged", r"swap|exchang|place|transpos", stage=ANY)
 def _(rng: Generator, dtype: Any) -> Case:
     done = backward(causal(ask(rng, dtype)), rng)
     a = done.answered
