@@ -25,23 +25,30 @@ DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class Turn:
-    """RoPE: the positions of queries ``(Lq,)`` and keys ``(Lk,)``. At 0 nothing turns."""
+    """RoPE: the positions of queries ``(Lq,)`` and keys ``(Lk,)``. At 0 nothing turns.
+
+    Positions are divided by ``factor``; the first ``dim`` channels turn (None: all).
+    """
 
     at_query: Array
     at_key: Array
     style: str = "half"
     theta: float = 10000.0
+    dim: int | None = None
+    factor: float = 1.0
 
     def __call__(self, x: Array, positions: Array) -> Array:
         """Turn ``(…, L, D)``, rounded once."""
-        half = x.shape[-1] // 2
-        angle = positions[:, None] * self.theta ** (-np.arange(half) / half)  # (L, D/2)
+        half = (self.dim or x.shape[-1]) // 2
+        angle = (
+            positions[:, None] / self.factor * self.theta ** (-np.arange(half) / half)
+        )  # (L, D/2)
         cos, sin = np.cos(angle), np.sin(angle)
-        wide, turned = x.astype(np.float64), np.empty(x.shape)
+        wide, turned = x.astype(np.float64), x.astype(np.float64)
         pairs = (
-            (np.s_[..., :half], np.s_[..., half:])
+            (np.s_[..., :half], np.s_[..., half : 2 * half])
             if self.style == "half"
-            else (np.s_[..., 0::2], np.s_[..., 1::2])
+            else (np.s_[..., 0 : 2 * half : 2], np.s_[..., 1 : 2 * half : 2])
         )
         a, b = wide[pairs[0]], wide[pairs[1]]
         turned[pairs[0]], turned[pairs[1]] = a * cos - b * sin, b * cos + a * sin
@@ -120,7 +127,9 @@ class Question:
             if getattr(self, name) is not None:
                 found[name] = getattr(self, name)
         if self.rope is not None:
-            found["rope"] = {"style": self.rope.style, "theta": self.rope.theta}
+            found["rope"] = {name: getattr(self.rope, name) for name in ("style", "theta", "dim")}
+            if self.rope.factor != 1:
+                found["rope"]["scaling"] = {"rope_type": "linear", "factor": self.rope.factor}
         return found
 
 

@@ -123,3 +123,9 @@ def _(rng: Generator, dtype: Any) -> Case:
     output = done.answered["output"].copy()
     output[1, 3] = 0
     return answered(done, output)
+
+
+@fault("every batch element reads the first one's keys and values", r"batch")
+def _(rng: Generator, dtype: Any) -> Case:
+    right = causal(ask(rng, dtype, batch=3))
+    return case(right, replace(right, key=right.key[[0, 0, 0]], value=right.value[[0, 0, 0]]))

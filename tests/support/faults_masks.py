@@ -88,6 +88,13 @@ def _(rng: Generator, dtype: Any) -> Case:
     return case(right, replace(right, keep=band(right, right=1)))
 
 
+@fault("causal of the wrong triangle", r"future|~|invert|upper|window\(0, ?inf|transpos")
+def _(rng: Generator, dtype: Any) -> Case:
+    """triu for tril."""
+    right = causal(ask(rng, dtype))
+    return case(right, replace(right, keep=band(right, 0, INF)))
+
+
 @fault("causal by whole tiles", r"tile|block")
 def _(rng: Generator, dtype: Any) -> Case:
     """Diagonal tiles are taken as full."""
@@ -250,6 +257,28 @@ def lengths_of(asked: Question) -> Array:
 
 
 LENGTHS = r"length|kv.lengths|stale|past the (end|length)"
+
+
+@fault("padding on the other side", r"left|right|side|start")
+def _(rng: Generator, dtype: Any) -> Case:
+    right = ask(rng, dtype)
+    keys = right.shape[3]
+    n, at = np.array([[keys], [keys - 57]]), np.arange(keys)
+    right = masked(right, f"padding({keys}, {keys - 57})", (at < n)[:, None, None])
+    return case(right, replace(right, keep=(at >= keys - n)[:, None, None]))
+
+
+@fault("causal corner that ignores kv_lengths", r"corner|kv.lengths|causal\(bottom_right\)|offset")
+def _(rng: Generator, dtype: Any) -> Case:
+    """The last query is put at the end of the cache, not at its last valid key."""
+    right = cached(rng, dtype)
+    n, (queries, keys) = lengths_of(right), right.shape[2:]
+    valid = np.asarray(right.keep)
+    own = [apart(queries, keys, int(length) - queries) <= 0 for length in n]
+    asked = replace(
+        right, said={**right.said, "mask": "causal"}, keep=valid & np.stack(own)[:, None]
+    )
+    return case(asked, replace(asked, keep=valid & band(asked)))
 
 
 @fault("kv_lengths ignored", LENGTHS)

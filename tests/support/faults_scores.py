@@ -280,6 +280,20 @@ def _(rng: Generator, dtype: Any) -> Case:
     return case(right, turn(right, at_key=np.where(at < right.past, 0, at)))
 
 
+@fault("RoPE's scaling ignored", r"scaling|factor")
+def _(rng: Generator, dtype: Any) -> Case:
+    """Linear, by 4: positions are not divided."""
+    right = turn(turning(rng, dtype), factor=4.0)
+    return case(right, turn(right, factor=1.0))
+
+
+@fault("RoPE of all channels instead of the first 16", r"rope.dim|channels|partial")
+def _(rng: Generator, dtype: Any) -> Case:
+    """Partial rotary, as GPT-NeoX and Phi have it."""
+    right = turn(turning(rng, dtype), dim=16)
+    return case(right, turn(right, dim=None))
+
+
 # -- precision
 
 LOW = r"precision|float16|bfloat16|half|rounded|dtype"

@@ -106,6 +106,13 @@ def _(rng: Generator, dtype: Any) -> Case:
     return case(ask(rng, dtype), kernel=Kernel(divide=False))
 
 
+@fault("output off by a constant factor", r"factor|times|constant|multipl|0\.5\b|half")
+def _(rng: Generator, dtype: Any) -> Case:
+    """A descale of V that was forgotten."""
+    done = case(causal(ask(rng, dtype)))
+    return answered(done, (done.answered["output"].astype(np.float32) / 2).astype(dtype))
+
+
 CHANNELS = r"channel|width|\bD\b"
 
 
