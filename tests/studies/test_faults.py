@@ -58,7 +58,7 @@ def test_so_it_is_with_other_numbers(row: Fault, dtype: str) -> None:
 
 def failures(every: int, seeds: int = 1) -> tuple[int, list[str]]:
     tried, failed = 0, []
-    for one, found in matrix.alarms("", matrix.DTYPES, seeds, every):
+    for one, found in matrix.alarms("", ("float64", *matrix.DTYPES), seeds, every):
         tried += 1
         if not found.passed and not one.strained:
             failed.append(f"{one.name}: {found.sentence}")
@@ -66,7 +66,7 @@ def failures(every: int, seeds: int = 1) -> tuple[int, list[str]]:
 
 
 def test_right_answers_pass() -> None:
-    tried, failed = failures(every=11)
+    tried, failed = failures(every=17)
     assert tried >= 100
     assert not failed, "\n".join(failed)
 
@@ -74,7 +74,7 @@ def test_right_answers_pass() -> None:
 @pytest.mark.slow
 def test_all_right_answers_pass() -> None:
     tried, failed = failures(every=1, seeds=2)
-    assert tried >= 2000
+    assert tried >= 3000
     assert not failed, "\n".join(failed)
 
 

@@ -1,6 +1,6 @@
 """Answers that are right: what honest implementations return, for the judge to pass.
 
-Every question below is put to every source that can say it, in three precisions. Deterministic by
+Every question below is put to every source that can say it, in four precisions. Deterministic by
 seed. onnxruntime is asked where it is installed, ONNX's own evaluator where it is not.
 """
 
@@ -192,6 +192,20 @@ def _rounded_output(half: str) -> Callable[[Question], Answers | None]:
     return source
 
 
+def _kept_wide(asked: Question) -> Answers | None:
+    """A half in a float32 array, as ``tensor.float().numpy()``: NumPy has no bfloat16."""
+    if asked.dtype.itemsize != 2:
+        return None
+    return {"output": Kernel()(asked)["output"].astype(np.float32)}
+
+
+def all_wide(case: Case) -> Case:
+    """Question and answer in float32 arrays that hold a half's numbers."""
+    q = case.asked
+    wide = {n: getattr(q, n).astype(np.float32) for n in ("query", "key", "value")}
+    return Case(replace(q, **wide), {n: a.astype(np.float32) for n, a in case.answered.items()})
+
+
 # -- sources in PyTorch
 
 
@@ -270,8 +284,10 @@ def _eager(asked: Question) -> Answers | None:
         z = torch.tanh(z / asked.softcap) * asked.softcap
     mask = _torch_mask(asked, q.dtype)
     if mask is not None:
-        low = torch.finfo(q.dtype).min
-        z = z + (torch.where(mask, 0.0, low).to(q.dtype) if mask.dtype == torch.bool else mask)
+        if mask.dtype == torch.bool:
+            hidden, mask = ~mask, torch.zeros(mask.shape, dtype=q.dtype)
+            mask = mask.masked_fill(hidden, torch.finfo(q.dtype).min)
+        z = z + mask
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     if asked.sink is not None:
         sink = torch.from_numpy(asked.sink).to(z.dtype)[None, :, None, None]
@@ -348,6 +364,7 @@ SOURCES: Mapping[str, Callable[[Question], Answers | None]] = {
     "float16 kernel": _rounded_inputs("float16"),
     "bfloat16 output": _rounded_output("bfloat16"),
     "float16 output": _rounded_output("float16"),
+    "half in float32": _kept_wide,
     "sdpa": _sdpa(None),
     "sdpa math": _sdpa(SDPBackend.MATH),
     "sdpa flash": _sdpa(SDPBackend.FLASH_ATTENTION),
@@ -391,7 +408,7 @@ BACKWARD = (
 
 
 def honest(
-    seed: int = 0, dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    seed: int = 0, dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
 ) -> Iterator[Honest]:
     """Yield right answers: every question to every source that can say it."""
     for dtype in dtypes:
@@ -405,6 +422,9 @@ def honest(
                 found = answer(asked)
                 if found is not None:
                     yield Honest(f"{kind} · {source} · {dtype}", Case(asked, found), strained)
+            if dtype in HALVES and asked.rope is None:
+                case = all_wide(Case(asked, Kernel()(asked)))
+                yield Honest(f"{kind} · all in float32 arrays · {dtype}", case)
             if kind in BACKWARD:
                 for source, case in _backward(asked, rng):
                     yield Honest(f"{kind} · {source} backward · {dtype}", case)
@@ -416,7 +436,7 @@ def main() -> None:
     for one in honest():
         count += 1
         case = one.case
-        if case.answered["output"].dtype != case.asked.dtype:
+        if case.answered["output"].dtype != case.asked.dtype or "arrays" in one.name:
             continue  # errors of another type are no measure
         if (ratio := case.ratio()) > 4:
             print(f"{one.name:60}{ratio:12.3g}{'  strained' if one.strained else ''}", flush=True)

@@ -128,7 +128,8 @@ def main() -> int:
     if not given.no_honest:
         tried, failed, strained = 0, 0, 0
         start = time.perf_counter()
-        for one, found in alarms(given.only, dtypes, given.seeds):
+        precisions = tuple(given.dtype or ("float64", *DTYPES))
+        for one, found in alarms(given.only, precisions, given.seeds):
             tried += 1
             if found.passed:
                 continue
