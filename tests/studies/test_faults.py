@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -89,9 +90,25 @@ def test_a_diagnosis_is_read_for_what_it_says() -> None:
     both = right["no scale and the wrong corner"]
     assert both("--scale none --mask causal(top_left) | ")
     assert not both("--scale none | ")
-    assert matrix.kind_of("explained", ("--scale 1 | ",), right["scale none"], None) == "named"
-    assert matrix.kind_of("explained", ("--scale 2 | ",), right["scale none"], None) == "wrong"
-    assert matrix.kind_of("passed", (), right["scale none"], None) == "missed"
+    assert matrix.kind_of("explained", [True], "") == "named"
+    assert matrix.kind_of("explained", [False], "") == "wrong"
+    assert matrix.kind_of("ambiguous", [False, False], "") == "wrong"
+    assert matrix.kind_of("located", [False], "only rows from 40 on are wrong") == "vague"
+    assert matrix.kind_of("located", [False], "dropout was left on") == "wrong"
+    assert matrix.kind_of("passed", [], "") == "missed"
+
+
+def test_options_that_explain_are_typed_and_give_the_candidate() -> None:
+    row = next(row for row in FAULTS if row.name == "scale none")
+    case = row.seeded(0, "float32")
+
+    class Said(NamedTuple):
+        options: tuple[str, ...]
+        words: str = ""
+
+    assert matrix.repeated(case, Said(("--scale", "none"))) is True
+    assert matrix.repeated(case, Said(("--scale", "0.9"))) is False
+    assert matrix.repeated(case, Said(("--scale", "0.9"), "and a tile is skipped")) is None
 
 
 def test_the_kernel_computes_what_numpy_does() -> None:

@@ -10,9 +10,7 @@ import numpy as np
 from tests.support.faults import Case, Generator, ask, case, fault
 from tests.support.faults_kernel import INF, Array, Kernel, Question
 
-NO_MASK = (
-    r"--mask[ =]+none|(mask|causal|window)\S* (is )?(ignored|missing|left out)|no mask|window\(inf"
-)
+NO_MASK = r"--mask[ =]+none|(mask|causal|window)\S* (is )?(ignored|missing|left out|not applied)|no mask|window\(inf"
 
 
 def apart(queries: int, keys: int, offset: int | Array = 0) -> Array:
@@ -216,7 +214,7 @@ def added(rng: Generator, asked: Question) -> Question:
 
 @fault(
     "float mask ignored",
-    r"mask\S* (is )?(ignored|missing|left out)|--(attn-)?mask[ =]+none|no mask",
+    NO_MASK,
 )
 def _(rng: Generator, dtype: Any) -> Case:
     right = added(rng, ask(rng, dtype))

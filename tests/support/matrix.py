@@ -12,15 +12,21 @@ import collections
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import attncli
-from tests.support.faults import Case, Fault, Right, table
+from tests.support.faults import Case, Fault, distance, table
 
 DTYPES = ("float32", "float16", "bfloat16")
-#: What may come of a fault. ``hidden``: it passed in a type in which nothing shows it.
-OUTCOMES = ("named", "ambiguous", "located", "unexplained", "hidden", "missed", "wrong")
+#: What may come of a fault. ``vague``: said where it shows, not what it is; ``hidden``: it passed in
+#: a type in which nothing shows it.
+OUTCOMES = ("named", "ambiguous", "located", "hidden", "vague", "unexplained", "missed", "wrong")
+#: A true word that names nothing: where the result differs.
+WHERE = r"only [\w ,–-]+ (is|are) wrong|[,;.\s]"
 
 
 class Outcome(NamedTuple):
@@ -49,27 +55,80 @@ def judged(row: Fault, dtype: str, seed: int) -> Outcome:
     start = time.perf_counter()
     found = compared(case)
     seconds = time.perf_counter() - start
-    passing = tuple(text_of(e) for e in found.explanations if e.passed)
-    said = passing or (found.sentence, *(text_of(e) for e in found.explanations))
-    kind = kind_of(found.verdict, said, row.right, found.stage)
+    passing = [e for e in found.explanations if e.passed]
+    right = [row.right(text_of(e)) or repeated(case, e) is True for e in passing]
+    broken = [repeated(case, e) is False for e in passing]
+    said = tuple(map(text_of, passing))
+    if not passing:
+        said = (" ".join(found.located), *map(text_of, found.explanations))
+        right = [row.right(said[0])]
+    kind = kind_of(found.verdict, right, said[0])
+    at = row.right.stage is None or re.fullmatch(row.right.stage, found.stage or "")
     if kind == "missed" and dtype in row.hidden:
         kind = "hidden"
+    elif kind != "missed" and (not at or any(broken)):
+        kind = "wrong"
     return Outcome(kind, said, found.stage, seconds)
 
 
-def kind_of(verdict: str, said: tuple[str, ...], right: Right, stage: str | None) -> str:
-    """Name the outcome: a verdict that is certain and not right is wrong."""
+def kind_of(verdict: str, right: list[bool], said: str) -> str:
+    """Name the outcome: a verdict that is certain and not right is wrong.
+
+    ``right``: of each explanation that passes, or of the one text where none does.
+    """
     if verdict == "passed":
         return "missed"
-    if right.stage and not re.fullmatch(right.stage, stage or ""):
-        return "wrong"
     if verdict == "unexplained":
         return "unexplained"
-    if verdict == "located":
-        return "located" if any(map(right, said)) else "wrong"
-    if verdict == "explained":
-        return "named" if right(said[0]) else "wrong"
-    return "ambiguous" if any(map(right, said)) else "wrong"
+    if any(right):
+        return {"explained": "named", "located": "located"}.get(verdict, "ambiguous")
+    vague = verdict == "located" and not re.sub(WHERE, "", said)
+    return "vague" if vague else "wrong"
+
+
+def repeated(case: Case, explanation: Any) -> bool | None:
+    """Whether its options, typed, give the candidate; None where words say a part of it."""
+    if explanation.words or case.packed or case.grad_output is not None:
+        return None
+    arguments, rope = case.arguments, dict(case.arguments.get("rope") or {})
+    for flag, word in zip(explanation.options[::2], explanation.options[1::2], strict=True):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name.startswith("rope"):
+            rope[{"rope": "style"}.get(name, name.removeprefix("rope_"))] = literal(word)
+        elif name not in READ:
+            return None
+        else:
+            arguments[name] = READ[name](word)
+    arguments["rope"] = None if rope.get("style") in (None, "none") else rope
+    given = {name: a for name, a in case.answered.items() if name in ("output", "lse", "weights")}
+    with warnings.catch_warnings(action="ignore"):
+        found = attncli.attend(**arguments, want=tuple(given))
+    answers = {"output": found.output, "lse": found.lse, "weights": found.weights}
+    honest, right = case.honest(), case.right()
+    return all(
+        distance(answers[n], np.asarray(a, np.float64)) <= SAME * distance(honest[n], right[n])
+        for n, a in given.items()
+    )
+
+
+def literal(word: str) -> Any:
+    """A number, or the word."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+SAME = 10.0  # honest errors: those of faults are hundreds and more
+#: How options are read; another one is not tried.
+READ = {
+    "mask": lambda word: None if word == "none" else word,
+    "scale": literal,
+    "softcap": lambda word: float(word) or None,
+    "sink": lambda word: None if word == "-inf" else np.array(word.split(","), np.float64),
+    "kv_lengths": lambda word: [int(n) for n in word.split(",")],
+    "mask_polarity": str,
+}
 
 
 def faults(only: str, dtypes: tuple[str, ...], seeds: int, loud: bool) -> collections.Counter[str]:
@@ -87,7 +146,7 @@ def faults(only: str, dtypes: tuple[str, ...], seeds: int, loud: bool) -> collec
             cells.append(f"{worst.kind:>13}")
             spent += sum(one.seconds for one in done)
             slowest = max(slowest, (max(one.seconds for one in done), f"{row.name} {dtype}"))
-            if loud or worst.kind in ("wrong", "missed", "unexplained"):
+            if loud or worst.kind in ("wrong", "missed", "unexplained", "vague"):
                 told += [f"    {dtype} at {worst.stage}: {text}" for text in worst.said[:4]]
         print(f"{row.name:58}{''.join(cells)}{spent:7.2f}", flush=True)
         print("\n".join(told), end="\n" if told else "", flush=True)
