@@ -20,7 +20,8 @@ class Bundle:
 
     ``tensors`` makes or maps an array when it is asked for: that may raise `FileError`.
     ``options`` are the members that are no tensors, or the metadata of a safetensors file.
-    ``whole`` are the names in the file where those here are shorter (see `unwrapped`).
+    ``whole`` are the names in the file where those here are shorter (see `unwrapped`). ``notes``
+    say what was made of the file where it was written in other words.
     """
 
     source: str
@@ -28,6 +29,7 @@ class Bundle:
     tensors: Mapping[str, Array]
     options: Mapping[str, Any] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def header(self, name: str) -> Header:
         """Shape, dtype and size of a tensor; only JSON has to read the data for it."""

@@ -31,9 +31,15 @@ def read_whole(data: Buffer, source: str, path: str | None) -> Bundle:
 
 
 def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> Bundle:
-    """Read a whole file in this format."""
+    """Read a whole file in this format; a workload of FlashInfer Trace becomes its problem."""
     entries, options = row.read(data, source, path)
-    return Bundle(source, row.name, Lazy(entries), MappingProxyType(dict(options)))
+    found = Bundle(source, row.name, Lazy(entries), MappingProxyType(dict(options)))
+    if "workload" in options:
+        from attncli.files import traces
+
+        if traces.is_workload(options):
+            return traces.posed(found)
+    return found
 
 
 def _unknown(data: Buffer, source: str) -> FileError:
