@@ -46,6 +46,7 @@ class Operation(NamedTuple):
 #: multi-head latent attention (pages, page, D), one head for all queries.
 OPERATIONS: Mapping[str, Operation] = {
     "gqa_ragged": Operation(("q",), ("k",), ("v",), paged=False),
+    "mla_ragged": Operation(("q",), ("k",), ("v",), paged=False),
     "gqa_paged": Operation(("q",), ("k_cache",), ("v_cache",)),
     "mla_paged": Operation(("q_nope", "q_pe"), ("ckv_cache", "kpe_cache"), ("ckv_cache",)),
 }
@@ -250,6 +251,8 @@ class _Workload:
         room = np.full(len(table), page)
         if LAST in self.specs:
             last = self.integers(LAST)
+            if len(last) == len(starts):  # so in some definitions, and never read
+                last = last[:-1]
             if len(last) != len(some) or ((last < 0) | (last > page))[some].any():
                 raise self.error(
                     f"{LAST} is not one of 0 to {page} for {counted(len(some), 'sequence')}"
