@@ -31,7 +31,7 @@ def read_whole(data: Buffer, source: str, path: str | None) -> Bundle:
 
 
 def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> Bundle:
-    """Read a whole file in this format; a workload of FlashInfer Trace becomes its problem."""
+    """Read a whole file in this format; what another program says becomes a problem of ours."""
     entries, options = row.read(data, source, path)
     found = Bundle(source, row.name, Lazy(entries), MappingProxyType(dict(options)))
     if "workload" in options:
@@ -39,6 +39,10 @@ def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> 
 
         if traces.is_workload(options):
             return traces.posed(found)
+    if row.name == "torch":
+        from attncli.files import sglang
+
+        return sglang.of_pass(found)
     return found
 
 
