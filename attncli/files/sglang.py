@@ -21,7 +21,7 @@ from attncli.files.bundle import Bundle, Lazy
 from attncli.files.formats.entry import Array, Entry, reading
 
 DUMP = "dump"  # the kind of such bundles
-NOTE = "a dump says neither mask nor scale: add --causal for a decoder"
+NOTE = "mask and scale are not in a dump: a decoder's needs --causal"
 ALONE = "no seq_lens there: taken as one sequence from its first token"
 
 #: Tags of a file's name that part what is told apart by nothing else; the first that is there.

@@ -34,9 +34,10 @@ def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> 
     """Read a whole file in this format; what another program says becomes a problem of ours."""
     entries, options = row.read(data, source, path)
     found = Bundle(source, row.name, Lazy(entries), MappingProxyType(dict(options)))
-    if "workload" in options:
+    if row.name == "json" and not options.keys().isdisjoint(("workload", "op_type")):
         from attncli.files import traces
 
+        traces.refuse_definition(options, source)
         if traces.is_workload(options):
             return traces.posed(found)
     if row.name == "torch":

@@ -61,6 +61,16 @@ def is_workload(options: Mapping[str, Any]) -> bool:
     return isinstance(options.get("definition"), str) and isinstance(options.get("workload"), dict)
 
 
+def refuse_definition(options: Mapping[str, Any], source: str) -> None:
+    """Raise FileError for a definition itself, which holds no data."""
+    if isinstance(options.get("op_type"), str) and isinstance(options.get("axes"), dict):
+        raise FileError(
+            f"{source} is a definition of FlashInfer Trace: it says which inputs there are, "
+            "and holds none",
+            "name its workloads: ROOT/workloads/OP_TYPE/NAME.jsonl",
+        )
+
+
 def posed(trace: Bundle) -> Bundle:
     """The problem of one workload: packed query, key and value, scale, offsets, causal or not.
 

@@ -211,6 +211,12 @@ def test_a_shape_or_dtype_that_the_definition_does_not_say(tmp_path: Path) -> No
     assert "expects bfloat16 (5, 2, 8)" in _refusal(path)
 
 
+def test_a_definition_holds_no_data(tmp_path: Path) -> None:
+    dataset(tmp_path, CASES["ragged"][2])
+    where = tmp_path / "definitions" / "gqa_ragged" / "made_prefill_causal.json"
+    assert "name its workloads: ROOT/workloads/OP_TYPE/NAME.jsonl" in _refusal(where)
+
+
 def test_a_workload_without_its_data_set(tmp_path: Path) -> None:
     path = dataset(tmp_path, CASES["ragged"][2])
     (tmp_path / "definitions" / "gqa_ragged" / "made_prefill_causal.json").unlink()
