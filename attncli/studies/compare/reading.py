@@ -154,7 +154,7 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
     Its own; or the narrower one in which it was made, when it holds nothing else and neither do
     query, key and value: what a program wrote with more digits than it computed with.
     """
-    kept = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    kept: np.dtype[Any] = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     narrower = [float_dtype(n) for n in FLOATS if float_dtype(n).itemsize < kept.itemsize]
     narrower.sort(key=eps)
     inputs = (problem.query, problem.key, problem.value)
@@ -167,8 +167,8 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
         if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
             continue
         notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
-        return np.dtype(dtype)
-    return np.dtype(kept)
+        return dtype
+    return kept
 
 
 def holds(dtype: np.dtype[Any], array: Array, telling: int = 0) -> bool:
