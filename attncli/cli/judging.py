@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
-from attncli.errors import AttnError, FileError, Misuse, listed
+from attncli.errors import AttnError, FileError, InputError, Misuse, listed
 from attncli.render import LINES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ WHICH = {"all": "every failure", "first": "the first failure of each kind", "non
 
 def judge(
     source: files.Bundle | files.Records,
-    asked: groups.Problem,
+    asked: groups.Posed,
     answers: Answers,
     explain: str | None,
     printed: groups.Printed,
@@ -37,6 +37,7 @@ def judge(
     from attncli import render
     from attncli.reports.cases import judged_report, tally_report
     from attncli.studies.cases.tally import Failure, Tally
+    from attncli.studies.compare import compare
 
     shown = printed.format if printed.format == LINES else output.format_of(printed)
     machine = shown in ("json", LINES)
@@ -56,8 +57,10 @@ def judge(
             names[name] = line
             problem, upstream = _posed(record, asked, line)
             dtype = problem.result_dtype.name
-            found = _compared(
-                problem, answers(name, problem, upstream), upstream,
+            candidate = answers(name, problem, upstream)
+            _demand_gradients(asked, candidate)
+            found = compare(
+                problem, candidate, grad_output=upstream,
                 explain=explain == "all" or (explain == "first" and not _failed(tally, kind)),
             )  # fmt: skip
         except Misuse:  # no case's fault
@@ -99,8 +102,8 @@ def _name(options: Mapping[str, Any], line: int) -> str:
     return next((str(s) for s in said if isinstance(s, str | int)), str(line))
 
 
-def _posed(record: files.Bundle, asked: groups.Problem, line: int) -> tuple[Problem, Any]:
-    """Return the problem of a case and the gradient of its output, if it has one."""
+def _posed(record: files.Bundle, asked: groups.Posed, line: int) -> tuple[Problem, Any]:
+    """Return the problem of a case and the gradient of its output, ``(B, H, Lq, Dv)``, if any."""
     from attncli import render
     from attncli.attention import gradients
     from attncli.cli.given import attention
@@ -109,18 +112,14 @@ def _posed(record: files.Bundle, asked: groups.Problem, line: int) -> tuple[Prob
     render.show_warnings([f"line {line}: {w}" for w in given.warnings])
     problem = given.pose()
     said: str | None = getattr(asked, "grad_output", None)
-    if said is None:
-        return problem, given.grad_output
-    return problem, problem.family.restore(gradients.upstream(attention.upstream(said), problem))
+    spec = given.grad_output if said is None else attention.upstream(said)
+    return problem, None if spec is None else gradients.upstream(spec, problem)
 
 
-def _compared(problem: Problem, candidates: Mapping[str, Any], upstream: Any, **how: Any) -> Any:
-    """Judge one answer."""
-    from importlib import import_module
-
-    compare: Any = import_module("attncli.studies.compare").compare
-    more = {} if upstream is None else {"grad_output": upstream}
-    return compare(problem, candidates, **how, **more)
+def _demand_gradients(asked: groups.Posed, candidate: Mapping[str, Any]) -> None:
+    """Raise InputError where a typed --grad-output has no use."""
+    if getattr(asked, "grad_output", None) and not any(n.startswith("grad_") for n in candidate):
+        raise InputError("--grad-output is given, but the answer holds no gradient")
 
 
 def _failed(tally: Tally, kind: str) -> bool:
