@@ -22,6 +22,7 @@ class Bundle:
     ``options`` are the members that are no tensors, or the metadata of a safetensors file.
     ``whole`` are the names in the file where those here are shorter (see `unwrapped`);
     ``referred`` are the references that JSON has in place of some tensors, by their names.
+    ``notes`` say what was made of the file where it was written in other words.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Bundle:
     options: Mapping[str, Any] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
     referred: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def header(self, name: str) -> Header:
         """Shape, dtype and size of a tensor; only JSON has to read the data for it."""

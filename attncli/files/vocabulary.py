@@ -153,7 +153,7 @@ BYSTANDERS = frozenset({
     "rope_applied",
     "id", "name", "kind", "catches", "schema", "max_seqlen", "max_seqlen_q", "max_seqlen_k",
     "deterministic", "enable_gqa", "return_attn_probs", "return_softmax_lse", "num_splits",
-    "page_size", "format",
+    "page_size", "format", "lse_base",
 })  # fmt: skip
 RESULTS = frozenset(
     {"head_outputs", "weights", "output", "lse", "grad_output"}

@@ -46,7 +46,7 @@ class Reader:
     def __init__(self, bundle: Bundle | None, flags: Group) -> None:
         self.bundle = files.unwrapped(bundle) if bundle else None
         self.flags = flags
-        self.notes: list[str] = []
+        self.notes = list(bundle.notes) if bundle else []
         self.warnings: list[str] = []
         self.taken: set[str] = set()  # members of the bundle that something read
         self.sources = sources_of(bundle) if bundle else []
@@ -115,6 +115,7 @@ class Reader:
             return found[1], "" if found[0] in self.bundle.referred else self.bundle.kind
         bundle = files.unwrapped(files.read(ref))
         self.sources += sources_of(bundle)
+        self.notes += bundle.notes
         found = files.find(bundle, role) if len(bundle.tensors) > 1 else None
         return (found[1] if found else files.read_tensor(ref)), bundle.kind
 
