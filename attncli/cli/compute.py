@@ -22,16 +22,17 @@ EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compu
 
 
 class Asked(
-    groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing, groups.Part
-):
+    groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing,
+    groups.Expected, groups.ExpectedGradients, groups.Tolerance, groups.Part,
+):  # fmt: skip
     """All that one answer depends on."""
 
 
-class Others(groups.Posed, groups.Softmax, groups.Gradient):
+class Others(groups.Posed, groups.Softmax, groups.Gradient, groups.Tolerance):
     """All that an answer of somebody else is judged by."""
 
 
-class Tested(own.Cases, own.Candidate):
+class Tested(own.Cases, own.Candidate, own.Explain):
     """A kernel's test set, and whose answers to it are judged."""
 
 
@@ -101,6 +102,7 @@ def one(
     *,
     bundle: str | None,
     asked: Asked,
+    reasons: own.Explain,
     pictures: Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -111,8 +113,9 @@ def one(
 
     with render.progress() as progress:
         report, labels = _answer(
-            source, asked, page, vars(pictures), machine=page.machine, progress=progress
-        )
+            source, asked, page, vars(pictures), machine=page.machine,
+            explain=reasons.explain != "none", progress=progress,
+        )  # fmt: skip
     output.conclude(report, labels, page, printed)
 
 
@@ -123,12 +126,21 @@ def lines(
     *,
     bundle: str,
     asked: Asked,
+    reasons: own.Explain,
     include: str | None,
     answers: groups.Format,
 ) -> None:
     """Print a line of JSON for each line that holds a problem."""
     output.demand_lines(answers.format)
-    output.stream_answers(records, lambda one: _answer(one, asked, page, {}, machine=True)[0])
+    explained = own.Explained(reasons.explain)
+
+    def answer(one: "files.Bundle") -> "Report":
+        kind = one.options.get("kind")
+        report = _answer(one, asked, page, {}, machine=True, explain=explained.wants(kind))[0]
+        explained.saw(kind, failed=bool(report.exit_code))
+        return report
+
+    output.stream_answers(records, answer)
 
 
 @mode("a test set (--cases)", "leave it out: --cases writes problems of its own")
@@ -207,10 +219,12 @@ def _answer(
     drawn: Mapping[str, Any],
     *,
     machine: bool,
+    explain: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> "tuple[Report, Labels]":
     """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
     from attncli.cli.given import attention
+    from attncli.cli.given.expected import checked
     from attncli.cli.given.view import view
     from attncli.reports import arrays
     from attncli.reports.compute import compute_report
@@ -229,5 +243,9 @@ def _answer(
         problem, backend=asked.backend, device=asked.device, threads=asked.threads, want=want,
         grad_output="ones" if upstream is None else upstream, progress=progress,
     )  # fmt: skip
-    report = compute_report(result, labels, part, page.names, notes=given.notes, progress=progress)
+    judged = checked(problem, given.expected, asked, upstream, explain=explain)
+    report = compute_report(
+        result, labels, part, page.names, notes=given.notes, progress=progress, judged=judged,
+        name=asked.expect or "what was given",
+    )  # fmt: skip
     return report, labels

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
+from attncli.cli.groups.compute import Explained
 from attncli.errors import AttnError, FileError, InputError, Misuse, listed
 from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli import files
     from attncli.attention.problem import Problem
-    from attncli.studies.cases.tally import Tally
 
 #: What gives the answer to the problem of a case, by the case's name.
 Answers = Callable[..., Mapping[str, Any]]
@@ -32,16 +32,15 @@ def judge(
 
     Raises Misuse where no answer can be had at all.
     """
-    explain = explain or "first"
-
     from attncli import render
+    from attncli.cli.given.expected import tolerance_of
     from attncli.reports.cases import judged_report, tally_report
     from attncli.studies.cases.tally import Failure, Tally
     from attncli.studies.compare import compare
 
     shown = printed.format if printed.format == LINES else output.format_of(printed)
     machine = shown in ("json", LINES)
-    tally = Tally()
+    tally, explained = Tally(), Explained(explain)
     names: dict[str, int] = {}
     for line, record in _numbered(source):
         options = {} if isinstance(record, AttnError) else record.options
@@ -60,8 +59,8 @@ def judge(
             candidate = answers(name, problem, upstream)
             _demand_gradients(asked, candidate)
             found = compare(
-                problem, candidate, grad_output=upstream,
-                explain=explain == "all" or (explain == "first" and not _failed(tally, kind)),
+                problem, candidate, tolerance=tolerance_of(asked), grad_output=upstream,
+                explain=explained.wants(kind),
             )  # fmt: skip
         except Misuse:  # no case's fault
             raise
@@ -70,6 +69,7 @@ def judge(
             if machine:
                 render.show_error(error, json=True, command="compute", **which)
         else:
+            explained.saw(kind, failed=not found.passed)
             if not found.passed:
                 failure = Failure(line, name, found.sentence)
             if machine:
@@ -79,7 +79,7 @@ def judge(
     if left:
         are = "files belong" if len(left) > 1 else "file belongs"
         render.show_warnings([f"{len(left)} {are} to no case: {listed(left)}"])
-    report = tally_report(tally, WHICH[explain], len(left))
+    report = tally_report(tally, WHICH[explained.which], len(left))
     output.finish(report, output.Page(shown), printed)
 
 
@@ -120,8 +120,3 @@ def _demand_gradients(asked: groups.Posed, candidate: Mapping[str, Any]) -> None
     """Raise InputError where a typed --grad-output has no use."""
     if getattr(asked, "grad_output", None) and not any(n.startswith("grad_") for n in candidate):
         raise InputError("--grad-output is given, but the answer holds no gradient")
-
-
-def _failed(tally: Tally, kind: str) -> bool:
-    """Whether a case of this kind has failed already."""
-    return kind in tally.kinds and bool(tally.kinds[kind].failed)

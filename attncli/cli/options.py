@@ -88,6 +88,13 @@ def at_least(low: int) -> Callable[[typer.CallbackParam, int | None], int | None
     return check
 
 
+def tolerance(param: typer.CallbackParam, number: float | None) -> float | None:
+    """Let numbers from 0 on and None pass."""
+    if number is not None and not 0 <= number < float("inf"):
+        raise InputError(f"{param.opts[0]} is {number:g}", "expected a number, 0 or more")
+    return number
+
+
 at_least_zero, at_least_one = at_least(0), at_least(1)
 
 

@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
 
@@ -21,14 +22,11 @@ from attncli.files.bundle import Bundle, Lazy
 from attncli.files.formats.entry import Array, Entry, reading
 
 DUMP = "dump"  # the kind of such bundles
-NOTE = "mask and scale are not in a dump: a decoder's needs --causal"
+NOTE = "mask, scale and softcap are not in a dump: a decoder's needs --causal"
 ALONE = "no seq_lens there: taken as one sequence from its first token"
 
 #: Tags of a file's name that part what is told apart by nothing else; the first that is there.
-_PARTS = (
-    ("step", ("step", "forward_pass_id", "curr_step")), ("rank", ("rank",)),
-    ("layer", ("layer_id",)),
-)  # fmt: skip
+_PARTS = (("step", ("step", "forward_pass_id", "curr_step")), ("rank", ("rank",)))
 _HOOKED = "non_intrusive__"
 #: What SGLang's attention layers are called in its models, and their arguments and result.
 _LAYER = re.compile(
@@ -59,24 +57,27 @@ def of_folder(folder: str, read: Callable[[str], Bundle]) -> Bundle:
     What has the same name again, as where no step was counted, lies below ``again1``.
     """
     found: dict[str, Entry] = {}
-    ends: dict[str, Entry] = {}  # seq_lens by step and rank
+    ends: dict[str, Entry] = {}  # seq_lens, by the pass
+    passes: dict[str, str] = {}  # of each layer
     strange: dict[str, list[str]] = {}  # inputs of a layer that nothing reads
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[str, str, str]] = Counter()
     with reading(folder):
         files = [(name, tags) for name in os.listdir(folder) if (tags := _tags(name))]
     for file, tags in sorted(files, key=_order):
-        entry = _value(os.path.join(folder, file), read)
-        name, at = tags["name"], _at(tags)
-        again = seen[at, name]
-        seen[at, name] += 1
-        at = ".".join(part for part in (at, f"again{again}" if again else "") if part)
+        entry, name = _value(os.path.join(folder, file), read), tags["name"]
+        layer_id = "" if name.startswith(_HOOKED) else tags.get("layer_id", "")
+        again = seen[_pass(tags), layer_id, name]
+        seen[_pass(tags), layer_id, name] += 1
+        at = _joined(_pass(tags), again and f"again{again}")
         if name == "seq_lens":
             ends[at] = entry
             continue
         where, role = _placed(name)
+        layer = _joined(at, layer_id and f"layer{layer_id}", where)
+        passes[layer] = at
         if role.startswith("inputs."):
-            strange.setdefault(f"{at}.{where}", []).append(role.removeprefix("inputs."))
-        found[".".join(part for part in (at, where, role) if part)] = entry
+            strange.setdefault(layer, []).append(role.removeprefix("inputs."))
+        found[_joined(layer, role)] = entry
     for layer in _layers(found):
         lacks = [role for role in ("key", "value") if f"{layer}.{role}" not in found]
         if lacks:
@@ -85,7 +86,7 @@ def of_folder(folder: str, read: Callable[[str], Bundle]) -> Bundle:
             found[f"{layer}.query"] = _refused(
                 f"{folder}: {layer} also takes {numbered(strange[layer])}, which changes the result"
             )
-    return _told(folder, found, lambda layer: _above(layer, ends))
+    return _told(folder, found, lambda layer: ends.get(passes[layer]))
 
 
 def of_pass(bundle: Bundle) -> Bundle:
@@ -114,7 +115,8 @@ def of_pass(bundle: Bundle) -> Bundle:
             found[f"{layer}.expected"] = found.pop(layer)
     lengths = next((n for n in tensors if n.endswith("forward_batch_info.seq_lens")), None)
     ends = None if lengths is None else tensors.entry(lengths)
-    return _told(bundle.source, found, lambda layer: ends)
+    told = _told(bundle.source, found, lambda layer: ends)
+    return replace(told, options=MappingProxyType({**bundle.options, **told.options}))
 
 
 def _told(source: str, found: Mapping[str, Entry], ends: Callable[[str], Entry | None]) -> Bundle:
@@ -155,15 +157,15 @@ def _order(file: tuple[str, Mapping[str, str]]) -> tuple[int, str]:
     return int(index) if index.isdecimal() else 0, name
 
 
-def _at(tags: Mapping[str, str]) -> str:
-    """Where a tensor comes from: step0.rank0.layer3; a module's own path says its layer."""
-    said = []
-    for word, names in _PARTS:
-        value = next((tags[name] for name in names if name in tags), None)
-        hooked = word == "layer" and tags["name"].startswith(_HOOKED)
-        if value is not None and not hooked:
-            said.append(f"{word}{value}")
-    return ".".join(said)
+def _pass(tags: Mapping[str, str]) -> str:
+    """The forward pass and the rank that a tensor comes from: step0.rank0."""
+    said = ((word, next((tags[n] for n in names if n in tags), "")) for word, names in _PARTS)
+    return _joined(*(value and word + value for word, value in said))
+
+
+def _joined(*parts: str | int) -> str:
+    """A name of those parts that are there."""
+    return ".".join(str(part) for part in parts if part)
 
 
 def _placed(name: str) -> tuple[str, str]:
@@ -180,11 +182,6 @@ def _placed(name: str) -> tuple[str, str]:
 def _layers(names: Iterable[str]) -> Iterator[str]:
     """The modules that have a query."""
     return (name.removesuffix(".query") for name in list(names) if name.endswith(".query"))
-
-
-def _above(layer: str, found: Mapping[str, Entry]) -> Entry | None:
-    """What was said of the step and rank that a layer belongs to."""
-    return next((entry for at, entry in found.items() if f"{layer}.".startswith(f"{at}.")), None)
 
 
 # -- tensors --------------------------------------------------------------------------------------

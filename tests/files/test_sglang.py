@@ -114,6 +114,16 @@ def test_steps_and_ranks_lie_apart_and_so_does_what_comes_again(tmp_path: Path) 
     )
 
 
+def test_sequences_are_those_of_the_same_pass(tmp_path: Path) -> None:
+    for n, lengths in enumerate((LENGTHS, (1, 4))):
+        put(tmp_path, "seq_lens", np.array(lengths), 10 * n)
+        for role, tensor in projected(n).items():
+            put(tmp_path, role, tensor, 10 * n + 1, layer_id=5)
+    for at, n, lengths in (("", 0, LENGTHS), ("again1.", 1, (1, 4))):
+        out = output_of(f"{tmp_path}::step0.rank0.{at}layer5.attn")
+        np.testing.assert_allclose(out, alone(projected(n), lengths), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["q", "attn_q", "attn__q", "my_block__attn_q"])
 def test_names_that_people_choose(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "dump"

@@ -57,6 +57,11 @@ class Candidate(Group, panel=CHECK):
             help=f"How long COMMAND may take for a case (default: {TIMEOUT:g}).",
         ),
     ] = None  # fmt: skip
+
+
+class Explain(Group, panel=CHECK):
+    """For which failures a reason is looked for."""
+
     explain: Annotated[
         Text,
         option(
@@ -64,6 +69,23 @@ class Candidate(Group, panel=CHECK):
             help="Which failures are explained (default: first, the first one of each kind).",
         ),
     ] = None
+
+
+class Explained:
+    """Which failures are still to be explained."""
+
+    def __init__(self, which: str | None) -> None:
+        self.which = which or "first"
+        self.failed: set[object] = set()
+
+    def wants(self, kind: object) -> bool:
+        """Whether a failure of a case of this kind would be explained."""
+        return self.which == "all" or (self.which == "first" and kind not in self.failed)
+
+    def saw(self, kind: object, *, failed: bool) -> None:
+        """Hear how a case of this kind went."""
+        if failed:
+            self.failed.add(kind)
 
 
 Command = Annotated[

@@ -55,7 +55,7 @@ class Judged:
     cell: Array = field(init=False)
     relative: Array = field(init=False)
     needed: Array = field(init=False)  # the smallest atol that passes, by row
-    ulps: Array = field(init=False)
+    ulps: Array = field(init=False)  # the error in steps of the largest number of its row
     squares: Array = field(init=False)  # (2, B, H, L): of the truth and of the error
     odd: Array = field(init=False)  # cells of a row that are not numbers where the truth is one
     across: Array = field(init=False)  # (c,): the largest excess of each channel, or key
@@ -115,8 +115,9 @@ class Judged:
             self.error[at] = error.max(1)
             self.allowed[at] = np.broadcast_to(allowed, error.shape)[rows, cell]
             self.relative[at] = (error / size)[rows, cell]
-            step = np.exp2(np.floor(np.log2(np.where(size > 0, size, 1)))) * eps(self.own)
-            self.ulps[at] = np.where(size > 0, error / step, 0).max(1)
+            top = size.max(1, initial=0)
+            step = np.exp2(np.floor(np.log2(np.where(top > 0, top, 1)))) * eps(self.own)
+            self.ulps[at] = error.max(1) / step
             finite = np.where(np.isfinite(error), error, 0)
             self.squares[0][at], self.squares[1][at] = (size**2).sum(1), (finite**2).sum(1)
             self.odd[at] = (wrong & ~odd).sum(1)

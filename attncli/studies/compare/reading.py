@@ -41,14 +41,14 @@ def read(
         )
     arrays = {name: _numbers(name, array) for name, array in given.items()}
     stages = {name: canonical(problem, name, array, notes) for name, array in arrays.items()}
-    kept = {name: own_dtype(problem, name, array, notes) for name, array in stages.items()}
-    first = next((kept[n] for n in ("output", "weights") if n in kept), None)
-    own = first or max(kept.values(), key=eps)
+    # nothing is finer than what it is made from
     finest = np.dtype(np.float64 if problem.dtype.itemsize > 4 else np.float32)
-    if first is None and eps(own) > eps(problem.result_dtype):
-        own = max(own, finest, key=eps)
-    if own.itemsize > 4 and problem.dtype.itemsize < 8:
-        own = problem.result_dtype  # nothing is finer than what it is made from
+    kept = {
+        name: max(own_dtype(problem, name, array, notes), finest, key=eps)
+        for name, array in stages.items()
+    }
+    results = [dtype for name, dtype in kept.items() if name not in ("lse", "scores")]
+    own = max(results or [problem.result_dtype, *kept.values()], key=eps)
     return Candidate(stages, own, kept, tolerance)
 
 
@@ -154,9 +154,9 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
     Its own; or the narrower one in which it was made, when it holds nothing else and neither do
     query, key and value: what a program wrote with more digits than it computed with.
     """
-    kept = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    kept: np.dtype[Any] = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
     narrower = [float_dtype(n) for n in FLOATS if float_dtype(n).itemsize < kept.itemsize]
-    narrower = sorted(narrower, key=eps)
+    narrower.sort(key=eps)
     inputs = (problem.query, problem.key, problem.value)
     if problem.unturned is not None:
         inputs = (*problem.unturned, problem.value)
@@ -168,7 +168,7 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
             continue
         notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
         return dtype
-    return np.dtype(kept)
+    return kept
 
 
 def holds(dtype: np.dtype[Any], array: Array, telling: int = 0) -> bool:
