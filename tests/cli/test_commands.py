@@ -16,7 +16,8 @@ import pytest
 
 from attncli.studies.attend import posed
 from attncli.studies.cases.commands import members
-from tests.support.program import Door, Ran, running
+from attncli.studies.cases.writing import write
+from tests.support.program import ROOT, Door, Ran, running
 
 RNG = np.random.default_rng(4)
 X = RNG.normal(size=(1, 2, 5, 4))
@@ -65,6 +66,14 @@ def test_a_command_that_is_right(door: Door, problems: Path, end: str) -> None:
     assert all(("lse" in x["expect"]) == ("lse" in end) for x in lines)
 
 
+def test_the_sample_passes(door: Door, tmp_path: Path) -> None:
+    lines = Path(write(str(tmp_path / "k.jsonl")).lines).read_text().splitlines()[7::30]
+    (tmp_path / "k.jsonl").write_text("\n".join(lines))
+    ran = door("compute", "k.jsonl", "--", sys.executable, ROOT / "samples" / "kernel.py")
+    assert ran.code == 0, ran.out
+    assert f"{len(lines)} passed" in ran.out
+
+
 def test_a_command_that_forgets_the_mask_is_told_so(door: Door, problems: Path) -> None:
     program = KERNEL.replace('(p["dense_mask"] if "dense_mask" in p else 0)', "0")
     ran = answering(door, problems, f"{program}    np.save(sys.stdout.buffer, o)\n")
@@ -107,6 +116,7 @@ def test_what_it_says_on_standard_error_is_shown_when_it_fails(door: Door, probl
     program = "import sys\nfor n in range(99): print('line', n, file=sys.stderr)\nsys.exit(1)"
     (first, *_) = answering(door, problems, program, "--json").lines
     assert first["error"]["hint"] == "\n".join(f"line {n}" for n in range(94, 99))
+    assert "it ended with exit code 1: line 98" in answering(door, problems, program).out
 
 
 def members_of(group: str) -> list[str]:
