@@ -155,8 +155,8 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
     query, key and value: what a program wrote with more digits than it computed with.
     """
     kept: np.dtype[Any] = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
-    narrower = [float_dtype(n) for n in FLOATS if float_dtype(n).itemsize < kept.itemsize]
-    narrower.sort(key=eps)
+    floats: list[np.dtype[Any]] = [float_dtype(name) for name in FLOATS]
+    narrower = sorted((one for one in floats if one.itemsize < kept.itemsize), key=eps)
     inputs = (problem.query, problem.key, problem.value)
     if problem.unturned is not None:
         inputs = (*problem.unturned, problem.value)
@@ -167,7 +167,8 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
         if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
             continue
         notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
-        return dtype
+        kept = dtype
+        break
     return kept
 
 
