@@ -35,7 +35,7 @@ def answer(kernel):
     output, lse = kernel(
         given["query"], key, value, causal=causal,
         mask=None if causal else given.get("dense_mask"),
-        scale=given["scale"], softcap=given.get("softcap"), sink=given.get("sink"),
+        scale=given.get("scale"), softcap=given.get("softcap"), sink=given.get("sink"),
     )  # fmt: skip
     kept = io.BytesIO()
     np.savez(kept, output=output, lse=lse)
