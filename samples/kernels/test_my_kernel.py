@@ -1,9 +1,10 @@
 """Tests of a kernel, to be copied: put yours into the import, and into the cases what it can do."""
 
-import attncli
 import numpy as np
 import pytest
 from tiled import attention
+
+import attncli
 
 normal = np.random.default_rng(0).normal
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ README = ROOT / "README.md"
 #: Each is told in order, in a folder of its own: what one block writes, the next ones read.
 WALKTHROUGHS = (ROOT / "samples/is_my_kernel_right.md",)
 TABLES = re.compile(r"(?<=<!-- statistics -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?")
 BLOCK = re.compile(r"```console\n\$ ([^\n]*)\n(.*?)```", re.DOTALL)
 
 
@@ -46,6 +48,27 @@ def workshop() -> Iterator[Path]:
 def rewritten(text: str, folder: Path) -> str:
     """Return a document with the output of every block."""
     return BLOCK.sub(lambda m: f"```console\n$ {m[1]}\n{run(m[1], folder)}```", text)
+
+
+def rounded_alike(one: str, other: str) -> bool:
+    """Whether two outputs are the same but for what rounding errors another processor makes.
+
+    Rounding errors themselves differ by a factor, lines may break elsewhere, bars be a step apart.
+    """
+    words, numbers = _parts(one)
+    others, theirs = _parts(other)
+    return words == others and all(
+        math.isclose(a, b, rel_tol=0.05)
+        or (max(a, b) < 1e-5 and max(a, b) < max(10 * min(a, b), 1e-12))
+        for a, b in zip(numbers, theirs, strict=True)
+    )
+
+
+def _parts(shown: str) -> tuple[str, list[float]]:
+    """Return the words, with # for each number, and the numbers; a bar is one."""
+    spelled = re.sub("[▁-█]", lambda m: f" {20 + ord(m[0]) - ord('▁')} ", shown)
+    numbers = [float(n) for n in NUMBER.findall(spelled)]
+    return " ".join(NUMBER.sub("#", spelled).split()), numbers
 
 
 def main() -> None:
