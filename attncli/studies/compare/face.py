@@ -46,7 +46,7 @@ def compare(
     stages = candidate if isinstance(candidate, Mapping) else {"output": candidate}
     tolerance = None
     if rtol is not None or atol is not None:
-        tolerance = Tolerance(rtol or 0.0, atol or 0.0)
+        tolerance = Tolerance.of(rtol, atol)
     return compare_problem(
         problem, {name: array_of(one) for name, one in stages.items()}, tolerance=tolerance,
         explain=explain,
@@ -71,6 +71,7 @@ def assert_close(
     >>> q = np.eye(2, dtype=np.float32)
     >>> assert_close(attend(q).output, {"query": q})
     """
+    __tracebackhide__ = True  # pytest shows the line of the test, and the message
     found = compare(
         candidate, expected, rtol=rtol, atol=atol, explain=explain, grad_output=grad_output
     )

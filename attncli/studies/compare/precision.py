@@ -39,7 +39,7 @@ Rounding = Callable[[Array, Array, Array, float, Low], Array]
 
 
 def _online(tile: int, what: str) -> Rounding:
-    """The online softmax over tiles of so many keys: its exp, or what it accumulates, is rounded."""
+    """The online softmax over tiles of so many keys, its exp or its accumulator rounded."""
 
     def made(z: Array, w: Array, v: Array, sink: float, low: Low) -> Array:
         exp, kept = (low, _same) if what == "softmax" else (_same, low)
