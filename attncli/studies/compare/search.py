@@ -49,8 +49,10 @@ def sample(
     problem: Problem, found: dict[str, Judged], heads: int = HEADS, rows: int = ROWS
 ) -> list[Unit]:
     """Return rows that tell theories apart: the worst, those at edges, and some of all."""
-    error = sum(np.where(one.bad, 1 + np.minimum(one.excess, 1e6), 0) for one in found.values())
-    worst = np.asarray(error).max(-1).ravel()  # (B·H,)
+    errors = [np.where(one.bad, 1 + np.minimum(one.excess, 1e6), 0) for one in found.values()]
+    shape = (problem.batch, problem.heads, problem.queries)
+    error = np.broadcast_to(sum(errors, np.zeros(())), shape)
+    worst = error.max(-1).ravel()  # (B·H,)
     pairs = list(np.ndindex(problem.batch, problem.heads))
     order = [int(n) for n in np.argsort(-worst, kind="stable")]
     some = [*order[: (heads + 1) // 2], 0, len(pairs) - 1, *order[::-1]]
@@ -58,7 +60,7 @@ def sample(
     units = []
     for n in sorted(chosen):
         b, h = pairs[n]
-        bad = np.argsort(-np.asarray(error)[b, h], kind="stable")[: rows // 3]
+        bad = np.argsort(-error[b, h], kind="stable")[: rows // 3]
         spread = np.linspace(0, problem.queries - 1, max(rows // 2, 1)).round().astype(int)
         edges = [0, 1, 63, 64, 127, 128, problem.queries - 1]
         edges = [i for i in edges if i < problem.queries]

@@ -7,7 +7,7 @@ such; the others are told in words.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,11 +16,10 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.rope import Rope
-from attncli.errors import AttnError
 from attncli.studies.compare.theory import After, Theory, View
+from attncli.studies.compare.theory import Change as Change
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Change = Callable[[Problem], "Problem | None"]
 
 NOTHING: Mapping[str, str | None] = MappingProxyType({})
 THETAS = (10000.0, 500000.0, 1000000.0, 100000.0)  # GPT-NeoX and Llama 2, Llama 3, Qwen 2
@@ -46,22 +45,16 @@ class Suspect(NamedTuple):
         """Return a theory that holds this, too; None where it does not go with it."""
         if self.kind in theory.kinds or (self.view and theory.view):
             return None
-        problem = theory.problem
-        if self.change is not None:
-            try:
-                changed = self.change(problem)
-            except AttnError:
-                return None
-            if changed is None:
-                return None
-            problem = changed
-        return Theory(
-            problem,
-            {**theory.said, **self.said},
-            theory.words if self.said else (*theory.words, self.words),
-            theory.kinds | {self.kind},
-            (*theory.after, self.after) if self.after else theory.after,
-            self.view or theory.view,
+        made = theory if self.change is None else theory.changed(self.change)
+        if made is None:
+            return None
+        return replace(
+            made,
+            said={**theory.said, **self.said},
+            words=theory.words if self.said else (*theory.words, self.words),
+            kinds=theory.kinds | {self.kind},
+            after=(*theory.after, self.after) if self.after else theory.after,
+            view=self.view or theory.view,
         )
 
 
