@@ -73,7 +73,8 @@ def project(
     """Return queries, keys and values of hidden states, normed and clipped as the layer does.
 
     x, memories and ``input_norm`` as in ``multihead``; ``weights`` in place of the layer's own.
-    Computed in float64 where x (or ``dtype``) is, else in float32. Raises InputError where widths, lengths or batches do not fit.
+    Computed in float64 where x (or ``dtype``) is, else in float32. Raises InputError where widths,
+    lengths or batches do not fit.
     """
     states = _states(layer, x, memory, memory_value, seq_first, dtype)
     given_dtype = states.query.dtype
@@ -216,16 +217,20 @@ def _split(y: Array, heads: int) -> Array:
 def _normed(states: _States, layer: Layer, norm: Norm, dtype: Any, way: Way) -> _States:
     """Return the states as the layer's projections take them; a cross layer norms its x alone."""
 
-    def normed(x: Array) -> Array:
-        made = _standard(x.astype(dtype, copy=False), norm)
-        return way.kept(_scaled(way.kept(made), norm, layer, x.shape[-1:], way))
+    def made(x: Array) -> Array:
+        return normed(x.astype(dtype, copy=False), norm, layer, way)
 
-    query = normed(states.query)
+    query = made(states.query)
     if layer.kind == "cross":
         return replace(states, query=query)
-    key = query if states.key is states.query else normed(states.key)
-    value = key if states.value is states.key else normed(states.value)
+    key = query if states.key is states.query else made(states.key)
+    value = key if states.value is states.key else made(states.value)
     return replace(states, query=query, key=key, value=value)
+
+
+def normed(x: Array, norm: Norm, layer: Layer, way: Way = EXACT) -> Array:
+    """Return hidden states ``(…, E)`` normed by a norm of the layer's checkpoint."""
+    return way.kept(_scaled(way.kept(_standard(x, norm)), norm, layer, x.shape[-1:], way))
 
 
 def _norm(x: Array, norm: Norm, layer: Layer, dtype: Any, way: Way) -> Array:

@@ -96,8 +96,8 @@ def expect_records(one: Comparison) -> Records:
             for b, h in np.ndindex(judged.error.shape[:2]):
                 excess = float(judged.excess[b, h].max(initial=0))
                 yield (
-                    name, b, None if judged.whole else h, excess <= 1, float(judged.error[b, h].max(initial=0)), excess,
-                    int(judged.bad[b, h].sum()),
+                    name, b, None if judged.whole else h, excess <= 1,
+                    float(judged.error[b, h].max(initial=0)), excess, int(judged.bad[b, h].sum()),
                 )  # fmt: skip
 
     return Records(columns, rows())

@@ -19,7 +19,7 @@ from attncli.studies.compare.faults import fault_suspects
 from attncli.studies.compare.fits import fitted
 from attncli.studies.compare.judged import Judged
 from attncli.studies.compare.mask_suspects import mask_suspects
-from attncli.studies.compare.suspects import Suspect, suspects
+from attncli.studies.compare.suspects import Question, suspects
 from attncli.studies.compare.theory import Candidate, Theory, Unit, held, residual
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -88,7 +88,7 @@ class Search:
         self.few = sample(problem, found, PAIR_HEADS, PAIR_ROWS)
         self.start = residual(self.base, candidate, self.units)
         stages = frozenset(candidate.stages)
-        self.suspects = [
+        self.suspects: list[Question] = [
             *suspects(self.base.problem), *mask_suspects(self.base.problem),
             *fault_suspects(self.base.problem, stages),
         ]  # fmt: skip
@@ -103,13 +103,13 @@ class Search:
         pairs = self._tried(self._pairs(singles))
         return self._whole(sorted([*pairs, *singles], key=_left))
 
-    def alone(self, suspects: Sequence[Suspect]) -> list[Tried]:
+    def alone(self, suspects: Sequence[Question]) -> list[Tried]:
         """Return suspects and missing keys, each tried alone on the sample, the best first."""
         made = self._tried(self._applied(self.base, suspects))
         made += self._tried(cut_suspects(self.base, self.candidate, self.units))
         return sorted(made, key=_left)
 
-    def _applied(self, theory: Theory, suspects: Sequence[Suspect]) -> Iterator[Theory]:
+    def _applied(self, theory: Theory, suspects: Sequence[Question]) -> Iterator[Theory]:
         for suspect in suspects:
             made = suspect.applied(theory)
             if made is not None:

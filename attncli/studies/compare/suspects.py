@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -25,6 +25,16 @@ NOTHING: Mapping[str, str | None] = MappingProxyType({})
 THETAS = (10000.0, 500000.0, 1000000.0, 100000.0)  # GPT-NeoX and Llama 2, Llama 3, Qwen 2
 CAPS = (50.0, 30.0, 20.0)  # Gemma 2, Grok and Gemma 2's last, others
 PAGES = (16, 32, 64, 128, 256)
+
+
+class Question(Protocol):
+    """What may have been done otherwise: see ``Suspect``."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def pair(self) -> bool: ...
+    def applied(self, theory: Theory) -> Theory | None: ...
 
 
 class Suspect(NamedTuple):

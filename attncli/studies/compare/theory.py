@@ -195,7 +195,7 @@ def _held(
     progress: Progress | None,
 ) -> dict[str, Judged]:
     p, own = theory.problem, candidate.own
-    plain = theory.plains(own)
+    plain = theory.plains(own) if candidate.tolerance is None else ()
     found = {
         name: Judged.empty(
             name,
@@ -272,9 +272,7 @@ def _residual(theory: Theory, read: Candidate, units: Sequence[Unit]) -> float:
                 if name == "scores":
                     right = np.where(np.isneginf(arrays["masked"]), part, right)
                 good = np.isfinite(part)
-                if (
-                    good != np.isfinite(right.astype(read.kept.get(name, read.own)))
-                ).any():
+                if (good != np.isfinite(right.astype(read.kept.get(name, read.own)))).any():
                     return np.inf
                 sums[name] += (
                     np.sum((part - right) ** 2, where=good), np.sum(part**2, where=good)
