@@ -37,8 +37,8 @@ class Theory:
 
     ``said`` are the options that say it, by flag (None: leave it out), ``words`` what they do not
     say; ``kinds`` are the questions that it answers, so that no other answers them again;
-    ``changes`` led to the problem from what was asked. ``whole``: what it gives is that of all
-    heads together, ``(B, 1, L, …)``.
+    ``changes`` led to the problem from what was asked. ``fitted``: a number of it was found by
+    fitting. ``whole``: what it gives is that of all heads together, ``(B, 1, L, …)``.
     """
 
     whole: ClassVar[bool] = False
@@ -47,6 +47,7 @@ class Theory:
     said: Mapping[str, str | None] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
+    fitted: bool = False
     after: tuple[After, ...] = ()
     view: View | None = None
     changes: tuple[Change, ...] = ()
