@@ -14,6 +14,7 @@ from attncli.attention.rope import Rope
 from attncli.attention.view import Labels
 from attncli.cli import groups
 from attncli.cli.given.attention import kv_lengths_of, scale_of, sink_of
+from attncli.cli.given.expected import expected_of
 from attncli.cli.given.expressions import said_of
 from attncli.cli.given.names import without_role
 from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
@@ -30,12 +31,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class States:
-    """``x`` and other ``arguments`` of ``layers.multihead``; RoPE waits for the layer."""
+    """``x`` and other ``arguments`` of ``layers.multihead``; RoPE waits for the layer.
+
+    ``expected`` are results to be judged, by stage.
+    """
 
     x: Array
     arguments: Mapping[str, Any]
     reader: StateReader
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
+    expected: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def cross(self) -> bool:
@@ -159,6 +164,7 @@ class StateReader(Reader):
             },
             self,
             self.sides(tokens, memory is not None),
+            expected_of(self),
         )
         return found
 

@@ -51,7 +51,8 @@ class Judged:
     ``error`` is the largest absolute error of a row, ∞ where one of candidate and truth is not a
     number and the other is; ``excess`` the largest error as a multiple of what is allowed, and
     ``cell`` where that is; ``allowed`` and ``relative`` (error by truth) belong to that cell.
-    ``own`` is the type that the candidate is judged at, ``kept`` the one that holds it.
+    ``own`` is the type that the candidate is judged at, ``kept`` the one that holds it. ``whole``:
+    the numbers are those of all heads together, and H is 1.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Judged:
     kept: np.dtype[Any]
     error: Array
     tolerance: Tolerance | None = None
+    whole: bool = False
     excess: Array = field(init=False)
     allowed: Array = field(init=False)
     cell: Array = field(init=False)
@@ -87,10 +89,12 @@ class Judged:
         own: np.dtype[Any],
         kept: np.dtype[Any],
         tolerance: Tolerance | None = None,
+        *,
+        whole: bool = False,
     ) -> Judged:
         """Return one with nothing judged yet; shape: ``(B, H, L)``, or ``(B, H, L, c)``."""
         width = shape[3] if len(shape) > 3 else 1
-        return cls(name, own, kept, np.zeros(shape[:3]), tolerance, width)
+        return cls(name, own, kept, np.zeros(shape[:3]), tolerance, whole, width=width)
 
     def fill(self, at: Any, candidate: Array, right: Array, allowed: Array) -> None:
         """Judge the rows ``at`` an index of ``(B, H, L)``. The arrays: ``(n, c)``.
@@ -162,7 +166,8 @@ class Judged:
             return {}
         b, h, row = (int(x) for x in np.unravel_index(int(self.excess.argmax()), self.error.shape))
         names = ("batch", "head", *AXES[self.name])
-        return dict(zip(names, (b, h, row, int(self.cell[b, h, row])), strict=False))
+        found = dict(zip(names, (b, h, row, int(self.cell[b, h, row])), strict=False))
+        return {n: at for n, at in found.items() if n != "head"} if self.whole else found
 
     @property
     def budget(self) -> float:
