@@ -26,9 +26,13 @@ from attncli.studies.compare.windows import window_suspects
 Array = np.ndarray[Any, np.dtype[Any]]
 
 HEADS, ROWS = 6, 24  # of the sample
+LEAST = 6  # rows of a head, however many keys there are
 PAIR_HEADS, PAIR_ROWS = 2, 8  # of the sample for pairs
 CLOSE = 0.3  # the part of the residual that may be left by what is worth a second look
 EXACT = 0.02  # the same, of a rounding: what passes by it must be made by it
+SECOND = 30  # theories that are worth more than a glance
+CELLS = 1 << 17  # of the sample of all heads together
+BESIDE = 5  # singles beside which numbers are fitted and keys looked for
 FEW = 12  # theories that are held against the whole at most
 LIKE = 4.0  # residuals that differ by less do not tell theories apart
 
@@ -59,6 +63,7 @@ def sample(
     order = [int(n) for n in np.argsort(-worst, kind="stable")]
     some = [*order[: (heads + 1) // 2], 0, len(pairs) - 1, *order[::-1]]
     chosen = list(dict.fromkeys(some))[:heads]
+    rows = max(LEAST, min(rows, CELLS // max(problem.keys * len(chosen), 1)))
     units = []
     for n in sorted(chosen):
         b, h = pairs[n]
@@ -126,7 +131,11 @@ class Search:
                 yield made
 
     def _tried(self, theories: Iterator[Theory]) -> list[Tried]:
-        tried = [Tried(t, residual(t, self.candidate, self.units)) for t in theories]
+        first = sorted(
+            ((residual(t, self.candidate, self.few), n, t) for n, t in enumerate(theories)),
+            key=lambda one: one[:2],
+        )  # fmt: skip
+        tried = [Tried(t, residual(t, self.candidate, self.units)) for _, _, t in first[:SECOND]]
         return sorted(tried, key=_left)
 
     def _pairs(self, singles: Sequence[Tried]) -> Iterator[Theory]:
@@ -146,7 +155,7 @@ class Search:
                 close.append((left, both))
         close.sort(key=lambda pair: pair[0])
         yield from (theory for _, theory in close[:FEW])
-        for single in singles[:FEW]:
+        for single in singles[:BESIDE]:
             if single.left < math.inf:
                 yield from window_suspects(single.theory, self.candidate, self.units)
                 yield from cut_suspects(single.theory, self.candidate, self.units)
