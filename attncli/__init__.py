@@ -16,20 +16,27 @@ if TYPE_CHECKING:
     from attncli.studies.attend import Result as Result
     from attncli.studies.attend import attend as attend
     from attncli.studies.attend import statistics as statistics
+    from attncli.studies.compare import Comparison as Comparison
+    from attncli.studies.compare.face import assert_close as assert_close
+    from attncli.studies.compare.face import compare as compare
     from attncli.studies.layer import multihead as multihead
 
 
 __version__ = "0.1.0"
 __all__ = [
-    "AttnError", "Mask", "Result", "Rope", "__version__", "attend", "multihead", "statistics",
+    "AttnError", "Comparison", "Mask", "Result", "Rope", "__version__", "assert_close", "attend",
+    "compare", "multihead", "statistics",
 ]  # fmt: skip
 
 _HOMES = {
     "AttnError": "attncli.errors",
+    "Comparison": "attncli.studies.compare",
     "Mask": "attncli.attention.masks",
     "Result": "attncli.studies.attend",
     "Rope": "attncli.attention.rope",
+    "assert_close": "attncli.studies.compare.face",
     "attend": "attncli.studies.attend",
+    "compare": "attncli.studies.compare.face",
     "multihead": "attncli.studies.layer",
     "statistics": "attncli.studies.attend",
 }

@@ -6,6 +6,7 @@ AttnError                    a mistake in what was asked; exit code 2
 │   ├── MaskError            a mask that cannot be read or does not fit
 │   └── TooLarge             the result would not fit into memory
 ├── FileError                a file that cannot be read or written
+├── NoAnswer                 a candidate that gives nothing to judge
 └── Unavailable              a backend, device or optional package that is not there; exit code 3
 
 Anything else that escapes is a bug in attncli, not a mistake of its user.
@@ -96,6 +97,12 @@ class FileError(AttnError):
     """A file that cannot be read or written."""
 
     code = "bad_file"
+
+
+class NoAnswer(AttnError):
+    """A candidate, a file or a command, that gives nothing to judge."""
+
+    code = "no_answer"
 
 
 class Unavailable(AttnError):

@@ -1,4 +1,4 @@
-"""Processors, memory, jobs in threads with BLAS held to one thread each.
+"""Processors, memory, jobs in threads with BLAS held to one thread each, signals that end.
 
 Nothing is imported until jobs run.
 """
@@ -6,11 +6,13 @@ Nothing is imported until jobs run.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 Job = Callable[[], None]
 Progress = Callable[[float], None]  # takes the share done, 0 to 1
+
+#: Signals that end a process.
+ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 _pool: ThreadPoolExecutor | None = None
 _blas: ThreadpoolController | None = None
@@ -137,3 +142,33 @@ def stages(progress: Progress | None, weights: Iterable[float]) -> Iterator[Prog
 
 def _within(progress: Progress, start: float, length: float, share: float) -> None:
     progress(start + length * share)
+
+
+@contextmanager
+def ending(act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` when a signal ends the process inside the block; its own handler comes after.
+
+    Outside the main thread signals are left alone.
+    """
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: Any) -> None:
+        act()
+        if callable(before[number]):
+            before[number](number, frame)
+        else:  # as it would have been
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    try:
+        with suppress(ValueError):  # no main thread
+            for number in ENDING:
+                before[number] = signal.getsignal(number)
+                if before[number] not in (signal.SIG_IGN, None):
+                    signal.signal(number, end)
+        yield
+    finally:
+        with suppress(ValueError):
+            for number, handler in before.items():
+                if signal.getsignal(number) is end:
+                    signal.signal(number, handler)

@@ -103,7 +103,7 @@ def restored(
     p, g = problem, gradients
     query, key = g.query, g.key
     if p.rope is not None:
-        query, key = _turned_back(p.rope, query, key, p)
+        query, key = turned_back(p.rope, query, key, p)
 
     def rounded(array: Array) -> Array:
         with np.errstate(over="ignore"):
@@ -125,7 +125,7 @@ def restored(
     )
 
 
-def _turned_back(rope: Rope, query: Array, key: Array, p: Problem) -> tuple[Array, Array]:
+def turned_back(rope: Rope, query: Array, key: Array, p: Problem) -> tuple[Array, Array]:
     """Turn by RoPE's transpose, J·R(θ)·J where J negates the second channel of each pair."""
     width = p.width if rope.dim is None else rope.dim
     second = slice(width // 2, width) if rope.style == "half" else slice(1, width, 2)

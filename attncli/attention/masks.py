@@ -82,7 +82,7 @@ def lengths_of(real: Array) -> PerBatch | None:
 class Mask:
     """A predicate and biases bound to an extent; ``text`` is how it was written.
 
-    ``notes`` say what was read in one of two ways.
+    ``notes`` say what was read in one of two ways; ``joined`` are the masks that it was made of.
     """
 
     extent: Extent
@@ -90,6 +90,12 @@ class Mask:
     biases: tuple[Bias, ...] = ()
     text: str = ""
     notes: tuple[str, ...] = ()
+    joined: tuple[Mask, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Mask, ...]:
+        """The masks of which all must allow and whose biases add; none where it is trivial."""
+        return self.joined or (() if self.trivial else (self,))
 
     @property
     def trivial(self) -> bool:
@@ -116,8 +122,9 @@ class Mask:
         texts = [f"({m.text})" if "|" in m.text else m.text for m in (self, other) if m.text]
         text = " & ".join(texts) if len(texts) > 1 else self.text or other.text
         return Mask(
-            self.extent, predicate, self.biases + other.biases, text, self.notes + other.notes
-        )
+            self.extent, predicate, self.biases + other.biases, text, self.notes + other.notes,
+            self.parts + other.parts,
+        )  # fmt: skip
 
     def conjuncts(self) -> tuple[Predicate, ...]:
         """Return the predicates that must all allow."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.predicates import Predicate, Varies
+from attncli.attention.predicates import Predicate, Spans, Varies, clip
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -32,6 +32,12 @@ class Packed(Predicate):
             return same
         # counted from the ends of the sequence
         return same & (j - self.key_starts[other] <= i - self.query_starts[one])
+
+    def spans(self, b: int, h: int, i0: int, i1: int, keys: int) -> Spans:
+        if i0 >= i1:
+            return ()
+        first, last = np.searchsorted(self.query_starts, [i0, i1 - 1], "right")
+        return clip(int(self.key_starts[first - 1]), int(self.key_starts[last]), keys)
 
     def varies(self) -> Varies:
         return Varies(batch=False, head=False)

@@ -97,6 +97,7 @@ def pose(
     if lengths is not None:
         bound = bound & Mask(extent, KeysBelow(lengths))
     arithmetic, result, (q, k, v) = _dtypes((q, k, v), dtype)
+    unturned = None if rope is None else (q, k)
     if rope is not None:
         q, k = turn(rope, q, k, bound, past, arithmetic)
     number, source = _scale(scale, scale_source, int(q.shape[3]))
@@ -109,7 +110,7 @@ def pose(
         softmax_dtype=None if softmax_dtype is None else float_dtype(softmax_dtype),
         family=family, past=past, rope=rope,
         warnings=(*bound.notes, *_scale_warnings(number, int(q.shape[3]))),
-        cache=_cache_family(np.ndim(past_key), family),
+        cache=_cache_family(np.ndim(past_key), family), unturned=unturned,
     )  # fmt: skip
 
 

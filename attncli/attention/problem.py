@@ -83,6 +83,7 @@ class Problem:
     rope: Rope | None = None
     warnings: tuple[str, ...] = ()
     cache: Family | None = None  # of past_key and past_value, where it was not the query's
+    unturned: tuple[Array, Array] | None = None  # query and key before RoPE, where there is one
 
     @property
     def caches(self) -> Family:

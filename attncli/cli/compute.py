@@ -3,11 +3,12 @@
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
-from attncli.cli.options import Call, command, mode
+from attncli.cli.groups import compute as own
+from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
 from attncli.render import LINES
 
@@ -21,9 +22,18 @@ EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compu
 
 
 class Asked(
-    groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing, groups.Part
-):
+    groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing,
+    groups.Expected, groups.ExpectedGradients, groups.Tolerance, groups.Part,
+):  # fmt: skip
     """All that one answer depends on."""
+
+
+class Others(groups.Problem, groups.Softmax, groups.Gradient, groups.Tolerance):
+    """All that an answer of somebody else is judged by."""
+
+
+class Tested(own.Cases, own.Candidate, own.Explain):
+    """A kernel's test set, and whose answers to it are judged."""
 
 
 class Pictures(groups.Heatmap, groups.Steps, groups.Full):
@@ -34,8 +44,10 @@ class Pictures(groups.Heatmap, groups.Steps, groups.Full):
 def compute(
     call: Call,
     bundle: groups.Bundle = None,
+    command: own.Command = None,
     *,
     asked: Asked,
+    tested: Tested,
     pictures: Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -52,13 +64,22 @@ def compute(
 
     With NDJSON, one problem a line, the results are NDJSON too, each with the number of its line.
 
+    --cases writes a test set for kernels. Answers to it, in a folder (--candidate) or of a command
+    that reads each problem and writes its output, are judged case by case; exit 1 if one fails.
+
     \b
     Examples:
       attncli compute qkv.npz --causal
       attncli compute -q q.npy -k k.npy -v v.npy -o out.npz
       attncli compute x.json --tokens 'the cat sat' --steps
       echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -
+      attncli compute --cases tests.jsonl
+      attncli compute tests.jsonl --timeout 10 -- python3 my_kernel.py
     """
+    if tested.cases is not None:
+        return call.run(write_cases)
+    if command or tested.candidate is not None:
+        return _judge(call, judge_command if command else judge_folder, bundle)
     page = output.page_of(printed, saved)
     output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
     if bundle is None and asked.query is None:
@@ -81,6 +102,7 @@ def one(
     *,
     bundle: str | None,
     asked: Asked,
+    reasons: own.Explain,
     pictures: Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -91,8 +113,9 @@ def one(
 
     with render.progress() as progress:
         report, labels = _answer(
-            source, asked, page, vars(pictures), machine=page.machine, progress=progress
-        )
+            source, asked, page, vars(pictures), machine=page.machine,
+            explain=reasons.explain != "none", progress=progress,
+        )  # fmt: skip
     output.conclude(report, labels, page, printed)
 
 
@@ -103,12 +126,90 @@ def lines(
     *,
     bundle: str,
     asked: Asked,
+    reasons: own.Explain,
     include: str | None,
     answers: groups.Format,
 ) -> None:
     """Print a line of JSON for each line that holds a problem."""
     output.demand_lines(answers.format)
-    output.stream_answers(records, lambda one: _answer(one, asked, page, {}, machine=True)[0])
+    explained = own.Explained(reasons.explain)
+
+    def answer(one: "files.Bundle") -> "Report":
+        kind = one.options.get("kind")
+        report = _answer(one, asked, page, {}, machine=True, explain=explained.wants(kind))[0]
+        explained.saw(kind, failed=bool(report.exit_code))
+        return report
+
+    output.stream_answers(records, answer)
+
+
+@mode("a test set (--cases)", "leave it out: --cases writes problems of its own")
+def write_cases(*, cases: str, seed: int, printed: groups.Printed) -> None:
+    """Write a kernel's test set, and print what is in it."""
+    page = output.page_of(printed)
+
+    from attncli import render
+    from attncli.reports.cases import written_report
+    from attncli.studies.cases import writing
+
+    with render.progress("cases") as progress:
+        written = writing.write(cases, seed, progress)
+    for path in (written.lines, written.tensors):
+        output.say_wrote(path, ["cases" if path == written.lines else "their tensors"])
+    output.finish(written_report(written), page, printed)
+
+
+OTHERS = "the answers of somebody else"
+OTHERS_HINT = "leave it out: each case is judged, and the sums are printed"
+
+
+@mode(f"{OTHERS} (--candidate)", OTHERS_HINT)
+def judge_folder(
+    source: "files.Bundle | files.Records",
+    *,
+    bundle: str,
+    asked: Others,
+    candidate: str,
+    explain: str | None,
+    printed: groups.Printed,
+) -> None:
+    """Print how the answers in a folder went."""
+    from attncli.cli.judging import judge
+    from attncli.studies.cases.candidates import Folder
+
+    judge(source, asked, Folder(candidate), explain, printed)
+
+
+@mode(f"{OTHERS} (-- COMMAND)", OTHERS_HINT)
+def judge_command(
+    source: "files.Bundle | files.Records",
+    *,
+    bundle: str,
+    command: list[str],
+    asked: Others,
+    timeout: float | None,
+    explain: str | None,
+    printed: groups.Printed,
+) -> None:
+    """Print how the answers of a command went."""
+    from attncli.cli.judging import judge
+    from attncli.studies.cases.commands import Command
+
+    judge(source, asked, Command(command, timeout or own.TIMEOUT), explain, printed)
+
+
+def _judge(call: Call, chosen: Mode, bundle: str | None) -> None:
+    """Read the problems and do what is chosen."""
+    call.check(chosen)
+    if bundle is None:
+        raise InputError("there are no cases to judge", "name them: attncli compute FILE.jsonl …")
+    output.say_waiting('{"query": [[…], …], …}', bundle)
+
+    from attncli import files
+
+    source = files.read_many(bundle)
+    with closing(source) if isinstance(source, files.Records) else nullcontext():
+        call.run(chosen, source=source)
 
 
 def _answer(
@@ -118,10 +219,12 @@ def _answer(
     drawn: Mapping[str, Any],
     *,
     machine: bool,
+    explain: bool = True,
     progress: Callable[[float], None] | None = None,
 ) -> "tuple[Report, Labels]":
     """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
     from attncli.cli.given import attention
+    from attncli.cli.given.expected import checked
     from attncli.cli.given.view import view
     from attncli.reports import arrays
     from attncli.reports.compute import compute_report
@@ -132,10 +235,17 @@ def _answer(
     problem = given.pose()
     labels = given.labels(problem)
     part = view(problem, asked, top=asked.top, time=asked.time, **drawn)
-    want = arrays.wanted(problem, part, page.names, machine, asked.grad_output is not None)
+    upstream = given.grad_output
+    if asked.grad_output is not None:
+        upstream = attention.upstream(asked.grad_output)
+    want = arrays.wanted(problem, part, page.names, machine, upstream is not None)
     result = attend.solve(
         problem, backend=asked.backend, device=asked.device, threads=asked.threads, want=want,
-        grad_output=attention.upstream(asked.grad_output), progress=progress,
+        grad_output="ones" if upstream is None else upstream, progress=progress,
     )  # fmt: skip
-    report = compute_report(result, labels, part, page.names, notes=given.notes, progress=progress)
+    judged = checked(problem, given.expected, asked, upstream, explain=explain)
+    report = compute_report(
+        result, labels, part, page.names, notes=given.notes, progress=progress, judged=judged,
+        name=asked.expect or "what was given",
+    )  # fmt: skip
     return report, labels

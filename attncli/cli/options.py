@@ -6,7 +6,7 @@ that it reads: whatever else was typed, ``Call.run`` refuses.
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from inspect import Parameter, get_annotations, signature
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, dataclass_transform
@@ -29,13 +29,14 @@ ROPE = "Rotary positions"
 HEALTH = "Health"
 FILE = "Any tensor file"
 ENGINE = "Engine"
+CHECK = "Check"
 SHOW = "What to show"
 SAVE = "Output"
 HELP = "Help"
 #: The sections of every ``--help``, in their order.
 PANELS = (
-    ARGUMENTS, STATES, SIZE, TENSORS, WEIGHTS, MASK, ATTENTION, ROPE, HEALTH, FILE, ENGINE, SHOW,
-    SAVE, HELP,
+    ARGUMENTS, STATES, SIZE, TENSORS, WEIGHTS, MASK, ATTENTION, ROPE, HEALTH, FILE, ENGINE, CHECK,
+    SHOW, SAVE, HELP,
 )  # fmt: skip
 
 LARGEST = 2**53
@@ -84,6 +85,13 @@ def at_least(low: int) -> Callable[[typer.CallbackParam, int | None], int | None
         return number
 
     return check
+
+
+def tolerance(param: typer.CallbackParam, number: float | None) -> float | None:
+    """Let numbers from 0 on and None pass."""
+    if number is not None and not 0 <= number < float("inf"):
+        raise InputError(f"{param.opts[0]} is {number:g}", "expected a number, 0 or more")
+    return number
 
 
 at_least_zero, at_least_one = at_least(0), at_least(1)
@@ -251,14 +259,32 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Raise InputError for an option of which only the last value would be read."""
-        order: list[Any] = self.make_parser(ctx).parse_args(list(args))[2]
+        parser: Any = self.make_parser(ctx)
+        parsed, _, order = parser.parse_args(list(args))
         for param in [] if any(p.is_eager for p in order) else order:
             once = param.param_type_name == "option" and not (param.multiple or param.is_flag)
             if once and order.count(param) > 1:
                 flag = max(param.opts, key=len)
                 hint = BATCH if flag.endswith("tokens") else "leave all but one of them out"
                 raise InputError(f"{flag} is given more than once", hint)
+        for param in self.params:
+            if param.param_type_name == "argument" and param.nargs == -1:
+                found = parsed[param.name]  # of some versions of click a mark where there is none
+                self._check_rest(ctx, args, found if isinstance(found, tuple) else ())
         return super().parse_args(ctx, args)
+
+    def _check_rest(self, ctx: Any, args: list[str], rest: Sequence[str]) -> None:
+        """Raise InputError unless ``rest``, a command to run, is all that stands behind ``--``."""
+        behind = args[args.index("--") + 1 :] if "--" in args else []
+        extra = rest[: len(rest) - len(behind)] if len(rest) > len(behind) else ()
+        if extra:
+            ctx.fail(f"Got unexpected extra argument{'s' * (len(extra) > 1)} ({' '.join(extra)})")
+        if "--" in args and (not behind or len(rest) < len(behind)):
+            lacks = "before" if behind else "after"
+            raise InputError(
+                f"there is no {'BUNDLE' if behind else 'COMMAND'} {lacks} --",
+                "expected FILE.jsonl -- COMMAND …",
+            )
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each panel that has options, in the order of these."""

@@ -20,7 +20,9 @@ class Bundle:
 
     ``tensors`` makes or maps an array when it is asked for: that may raise `FileError`.
     ``options`` are the members that are no tensors, or the metadata of a safetensors file.
-    ``whole`` are the names in the file where those here are shorter (see `unwrapped`).
+    ``whole`` are the names in the file where those here are shorter (see `unwrapped`);
+    ``referred`` are the references that JSON has in place of some tensors, by their names.
+    ``notes`` say what was made of the file where it was written in other words.
     """
 
     source: str
@@ -28,6 +30,8 @@ class Bundle:
     tensors: Mapping[str, Array]
     options: Mapping[str, Any] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
+    referred: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def header(self, name: str) -> Header:
         """Shape, dtype and size of a tensor; only JSON has to read the data for it."""
@@ -81,6 +85,9 @@ class Lazy(Mapping[str, Array]):
 
     def entry(self, name: str) -> Entry:
         return self._entries[name]
+
+    def beside(self, entries: Mapping[str, Entry]) -> Lazy:
+        return Lazy(self._entries | {**entries})
 
     def only(self, names: list[str]) -> Lazy:
         return Lazy({name: self._entries[name] for name in names})
@@ -174,6 +181,8 @@ def unwrapped(bundle: Bundle) -> Bundle:
             "keep one of them",
         )
     options = {short.get(name, name): value for name, value in bundle.options.items()}
+    referred = {short.get(name, name): ref for name, ref in bundle.referred.items()}
     return replace(
-        bundle, tensors=bundle.tensors.named(short), options=MappingProxyType(options), whole=whole
-    )
+        bundle, tensors=bundle.tensors.named(short), options=MappingProxyType(options),
+        whole=whole, referred=MappingProxyType(referred),
+    )  # fmt: skip

@@ -16,10 +16,12 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from attncli.errors import FileError, numbered
+from attncli.files import sglang
 from attncli.files.bundle import STDIN, Bundle, Lazy, path_of, unknown_name
 from attncli.files.folders import weights_in, with_shards
 from attncli.files.formats import HEAD, is_text
 from attncli.files.formats.entry import Array, demand_regular, reading
+from attncli.files.references import split, with_references
 from attncli.files.sniffing import read_whole
 from attncli.files.stream import Records, read_stdin, read_stream
 
@@ -49,7 +51,7 @@ def read_many(ref: str, *, lines: bool = False) -> Bundle | Records:
     path, name = split(ref)
     found = _read_path(path, lines)
     if isinstance(found, Bundle):
-        found = with_shards(found, read)
+        found = with_references(with_shards(found, read))
     if name is None:
         return found
     if not isinstance(found, Bundle):
@@ -91,7 +93,7 @@ def _read_path(path: str, as_lines: bool) -> Bundle | Records:
     if path == "-":
         return read_stdin(as_lines)
     if os.path.isdir(path):
-        return read(weights_in(path))
+        return sglang.of_folder(path, read) if sglang.is_dump(path) else read(weights_in(path))
     if os.path.exists(path) and not stat.S_ISFIFO(os.stat(path).st_mode):  # <(command) is a pipe
         demand_regular(path)
     with reading(path):
@@ -114,25 +116,6 @@ def _read_path(path: str, as_lines: bool) -> Bundle | Records:
         if not isinstance(found, Records):
             stream.close()
     return found
-
-
-def split(ref: str) -> tuple[str, str | None]:
-    """Path and name; the last '::' parts them whose left side exists."""
-    if "::" not in ref or os.path.exists(ref):
-        return ref, None
-    cut = len(ref)
-    while (cut := ref.rfind("::", 0, cut)) > 0:
-        path, name = ref[:cut], ref[cut + 2 :]
-        if path == "-" or os.path.exists(path):
-            break
-    else:
-        path, _, name = ref.rpartition("::")
-    if not path or not name:
-        raise FileError(
-            f"'{ref}' lacks the {'name after' if path else 'path before'} '::'",
-            "a tensor is named as PATH or PATH::NAME",
-        )
-    return path, name
 
 
 def _label(path: str) -> str:

@@ -31,9 +31,20 @@ def read_whole(data: Buffer, source: str, path: str | None) -> Bundle:
 
 
 def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> Bundle:
-    """Read a whole file in this format."""
+    """Read a whole file in this format; what another program says becomes a problem of ours."""
     entries, options = row.read(data, source, path)
-    return Bundle(source, row.name, Lazy(entries), MappingProxyType(dict(options)))
+    found = Bundle(source, row.name, Lazy(entries), MappingProxyType(dict(options)))
+    if row.name == "json" and not options.keys().isdisjoint(("workload", "op_type")):
+        from attncli.files import traces
+
+        traces.refuse_definition(options, source)
+        if traces.is_workload(options):
+            return traces.posed(found)
+    if row.name == "torch":
+        from attncli.files import sglang
+
+        return sglang.of_pass(found)
+    return found
 
 
 def _unknown(data: Buffer, source: str) -> FileError:

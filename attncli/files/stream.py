@@ -13,6 +13,7 @@ from attncli.errors import AttnError, FileError
 from attncli.files.bundle import STDIN, Bundle
 from attncli.files.formats import HEAD, JSON, is_text
 from attncli.files.formats.entry import reading
+from attncli.files.references import with_references
 from attncli.files.sniffing import read_as, read_whole
 
 
@@ -39,7 +40,7 @@ class Records(Iterator["Bundle | AttnError"]):
             if not line.isspace():
                 self.line = number
                 try:
-                    return read_as(JSON, line, f"{self._source}, line {number}")
+                    return with_references(read_as(JSON, line, f"{self._source}, line {number}"))
                 except AttnError as error:
                     return error
 

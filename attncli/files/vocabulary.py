@@ -120,6 +120,14 @@ ROLES: Mapping[str, Role] = {
     "grad_query": Role(("grad_query", "dq")),
     "grad_key": Role(("grad_key", "dk")),
     "grad_value": Role(("grad_value", "dv")),
+    # -- results of somebody else, to be judged
+    "expected": Role(("expected", "expected_output")),
+    "expected_weights": Role(("expected_weights",)),
+    "expected_lse": Role(("expected_lse",)),
+    "expected_scores": Role(("expected_scores",)),
+    "expected_grad_query": Role(("expected_grad_query",)),
+    "expected_grad_key": Role(("expected_grad_key",)),
+    "expected_grad_value": Role(("expected_grad_value",)),
     # -- known, and computed by nothing here
     "past_key_values": Role(
         ("past_key_values",), (), hint="name the two of one layer: --past-key FILE::NAME "
@@ -143,12 +151,14 @@ ROLES: Mapping[str, Role] = {
 BYSTANDERS = frozenset({
     "scores", "softcapped", "masked", "present_key", "present_value", "row_statistics", "concat",
     "rope_applied",
-    "id", "schema", "max_seqlen", "max_seqlen_q", "max_seqlen_k", "deterministic", "enable_gqa",
-    "return_attn_probs", "return_softmax_lse", "num_splits", "page_size", "format",
+    "id", "name", "kind", "catches", "schema", "max_seqlen", "max_seqlen_q", "max_seqlen_k",
+    "deterministic", "enable_gqa", "return_attn_probs", "return_softmax_lse", "num_splits",
+    "page_size", "format", "lse_base",
 })  # fmt: skip
 RESULTS = frozenset(
     {"head_outputs", "weights", "output", "lse", "grad_output"}
     | {"grad_query", "grad_key", "grad_value"}
+    | {role for role in ROLES if role.startswith("expected")}
 )
 #: A tensor with one of these roles is enough for a problem.
 LEADING = ("query", "hidden_states", "qkv")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,9 +16,7 @@ import numpy as np
 from attncli.errors import FileError, numbered
 from attncli.files.formats import SEVERAL, WRITABLE
 from attncli.files.formats.entry import Array, native, os_error
-
-#: Signals that end a process.
-ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+from attncli.resources import ending
 
 
 def write(
@@ -104,35 +101,18 @@ def atomic(path: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _never_left(temporary: str) -> Iterator[None]:
-    """Take a file away, if it is still there, when the block or a signal ends.
+    """Take a file away, if it is still there, when the block or a signal ends."""
 
-    A signal's own handler comes after that. Outside the main thread signals are left alone.
-    """
-    before: dict[int, Any] = {}
-
-    def end(number: int, frame: Any) -> None:
+    def take_away() -> None:
         with suppress(OSError):
             os.unlink(temporary)
-        if callable(before[number]):
-            before[number](number, frame)
-        else:  # as it would have been
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
 
     try:
-        with suppress(ValueError):  # no main thread
-            for number in ENDING:
-                before[number] = signal.getsignal(number)
-                if before[number] not in (signal.SIG_IGN, None):
-                    signal.signal(number, end)
-        yield
+        with ending(take_away):
+            yield
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
-        with suppress(ValueError):
-            for number, handler in before.items():
-                if signal.getsignal(number) is end:
-                    signal.signal(number, handler)
 
 
 @contextmanager

@@ -171,6 +171,8 @@ def texts(column: Column, values: Sequence[Any]) -> list[str]:
         made = [_percent(v) for v in present]
     elif column.kind == "count":
         made = [f"{v:,}" for v in present]
+    elif column.kind == "error":
+        made = [f"{v:.1e}" if math.isfinite(v) else _odd(v) for v in present]
     elif column.kind == "range":
         ends = numbers([end for pair in present for end in pair], digits=3)
         made = [f"{low}–{high}" for low, high in zip(ends[::2], ends[1::2], strict=True)]

@@ -12,16 +12,22 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
+Kind = Literal[
+    "number", "percent", "count", "text", "range", "weight", "verdict", "error"
+]  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """A column: its numbers share one format.
 
     ``title`` and ``sub`` (the unit or the quantile) stand one over the other; a column with no
-    title continues the one before. The smallest ``keep`` goes first when a table is too wide.
+    title continues the one before. The smallest ``keep`` goes first when a table is too wide. An
+    ``error`` has a format of its own: errors and tolerances are read by their exponents.
     """
 
     title: str
-    kind: Literal["number", "percent", "count", "text", "range", "weight", "verdict"] = "number"
+    kind: Kind = "number"
     sub: str = ""
     keep: int = 0
 

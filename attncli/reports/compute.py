@@ -30,6 +30,7 @@ from attncli.reports.words import GRADIENTS, SMALL
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
 from attncli.studies.bundle import PROBLEM, Carried, carried, demand_lists
+from attncli.studies.compare import Comparison
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,11 +45,15 @@ def compute_report(
     *,
     notes: Sequence[str] = (),
     progress: Progress | None = None,
+    judged: Comparison | None = None,
+    name: str = "what was given",
 ) -> Report:
     """Return the report on a Result made with what ``wanted`` said.
 
     ``include`` names the arrays to save and to put into JSON, by default the output; ``notes`` are
-    facts about the input. ``progress`` hears of maps, which take long for long inputs.
+    facts about the input. ``progress`` hears of maps, which take long for long inputs. Where
+    somebody else's results, called ``name``, are ``judged``, that is shown and not ours, unless
+    ours are asked for.
     Raises InputError for an index that does not exist, or steps of too much.
     """
     problem = result.problem
@@ -63,28 +68,12 @@ def compute_report(
             if norm.shape[1:] == (problem.heads, problem.queries)
         }
     blocks: list[Block] = []
-    if view.steps:
-        from attncli.reports.steps import steps
+    if judged is not None:
+        from attncli.reports.expect import expect_blocks
 
-        blocks += steps(problem, labels, view, chosen)
-    else:
-        if view.heatmap:
-            from attncli.reports.maps import heatmaps
-
-            blocks += heatmaps(problem, labels, view, chosen, progress)
-        if view.top is not None:
-            blocks += top_tables(problem, labels, view, chosen)
-        if not view.heatmap and view.top is None:
-            blocks += weights_tables(problem, labels, view, chosen)
-        if not view.heatmap:
-            blocks += output_tables(result, labels, view, chosen)
-        blocks = [_or_nothing(block) for block in blocks]
-        if len(chosen.batch) and len(chosen.head):
-            blocks.append(stability_table(problem, found, view, chosen))
-            if result.derived is not None:
-                blocks.append(gradient_table(problem, result.gradient_norms, chosen))
-        else:
-            blocks = [Text("", ["nothing to show: the batch is empty or has no heads"])]
+        blocks += expect_blocks(judged, name)
+    if judged is None or view.steps or view.heatmap or view.top is not None:
+        blocks += _result_blocks(result, labels, view, chosen, found, progress)
     along = carried(problem, include or (), past_apart=True)
     timing = None
     if view.time:
@@ -94,6 +83,10 @@ def compute_report(
         blocks.append(timing_table(result, timing))
 
     def records() -> Records:
+        if judged is not None:
+            from attncli.reports.expect import expect_records
+
+            return expect_records(judged)
         from attncli.reports.records import records_of
 
         return records_of(result, labels, view, chosen, include or (), found)
@@ -102,13 +95,50 @@ def compute_report(
         command="compute",
         headline=headline(result),
         blocks=blocks,
-        data=lambda: _data(result, labels, view, chosen, include, found, timing, notes, along),
+        data=lambda: _data(
+            result, labels, view, chosen, include, found, timing, notes, along, judged
+        ),
         records=records,
         arrays=saved(result, include or ("output",)) | {**along.arrays},
         options=along.options,
         warnings=result.warnings,
         notes=notes,
+        exit_code=0 if judged is None or judged.passed else 1,
     )
+
+
+def _result_blocks(
+    result: Result,
+    labels: Labels,
+    view: View,
+    chosen: Selection,
+    found: Mapping[str, Any],
+    progress: Progress | None,
+) -> list[Block]:
+    """Return our own results, for eyes."""
+    problem = result.problem
+    blocks: list[Block] = []
+    if view.steps:
+        from attncli.reports.steps import steps
+
+        return list(steps(problem, labels, view, chosen))
+    if view.heatmap:
+        from attncli.reports.maps import heatmaps
+
+        blocks += heatmaps(problem, labels, view, chosen, progress)
+    if view.top is not None:
+        blocks += top_tables(problem, labels, view, chosen)
+    if not view.heatmap and view.top is None:
+        blocks += weights_tables(problem, labels, view, chosen)
+    if not view.heatmap:
+        blocks += output_tables(result, labels, view, chosen)
+    if not (len(chosen.batch) and len(chosen.head)):
+        return [Text("", ["nothing to show: the batch is empty or has no heads"])]
+    blocks = [_or_nothing(block) for block in blocks]
+    blocks.append(stability_table(problem, found, view, chosen))
+    if result.derived is not None:
+        blocks.append(gradient_table(problem, result.gradient_norms, chosen))
+    return blocks
 
 
 def _or_nothing(block: Block) -> Block:
@@ -157,6 +187,7 @@ def _data(
     timing: dict[str, Any] | None,
     notes: Sequence[str],
     along: Carried,
+    judged: Comparison | None,
 ) -> dict[str, Any]:
     """Return the JSON object of the report."""
     problem = result.problem
@@ -165,6 +196,8 @@ def _data(
     if notes:
         data["notes"] = list(notes)
     data |= selection_of(view)
+    if judged is not None:
+        data["expect"] = judged.data()
     if timing:
         data["time"] = timing
     data |= tokens_of(labels)

@@ -20,7 +20,7 @@ from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
 from attncli.attention.tensors import padding_masker, tensor_masker
 from attncli.engines import DEFAULT, ENGINES, Attended, How
-from attncli.errors import InputError, TooLarge
+from attncli.errors import InputError, TooLarge, nearest
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
 from attncli.resources import Progress, available_memory, readable_bytes, stages
@@ -180,23 +180,52 @@ def attend(
         >>> attend([[1.0, 0.0], [0.0, 1.0]], mask="causal").output[0]
         array([1., 0.])
     """
-    masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
-    maskers = [language.masker(m) for m in masks]
-    if attn_mask is not None:
-        maskers.append(tensor_masker(attn_mask, mask_polarity))
-    if key_padding_mask is not None:
-        maskers.append(padding_masker(key_padding_mask, mask_polarity))
-    problem = pose(
-        query, key, value, mask=maskers, past_key=past_key, past_value=past_value,
-        kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink,
-        rope=_rope(rope), dtype=dtype, softmax_dtype=softmax_dtype,
-        heads=heads, kv_heads=kv_heads, layout=layout,
+    problem = posed(
+        query, key, value, mask=mask, attn_mask=attn_mask, key_padding_mask=key_padding_mask,
+        mask_polarity=mask_polarity, rope=rope, past_key=past_key, past_value=past_value,
+        kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
+        softmax_dtype=softmax_dtype, heads=heads, kv_heads=kv_heads, layout=layout,
     )  # fmt: skip
     result = solve(
         problem, backend=backend, device=device, threads=threads, want=want,
         grad_output=grad_output, progress=progress,
     )  # fmt: skip
     return result if attn_mask is None else replace(result, bias_shape=np.shape(attn_mask))
+
+
+def posed(
+    query: Any,
+    key: Any = None,
+    value: Any = None,
+    *,
+    mask: str | Mask | Masker | Sequence[str | Mask | Masker] | None = None,
+    attn_mask: Any = None,
+    key_padding_mask: Any = None,
+    mask_polarity: str = "keep",
+    rope: Rope | str | Mapping[str, Any] | None = None,
+    **others: Any,
+) -> Problem:
+    """Return the problem that the arguments of ``attend`` pose; ``others`` are those of ``pose``.
+
+    Raises AttnError for anything that does not fit.
+    """
+    masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
+    maskers = [language.masker(m) for m in masks]
+    if attn_mask is not None:
+        maskers.append(tensor_masker(attn_mask, mask_polarity))
+    if key_padding_mask is not None:
+        maskers.append(padding_masker(key_padding_mask, mask_polarity))
+    unknown = others.keys() - POSED
+    if unknown:
+        raise InputError(f"no argument '{min(unknown)}'", nearest(min(unknown), sorted(POSED)))
+    return pose(query, key, value, mask=maskers, rope=_rope(rope), **others)
+
+
+#: What ``attend`` hands on to ``pose`` as it is.
+POSED = frozenset({
+    "past_key", "past_value", "kv_lengths", "scale", "softcap", "sink", "dtype", "softmax_dtype",
+    "heads", "kv_heads", "layout",
+})  # fmt: skip
 
 
 def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:

@@ -98,3 +98,16 @@ def test_gradients_turn_back_with_the_corner_of_the_mask() -> None:
         step[at] = 1e-6
         slope = (total(q + step) - total(q - step)) / 2e-6
         assert found.gradients.query[at] == pytest.approx(slope, abs=1e-6)
+
+
+def test_a_bundle_gives_the_gradient_of_the_output(door: Door, bundle: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", **np.load("qkv.npz"), grad_output=bundle["up"])
+    own, flag, other = (
+        door("compute", *call, "--include", "grad_query", "--json").data["grad_query"]
+        for call in (
+            ["all.npz"],
+            ["qkv.npz", "--grad-output", "up.npy"],
+            ["all.npz", "--grad-output", "ones"],
+        )
+    )  # fmt: skip
+    assert own == flag != other

@@ -116,6 +116,7 @@ def test_text_where_a_tensor_should_be_is_an_expression_or_refused(
 ) -> None:
     (tmp_path / "a.json").write_text(json.dumps({"q": X.tolist(), "attn_mask": "causal"}))
     assert door("compute", "a.json", "--json").data["mask"] == "causal"
-    (tmp_path / "a.json").write_text(json.dumps({"q": X.tolist(), "key": "key.npy"}))
-    ran = door("compute", "a.json")
-    assert (ran.code, 'key is "key.npy" (a string)' in ran.err) == (2, True)
+    for text, said in (("keys", 'key is "keys" (a string)'), ("k.npy", "no such file: k.npy")):
+        (tmp_path / "a.json").write_text(json.dumps({"q": X.tolist(), "key": text}))
+        ran = door("compute", "a.json")
+        assert (ran.code, said in ran.err) == (2, True)

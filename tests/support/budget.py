@@ -1,9 +1,4 @@
-"""The error budget: how far from the truth a result may be. Nothing in here is tuned.
-
-The error against the truth may be at most twice the error that independent, plain implementations
-make at the result's own precision, plus a rounding band: what one rounding of each score, weight
-and result can do to this very row (its condition, to first order).
-"""
+"""Results of engines held against the error budget, ``attncli.measures.budget``."""
 
 from __future__ import annotations
 
@@ -16,11 +11,11 @@ from attncli import engines
 from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
 from attncli.engines import reference
+from attncli.measures import budget
+from attncli.measures.budget import eps as eps
 from attncli.studies.attend import Result
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-STAGES = ("scores", "softcapped", "masked", "weights", "output")
 
 
 @dataclass(frozen=True)
@@ -31,109 +26,32 @@ class Answer:
     bands: dict[str, Array]
 
 
-def eps(dtype: Any) -> float:
-    """The spacing of ``dtype`` at 1, bfloat16 included."""
-    import ml_dtypes
-
-    return float(ml_dtypes.finfo(np.dtype(dtype)).eps)
-
-
 def truth(problem: Problem) -> Answer:
     """The definition in the widest float there is, with the rounding band of each result."""
-    arrays: dict[str, list[Array]] = {}
-    bands: dict[str, list[Array]] = {}
-    for b, h in np.ndindex(problem.batch, problem.heads):
-        found, band = _head(problem, b, h, np.longdouble, None)
-        for name in found:
-            arrays.setdefault(name, []).append(found[name])
-            bands.setdefault(name, []).append(band[name])
+    blocks = [budget.truth(problem, b, h, dtype=np.longdouble) for b, h in _heads(problem)]
+    return Answer(
+        _stacked(problem, [block.arrays for block in blocks]),
+        _stacked(problem, [block.bands for block in blocks]),
+    )
+
+
+def plains(problem: Problem, reorder: int = 2) -> list[dict[str, Array]]:
+    """Plain implementations in the problem's own arithmetic: halves, too, are rounded once."""
+    return [
+        _stacked(problem, [budget.plain(problem, b, h, None, way) for b, h in _heads(problem)])
+        for way in budget.ways(problem, problem.result_dtype, reorder=reorder, low=False)
+    ]
+
+
+def _heads(problem: Problem) -> list[tuple[int, int]]:
+    return list(np.ndindex(problem.batch, problem.heads))
+
+
+def _stacked(problem: Problem, parts: list[dict[str, Array]]) -> dict[str, Array]:
     shape = (problem.batch, problem.heads)
-
-    def stacked(parts: dict[str, list[Array]]) -> dict[str, Array]:
-        return {n: np.stack(a).reshape(*shape, *a[0].shape) for n, a in parts.items()}
-
-    return Answer(stacked(arrays), stacked(bands))
-
-
-def plain(problem: Problem, order: Array | None = None) -> dict[str, Array]:
-    """A plain implementation in the problem's own arithmetic, each result rounded once.
-
-    ``order`` permutes the keys before they are summed: the error of reordering alone.
-    """
-    arrays: dict[str, list[Array]] = {}
-    for b, h in np.ndindex(problem.batch, problem.heads):
-        found, _ = _head(problem, b, h, problem.dtype, order)
-        for name, array in found.items():
-            with np.errstate(over="ignore"):
-                kept = array if name == "lse" else array.astype(problem.result_dtype)
-            arrays.setdefault(name, []).append(kept)
-    shape = (problem.batch, problem.heads)
+    names = parts[0] if parts else ()
+    arrays = {name: [part[name] for part in parts] for name in names}
     return {n: np.stack(a).reshape(*shape, *a[0].shape) for n, a in arrays.items()}
-
-
-def _head(
-    problem: Problem, b: int, h: int, dtype: Any, order: Array | None
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    keys, group = problem.keys, problem.group(h)
-    order = np.arange(keys) if order is None else order
-    back = np.argsort(order)
-    q = problem.query[b, h].astype(dtype)  # (Lq, D)
-    k = problem.key[b, group].astype(dtype)[order]  # (Lk, D)
-    v = problem.value[b, group].astype(dtype)[order]  # (Lk, Dv)
-    keep = problem.mask.keep(b, h, 0, problem.queries, 0, keys)[:, order]
-    bias = problem.mask.bias(b, h, 0, problem.queries, 0, keys)
-    bias = np.zeros(keep.shape, dtype) if bias is None else bias.astype(dtype)[:, order]
-    scale = np.dtype(dtype).type(problem.scale)
-    sink = -np.inf if problem.sink is None else problem.sink[h]
-    rounded = problem.softmax_dtype
-    with np.errstate(all="ignore"):
-        scores = np.einsum("id,jd->ij", q, k) * scale
-        reach = np.einsum("id,jd->ij", np.abs(q), np.abs(k)) * abs(scale)
-        capped = scores
-        if problem.softcap is not None:
-            cap = np.dtype(dtype).type(problem.softcap)
-            capped = cap * np.tanh(scores / cap)
-        masked = np.where(keep, capped + bias, -np.inf).astype(dtype)
-        z = masked
-        if rounded is not None and dtype is not np.longdouble:
-            z = z.astype(rounded).astype(dtype)
-        top = np.maximum(z.max(-1, initial=-np.inf), np.dtype(dtype).type(sink))
-        shift = np.where(np.isneginf(top), 0, top)
-        e = np.exp(z - shift[:, None])
-        total = e.sum(-1) + np.exp(np.dtype(dtype).type(sink) - shift)
-        lse = shift + np.log(total)
-        weights = e / np.where(total == 0, 1, total)[:, None]
-        if rounded is not None and dtype is not np.longdouble:
-            weights = weights.astype(rounded).astype(dtype)
-        terms = np.where(keep[:, :, None], weights[:, :, None] * v[None], 0)  # (Lq, Lk, Dv)
-        output = terms.sum(1)
-
-        # First-order condition: a score moves by its reach, exp's argument by its own size.
-        step = eps(problem.dtype if rounded is None else rounded)
-        last = eps(problem.result_dtype)
-        move = np.where(keep, 1 + reach + np.abs(bias) + np.abs(capped), 0)
-        move += np.where(keep, np.abs(z - shift[:, None]), 0)
-        mean_move = (weights * move).sum(-1)
-        spread = np.where(keep[:, :, None], np.abs(v[None] - output[:, None]), 0)
-        bands = {
-            "scores": step * reach + last * np.abs(scores),
-            "softcapped": step * (reach + np.abs(capped)) + last * np.abs(capped),
-            "masked": np.where(keep, step * move + last * np.abs(masked), 0),
-            "weights": weights * (step * (1 + move + mean_move[:, None]) + last),
-            "output": step * np.einsum("ij,ijd->id", weights * move, spread + np.abs(v[None]))
-            + last * np.abs(output),
-            "lse": step * (1 + mean_move + np.where(np.isfinite(lse), np.abs(lse), 0)),
-        }
-    arrays = {
-        "scores": scores[:, back], "softcapped": capped[:, back], "masked": masked[:, back],
-        "weights": weights[:, back], "output": output, "lse": lse,
-    }  # fmt: skip
-    tiny = float(np.finfo(np.float32 if problem.dtype.itemsize == 4 else np.float64).tiny)
-    half = problem.result_dtype.itemsize == 2
-    floor = 2.0**-24 if half and problem.result_dtype.name == "float16" else tiny
-    for name in ("scores", "softcapped", "masked", "weights"):
-        bands[name] = bands[name][:, back]
-    return arrays, {name: band + floor for name, band in bands.items()}
 
 
 def assert_within_budget(
@@ -145,10 +63,7 @@ def assert_within_budget(
     plain implementations sum the keys in another order.
     """
     problem, family = result.problem, result.problem.family
-    right = truth(problem)
-    rng = np.random.default_rng(0)
-    plains = [plain(problem)]
-    plains += [plain(problem, rng.permutation(problem.keys)) for _ in range(reorder)]
+    right, others = truth(problem), plains(problem, reorder)
     for name in names:
         if name == "output":
             candidate, back = result.output, family.restore
@@ -157,16 +72,24 @@ def assert_within_budget(
         else:
             candidate, back = result.stages[name], family.restore_rows
         assert_close(
-            name, candidate, back(right.arrays[name]), [back(p[name]) for p in plains],
-            back(right.bands[name]),
+            name, candidate, back(right.arrays[name]), [back(p[name]) for p in others],
+            back(right.bands[name]), by_row=True,
         )  # fmt: skip
 
 
-def assert_close(name: str, candidate: Array, right: Array, plains: list[Array], band: Any) -> None:
+def assert_close(
+    name: str,
+    candidate: Array,
+    right: Array,
+    plains: list[Array],
+    band: Any,
+    *,
+    by_row: bool = False,
+) -> None:
     """Assert |candidate − right| ≤ 2·max|plain − right| + band, cell by cell.
 
     Where the truth, rounded to the candidate's type, is NaN or infinite, so is the candidate.
-    The plain error is the largest of all cells, as in flash-attention's tests.
+    The plain error is the largest of all cells, as in flash-attention's tests, or of the row.
     """
     assert candidate.shape == right.shape, f"{name} is {candidate.shape}, expected {right.shape}"
     with np.errstate(all="ignore"):
@@ -174,18 +97,18 @@ def assert_close(name: str, candidate: Array, right: Array, plains: list[Array],
         wide = candidate.astype(np.float64)
         odd = ~np.isfinite(rounded)
         np.testing.assert_array_equal(wide[odd], rounded[odd], err_msg=name)
-        own = [np.abs(p.astype(np.longdouble) - right)[~odd] for p in plains]
-        most = max((e[np.isfinite(e)].max(initial=0) for e in own), default=0)
+        most = budget.most(np.where(odd, 0, right), [np.where(odd, 0, p) for p in plains])
+        most = most if by_row else np.max(most, initial=0)
         error = np.where(odd, 0, np.abs(wide - right))
         allowed = 2 * most + band
         excess = np.where(odd, 0, error - allowed)
     assert not np.isnan(error).any(), f"{name} is NaN where it should not be"
     if excess.size and excess.max() > 0:
         worst = tuple(int(i) for i in np.unravel_index(int(excess.argmax()), excess.shape))
-        room = float(np.broadcast_to(allowed, error.shape)[worst])
+        room, own = (float(np.broadcast_to(a, error.shape)[worst]) for a in (allowed, most))
         raise AssertionError(
             f"{name}{list(worst)} is {wide[worst]!r}, expected {float(right[worst])!r}: error "
-            f"{float(error[worst]):.3g}, allowed {room:.3g} = 2 × {float(most):.3g} + band"
+            f"{float(error[worst]):.3g}, allowed {room:.3g} = 2 × {own:.3g} + band"
         )
 
 

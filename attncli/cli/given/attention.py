@@ -17,6 +17,7 @@ from attncli.attention.view import Labels
 from attncli.cli import groups
 from attncli.cli.given import calls
 from attncli.cli.given import names as given_names
+from attncli.cli.given.expected import expected_of
 from attncli.cli.given.expressions import maskers_of
 from attncli.cli.given.looks import WEIGHTS_NOTE, looks_like_weights
 from attncli.cli.given.names import DTYPES, without_role
@@ -30,13 +31,19 @@ from attncli.files.bundle import Bundle
 
 @dataclass(frozen=True)
 class Inputs:
-    """``arguments`` for ``problem.pose``; ``tokens`` by role; ``sources`` are the files read."""
+    """``arguments`` for ``problem.pose``; ``tokens`` by role; ``sources`` are the files read.
+
+    ``grad_output`` is that of the file, where a command asks for one and no flag gives it;
+    ``expected`` are results to be judged, by stage.
+    """
 
     arguments: Mapping[str, Any]
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    grad_output: Array | None = None
+    expected: Mapping[str, Array] = field(default_factory=dict)
 
     def pose(self) -> Problem:
         """Return the problem, or raise InputError for what does not fit together."""
@@ -72,6 +79,9 @@ def gather(bundle: Bundle | None, flags: groups.Problem) -> Inputs:
         "rope": rope_of(reader),
     }
     tokens = tokens_of(reader)
+    said = getattr(flags, "grad_output", "no such option")
+    upstream = reader.tensor("grad_output") if said is None else None
+    expected = expected_of(reader) if hasattr(flags, "expect") else {}
     _note_what_is_missing(reader, call)
     _note_dropout(reader)
     reader.warn_of_unread()
@@ -81,6 +91,8 @@ def gather(bundle: Bundle | None, flags: groups.Problem) -> Inputs:
         tuple(dict.fromkeys(reader.notes)),
         tuple(dict.fromkeys(reader.sources)),
         tuple(dict.fromkeys(reader.warnings)),
+        upstream[0] if upstream else None,
+        expected,
     )
 
 

@@ -19,6 +19,7 @@ from attncli.cli.given import sequences
 from attncli.cli.given.reader import Array, Reader, is_count, is_number, is_truth, is_word
 from attncli.cli.given.sequences import Call
 from attncli.errors import InputError
+from attncli.files.sglang import DUMP
 
 #: Names that say which order the dimensions have.
 BLHD = ("hook_q", "hook_k", "hook_v")
@@ -73,6 +74,7 @@ def read(
                   ("query", "key", "value", "past_key", "past_value")},  # type: ignore[arg-type]
         kv_lengths=kv_lengths, layout=layout, heads=heads, kv_heads=kv_heads,
     )  # fmt: skip
+    _demand_heads(reader, call)
     table = reader.tensor("block_table")
     if table:
         sequences.gather_pages(call, table[0])
@@ -82,6 +84,17 @@ def read(
     _cache(reader, call)
     _masks(reader, call)
     return call
+
+
+def _demand_heads(reader: Reader, call: Call) -> None:
+    """Raise InputError for rows of a dump, ``(L, H·D)``, of which nobody says how many heads."""
+    dumped = reader.bundle is not None and reader.bundle.kind == DUMP
+    if dumped and call.query.ndim == 2 and call.heads is None:
+        raise InputError(
+            f"{reader.sources[0]}: the query is {call.query.shape}, and a dump does not say how "
+            "many heads that is",
+            "add --heads H and --kv-heads G, those of one rank",
+        )
 
 
 def _layout(reader: Reader, call: Call) -> str | None:

@@ -6,9 +6,8 @@ import ast
 import os
 
 from attncli.errors import InputError
-from attncli.files.bundle import STDIN
 from attncli.files.formats.entry import demand_regular
-from attncli.files.reading import split
+from attncli.files.references import folder_of, split
 
 
 def anchored(expression: str, source: str) -> str:
@@ -40,7 +39,7 @@ def _beside(path: str, source: str) -> str:
             f"{source}: its mask names the file {path!r}",
             "a bundle's mask reads files beside the bundle alone; name others yourself: --mask",
         )
-    folder = "" if source.startswith(STDIN) else os.path.dirname(source.partition(", line ")[0])
+    folder = folder_of(source)
     beside = os.path.join(folder, path)
     demand_regular(beside)
     if os.path.dirname(os.path.realpath(beside)) != os.path.realpath(folder or "."):

@@ -18,6 +18,7 @@ from attncli.cli.options import Group
 from attncli.errors import InputError, counted
 from attncli.files.bundle import Bundle, which
 from attncli.files.formats.nested import NON_FINITE, no_numbers
+from attncli.files.references import sources_of
 from attncli.files.vocabulary import (
     NUMBER,
     OBJECT,
@@ -45,10 +46,10 @@ class Reader:
     def __init__(self, bundle: Bundle | None, flags: Group) -> None:
         self.bundle = files.unwrapped(bundle) if bundle else None
         self.flags = flags
-        self.notes: list[str] = []
+        self.notes = list(bundle.notes) if bundle else []
         self.warnings: list[str] = []
         self.taken: set[str] = set()  # members of the bundle that something read
-        self.sources = [bundle.source] if bundle else []
+        self.sources = sources_of(bundle) if bundle else []
         self.spelt: dict[str, str] = {}  # the name in the file, by role
         self.options: dict[str, Any] = {}
         if self.bundle:
@@ -111,9 +112,10 @@ class Reader:
             if not (found and self.bundle):
                 return None
             self.taken.add(found[0])
-            return found[1], self.bundle.kind
+            return found[1], "" if found[0] in self.bundle.referred else self.bundle.kind
         bundle = files.unwrapped(files.read(ref))
-        self.sources.append(bundle.source)
+        self.sources += sources_of(bundle)
+        self.notes += bundle.notes
         found = files.find(bundle, role) if len(bundle.tensors) > 1 else None
         return (found[1] if found else files.read_tensor(ref)), bundle.kind
 

@@ -1,0 +1,156 @@
+"""What somebody else computed, to be held against ours: from options and from the bundle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attncli import files
+from attncli.cli.given.reader import Array, Reader
+from attncli.cli.options import Group
+from attncli.errors import InputError, listed
+from attncli.files.bundle import Bundle
+from attncli.files.vocabulary import PLAYED
+
+if TYPE_CHECKING:
+    from attncli.attention.problem import Problem
+    from attncli.studies.compare import Comparison, Tolerance
+
+#: The stages that are judged, by the roles that a file gives them.
+STAGES: Mapping[str, tuple[str, ...]] = {
+    "output": ("expected", "output"),
+    "weights": ("expected_weights", "weights"),
+    "lse": ("expected_lse", "lse"),
+    "scores": ("expected_scores", "scores"),
+    "grad_query": ("expected_grad_query", "grad_query"),
+    "grad_key": ("expected_grad_key", "grad_key"),
+    "grad_value": ("expected_grad_value", "grad_value"),
+}
+
+
+def flag_of(stage: str) -> str:
+    """Return the name of the option that names a stage."""
+    return "expect" if stage == "output" else f"expect_{stage}"
+
+
+def expected_of(reader: Reader) -> dict[str, Array]:
+    """Return what is to be judged, by stage; {} where nothing is.
+
+    A bundle's own ``expected``, ``expected_lse`` … are judged unless an option gives the stage.
+    """
+    found: dict[str, Array] = {}
+    for stage, (role, _) in STAGES.items():
+        own = reader.tensor(role)
+        if own is not None:
+            found[stage] = own[0]
+    ref = reader.flag("expect")
+    if ref is not None:
+        found |= _whole(reader, ref)
+    for stage in STAGES:
+        ref = reader.flag(flag_of(stage)) if stage != "output" else None
+        if ref is not None:
+            found[stage] = _named(reader, stage, ref)
+    base: Any = reader.bundle.options.get("lse_base") if reader.bundle else None
+    if "lse" in found and isinstance(base, int | float) and base > 1 and base != math.e:
+        found["lse"] = np.asarray(found["lse"]) * math.log(base)
+        reader.notes.append(f"the expected lse is in base {base:g}, and judged as such")
+    return found
+
+
+def _whole(reader: Reader, ref: str) -> dict[str, Array]:
+    """Return all stages that a file holds; one tensor, or PATH::NAME, is the output."""
+    bundle = _bundle(reader, ref)
+    if len(bundle.tensors) == 1:
+        ((name, array),) = bundle.tensors.items()
+        own = [s for s, roles in STAGES.items() if _plays(name, roles)]
+        return {own[0] if own else "output": array}
+    found: dict[str, Array] = {}
+    taken: set[str] = set()
+    for stage, roles in STAGES.items():
+        names = [name for name in bundle.tensors if _plays(name, roles)]
+        if len(names) > 1:
+            raise InputError(
+                f"{bundle.source} holds {listed(map(repr, names))}: which is the {stage}?",
+                f"name it: --{flag_of(stage).replace('_', '-')} {bundle.ref(names[0])}",
+            )
+        if names:
+            found[stage] = bundle.tensors[names[0]]
+            taken.add(names[0])
+    if not found:
+        raise InputError(
+            f"{bundle.source} holds {listed(bundle.tensors)}: which of them is the output?",
+            f"name it: --expect {bundle.ref(next(iter(bundle.tensors), 'NAME'))}",
+        )
+    left = [repr(n) for n in bundle.tensors if n not in taken and not _is_input(n)]
+    if left:
+        reader.warnings.append(
+            f"{bundle.source}: {listed(left)} {'are' if len(left) > 1 else 'is'} not judged"
+        )
+    return found
+
+
+def _named(reader: Reader, stage: str, ref: str) -> Array:
+    """Return the tensor of one stage: the one that a file holds, or that of its name."""
+    bundle = _bundle(reader, ref)
+    if len(bundle.tensors) > 1:
+        names = [name for name in bundle.tensors if _plays(name, STAGES[stage])]
+        if len(names) == 1:
+            return bundle.tensors[names[0]]
+    return files.read_tensor(ref)
+
+
+def _bundle(reader: Reader, ref: str) -> Bundle:
+    bundle = files.unwrapped(files.read(ref))
+    reader.sources.append(bundle.source)
+    return bundle
+
+
+def _plays(name: str, roles: tuple[str, ...]) -> bool:
+    played = PLAYED.get(name.lower(), ())
+    return name.lower() in roles or any(role in roles for role in played)
+
+
+def _is_input(name: str) -> bool:
+    """Whether a tensor is one of a problem's own, which stands beside its results."""
+    return bool(PLAYED.get(name.lower()))
+
+
+def tolerance_of(flags: Group) -> Tolerance | None:
+    """Return what ``--rtol`` and ``--atol`` allow, or None where neither is said."""
+    from attncli.studies.compare import Tolerance
+
+    rtol, atol = (getattr(flags, name, None) for name in ("rtol", "atol"))
+    return None if rtol is None and atol is None else Tolerance(rtol or 0.0, atol or 0.0)
+
+
+def checked(
+    problem: Problem,
+    expected: Mapping[str, Array],
+    flags: Group,
+    grad_output: Any = None,
+    *,
+    explain: bool = True,
+) -> Comparison | None:
+    """Return how what was expected fares, or None where nothing was.
+
+    ``grad_output`` is what ``--grad-output`` means, if anything. Raises InputError for a tolerance
+    with nothing to be judged by it.
+    """
+    tolerance = tolerance_of(flags)
+    if not expected:
+        if tolerance is not None:
+            raise InputError(
+                "--rtol and --atol have no use: nothing is judged", "add --expect FILE"
+            )
+        return None
+    from attncli.attention import gradients
+    from attncli.studies.compare import compare
+
+    upstream = None if grad_output is None else gradients.upstream(grad_output, problem)
+    return compare(
+        problem, expected, tolerance=tolerance, explain=explain, grad_output=upstream,
+        threads=getattr(flags, "threads", None),
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""Comparison for Python: in a kernel's own tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.gradients import upstream
+from attncli.attention.problem import Problem
+from attncli.errors import InputError
+from attncli.studies.attend import Result, posed
+from attncli.studies.compare import Comparison, Tolerance
+from attncli.studies.compare import compare as compare_problem
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def compare(
+    candidate: Any,
+    expected: Problem | Result | Mapping[str, Any],
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    explain: bool = True,
+    grad_output: Any = None,
+) -> Comparison:
+    """Hold what a program computed against the definition, in float64, by the error budget.
+
+    candidate: the output, in the shape of the query (or another that fits, which is said), or a
+    mapping of any of output, weights, lse, scores, grad_query, grad_key, grad_value. ``expected``:
+    the arguments of ``attncli.attend`` as a mapping, a Problem or a Result. Tensors may be NumPy's,
+    PyTorch's on any device, or anything with ``__array__`` or ``__dlpack__``. ``grad_output``: the
+    gradient of the output, for expected gradients. With ``rtol`` or ``atol`` (the other is 0) these
+    take the place of the error budget. Without ``explain`` no reason is looked for.
+    Raises AttnError for anything that does not fit.
+
+        >>> import numpy as np
+        >>> q = np.eye(2, dtype=np.float32)
+        >>> compare(np.array([[1, 0], [0.33, 0.67]]), {"query": q, "mask": "causal"}).verdict
+        'explained'
+    """
+    problem, stated = _problem(expected)
+    given = grad_output if grad_output is not None else stated
+    stages = candidate if isinstance(candidate, Mapping) else {"output": candidate}
+    tolerance = None
+    if rtol is not None or atol is not None:
+        tolerance = Tolerance(rtol or 0.0, atol or 0.0)
+    return compare_problem(
+        problem, {name: array_of(one) for name, one in stages.items()}, tolerance=tolerance,
+        explain=explain,
+        grad_output=None if given is None else upstream(
+            given if isinstance(given, str) else array_of(given), problem
+        ),
+    )  # fmt: skip
+
+
+def assert_close(
+    candidate: Any,
+    expected: Problem | Result | Mapping[str, Any],
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    explain: bool = True,
+    grad_output: Any = None,
+) -> None:
+    """Raise AssertionError, with the diagnosis in its message, unless ``compare`` passes.
+
+    >>> import numpy as np
+    >>> q = np.eye(2, dtype=np.float32)
+    >>> assert_close(attend(q).output, {"query": q})
+    """
+    found = compare(
+        candidate, expected, rtol=rtol, atol=atol, explain=explain, grad_output=grad_output
+    )
+    if not found.passed:
+        raise AssertionError(str(found))
+
+
+def _problem(expected: Any) -> tuple[Problem, Any]:
+    """Return the problem, and the gradient of the output if it is said beside it."""
+    if isinstance(expected, Problem):
+        return expected, None
+    if isinstance(expected, Result):
+        return expected.problem, None
+    if not isinstance(expected, Mapping):
+        raise InputError(
+            f"the expected problem is a {type(expected).__name__}",
+            'give the arguments of attncli.attend: {"query": q, "key": k, "value": v}',
+        )
+    arguments = {name: array_of(one) for name, one in expected.items()}
+    given = arguments.pop("grad_output", None)
+    return posed(**arguments), given
+
+
+def array_of(value: Any) -> Any:
+    """Return a tensor of any library as an array; what is none stays as it is.
+
+    bfloat16 of PyTorch becomes ``ml_dtypes.bfloat16``, bit for bit.
+    """
+    if value is None or isinstance(value, np.ndarray | str | int | float | Mapping | list | tuple):
+        return value
+    if hasattr(value, "detach"):  # PyTorch: no import, whoever has one has it loaded
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            import ml_dtypes
+
+            bits = value.contiguous().view(_short(value)).numpy()
+            return bits.view(ml_dtypes.bfloat16)
+        return value.numpy()
+    if hasattr(value, "__array__"):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        return np.from_dlpack(value)
+    return value
+
+
+def _short(tensor: Any) -> Any:
+    """Return torch.int16 without importing torch."""
+    from importlib import import_module
+
+    return import_module("torch").int16

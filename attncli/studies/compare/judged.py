@@ -1,0 +1,193 @@
+"""A candidate held against the truth, cell by cell; what is kept is a number or two a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from itertools import pairwise
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attncli.measures.budget import eps
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+#: Axes of a worst cell by stage: the batch element and head come first.
+AXES = {
+    "output": ("query", "channel"),
+    "lse": ("query",),
+    "scores": ("query", "key"),
+    "weights": ("query", "key"),
+    "grad_query": ("query", "channel"),
+    "grad_key": ("key", "channel"),
+    "grad_value": ("key", "channel"),
+}
+#: In the order in which they are computed: the first that diverges is where to look.
+STAGES = ("scores", "lse", "weights", "output", "grad_value", "grad_query", "grad_key")
+
+
+class Tolerance(NamedTuple):
+    """|error| ≤ atol + rtol·|truth|, in place of the error budget."""
+
+    rtol: float = 0.0
+    atol: float = 0.0
+
+
+@dataclass
+class Judged:
+    """One stage of a candidate. Arrays are ``(B, H, L)``, filled row by row.
+
+    ``error`` is the largest absolute error of a row, ∞ where one of candidate and truth is not a
+    number and the other is; ``excess`` the largest error as a multiple of what is allowed, and
+    ``cell`` where that is; ``allowed`` and ``relative`` (error by truth) belong to that cell.
+    ``own`` is the type that the candidate is judged at, ``kept`` the one that holds it.
+    """
+
+    name: str
+    own: np.dtype[Any]
+    kept: np.dtype[Any]
+    error: Array
+    tolerance: Tolerance | None = None
+    excess: Array = field(init=False)
+    allowed: Array = field(init=False)
+    cell: Array = field(init=False)
+    relative: Array = field(init=False)
+    needed: Array = field(init=False)  # the smallest atol that passes, by row
+    ulps: Array = field(init=False)  # the error in steps of the largest number of its row
+    squares: Array = field(init=False)  # (2, B, H, L): of the truth and of the error
+    odd: Array = field(init=False)  # cells of a row that are not numbers where the truth is one
+    across: Array = field(init=False)  # (c,): the largest excess of each channel, or key
+    width: InitVar[int] = 1
+
+    def __post_init__(self, width: int) -> None:
+        for name in ("excess", "allowed", "relative", "needed", "ulps"):
+            setattr(self, name, np.zeros_like(self.error))
+        self.cell = np.zeros(self.error.shape, np.int64)
+        self.odd = np.zeros(self.error.shape, np.int64)
+        self.squares = np.zeros((2, *self.error.shape))
+        self.across = np.zeros(width)
+        self._lock = Lock()
+
+    @classmethod
+    def empty(
+        cls,
+        name: str,
+        shape: tuple[int, ...],
+        own: np.dtype[Any],
+        kept: np.dtype[Any],
+        tolerance: Tolerance | None = None,
+    ) -> Judged:
+        """Return one with nothing judged yet; shape: ``(B, H, L)``, or ``(B, H, L, c)``."""
+        width = shape[3] if len(shape) > 3 else 1
+        return cls(name, own, kept, np.zeros(shape[:3]), tolerance, width)
+
+    def fill(self, at: Any, candidate: Array, right: Array, allowed: Array) -> None:
+        """Judge the rows ``at`` an index of ``(B, H, L)``. The arrays: ``(n, c)``.
+
+        Where the truth, rounded to the candidate's type, is NaN or infinite, so must the candidate
+        be; a NaN may stand for an infinity.
+        """
+        with np.errstate(all="ignore"):
+            rounded = right.astype(self.own).astype(np.float64)
+            odd = ~np.isfinite(rounded)
+            wide = candidate.astype(np.float64)
+            error = np.abs(wide - right).astype(np.float64)
+            error[odd] = 0
+            wrong = np.isfinite(wide) == odd
+            if self.name == "lse":
+                wrong |= odd & (wide != rounded) & ~np.isnan(rounded)
+            error[wrong] = np.inf
+            size = np.where(odd, 0, np.abs(right)).astype(np.float64)
+            if self.tolerance is not None:
+                allowed = self.tolerance.atol + self.tolerance.rtol * size
+                self.needed[at] = (error - self.tolerance.rtol * size).max(1, initial=0)
+            else:
+                self.needed[at] = error.max(1, initial=0)
+            share = np.where(error > 0, error / allowed, 0)
+            share = np.where(np.isnan(share), np.inf, share)
+            if not error.shape[1]:
+                return
+            cell = share.argmax(1)
+            rows = np.arange(len(cell))
+            self.cell[at], self.excess[at] = cell, share[rows, cell]
+            self.error[at] = error.max(1)
+            self.allowed[at] = np.broadcast_to(allowed, error.shape)[rows, cell]
+            self.relative[at] = (error / size)[rows, cell]
+            top = size.max(1, initial=0)
+            step = np.exp2(np.floor(np.log2(np.where(top > 0, top, 1)))) * eps(self.own)
+            self.ulps[at] = error.max(1) / step
+            finite = np.where(np.isfinite(error), error, 0)
+            self.squares[0][at], self.squares[1][at] = (size**2).sum(1), (finite**2).sum(1)
+            self.odd[at] = (wrong & ~odd).sum(1)
+            with self._lock:  # rows are one thread's own, channels are not
+                np.maximum(self.across, share.max(0, initial=0), out=self.across)
+
+    # -- what is said of it --
+
+    @property
+    def passed(self) -> bool:
+        """Whether no cell is off by more than is allowed."""
+        return not (self.excess > 1).any()
+
+    @property
+    def bad(self) -> Array:
+        """Which rows hold a cell that is off by more than is allowed, bool ``(B, H, L)``."""
+        return np.asarray(self.excess > 1)
+
+    @property
+    def max_error(self) -> float:
+        """The largest absolute error."""
+        return float(self.error.max(initial=0))
+
+    @property
+    def smallest_atol(self) -> float:
+        """The smallest absolute tolerance that would pass, beside the rtol given."""
+        return float(max(self.needed.max(initial=0), 0))
+
+    @property
+    def worst(self) -> dict[str, int]:
+        """The cell that is farthest beyond what is allowed, by the names of its axes."""
+        if not self.excess.size:
+            return {}
+        b, h, row = (int(x) for x in np.unravel_index(int(self.excess.argmax()), self.error.shape))
+        names = ("batch", "head", *AXES[self.name])
+        return dict(zip(names, (b, h, row, int(self.cell[b, h, row])), strict=False))
+
+    @property
+    def budget(self) -> float:
+        """What is allowed in the worst cell."""
+        if not self.excess.size:
+            return 0.0
+        return float(self.allowed.flat[int(self.excess.argmax())])
+
+    @property
+    def snr(self) -> float:
+        """Signal to noise, 10·log10(Σ truth² / Σ error²) in dB; ∞ without any error."""
+        signal, noise = (float(part.sum()) for part in self.squares)
+        if not np.isfinite(self.error).all():
+            return float("nan")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return float(10 * np.log10(signal / noise)) if noise else float("inf")
+
+    def by_head(self) -> Array:
+        """The largest error of each head, ``(B, H)``."""
+        return np.asarray(self.error.max(-1, initial=0))
+
+    def by_row(self) -> Array:
+        """The largest error of each row over heads and batch, ``(L,)``."""
+        return np.asarray(self.error.max((0, 1), initial=0))
+
+
+def first_bad(stages: Mapping[str, Judged]) -> str | None:
+    """Return the first stage, in the order of computing, that is not within what is allowed."""
+    return next((n for n in STAGES if n in stages and not stages[n].passed), None)
+
+
+def pooled(values: Array, most: int) -> tuple[Array, list[int]]:
+    """Return the largest of each of at most ``most`` blocks of ``(L,)``, and the blocks' edges."""
+    count = min(len(values), most)
+    edges = np.linspace(0, len(values), count + 1).round().astype(int)
+    parts: Sequence[Array] = [values[a:b] for a, b in pairwise(edges)]
+    return np.array([part.max() for part in parts]), edges.tolist()

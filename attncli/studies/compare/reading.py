@@ -1,0 +1,181 @@
+"""What came in as a candidate: its shape, and the type at whose precision it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attncli.attention.problem import FLOATS, Problem, float_dtype
+from attncli.errors import InputError, listed
+from attncli.measures.budget import MATRICES, eps
+from attncli.studies.compare.judged import AXES
+from attncli.studies.compare.theory import Candidate
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TELLING = 16  # different values without which a type is not told by what it can hold
+
+
+class Reading(NamedTuple):
+    """One way to read a shape; ``move`` brings such an array to ``(B, H, L, …)``."""
+
+    words: str
+    shape: tuple[int, ...]
+    move: Callable[[Array], Array]
+
+
+def read(
+    problem: Problem, given: Mapping[str, Any], notes: list[str], tolerance: Any = None
+) -> Candidate:
+    """Return the candidate canonical; ``notes`` get a line for each choice that was made.
+
+    Raises InputError for a stage that is none, that holds no numbers or does not fit.
+    """
+    unknown = [name for name in given if name not in AXES]
+    if unknown or not given:
+        raise InputError(
+            f"nothing is compared under the name '{unknown[0]}'" if unknown else "no candidate",
+            f"expected {listed(AXES)}",
+        )
+    arrays = {name: _numbers(name, array) for name, array in given.items()}
+    stages = {name: canonical(problem, name, array, notes) for name, array in arrays.items()}
+    # nothing is finer than what it is made from
+    finest = np.dtype(np.float64 if problem.dtype.itemsize > 4 else np.float32)
+    kept = {
+        name: max(own_dtype(problem, name, array, notes), finest, key=eps)
+        for name, array in stages.items()
+    }
+    results = [dtype for name, dtype in kept.items() if name not in ("lse", "scores")]
+    own = max(results or [problem.result_dtype, *kept.values()], key=eps)
+    return Candidate(stages, own, kept, tolerance)
+
+
+def _numbers(name: str, array: Any) -> Array:
+    array = np.asanyarray(array)
+    if array.dtype.kind in "iu":
+        return np.asarray(array.astype(np.float64))
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise InputError(
+            f"the expected {name} has dtype {array.dtype}", f"expected numbers: {listed(FLOATS)}"
+        )
+    if not array.size:
+        raise InputError(f"the expected {name} is empty, {array.shape}", "expected its numbers")
+    return np.asarray(array)
+
+
+def sizes(problem: Problem, name: str) -> tuple[int, ...]:
+    """Return the canonical shape of a stage."""
+    p = problem
+    if name in ("grad_key", "grad_value"):
+        width = p.width if name == "grad_key" else p.value_width
+        return (p.batch, p.kv_heads, p.keys - p.past, width)
+    last = {"lse": (), "grad_query": (p.width,), "output": (p.value_width,)}
+    return (p.batch, p.heads, p.queries, *last.get(name, (p.keys,)))
+
+
+def canonical(problem: Problem, name: str, array: Array, notes: list[str]) -> Array:
+    """Return a stage as ``(B, H, L, …)``, in the shape family that came in or one that fits.
+
+    Raises InputError where none does.
+    """
+    family, rows = problem.family, name == "lse" or name in MATRICES
+    shape = sizes(problem, name)
+    back = family.restore_rows if rows else family.restore
+    own = back(np.broadcast_to(np.float32(0), shape)).shape
+    if array.shape == own:
+        if rows:
+            return array.reshape(shape)
+        return _unpacked(array, shape, packed=family.packed, blhd=family.blhd)
+    fits = [one for one in readings(shape) if one.shape == array.shape]
+    if not fits:
+        raise _misfit(problem, name, array, own)
+    notes.append(f"the {name} {array.shape} is read as {fits[0].words}")
+    return fits[0].move(array)
+
+
+def _unpacked(array: Array, shape: tuple[int, ...], *, packed: bool, blhd: bool) -> Array:
+    if packed or blhd:
+        b, h, length, width = shape
+        return array.reshape(b, length, h, width).swapaxes(1, 2)  # (B, H, L, D)
+    return array.reshape(shape)
+
+
+def readings(shape: tuple[int, ...]) -> Iterator[Reading]:
+    """Yield the ways in which a canonical ``(B, H, L, …)`` is written elsewhere."""
+    b, h, length, *last = shape
+    c = tuple(last)
+    names = ", D" if c else ""
+
+    def by_length(array: Array) -> Array:
+        return array.reshape(b, length, h, *c).swapaxes(1, 2)
+
+    def as_is(array: Array) -> Array:
+        return array.reshape(shape)
+
+    yield Reading(f"(B, H, L{names})", (b, h, length, *c), as_is)
+    yield Reading(f"(B, L, H{names})", (b, length, h, *c), by_length)
+    if c:
+        yield Reading("(B, L, H·D)", (b, length, h * c[0]), by_length)
+        yield Reading("(L, B, H·D)", (length, b, h * c[0]), lambda a: by_length(a.swapaxes(0, 1)))
+    yield Reading(f"(B·H, L{names})", (b * h, length, *c), as_is)
+    if b == 1:
+        yield Reading(f"(H, L{names})", (h, length, *c), as_is)
+        yield Reading(f"(L, H{names})", (length, h, *c), by_length)
+        if c:
+            yield Reading("(L, H·D)", (length, h * c[0]), by_length)
+    if h == 1:
+        yield Reading(f"(B, L{names})", (b, length, *c), as_is)
+    if b == h == 1:
+        yield Reading(f"(L{names})", (length, *c), as_is)
+
+
+def _misfit(problem: Problem, name: str, array: Array, own: tuple[int, ...]) -> InputError:
+    shape = sizes(problem, name)
+    hint = "give it in the shape of the query"
+    if array.size == np.prod(shape):
+        hint = "it has as many numbers, but in an order that nothing here knows: transpose it first"
+    elif array.shape[-1:] == own[-1:] and array.ndim == len(own) and array.size % own[-1] == 0:
+        axis = next((n for n, (x, y) in enumerate(zip(array.shape, own, strict=True)) if x != y), 0)
+        hint = (
+            f"its dimension {axis} is {array.shape[axis]}, not {own[axis]}: is it the answer to "
+            "another problem, or to a part of this one?"
+        )
+    elif array.shape[-1:] and own[-1:] and own[-1] and array.shape[-1] % own[-1] == 0:
+        times = array.shape[-1] // own[-1]
+        hint = f"its last dimension is {times} times as wide: heads side by side? --heads unpacks"
+    return InputError(f"the expected {name} is {array.shape}, but {name} is {own}", hint)
+
+
+def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np.dtype[Any]:
+    """Return the type at whose precision a stage is judged.
+
+    Its own; or the narrower one in which it was made, when it holds nothing else and neither do
+    query, key and value: what a program wrote with more digits than it computed with.
+    """
+    kept: np.dtype[Any] = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    narrower = [float_dtype(n) for n in FLOATS if float_dtype(n).itemsize < kept.itemsize]
+    narrower.sort(key=eps)
+    inputs = (problem.query, problem.key, problem.value)
+    if problem.unturned is not None:
+        inputs = (*problem.unturned, problem.value)
+    for dtype in reversed(narrower):
+        if not holds(dtype, array, TELLING):
+            continue
+        # a document of text has no types: its numbers may be those of a program in float32
+        if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
+            continue
+        notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
+        return dtype
+    return kept
+
+
+def holds(dtype: np.dtype[Any], array: Array, telling: int = 0) -> bool:
+    """Whether all numbers are of this type; of at least ``telling`` different ones."""
+    sample = array.ravel()
+    with np.errstate(all="ignore"):
+        if telling and len(np.unique(sample[:4096])) < telling:
+            return False
+        rounded = sample.astype(dtype).astype(sample.dtype)
+        return bool(np.array_equal(rounded, sample, equal_nan=True))

@@ -1,0 +1,166 @@
+"""The search for what explains a candidate: suspects alone, numbers fitted, suspects in pairs.
+
+All are held against a sample of rows that tells them apart; what is left is held against the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.problem import Problem
+from attncli.studies.compare.cuts import cut_suspects
+from attncli.studies.compare.faults import fault_suspects
+from attncli.studies.compare.fits import fitted
+from attncli.studies.compare.judged import Judged
+from attncli.studies.compare.mask_suspects import mask_suspects
+from attncli.studies.compare.suspects import Suspect, suspects
+from attncli.studies.compare.theory import Candidate, Theory, Unit, held, residual
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+HEADS, ROWS = 6, 24  # of the sample
+PAIR_HEADS, PAIR_ROWS = 2, 8  # of the sample for pairs
+CLOSE = 0.3  # the part of the residual that may be left by what is worth a second look
+FEW = 12  # theories that are held against the whole at most
+LIKE = 4.0  # residuals that differ by less do not tell theories apart
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """A theory, what it leaves over of the sample, and how it fared against the whole."""
+
+    theory: Theory
+    left: float
+    found: dict[str, Judged] | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether it explains the whole candidate."""
+        return self.found is not None and all(one.passed for one in self.found.values())
+
+
+def sample(
+    problem: Problem, found: dict[str, Judged], heads: int = HEADS, rows: int = ROWS
+) -> list[Unit]:
+    """Return rows that tell theories apart: the worst, those at edges, and some of all."""
+    error = sum(np.where(one.bad, 1 + np.minimum(one.excess, 1e6), 0) for one in found.values())
+    worst = np.asarray(error).max(-1).ravel()  # (B·H,)
+    pairs = list(np.ndindex(problem.batch, problem.heads))
+    order = [int(n) for n in np.argsort(-worst, kind="stable")]
+    some = [*order[: (heads + 1) // 2], 0, len(pairs) - 1, *order[::-1]]
+    chosen = list(dict.fromkeys(some))[:heads]
+    units = []
+    for n in sorted(chosen):
+        b, h = pairs[n]
+        bad = np.argsort(-np.asarray(error)[b, h], kind="stable")[: rows // 3]
+        spread = np.linspace(0, problem.queries - 1, max(rows // 2, 1)).round().astype(int)
+        edges = [0, 1, 63, 64, 127, 128, problem.queries - 1]
+        edges = [i for i in edges if i < problem.queries]
+        units.append(Unit(b, h, np.unique([*bad, *spread, *edges[: rows // 3]])))
+    return units
+
+
+def wide(problem: Problem) -> Problem:
+    """Return the problem with float64 tensors, so that none is converted again and again."""
+    q, k, v = (
+        a.astype(np.float64, copy=False) for a in (problem.query, problem.key, problem.value)
+    )
+    return replace(problem, query=q, key=k, value=v)
+
+
+class Search:
+    """The search for one candidate; ``found`` is what the problem itself makes of it."""
+
+    def __init__(
+        self, problem: Problem, candidate: Candidate, found: dict[str, Judged], threads: int | None
+    ) -> None:
+        self.base = Theory(wide(problem))
+        self.problem, self.candidate, self.threads = problem, candidate, threads
+        self.units = sample(problem, found)
+        self.few = sample(problem, found, PAIR_HEADS, PAIR_ROWS)
+        self.start = residual(self.base, candidate, self.units)
+        stages = frozenset(candidate.stages)
+        self.suspects = [
+            *suspects(self.base.problem), *mask_suspects(self.base.problem),
+            *fault_suspects(self.base.problem, stages),
+        ]  # fmt: skip
+
+    def run(self) -> list[Tried]:
+        """Return what was tried, what passes first, each group by what it leaves over."""
+        singles = self.alone(self.suspects)
+        singles += self._tried(fitted(self.base, self.candidate, self.units))
+        whole = self._whole(sorted(singles, key=_left))
+        if any(one.passed for one in whole):
+            return whole
+        pairs = self._tried(self._pairs(singles))
+        return self._whole(sorted([*pairs, *singles], key=_left))
+
+    def alone(self, suspects: Sequence[Suspect]) -> list[Tried]:
+        """Return suspects and missing keys, each tried alone on the sample, the best first."""
+        made = self._tried(self._applied(self.base, suspects))
+        made += self._tried(cut_suspects(self.base, self.candidate, self.units))
+        return sorted(made, key=_left)
+
+    def _applied(self, theory: Theory, suspects: Sequence[Suspect]) -> Iterator[Theory]:
+        for suspect in suspects:
+            made = suspect.applied(theory)
+            if made is not None:
+                yield made
+
+    def _tried(self, theories: Iterator[Theory]) -> list[Tried]:
+        tried = [Tried(t, residual(t, self.candidate, self.units)) for t in theories]
+        return sorted(tried, key=_left)
+
+    def _pairs(self, singles: Sequence[Tried]) -> Iterator[Theory]:
+        """Yield pairs that leave little of a small sample, and fits beside the best singles."""
+        start = residual(self.base, self.candidate, self.few)
+        loose = [one for one in self.suspects if one.pair]
+        close: list[tuple[float, Theory]] = []
+        applied = [(one, one.applied(self.base)) for one in loose]
+        for (one, theory), (other, _) in combinations(applied, 2):
+            if theory is None or one.kind == other.kind:
+                continue
+            both = other.applied(theory)
+            if both is None:
+                continue
+            left = residual(both, self.candidate, self.few)
+            if left < CLOSE * start or (math.isinf(start) and left < math.inf):
+                close.append((left, both))
+        close.sort(key=lambda pair: pair[0])
+        yield from (theory for _, theory in close[:FEW])
+        for single in singles[:FEW]:
+            if single.left < math.inf:
+                yield from cut_suspects(single.theory, self.candidate, self.units)
+                yield from fitted(single.theory, self.candidate, self.units)
+
+    def _whole(self, tried: Sequence[Tried]) -> list[Tried]:
+        """Hold the best against the whole; return all, those that pass first."""
+        limit = CLOSE * self.start if math.isfinite(self.start) else math.inf
+        done: list[Tried] = []
+        for n, one in enumerate(tried):
+            near = n < FEW and one.left <= limit and self._plausible(one.theory)
+            done.append(replace(one, found=self._held(one.theory)) if near else one)
+        return sorted(done, key=lambda one: (not one.passed, one.left))
+
+    def _plausible(self, theory: Theory) -> bool:
+        """Whether it passes on the sample."""
+        read = self.candidate.seen_by(theory)
+        if read is None:
+            return False
+        found = held(theory, read, self.units, threads=self.threads)
+        return all(one.passed for one in found.values())
+
+    def _held(self, theory: Theory) -> dict[str, Judged]:
+        read = self.candidate.seen_by(theory)
+        assert read is not None
+        return held(theory, read, threads=self.threads)
+
+
+def _left(one: Tried) -> float:
+    return one.left
