@@ -28,7 +28,7 @@ class Asked(
     """All that one answer depends on."""
 
 
-class Others(groups.Problem, groups.Softmax, groups.Gradient, groups.Tolerance):
+class Others(groups.Posed, groups.Softmax, groups.Gradient, groups.Tolerance):
     """All that an answer of somebody else is judged by."""
 
 
@@ -156,7 +156,7 @@ def write_cases(*, cases: str, seed: int, printed: groups.Printed) -> None:
         written = writing.write(cases, seed, progress)
     for path in (written.lines, written.tensors):
         output.say_wrote(path, ["cases" if path == written.lines else "their tensors"])
-    output.finish(written_report(written), page, printed)
+    output.finish(written_report(written, seed), page, printed)
 
 
 OTHERS = "the answers of somebody else"

@@ -40,6 +40,7 @@ PANELS = (
 )  # fmt: skip
 
 LARGEST = 2**53
+COMMAND = "command"  # the argument that is a program to run, and all of what stands behind --
 BATCH = """a batch is a file with a list for each element: --tokens @FILE with \
 [["the", "cat"], ["a", "dog"]]"""
 
@@ -267,14 +268,13 @@ class Command(TyperCommand):
                 flag = max(param.opts, key=len)
                 hint = BATCH if flag.endswith("tokens") else "leave all but one of them out"
                 raise InputError(f"{flag} is given more than once", hint)
-        for param in self.params:
-            if param.param_type_name == "argument" and param.nargs == -1:
-                found = parsed[param.name]  # of some versions of click a mark where there is none
-                self._check_rest(ctx, args, found if isinstance(found, tuple) else ())
+        if COMMAND in parsed:
+            found = parsed[COMMAND]  # of some versions of click a mark where there is none
+            self._check_rest(ctx, args, found if isinstance(found, tuple) else ())
         return super().parse_args(ctx, args)
 
     def _check_rest(self, ctx: Any, args: list[str], rest: Sequence[str]) -> None:
-        """Raise InputError unless ``rest``, a command to run, is all that stands behind ``--``."""
+        """Raise InputError unless ``rest``, the words of COMMAND, are all behind ``--``."""
         behind = args[args.index("--") + 1 :] if "--" in args else []
         extra = rest[: len(rest) - len(behind)] if len(rest) > len(behind) else ()
         if extra:

@@ -20,19 +20,19 @@ from attncli.files.sniffing import read_as, read_whole
 class Records(Iterator["Bundle | AttnError"]):
     """One bundle a line of NDJSON, or the error that stands in its place; blank lines skipped.
 
-    ``line`` is the number of the last line read, from 1.
+    ``line`` is the number of the last line read, from 1; ``source`` the path, or standard input.
     """
 
     line = 0
 
     def __init__(self, lines: Iterator[bytes], source: str, close: Callable[[], None]) -> None:
         self._lines = enumerate(lines, 1)
-        self._source = source
+        self.source = source
         self.close = close
 
     def __next__(self) -> Bundle | AttnError:
         while True:
-            with reading(self._source):
+            with reading(self.source):
                 number, line = next(self._lines, (0, b""))
             if not line:
                 self.close()
@@ -40,7 +40,7 @@ class Records(Iterator["Bundle | AttnError"]):
             if not line.isspace():
                 self.line = number
                 try:
-                    return with_references(read_as(JSON, line, f"{self._source}, line {number}"))
+                    return with_references(read_as(JSON, line, f"{self.source}, line {number}"))
                 except AttnError as error:
                     return error
 

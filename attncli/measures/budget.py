@@ -36,12 +36,14 @@ class Block(NamedTuple):
 class Way(NamedTuple):
     """How a plain implementation goes about it.
 
-    ``order`` permutes the keys before they are summed. ``low`` is a half type: as PyTorch without
-    a fused kernel, scores and weights are rounded to it; with ``tile`` as a fused kernel, weights
-    alone, before they are divided by their sum, and by the largest score of so many keys.
+    ``order`` permutes the keys before they are summed, ``channels`` those of query and key.
+    ``low`` is a half type: as PyTorch without a fused kernel, scores and weights are rounded to it;
+    with ``tile`` as a fused kernel, weights alone, before they are divided by their sum, and by the
+    largest score of so many keys.
     """
 
     order: Array | None = None
+    channels: Array | None = None
     low: np.dtype[Any] | None = None
     tile: int | None = None
 
@@ -73,8 +75,9 @@ def ways(problem: Problem, own: np.dtype[Any], *, reorder: int = 2, low: bool = 
     ``low`` False: those of halves, too, keep scores and weights in float32.
     """
     rng = np.random.default_rng(0)
-    orders = [rng.permutation(problem.keys) for _ in range(reorder)]
-    found = [Way(), *(Way(order) for order in orders)]
+    sizes = (problem.keys, problem.width)
+    orders = [[rng.permutation(n) for n in sizes] for _ in range(reorder)]
+    found = [Way(), *(Way(order, channels) for order, channels in orders)]
     if low and own.itemsize == 2:
         found += [Way(low=own), Way(low=own, tile=problem.keys), Way(low=own, tile=TILE)]
     return found
@@ -149,13 +152,18 @@ def _computed(
     q = p.query[b, h][rows].astype(dtype, copy=False)  # (n, D)
     k = p.key[b, group][taken].astype(dtype, copy=False)  # (Lk, D)
     v = p.value[b, group][taken].astype(dtype, copy=False)  # (Lk, Dv)
+    if way.channels is not None:
+        q, k = q[:, way.channels], k[:, way.channels]
     i, j = rows[:, None], keys[None, :]
     keep = np.broadcast_to(p.mask.predicate.allows(b, h, i, j), (len(rows), len(keys)))
     bias = sum((one.at(b, h, i, j) for one in p.mask.biases), np.zeros((), dtype))
     sink = unit(-np.inf if p.sink is None else p.sink[h])
     softmax = p.softmax_dtype if own is None else None  # the truth is not rounded
     with np.errstate(all="ignore"):
-        scores = (q @ k.T) * unit(p.scale)
+        scores = q @ k.T  # (n, Lk)
+        if way.low is not None and way.tile is None:
+            scores = scores.astype(way.low).astype(dtype)
+        scores = scores * unit(p.scale)
         if way.low is not None and way.tile is None:
             scores = scores.astype(way.low).astype(dtype)
         capped = softcapped(scores, p.softcap)
@@ -239,14 +247,21 @@ def _bands(
         "output": flat + last * np.abs(output),
         "lse": step * (1 + mean_move + np.where(np.isfinite(lse), np.abs(lse), 0)),
     }
+    spun = p.rope is not None and p.query.dtype.itemsize == 2  # rounded once they were turned
+    spread = 2 * p.scale**2 * ((q * q) @ (k * k).T) if inputs_too or spun else 0.0
     if own.itemsize == 2:
-        noise = (2 if inputs_too else 1) + np.where(keep, scores, 0) ** 2
-        if inputs_too:
-            noise = noise + 2 * p.scale**2 * ((q * q) @ (k * k).T)
+        noise = (2 if inputs_too else 1) + 2 * np.where(keep, scores, 0) ** 2 + spread
         square = np.where(keep, weights * weights * noise, 0)
+        bands["weights"] += last * np.sqrt(square)
         bands["output"] += last * np.sqrt(
             square @ (reads * reads) + square.sum(-1)[:, None] * output**2
         )
+    if spun:
+        turned = eps(p.query.dtype) * np.sqrt(spread)
+        for name in ("scores", "softcapped", "masked"):
+            bands[name] += turned
+        bands["weights"] += weights * turned
+        bands["lse"] += np.sqrt(np.where(keep, weights * turned, 0) ** 2).sum(-1)
     floor = _floor(arithmetic, own)
     return {name: band + floor for name, band in bands.items()}
 

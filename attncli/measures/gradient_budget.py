@@ -12,7 +12,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.softcap import softcapped
-from attncli.measures.budget import Way, eps
+from attncli.measures.budget import Way, as_own, eps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -52,16 +52,23 @@ def slopes(
         shapes["biases"] = (p.batch, p.heads, p.queries, p.keys)
     arrays = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
     bands = {name: np.zeros(shape, dtype) for name, shape in shapes.items()} if own else {}
+    squares = {name: np.zeros(shape, dtype) for name, shape in shapes.items()} if own else {}
     step = max(1, min(p.queries, CELLS // max(p.keys, 1)))
     for b, h in np.ndindex(p.batch, p.heads):
         for i in range(0, p.queries, step):
             rows = np.arange(i, min(i + step, p.queries))
-            _add(p, b, h, rows, grad[b, h, rows].astype(dtype), way, arrays, bands)
+            part = grad[b, h, rows].astype(dtype)
+            _add(p, b, h, rows, part, way, own, arrays, bands, squares)
     if own is None:
         return Slopes(arrays, {})
-    floor = 2.0**-24 if own.name == "float16" else float(np.finfo(p.dtype).tiny) * 1e6
+    arithmetic = as_own(p, own).dtype
+    floor = 2.0**-24 if own.name == "float16" else float(np.finfo(arithmetic).tiny) * 1e6
     last = eps(own)
-    return Slopes(arrays, {n: band + floor + last * np.abs(arrays[n]) for n, band in bands.items()})
+    for name, band in bands.items():
+        band += floor + last * np.abs(arrays[name])
+        if own.itemsize == 2:  # many independent roundings of P and dS
+            band += last * np.sqrt(squares[name])
+    return Slopes(arrays, bands)
 
 
 def _add(
@@ -71,13 +78,16 @@ def _add(
     rows: Array,
     do: Array,
     way: Way,
+    own: np.dtype[Any] | None,
     arrays: dict[str, Array],
     bands: dict[str, Array],
+    squares: dict[str, Array],
 ) -> None:
     """Add what some rows of one head give. do: ``(n, Dv)``."""
     p, group, dtype = problem, problem.group(h), do.dtype
     unit = dtype.type
     keys = np.arange(p.keys) if way.order is None else way.order
+    channels = slice(None) if way.channels is None else way.channels
     q = p.query[b, h][rows].astype(dtype)  # (n, D)
     k, v = (a[b, group][keys].astype(dtype) for a in (p.key, p.value))  # (Lk, …)
     i, j = rows[:, None], keys[None, :]
@@ -92,7 +102,7 @@ def _add(
         return array if way.low is None else array.astype(way.low).astype(dtype)
 
     with np.errstate(all="ignore"):
-        s = unit(p.scale) * (q @ k.T)  # (n, Lk)
+        s = unit(p.scale) * (q[:, channels] @ k[:, channels].T)  # (n, Lk)
         if way.tile is None:
             s = low(s)
         c = softcapped(s, cap)
@@ -120,11 +130,12 @@ def _add(
             "biases": dz,
         }
         _put(arrays, found, b, h, group, rows, keys)
-        if not bands:
+        if own is None:
             return
 
         # First order: what a step does to each weight, product and difference, carried along.
-        step = unit(eps(p.dtype))
+        inputs_too = own.itemsize < p.query.dtype.itemsize  # rounded before anything else
+        step = unit(eps(as_own(p, own).dtype) * (3 if inputs_too else 1))
         size = unit(abs(p.scale))
         reach = size * (np.abs(q) @ np.abs(k).T)
         move = np.where(keep, 1 + reach + np.abs(c) + np.abs(bias) + np.abs(z - top), 0)
@@ -134,6 +145,8 @@ def _add(
         dp_err = step * (np.abs(do) @ np.abs(v).T)
         out_err = w_err @ np.abs(v) + step * np.abs(out)
         delta_err = (np.abs(do) * (out_err + step * np.abs(out))).sum(-1, keepdims=True)
+        if own.itemsize == 2:  # fused kernels make δ of the output that was rounded
+            delta_err += eps(own) * np.sqrt(((do * out) ** 2).sum(-1, keepdims=True))
         dz_err = w_err * np.abs(dp - delta) + w * (dp_err + delta_err + step * np.abs(dp - delta))
         f_err = np.zeros_like(s)
         if cap is not None:
@@ -149,6 +162,13 @@ def _add(
             "biases": dz_err,
         }
         _put(bands, moved, b, h, group, rows, keys)
+        wild = 1 + 2 * np.where(keep, s, 0) ** 2 + 2 * inputs_too * (size * reach) ** 2
+        of_ds = (w * slope) ** 2 * (wild * (dp - delta) ** 2 + dp**2)
+        noise = {
+            "query": size**2 * (of_ds @ k**2), "key": size**2 * (of_ds.T @ q**2),
+            "value": (w * w * wild).T @ do**2, "sink": (ws * delta**2 * ws).sum(), "biases": of_ds,
+        }  # fmt: skip
+        _put(squares, noise, b, h, group, rows, keys)
 
 
 def _put(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attncli.errors import counted
+from attncli.errors import counted, series
 from attncli.reports.blocks import Column, Records, Report, Table, Text, sentences
 from attncli.reports.compute import SCHEMA
 from attncli.studies.cases.kinds import KINDS
@@ -15,7 +15,7 @@ from attncli.studies.cases.writing import Written
 HEAD = {"schema": SCHEMA, "command": "compute"}
 
 
-def written_report(written: Written) -> Report:
+def written_report(written: Written, seed: int) -> Report:
     """Return how many cases there are of each kind, and what each catches."""
     total = sum(written.counts.values())
     width = max(map(len, written.counts))
@@ -24,11 +24,12 @@ def written_report(written: Written) -> Report:
     columns = ("kind", "cases", "catches")
     return Report(
         command="compute",
-        headline=[counted(total, "case"), counted(len(lines), "kind")],
+        headline=[counted(total, "case"), counted(len(lines), "kind"), f"seed {seed}"],
         blocks=[sentences(*lines, indent=" " * (width + 8))],
         data=lambda: {
             **HEAD,
             "files": [written.lines, written.tensors],
+            "seed": seed,
             "cases": total,
             "kinds": [dict(zip(columns, row, strict=True)) for row in rows],
         },
@@ -50,7 +51,8 @@ def tally_report(tally: Tally, explained: str, unclaimed: int = 0) -> Report:
     total = tally.total()
     rows = [[count.cases, count.passed, count.failed] for count in tally.kinds.values()]
     labels = [name or "cases" for name in tally.kinds]
-    words = [f"{pattern}." for pattern in tally.patterns()]
+    whole = [f"{name} ({number})" for name, number in tally.patterns().items()]
+    words = [f"All cases fail of {series(whole) if len(whole) > 1 else whole[0]}."] if whole else []
     words += [
         f"{first.name} (line {first.line}): {first.words}"
         for count in tally.kinds.values()
@@ -80,7 +82,7 @@ def tally_report(tally: Tally, explained: str, unclaimed: int = 0) -> Report:
 def _data(tally: Tally, total: Count, explained: str, unclaimed: int) -> dict[str, Any]:
     return {
         "cases": total.cases, "passed": total.passed, "failed": total.failed,
-        "explained": explained, "unclaimed": unclaimed, "patterns": tally.patterns(),
+        "explained": explained, "unclaimed": unclaimed, "all_fail": list(tally.patterns()),
         "kinds": [{"kind": name or None, **_count(c)} for name, c in tally.kinds.items()],
         "dtypes": [{"dtype": name, **_count(c)} for name, c in tally.dtypes.items()],
     }  # fmt: skip

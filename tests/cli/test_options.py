@@ -26,6 +26,9 @@ from tests.support.program import Door
 CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "compute one": (("one",), "compute qkv.npz"),
     "compute lines": (("lines",), "compute qkv.ndjson"),
+    "compute write_cases": (("write_cases",), "compute --cases tests.jsonl"),
+    "compute judge_folder": (("judge_folder",), "compute qkv.ndjson --candidate answers"),
+    "compute judge_command": (("judge_command",), "compute qkv.ndjson -- cat answers/1.npy"),
     "mask draw": (("draw",), "mask padding(3,2) -l 4"),
     "mask translate": (("translate",), "mask padding(3,2) -l 4 --for sdpa"),
     "multihead list_layers": (("list_layers",), "multihead -w layer.npz --list"),
@@ -42,10 +45,17 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},
+    "compute one": {"candidate"},
+    "compute lines": {"candidate"},
     "inspect health": {"header", "filter", "sort"},
     "inspect tensors": {"query", "header"},
     "inspect checkpoint": {"query", "header", "filter", "sort"},
     "inspect lines": {"query"},
+}
+#: What leaves no trace where an answer is right.
+UNSEEN = {
+    "compute judge_folder": {"dtype", "softmax_dtype"},
+    "compute judge_command": {"dtype", "softmax_dtype", "timeout"},
 }
 
 
@@ -77,6 +87,13 @@ def pairs(case: str, used: bool) -> Iterator[tuple[str, str, list[str]]]:
             yield name, flag, [flag, *VALUES[name].split()]
 
 
+def calling(case: str, *typed: str) -> list[str]:
+    """A call with some options more, which come before a command."""
+    words = CALLS[case][1].split()
+    at = words.index("--") if "--" in words else len(words)
+    return [*words[:at], *typed, *words[at:]]
+
+
 def test_every_mode_is_walked() -> None:
     for command in COMMANDS:
         walked = {
@@ -97,7 +114,7 @@ def test_what_has_no_use_is_refused(case: str, door: Door) -> None:
     for name, flag, typed in pairs(case, used=False):
         if name in CHOOSES.get(case, ()):
             continue
-        ran = door(*CALLS[case][1].split(), *typed)
+        ran = door(*calling(case, *typed))
         if ran.code != 2 or flag not in ran.out + ran.err:
             accepted.append((flag, ran))
     assert not accepted
@@ -105,13 +122,14 @@ def test_what_has_no_use_is_refused(case: str, door: Door) -> None:
 
 @pytest.mark.parametrize("case", CALLS)
 def test_what_has_a_use_is_seen(case: str, door: Door) -> None:
-    call = CALLS[case][1].split()
-    plain = door(*call)
+    plain = door(*calling(case))
     assert plain.code == 0, plain.err
     ignored = []
     for name, flag, typed in pairs(case, used=True):
-        ran = door(*call, *typed)
-        same = name in WITHOUT_EFFECT or (name == "json" and plain.out.startswith("{"))
+        ran = door(*calling(case, *typed))
+        same = name in {*WITHOUT_EFFECT, *UNSEEN.get(case, ())} or (
+            name == "json" and plain.out.startswith("{")
+        )
         if ran == plain and not same:
             ignored.append(flag)
     assert not ignored

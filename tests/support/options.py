@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from attncli import attend
+
 #: What stands after the flag; nothing after one that takes no value.
 VALUES = {
     "query": "more.npz::query", "key": "more.npz::key", "value": "more.npz::value",
@@ -28,12 +30,17 @@ VALUES = {
     "head_dim": "3", "input_norm": "none", "random_weights": "1", "model_dim": "4",
     "key_padding_mask": "padding.npy", "add_zero_attn": "", "what_if": "scale=none",
     "sweep_dim": "8", "fail_on": "watch", "policy": "missing.toml", "seed": "1", "header": "",
+    **dict.fromkeys(
+        ("expect", "expect_weights", "expect_lse", "expect_scores", "expect_grad_query",
+         "expect_grad_key", "expect_grad_value"), "more.npz::value"
+    ), "rtol": "0", "atol": "0",
+    "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what
-#: only long tables, sick heads and terminals show.
-WITHOUT_EFFECT = ("threads", "device", "full", "fail_on", "color", "no_color")
+#: only long tables, sick heads, wrong answers and terminals show.
+WITHOUT_EFFECT = ("threads", "device", "full", "fail_on", "color", "no_color", "explain")
 
 
 def write_files(folder: Path) -> None:
@@ -44,6 +51,9 @@ def write_files(folder: Path) -> None:
     np.savez(folder / "more.npz", **{name: 2 * array for name, array in qkv.items()})
     line = json.dumps({name: array.tolist() for name, array in qkv.items()})
     (folder / "qkv.ndjson").write_text(f"{line}\n{line}\n")
+    (folder / "answers").mkdir()  # to the two lines
+    for name in ("1", "2"):
+        np.save(folder / "answers" / f"{name}.npy", attend(**qkv).output.astype(np.float32))
     np.save(folder / "past.npy", rng.normal(size=(2, 2, 1, 4)))
     np.save(folder / "bool.npy", np.tri(4, dtype=bool))
     np.save(folder / "padding.npy", np.arange(8).reshape(2, 4) % 4 < 2)

@@ -55,7 +55,7 @@ class Inputs:
         return labels_of(self.tokens, problem)
 
 
-def gather(bundle: Bundle | None, flags: groups.Problem) -> Inputs:
+def gather(bundle: Bundle | None, flags: groups.Posed) -> Inputs:
     """Find every tensor and option of an attention problem in ``bundle`` and ``flags``.
 
     Raises InputError or FileError for what is missing, ambiguous or of the wrong type.

@@ -34,7 +34,7 @@ FLASH = (
 
 def read(
     reader: Reader,
-    flags: groups.Problem,
+    flags: groups.Posed,
     query: Callable[[Reader], Array],
     kv_lengths: Any,
 ) -> Call:

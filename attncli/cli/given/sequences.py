@@ -22,7 +22,7 @@ LONGEST = 4096  # ids of segments that are written out as an expression
 class Call:
     """The tensors of one call, and what else it says; ``flags`` are those left to be read."""
 
-    flags: groups.Problem
+    flags: groups.Posed
     query: Array
     key: Array | None
     value: Array | None
@@ -200,7 +200,7 @@ class EndToEnd:
     """Several sequences in one: their mask, the flags left, whether queries and keys lie alike."""
 
     masker: Masker
-    flags: groups.Problem
+    flags: groups.Posed
     alike: bool
 
 
@@ -231,7 +231,7 @@ def packed(reader: Reader, call: Call) -> EndToEnd | None:
     return _apart(reader, call.flags, *starts)
 
 
-def _apart(reader: Reader, flags: groups.Problem, queries: Array, keys: Array) -> EndToEnd:
+def _apart(reader: Reader, flags: groups.Posed, queries: Array, keys: Array) -> EndToEnd:
     """Queries and keys of other lengths: causal is each sequence's own, as flash aligns it."""
     texts = set(flags.expressions)
     causal = "causal" in texts or (not texts and bool(reader.checked("causal", is_truth)))

@@ -435,8 +435,12 @@ LINES_TOO = {
 # -- groups of groups -------------------------------------------------------------------------
 
 
-class Problem(Tensors, Cache, Layout, Heads, Labels, Mask, Padding, Polarity, Attention, Rope):
+class Posed(Tensors, Cache, Layout, Heads, Mask, Padding, Polarity, Attention, Rope):
     """What an attention problem is made of."""
+
+
+class Problem(Posed, Labels):
+    """What an attention problem is made of, and what its positions are called."""
 
 
 class Part(Elements, Cells):

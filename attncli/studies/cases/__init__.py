@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from attncli.attention.gradients import restored, upstream
 from attncli.attention.problem import float_dtype
-from attncli.studies.attend import attend
+from attncli.engines import reference
+from attncli.studies.attend import posed
 from attncli.studies.cases.kinds import KINDS, Draft, Draw, Kind
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-#: The answers that every case holds, and those where it gives the gradient of its output.
-ANSWERS = ("output", "lse")
-GRADIENTS = ("query", "key", "value")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +69,15 @@ def _rounded(array: Array, dtype: str) -> Array:
 
 def answers(tensors: Mapping[str, Array], options: Mapping[str, Any]) -> dict[str, Array]:
     """Return the specification's answers to a problem, each rounded once, by their names."""
-    back = "grad_output" in tensors
-    want = (*ANSWERS, *(("gradients",) if back else ()))
-    asked: dict[str, Any] = {**tensors, **options}
-    result = attend(**asked, backend="reference", want=want)
-    found = {"expected": result.output, "expected_lse": result.lse.astype(np.float32)}
-    if back:
-        found |= {f"expected_grad_{n}": getattr(result.gradients, n) for n in GRADIENTS}
+    arguments: dict[str, Any] = {**tensors, **options}
+    up = arguments.pop("grad_output", None)
+    problem = posed(**arguments)
+    family, done = problem.family, reference.attend(problem, ())
+    found = {
+        "expected": family.restore(done.output),
+        "expected_lse": family.restore_rows(done.lse).astype(np.float32),
+    }
+    if up is not None:
+        back = restored(reference.backward(problem, upstream(up, problem)), problem)
+        found |= {f"expected_grad_{n}": getattr(back, n) for n in ("query", "key", "value")}
     return found

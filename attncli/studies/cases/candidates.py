@@ -22,8 +22,8 @@ from attncli.files.formats.entry import demand_regular
 Array = np.ndarray[Any, np.dtype[Any]]
 
 STAGES = ("output", "lse", "weights", "scores", "grad_query", "grad_key", "grad_value")
-#: Kinds of files whose numbers cannot say that they are bfloat16, and those that say no type.
-NO_BFLOAT16, UNTYPED = ("npy", "npz"), ("json", "csv")
+#: Kinds of files whose numbers can be bfloat16, and those that say no type at all.
+BFLOAT16, UNTYPED = ("safetensors", "torch", "onnx"), ("json", "csv")
 
 
 def stages_of(bundle: Bundle, problem: Problem) -> dict[str, Array]:
@@ -48,7 +48,8 @@ def _typed(stage: str, array: Array, kind: str, problem: Problem) -> Array:
     if stage == "lse":
         own = np.dtype(np.float64 if own.itemsize > 4 else np.float32)
     wide = array.dtype.kind == "f" and array.dtype.itemsize > own.itemsize
-    if (kind in UNTYPED and wide) or (kind in NO_BFLOAT16 and wide and own.name == "bfloat16"):
+    unsaid = kind in UNTYPED or (kind not in BFLOAT16 and own.name == "bfloat16")
+    if wide and unsaid:
         with np.errstate(over="ignore"):
             return array.astype(own)
     return array

@@ -30,6 +30,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.errors import AttnError, Misuse, NoAnswer
+from attncli.files.formats import FORMATS
 from attncli.files.sniffing import read_whole
 from attncli.resources import ending
 from attncli.studies.bundle import LARGEST, PROBLEM, carried
@@ -37,14 +38,14 @@ from attncli.studies.cases.candidates import stages_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-KINDS = ("npy", "npz", "safetensors")
+KINDS = tuple(row.name for row in FORMATS if row.binary and row.writes)
 ROOM = 1 << 20  # bytes that an answer may have beside its numbers
 CHUNK = 1 << 16
 TAIL = 2000  # characters of what it says on standard error that are shown
 
 
 def members(problem: Problem, grad_output: Array | None = None) -> dict[str, Array]:
-    """Return a problem as the arrays that a command reads."""
+    """Return a problem, and dO ``(B, H, Lq, Dv)``, as the arrays that a command reads."""
     p = problem
     tensors = {"query": p.query, "key": p.key[:, :, p.past :], "value": p.value[:, :, p.past :]}
     along = carried(p, PROBLEM, past_apart=True)
@@ -58,7 +59,7 @@ def members(problem: Problem, grad_output: Array | None = None) -> dict[str, Arr
     if hides and e.batch * e.heads * e.queries * e.keys <= LARGEST:
         found["dense_mask"] = _dense(p)
     if grad_output is not None:
-        found["grad_output"] = np.asarray(grad_output)
+        found["grad_output"] = p.family.restore(grad_output).astype(p.result_dtype)
     return {name: _numpy(array) for name, array in found.items()}
 
 

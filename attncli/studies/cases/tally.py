@@ -55,14 +55,16 @@ class Tally:
             sum(c.passed for c in counts), sum(c.failed for c in counts), next(iter(firsts), None)
         )  # fmt: skip
 
-    def patterns(self) -> list[str]:
-        """Return what failed whole: 'all 39 windows cases fail', all of one dtype or of all."""
-        total = self.total()
-        if total.failed and not total.passed:
-            return [f"all {total.cases} cases fail"] if total.cases > 1 else []
-        return [
-            f"all {count.cases} {name} cases fail"
+    def patterns(self) -> dict[str, int]:
+        """Return the kinds and dtypes of which every case failed, and how many cases they have.
+
+        Where all failed that says nothing more.
+        """
+        if not self.total().passed:
+            return {}
+        return {
+            name: count.failed
             for table in (self.dtypes, self.kinds)
             for name, count in table.items()
             if name and count.failed > 1 and not count.passed
-        ]
+        }

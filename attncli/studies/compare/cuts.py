@@ -1,7 +1,8 @@
-"""Keys that were not read: a tile in the middle, a last partial one, a few at the end."""
+"""Keys that were not read, or twice: a tile in the middle, a last partial one, a few at the end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,8 +11,9 @@ import numpy as np
 
 from attncli.attention.masks import Mask
 from attncli.attention.patterns import KeysBelow
-from attncli.attention.predicates import Not, Or
+from attncli.attention.predicates import And, Not, Or, Predicate
 from attncli.attention.problem import Problem
+from attncli.studies.compare.cells import Added01
 from attncli.studies.compare.mask_suspects import Said, joined
 from attncli.studies.compare.theory import Candidate, Theory, Unit
 
@@ -47,7 +49,7 @@ def cut_suspects(theory: Theory, candidate: Candidate, units: Sequence[Unit]) ->
     if not tried:
         return
     a, b = np.array(tried).T
-    total = np.zeros(len(tried))
+    total = np.zeros((2, len(tried)))  # left out, counted twice
     for unit in units:
         rows = unit.rows[np.linspace(0, len(unit.rows) - 1, ROWS).astype(int)]
         rows = np.unique(rows)
@@ -60,14 +62,17 @@ def cut_suspects(theory: Theory, candidate: Candidate, units: Sequence[Unit]) ->
             mass = np.concatenate([[0], np.cumsum(w)])
             read = np.concatenate([np.zeros((1, value.shape[1])), np.cumsum(w[:, None] * value, 0)])
             gone, lost = mass[b] - mass[a], read[b] - read[a]  # (R,), (R, Dv)
-            with np.errstate(all="ignore"):
-                left = (arrays["output"][n] - lost) / (1 - gone)[:, None]
-                left = np.where((1 - gone > 1e-12)[:, None], left, 0)
-                error = ((left - wanted[n]) ** 2).sum(1)
-            total += np.where(np.isfinite(error), error, np.inf)
-    best = [int(n) for n in np.argsort(total, kind="stable")[:BEST] if np.isfinite(total[n])]
-    for n in best:
-        yield cut(theory, *tried[n])
+            for which, sign in enumerate((-1, 1)):
+                rest = 1 + sign * gone
+                with np.errstate(all="ignore"):
+                    made = (arrays["output"][n] + sign * lost) / rest[:, None]
+                    made = np.where((rest > 1e-12)[:, None], made, 0)
+                    error = ((made - wanted[n]) ** 2).sum(1)
+                total[which] += np.where(np.isfinite(error), error, np.inf)
+    for which, make in enumerate((cut, doubled)):
+        for n in np.argsort(total[which], kind="stable")[:BEST].tolist():
+            if np.isfinite(total[which, n]):
+                yield make(theory, *tried[n])
 
 
 def cut(theory: Theory, start: int, stop: int) -> Theory:
@@ -83,8 +88,22 @@ def cut(theory: Theory, start: int, stop: int) -> Theory:
         replace(p, mask=p.mask & Mask(p.mask.extent, outside, text=text)),
         {**theory.said, "--mask": whole},
         (*theory.words, _words(start, stop, p)),
-        theory.kinds | {"cut", "mask"}, theory.after, theory.view,
+        theory.kinds | {"cut", "mask"}, theory.fitted, theory.after, theory.view,
     )  # fmt: skip
+
+
+def doubled(theory: Theory, start: int, stop: int) -> Theory:
+    """Return the theory with the keys start:stop counted twice: log 2 is added to their logits."""
+    p = theory.problem
+    which = KeysBelow((stop,) * p.batch)
+    inside: Predicate = And(which, Not(KeysBelow((start,) * p.batch))) if start else which
+    twice = Added01(Mask(p.mask.extent, inside), math.log(2), 0.0)
+    return replace(
+        theory,
+        problem=replace(p, mask=replace(p.mask, biases=(*p.mask.biases, twice), joined=())),
+        words=(*theory.words, _words(start, stop, p, "read twice")),
+        kinds=theory.kinds | {"cut"},
+    )
 
 
 def _hidden(start: int, stop: int, keys: int) -> str:
@@ -93,16 +112,16 @@ def _hidden(start: int, stop: int, keys: int) -> str:
     return f"prefix({start})" if stop == keys else f"prefix({start}) | ~prefix({stop})"
 
 
-def _words(start: int, stop: int, p: Problem) -> str:
+def _words(start: int, stop: int, p: Problem, what: str = "not read") -> str:
     """Say which keys are missing, and which tile that is."""
-    which = f"keys {start} to {stop - 1} are not read" if stop - start > 1 else (
-        f"key {start} is not read"
-    )  # fmt: skip
+    many = stop - start > 1
+    which = f"keys {start} to {stop - 1} are {what}" if many else f"key {start} is {what}"
+    done = "skipped" if what == "not read" else "counted twice"
     whole = [t for t in TILES if stop - start == t and start % t == 0]
     partial = [t for t in TILES if stop == p.keys and start % t == 0 and stop - start < t]
     if partial:
         sizes = " or ".join(map(str, sorted(partial)[:3]))
-        return f"{which}: the last, partial tile of {sizes} keys is skipped"
+        return f"{which}: the last, partial tile of {sizes} keys is {done}"
     if whole:
-        return f"{which}: tile {start // whole[0]} of {whole[0]} keys is skipped"
+        return f"{which}: tile {start // whole[0]} of {whole[0]} keys is {done}"
     return which

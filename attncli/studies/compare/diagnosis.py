@@ -71,17 +71,32 @@ def _as_good(one: Tried, best: Tried) -> bool:
 
 
 def _different(passed: Sequence[Tried]) -> list[Tried]:
-    """Leave out what is the same problem as one before it, and what asks for more than that."""
+    """Leave out what is the same problem as one before it, and what asks for more than that.
+
+    Of two that do as well, the one with fewer changes stands for both; a number that was fitted
+    gives way to one that has a reason.
+    """
     found: list[Tried] = []
-    for one in sorted(
-        passed, key=lambda t: (len(t.theory.kinds), bool(t.theory.words), len(str(t.theory.said)))
-    ):
-        if any(_same(one.theory, other.theory) for other in found):
+    for one in sorted(passed, key=_simplicity):
+        t = one.theory
+        if any(_same(t, other.theory) or _shown_alike(t, other.theory) for other in found):
             continue
-        if any(other.theory.kinds < one.theory.kinds and _as_good(other, one) for other in found):
+        others = [o for o in found if _as_good(o, one)]
+        if any(o.theory.kinds < t.kinds or (t.fitted and not o.theory.fitted and
+               o.theory.kinds <= t.kinds) for o in others):  # fmt: skip
             continue
         found.append(one)
     return sorted(found, key=lambda t: t.left if t.left > SLIGHT else 0)
+
+
+def _simplicity(one: Tried) -> tuple[Any, ...]:
+    t = one.theory
+    return len(t.kinds), t.fitted, bool(t.words), len(str(t.said))
+
+
+def _shown_alike(one: Theory, other: Theory) -> bool:
+    """Whether two would be told in the same words."""
+    return (one.said, one.words) == (other.said, other.words)
 
 
 def _same(one: Theory, other: Theory) -> bool:

@@ -47,8 +47,9 @@ def fitted(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> Itera
 
 def _said(theory: Theory, problem: Problem, kind: str, flag: str, text: str) -> Theory:
     return replace(
-        theory, problem=problem, said={**theory.said, flag: text}, kinds=theory.kinds | {kind}
-    )
+        theory, problem=problem, said={**theory.said, flag: text}, kinds=theory.kinds | {kind},
+        fitted=True,
+    )  # fmt: skip
 
 
 def _largest(theory: Theory, units: Sequence[Unit]) -> float:

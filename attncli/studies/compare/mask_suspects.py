@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -24,7 +25,8 @@ from attncli.studies.compare.suspects import Change, Suspect
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SENTINELS = (-1e4, -1e9)
+SENTINEL = -1e4  # a lower one rounds all scores away: rows that see nothing are means
+TILES = (16, 32, 64, 128, 256)
 WINDOWS = (64, 128, 256, 512, 1024, 2048, 4096)  # with the query's own key
 CHUNKS = 8192  # Llama 4's
 
@@ -123,6 +125,16 @@ def _expressions(p: Problem, said: Said) -> Iterator[tuple[list[str], str]]:
     for corner in CORNERS:
         everywhere = [_cornered(text, corner) for text in texts]
         yield everywhere, f"the corner {corner}"
+    for tile in TILES:
+        if any("causal" in text for text in texts) and tile < p.keys:
+            whole = [_tiled(text, tile) for text in texts]
+            yield whole, f"causal by whole tiles of {tile}: those on the diagonal hide nothing"
+    sides = [re.fullmatch(r"window\((\d+)(?:, 0)?((?:, \w+)?)\)", text) for text in texts]
+    for n, found in enumerate(sides):
+        if found and len(texts) > 1:
+            left, corner = found.groups()
+            rest = [t for i, t in enumerate(texts) if i != n and not t.startswith("causal")]
+            yield [*rest, f"window({left}, {left}{corner})"], "the window on both sides, not causal"
     if len(texts) > 1:
         yield [], "no mask"
     if texts and not any(_is_bias(text) for text in texts):
@@ -146,6 +158,11 @@ def _cornered(text: str, corner: str) -> str:
     for other in CORNERS:
         text = text.replace(other, corner)
     return text
+
+
+def _tiled(text: str, tile: int) -> str:
+    """Return an expression whose causal lets the tiles on the diagonal through."""
+    return re.sub(r"causal(\([a-z_]+\))?", rf"(\g<0> | blocks({tile}))", text)
 
 
 def _is_bias(text: str) -> bool:
@@ -222,6 +239,9 @@ def _readings(p: Problem, name: str, args: list[str], corner: str) -> Iterator[t
             yield f"causal{f'({corner})' if corner else ''}", f"causal in place of {name}"
     if name == "padding":
         yield from _paddings(p, args)
+    if name == "segments" and len(numbers) > 1 and None not in numbers:
+        for moved, words in (([*args[1:], args[-1]], "early"), ([args[0], *args[:-1]], "late")):
+            yield f"segments({', '.join(moved)}{end})", f"segments begin one too {words}"
     if name == "alibi":
         from attncli.attention.biases import alibi_slopes
 
@@ -285,6 +305,7 @@ def _lengths(p: Problem, said: Said) -> Iterator[Suspect]:
         "one key less": [max(n - 1, 0) for n in lengths],
     }
     if len(set(lengths)) > 1:
+        found["the lengths in reverse order"] = list(lengths)[::-1]
         found["the first length for all"] = [lengths[0]] * p.batch
         found["the longest for all"] = [max(lengths)] * p.batch
     for words, others in found.items():
@@ -350,15 +371,10 @@ def _altogether(problem: Problem) -> Iterator[Suspect]:
 
     yield Suspect("mask", "the mask is added to the scores as 0 and 1", added(1, 0))
     yield Suspect("mask", "the mask is added as 0 and 1, 1 where it hides", added(0, 1))
-    for value in SENTINELS:
-        yield Suspect(
-            "mask", f"hidden keys get {value:g} added in place of −∞: rows that see nothing leak",
-            added(0, value),
-        )  # fmt: skip
-        yield Suspect(
-            "mask", f"hidden keys have the logit {value:g} in place of −∞: rows that see nothing "
-            "are a mean", _hidden_at(value),
-        )  # fmt: skip
+    yield Suspect(
+        "mask", f"hidden keys get {SENTINEL:g} added in place of −∞: rows that see nothing leak",
+        added(0, SENTINEL),
+    )  # fmt: skip
     yield Suspect("mask", "hidden scores are 0, not −∞: hidden keys keep a weight", _hidden_at(0.0))
     if problem.queries == problem.keys:
         yield Suspect("mask", "the mask is transposed", _transposed)

@@ -15,7 +15,7 @@ from attncli.studies.compare.theory import Candidate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-TELLING = 16  # different values without which a type is not told by what it can hold
+TELLING, MANY = 16, 256  # different values, or cells, that tell a type by what it can hold
 
 
 class Reading(NamedTuple):
@@ -161,7 +161,7 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
     if problem.unturned is not None:
         inputs = (*problem.unturned, problem.value)
     for dtype in reversed(narrower):
-        if not holds(dtype, array, TELLING):
+        if not holds(dtype, array) or not _telling(array):
             continue
         # a document of text has no types: its numbers may be those of a program in float32
         if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
@@ -171,11 +171,14 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
     return kept
 
 
-def holds(dtype: np.dtype[Any], array: Array, telling: int = 0) -> bool:
-    """Whether all numbers are of this type; of at least ``telling`` different ones."""
+def _telling(array: Array) -> bool:
+    """Whether there are enough numbers for their type to be told: toys are exact in any."""
+    return array.size >= MANY or len(np.unique(array.astype(np.float64))) >= TELLING
+
+
+def holds(dtype: np.dtype[Any], array: Array) -> bool:
+    """Whether all numbers are of this type."""
     sample = array.ravel()
     with np.errstate(all="ignore"):
-        if telling and len(np.unique(sample[:4096])) < telling:
-            return False
         rounded = sample.astype(dtype).astype(sample.dtype)
         return bool(np.array_equal(rounded, sample, equal_nan=True))

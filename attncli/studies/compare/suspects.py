@@ -60,6 +60,7 @@ class Suspect(NamedTuple):
             {**theory.said, **self.said},
             theory.words if self.said else (*theory.words, self.words),
             theory.kinds | {self.kind},
+            theory.fitted,
             (*theory.after, self.after) if self.after else theory.after,
             self.view or theory.view,
         )
@@ -148,6 +149,7 @@ def _sinks(p: Problem) -> Iterator[Suspect]:
         yield Suspect("sink", "softmax1", sunk(zero), {"--sink": "0"})
         return
     yield Suspect("sink", "no sink", sunk(None), {"--sink": "-inf"})
+    yield Suspect("sink", "the sinks multiplied by the scale", sunk(p.sink * p.scale))
     if p.sink.any():
         yield Suspect("sink", "softmax1", sunk(zero), {"--sink": "0"})
         yield Suspect("sink", "the sinks of the heads in reverse order", sunk(p.sink[::-1]))
@@ -184,6 +186,12 @@ def _ropes(p: Problem) -> Iterator[Suspect]:
                 yield Suspect(
                     "rope", f"θ {theta:g}", turned(replace(now, theta=theta)),
                     {"--rope-theta": number(theta)},
+                )  # fmt: skip
+        for dim in (None, p.width // 2, p.width // 4, (now.dim or 0) // 2):
+            if dim != now.dim and (dim is None or (dim >= 2 and dim % 2 == 0 and dim != p.width)):
+                yield Suspect(
+                    "rope", "another number of channels that turn", turned(replace(now, dim=dim)),
+                    {"--rope-dim": str(dim or p.width)},
                 )  # fmt: skip
         if now.scaling is not None:
             yield Suspect("rope", "RoPE without its scaling", turned(replace(now, scaling=None)))
@@ -312,6 +320,13 @@ def _tensors(p: Problem) -> Iterator[Suspect]:
             "tensors", "queries and keys are swapped",
             lambda p: replace(p, query=p.key, key=p.query),
         )  # fmt: skip
+    if p.past:
+        yield Suspect("past", "the cache is not read: past keys are left out", _without_past)
+    for way in (1, -1):
+        side = "early" if way > 0 else "late"
+        yield Suspect(
+            "tensors", f"values stand one key too {side}", _values_rolled(-way), pair=False
+        )
     for page in (1, *PAGES):
         if page < p.keys:
             what = "key" if page == 1 else "page"
@@ -339,6 +354,19 @@ def _tensors(p: Problem) -> Iterator[Suspect]:
 
 def _keys_for_values(p: Problem) -> Problem:
     return replace(p, key=p.value, value=p.key)
+
+
+def _without_past(p: Problem) -> Problem:
+    from attncli.attention.masks import Mask
+    from attncli.attention.patterns import KeysBelow
+    from attncli.attention.predicates import Not
+
+    hidden = Not(KeysBelow((p.past,) * p.batch))
+    return replace(p, mask=p.mask & Mask(p.mask.extent, hidden))
+
+
+def _values_rolled(by: int) -> Change:
+    return lambda p: replace(p, value=np.roll(p.value, by, 2))
 
 
 def _rolled(by: int) -> Change:

@@ -32,12 +32,14 @@ class Theory:
 
     ``said`` are the options that say it, by flag (None: leave it out), ``words`` what they do not
     say; ``kinds`` are the questions that it answers, so that no other answers them again.
+    ``fitted``: a number of it was found by fitting.
     """
 
     problem: Problem
     said: Mapping[str, str | None] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     kinds: frozenset[str] = frozenset()
+    fitted: bool = False
     after: tuple[After, ...] = ()
     view: View | None = None
 
