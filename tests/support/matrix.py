@@ -26,7 +26,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 #: What may come of a fault. ``vague``: it is said where it shows, not what it is; ``hidden``: it
 #: passed in a type in which nothing shows it.
 OUTCOMES = ("named", "ambiguous", "located", "hidden", "vague", "unexplained", "missed", "wrong")
-#: A true word that names nothing: where the result differs.
+#: What is said of any fault when it is said too soon; and what is true, but names nothing.
+CLAIMS = r"dropout|low precision"
 WHERE = r"only [\w ,–-]+ wrong|[,;.\s]"
 
 
@@ -62,7 +63,8 @@ def judged(row: Fault, dtype: str, seed: int) -> Outcome:
     said = tuple(map(text_of, passing))
     if not passing:
         said = (" ".join(found.located), *map(text_of, found.explanations))
-        right = [row.right(said[0])]
+        false = [claim for claim in re.findall(CLAIMS, said[0]) if not row.right(claim)]
+        right = [row.right(said[0]) and not false]
     kind = kind_of(found.verdict, right, said[0])
     at = row.right.stage is None or re.fullmatch(row.right.stage, found.stage or "")
     if kind == "missed" and dtype in row.hidden:
