@@ -35,6 +35,7 @@ def multihead(
     asked: own.Asked,
     normed: own.InputNorm,
     random: own.Random,
+    reasons: own.Explain,
     pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -47,7 +48,8 @@ def multihead(
     used and shown, and an option overrides it.
 
     Prints the layer and how it was recognised, a row a head (what it looks at, its share of the
-    output, which head is most like it), how alike the heads are, and the output.
+    output, which head is most like it), how alike the heads are, and the output. With --expect, how
+    a layer that was computed elsewhere fares, and what explains it if it is not right.
 
     \b
     Examples:
@@ -56,6 +58,7 @@ def multihead(
       attncli multihead x.npy --memory y.npy -w t5/ --layer block.0.layer.1
       attncli multihead x.npy -w ckpt -o qkv.json --include query,key,value
       attncli multihead x.npy --random-weights 0 --heads 2 --causal
+      attncli multihead hidden.npy -w checkpoint/ --layer 0 --expect mine.npy
     """
     _check_weights(weights, listing, random)
     if listing.list_layers:
@@ -99,6 +102,7 @@ def checkpoint(
     architecture: own.Architecture,
     asked: own.Asked,
     input_norm: str,
+    reasons: own.Explain,
     pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -119,7 +123,8 @@ def checkpoint(
             )
         return loaded[0]
 
-    _project(call, x, Projecting(asked, layer_for, page, input_norm=input_norm), pictures, printed)
+    how = Projecting(asked, layer_for, page, input_norm=input_norm, explain=reasons.explain)
+    _project(call, x, how, pictures, printed)
 
 
 @mode("random weights (--random-weights)", "leave it out, or give --weights in their place")
@@ -130,12 +135,15 @@ def learning(
     x: str | None,
     random: own.Random,
     asked: own.Asked,
+    reasons: own.Explain,
     pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
 ) -> None:
     """Project with random weights, and without X with random vectors."""
-    how = Projecting(asked, lambda given: given.random_layer(random), page, random)
+    how = Projecting(
+        asked, lambda given: given.random_layer(random), page, random, explain=reasons.explain
+    )
     _project(call, x, how, pictures, printed)
 
 
@@ -148,6 +156,7 @@ class Projecting:
     page: output.Page
     random: own.Random | None = None
     input_norm: str = "auto"
+    explain: str | None = None
 
     def answer(
         self,
@@ -155,10 +164,12 @@ class Projecting:
         drawn: Mapping[str, Any],
         *,
         machine: bool,
+        explain: bool = True,
         progress: Callable[[float], None] | None = None,
     ) -> "tuple[Report, Labels]":
         """Return the report, for a ``machine`` or a reader, and its labels."""
         from attncli.cli.given import states
+        from attncli.cli.given.expected import checked_layer
         from attncli.cli.given.view import view
         from attncli.reports.multihead import layer_wanted, multihead_report
         from attncli.studies import layer
@@ -181,10 +192,12 @@ class Projecting:
         )  # fmt: skip
         problem = made.attention.problem
         labels = given.labels(problem, weights)
+        judged = checked_layer(made, given.expected, asked, explain=explain)
         facts = head_facts(made, labels.key, labels.query, threads=asked.threads, progress=progress)
         report = multihead_report(
             made, facts, labels, shown_of(problem), names, notes=given.notes_for(weights),
             warnings=given.warnings, counted=self.random is not None,
+            judged=judged, name=asked.expect or "what was given",
         )  # fmt: skip
         return report, labels
 
@@ -203,7 +216,10 @@ def _project(
             return call.run(lines, records=source, how=how)
     output.demand_place(page, "csv")
     with render.progress("heads") as progress:
-        report, labels = how.answer(source, vars(pictures), machine=page.machine, progress=progress)
+        report, labels = how.answer(
+            source, vars(pictures), machine=page.machine, explain=how.explain != "none",
+            progress=progress,
+        )  # fmt: skip
     output.conclude(report, labels, page, printed)
 
 
@@ -218,12 +234,21 @@ def lines(
     random: own.Random,
     asked: own.Asked,
     input_norm: str,
+    reasons: own.Explain,
     include: str | None,
     answers: groups.Format,
 ) -> None:
     """Print a line of JSON for each line that holds hidden states."""
     output.demand_lines(answers.format)
-    output.stream_answers(records, lambda one: how.answer(one, {}, machine=True)[0], "multihead")
+    explained = own.Explained(reasons.explain)
+
+    def answer(one: "files.Bundle") -> "Report":
+        kind = one.options.get("kind")
+        report = how.answer(one, {}, machine=True, explain=explained.wants(kind))[0]
+        explained.saw(kind, failed=bool(report.exit_code))
+        return report
+
+    output.stream_answers(records, answer, "multihead")
 
 
 def _check_weights(where: own.Weights, listing: own.Listing, random: own.Random) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def load(
     found, skipped = every_layer(
         weights, config=config, arch=arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim
     )
-    return choose(found, layer, skipped)
+    return replace(choose(found, layer, skipped), siblings=tuple(found))
 
 
 def every_layer(

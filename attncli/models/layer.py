@@ -112,6 +112,7 @@ class Layer:
     ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
     unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
     was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role.
+    ``siblings`` are all layers of the checkpoint, this one too, where it was chosen among them.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Layer:
     transposed: bool = False
     tensors: Mapping[str, str] = field(default_factory=dict)
     bundle: Bundle | None = field(default=None, repr=False, compare=False)
+    siblings: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def label(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,24 @@ from attncli.errors import InputError
 from attncli.models.layer import Layer, Norm, Projections
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Way(NamedTuple):
+    """How a plain implementation goes about it.
+
+    ``low`` is a half type to which each stage is rounded, as an eager model in it does; ``seed``
+    sums the channels of each projection in an order of its own.
+    """
+
+    low: np.dtype[Any] | None = None
+    seed: int | None = None
+
+    def kept(self, array: Array) -> Array:
+        """Return a stage as it is kept."""
+        return array if self.low is None else array.astype(self.low).astype(array.dtype)
+
+
+EXACT = Way()
 
 
 @dataclass(frozen=True)
@@ -49,11 +67,14 @@ def project(
     add_zero_attn: bool = False,
     input_norm: str = "auto",
     dtype: np.dtype[Any] | None = None,
+    weights: Projections | None = None,
+    way: Way = EXACT,
 ) -> Heads:
     """Return queries, keys and values of hidden states, normed and clipped as the layer does.
 
-    x, memories and ``input_norm`` as in ``multihead``. Computed in float64 where x (or ``dtype``)
-    is, else in float32. Raises InputError where widths, lengths or batches do not fit.
+    x, memories and ``input_norm`` as in ``multihead``; ``weights`` in place of the layer's own.
+    Computed in float64 where x (or ``dtype``) is, else in float32. Raises InputError where widths,
+    lengths or batches do not fit.
     """
     states = _states(layer, x, memory, memory_value, seq_first, dtype)
     given_dtype = states.query.dtype
@@ -61,10 +82,10 @@ def project(
     arithmetic: np.dtype[Any] = np.dtype(np.float64 if wide else np.float32)
     cross = memory is not None
     if layer.input_norm is not None and input_norm == "auto":
-        states = _normed(states, layer, layer.input_norm, arithmetic)
-    weights = layer.projections()
+        states = _normed(states, layer, layer.input_norm, arithmetic, way)
+    weights = layer.projections() if weights is None else weights
     q, k, v = (
-        _split(linear(x, weight, bias, arithmetic), heads)
+        _split(linear(x, weight, bias, arithmetic, way), heads)
         for x, weight, bias, heads in (
             (states.query, weights.query, weights.query_bias, layer.heads),
             (states.key, weights.key, weights.key_bias, layer.kv_heads),
@@ -77,9 +98,9 @@ def project(
         q, k = turn.apply(q, np.concatenate([gap, k], axis=2), past=past, dtype=arithmetic)
         k, turn = k[:, :, past:], None
     if layer.query_norm is not None:
-        q = _norm(q, layer.query_norm, layer, arithmetic)
+        q = _norm(q, layer.query_norm, layer, arithmetic, way)
     if layer.key_norm is not None:
-        k = _norm(k, layer.key_norm, layer, arithmetic)
+        k = _norm(k, layer.key_norm, layer, arithmetic, way)
     if layer.clip is not None:  # after the norms, as OLMoE does; OLMo and MPT have none
         q, k, v = (np.clip(part, -layer.clip, layer.clip) for part in (q, k, v))
     more = _added(layer, k, v, add_zero_attn)
@@ -172,11 +193,14 @@ def _hidden(name: str, array: Any, seq_first: bool, dtype: np.dtype[Any] | None)
     return np.asarray(array.swapaxes(0, 1) if seq_first and array.ndim == 3 else array)
 
 
-def linear(x: Array, weight: Array, bias: Array | None, dtype: Any) -> Array:
+def linear(x: Array, weight: Array, bias: Array | None, dtype: Any, way: Way = EXACT) -> Array:
     """Return x Wᵀ + b, ``(…, out)``, computed in dtype."""
+    if way.seed is not None:
+        order = np.random.default_rng(way.seed).permutation(x.shape[-1])
+        x, weight = x[..., order], weight[:, order]
     with np.errstate(over="ignore", invalid="ignore"):
         y: Array = x.astype(dtype, copy=False) @ weight.astype(dtype, copy=False).T
-        return y if bias is None else y + bias.astype(dtype, copy=False)
+        return way.kept(y if bias is None else y + bias.astype(dtype, copy=False))
 
 
 def concat(heads: Array) -> Array:
@@ -190,30 +214,36 @@ def _split(y: Array, heads: int) -> Array:
     return y.reshape(*y.shape[:2], heads, y.shape[2] // heads).swapaxes(1, 2)
 
 
-def _normed(states: _States, layer: Layer, norm: Norm, dtype: Any) -> _States:
+def _normed(states: _States, layer: Layer, norm: Norm, dtype: Any, way: Way) -> _States:
     """Return the states as the layer's projections take them; a cross layer norms its x alone."""
 
-    def normed(x: Array) -> Array:
-        return _scaled(_standard(x.astype(dtype, copy=False), norm), norm, layer, x.shape[-1:])
+    def made(x: Array) -> Array:
+        return normed(x.astype(dtype, copy=False), norm, layer, way)
 
-    query = normed(states.query)
+    query = made(states.query)
     if layer.kind == "cross":
         return replace(states, query=query)
-    key = query if states.key is states.query else normed(states.key)
-    value = key if states.value is states.key else normed(states.value)
+    key = query if states.key is states.query else made(states.key)
+    value = key if states.value is states.key else made(states.value)
     return replace(states, query=query, key=key, value=value)
 
 
-def _norm(x: Array, norm: Norm, layer: Layer, dtype: Any) -> Array:
+def normed(x: Array, norm: Norm, layer: Layer, way: Way = EXACT) -> Array:
+    """Return hidden states ``(…, E)`` normed by a norm of the layer's checkpoint."""
+    return way.kept(_scaled(way.kept(_standard(x, norm)), norm, layer, x.shape[-1:], way))
+
+
+def _norm(x: Array, norm: Norm, layer: Layer, dtype: Any, way: Way) -> Array:
     """Return queries or keys ``(B, H, L, D)`` normed, scaled and moved."""
     x = x.astype(dtype, copy=False)
     batch, heads, length, width = x.shape
     if norm.full:
         x = concat(x)  # (B, L, H·D): the mean is over all heads
-    x = _standard(x, norm)
+    x = way.kept(_standard(x, norm))
     if norm.full:
         x = x.reshape(batch, length, heads, width).swapaxes(1, 2)  # (B, H, L, D)
-    return _scaled(x, norm, layer, (-1, 1, width))  # parameters are (H or 1, 1, D)
+    # parameters are (H or 1, 1, D)
+    return way.kept(_scaled(x, norm, layer, (-1, 1, width), way))
 
 
 def _standard(x: Array, norm: Norm) -> Array:
@@ -223,12 +253,12 @@ def _standard(x: Array, norm: Norm) -> Array:
     return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(norm.eps)))
 
 
-def _scaled(x: Array, norm: Norm, layer: Layer, shape: tuple[int, ...]) -> Array:
+def _scaled(x: Array, norm: Norm, layer: Layer, shape: tuple[int, ...], way: Way) -> Array:
     """Return x times the norm's gain, plus its bias, both brought into ``shape``."""
 
     def parameter(names: tuple[str, ...]) -> Array:
         array = np.concatenate([np.atleast_1d(layer.tensor(name)) for name in names])
-        return array.astype(x.dtype, copy=False).reshape(shape)
+        return way.kept(array.astype(x.dtype, copy=False)).reshape(shape)
 
     if norm.weights:
         gain = parameter(norm.weights)

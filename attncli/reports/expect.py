@@ -64,7 +64,7 @@ def _strips(one: Judged) -> Iterator[str]:
     said = f"error by row, {len(one.by_row()):,} rows".ljust(27)
     yield f"{said} {bars(rows, least)}  first bad row {bad[0]}"
     heads = one.by_head()
-    for b in range(len(heads)):
+    for b in range(0 if one.whole else len(heads)):
         where = "error by head" if len(heads) == 1 else f"error by head, batch {b}"
         marks = bars(heads[b], least)
         for h in range(0, len(marks), HEADS):
@@ -96,8 +96,8 @@ def expect_records(one: Comparison) -> Records:
             for b, h in np.ndindex(judged.error.shape[:2]):
                 excess = float(judged.excess[b, h].max(initial=0))
                 yield (
-                    name, b, h, excess <= 1, float(judged.error[b, h].max(initial=0)), excess,
-                    int(judged.bad[b, h].sum()),
+                    name, b, None if judged.whole else h, excess <= 1,
+                    float(judged.error[b, h].max(initial=0)), excess, int(judged.bad[b, h].sum()),
                 )  # fmt: skip
 
     return Records(columns, rows())

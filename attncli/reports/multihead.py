@@ -31,6 +31,7 @@ from attncli.reports.stability import EDGE_HEADS
 from attncli.reports.timing import timing_of, timing_table
 from attncli.reports.words import SMALL
 from attncli.studies.bundle import carried
+from attncli.studies.compare import Comparison
 from attncli.studies.heads import HeadFacts
 from attncli.studies.layer import MultiheadResult
 
@@ -60,15 +61,88 @@ def multihead_report(
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
     counted: bool = False,
+    judged: Comparison | None = None,
+    name: str = "what was given",
 ) -> Report:
     """Return the report on a layer's result.
 
     ``include`` names arrays to save and to put into JSON, by default the output; with query and key
     among them it is a bundle that `compute` reads, options included. ``counted`` adds a table of
-    the parameters. Raises InputError for an index that does not exist.
+    the parameters. Where somebody else's results, called ``name``, are ``judged``, that is shown
+    and not ours, unless ours are asked for. Raises InputError for an index that does not exist.
     """
     problem = made.attention.problem
     chosen = select(problem, view)
+    blocks: list[Block] = []
+    if judged is not None:
+        from attncli.reports.expect import expect_blocks
+
+        blocks += expect_blocks(judged, name)
+    if judged is None or view.steps or view.heatmap or view.top is not None:
+        blocks += _result_blocks(made, facts, labels, view, chosen, counted)
+    timing = timing_of(made.attention) if view.time else None
+    if timing:
+        blocks.append(timing_table(made.attention, timing))
+    names = tuple(include or ("output",))
+    along = carried(problem, names, past_apart=False)
+    warnings = [*warnings, *made.warnings]
+
+    def data() -> Mapping[str, Any]:
+        said: dict[str, Any] = {
+            "schema": SCHEMA, "command": "multihead", "layer": _layer_data(made),
+            **facts_of(made.attention), "warnings": warnings,
+            "notes": [*made.notes, *notes], **selection_of(view),
+        }  # fmt: skip
+        said["shapes"] |= {"heads": list(made.heads.shape), "output": list(made.output.shape)}
+        if judged is not None:
+            said["expect"] = judged.data()
+        if timing:
+            said["time"] = timing
+        said |= tokens_of(labels)
+        said["heads"] = [_head_data(made, facts, b, h, names) for b, h in chosen.pairs]
+        said["head_distances"] = facts.sample.distances
+        if view.top is not None:
+            said["top"] = list(top_data(problem, view.top, chosen))
+        if include:
+            said |= {n: _array(made, chosen, view, n) for n in names if n != "heads"}
+        else:
+            sizes = {"output": made.output.size, "weights": chosen.cells}
+            small = [name for name, size in sizes.items() if size <= SMALL]
+            said |= {name: _array(made, chosen, view, name) for name in small}
+            said["warnings"] = [*warnings, *left_out([n for n in sizes if n not in small])]
+        return said | along.members
+
+    def records() -> Records:
+        if judged is not None:
+            from attncli.reports.expect import expect_records
+
+            return expect_records(judged)
+        return _records(made, facts, labels, view, chosen, include)
+
+    return Report(
+        command="multihead",
+        headline=first_line(made),
+        blocks=blocks,
+        data=data,
+        records=records,
+        arrays=_saved(made, names) | {**along.arrays},
+        options=along.options,
+        warnings=warnings,
+        notes=[" · ".join(headline(made.attention)), *made.notes, *notes, *_sampled(facts)],
+        exit_code=0 if judged is None or judged.passed else 1,
+    )
+
+
+def _result_blocks(
+    made: MultiheadResult,
+    facts: HeadFacts,
+    labels: Labels,
+    view: View,
+    chosen: Selection,
+    counted: bool,
+) -> list[Block]:
+    """Return our own results, for eyes."""
+    problem = made.attention.problem
     blocks: list[Block] = []
     part = view.head is not None or view.rows is not None or view.keys is not None
     if view.steps:
@@ -88,47 +162,7 @@ def multihead_report(
         blocks += _likeness(problem, facts, chosen)
     if not view.heatmap:
         blocks += _output_tables(made, labels, view, chosen)
-    timing = timing_of(made.attention) if view.time else None
-    if timing:
-        blocks.append(timing_table(made.attention, timing))
-    names = tuple(include or ("output",))
-    along = carried(problem, names, past_apart=False)
-    warnings = [*warnings, *made.warnings]
-
-    def data() -> Mapping[str, Any]:
-        said: dict[str, Any] = {
-            "schema": SCHEMA, "command": "multihead", "layer": _layer_data(made),
-            **facts_of(made.attention), "warnings": warnings,
-            "notes": [*made.notes, *notes], **selection_of(view),
-        }  # fmt: skip
-        said["shapes"] |= {"heads": list(made.heads.shape), "output": list(made.output.shape)}
-        if timing:
-            said["time"] = timing
-        said |= tokens_of(labels)
-        said["heads"] = [_head_data(made, facts, b, h, names) for b, h in chosen.pairs]
-        said["head_distances"] = facts.sample.distances
-        if view.top is not None:
-            said["top"] = list(top_data(problem, view.top, chosen))
-        if include:
-            said |= {n: _array(made, chosen, view, n) for n in names if n != "heads"}
-        else:
-            sizes = {"output": made.output.size, "weights": chosen.cells}
-            small = [name for name, size in sizes.items() if size <= SMALL]
-            said |= {name: _array(made, chosen, view, name) for name in small}
-            said["warnings"] = [*warnings, *left_out([n for n in sizes if n not in small])]
-        return said | along.members
-
-    return Report(
-        command="multihead",
-        headline=first_line(made),
-        blocks=blocks,
-        data=data,
-        records=lambda: _records(made, facts, labels, view, chosen, include),
-        arrays=_saved(made, names) | {**along.arrays},
-        options=along.options,
-        warnings=warnings,
-        notes=[" · ".join(headline(made.attention)), *made.notes, *notes, *_sampled(facts)],
-    )
+    return blocks
 
 
 def _sampled(facts: HeadFacts) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,13 +20,20 @@ from attncli.files.vocabulary import BYSTANDERS, PLAYED
 from attncli.models.finding import load
 from attncli.models.layer import Layer, Projections
 from attncli.models.limits import beyond, maskers
-from attncli.models.project import concat, linear, project
+from attncli.models.project import EXACT, Heads, Way, concat, linear, project
 from attncli.resources import Progress
 from attncli.studies.attend import Result, solve
 
 Array = np.ndarray[Any, np.dtype[Any]]
 AnyMask = str | Mask | Masker
 INPUT_NORMS = ("auto", "none")
+
+
+class Posed(NamedTuple):
+    """A layer's queries, keys and values, and the attention that they ask for."""
+
+    made: Heads
+    problem: Problem
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class MultiheadResult:
     ``projected`` is the output, canonical: ``(B, L, Eo)`` in x's dtype; ``attention`` is the
     attention's Result with ``stages``, ``rows`` and ``problem``. ``cross`` says whether keys and
     values came from elsewhere, ``seq_first`` that x, and so the output, is ``(L, B, E)``,
-    ``normed`` that the layer's input norm, where it has one, was applied to x.
+    ``normed`` that the layer's input norm, where it has one, was applied to x. ``posing`` is
+    ``pose_layer`` with all that was given but the layer.
     """
 
     layer: Layer
@@ -45,6 +53,7 @@ class MultiheadResult:
     projected: Array
     cross: bool
     warnings: tuple[str, ...]
+    posing: partial[Posed]
     seq_first: bool = False
     normed: bool = True
 
@@ -178,28 +187,14 @@ def multihead(
     own = weights
     given = {"rope": rope, "mask": mask}
     missing = own.missing([name for name, value in given.items() if value is not None])
-    past = 0 if past_key is None else int(np.shape(past_key)[-2])
-    made = project(
-        x, own, memory, memory_value, seq_first=seq_first, rope=rope, positions=positions,
-        past=past, add_zero_attn=add_zero_attn, input_norm=input_norm,
-        dtype=None if dtype is None else float_dtype(dtype),
+    posing = partial(
+        pose_layer, x=x, memory=memory, memory_value=memory_value, seq_first=seq_first, mask=mask,
+        attn_mask=attn_mask, key_padding_mask=key_padding_mask, mask_polarity=mask_polarity,
+        add_zero_attn=add_zero_attn, past_key=past_key, past_value=past_value,
+        kv_lengths=kv_lengths, positions=positions, scale=scale, softcap=softcap, sink=sink,
+        rope=rope, input_norm=input_norm, dtype=dtype, softmax_dtype=softmax_dtype,
     )  # fmt: skip
-    if made.added and past_key is not None:
-        raise InputError(
-            "past_key is given to a layer with bias_k or add_zero_attn",
-            "torch's layer has no cache: put the past into the memory",
-        )
-    limits = maskers(own, made.cross, mask, attn_mask, key_padding_mask, mask_polarity)
-    problem = pose(
-        made.query, made.key, made.value, family=Family(4 if made.batched else 3),
-        mask=[beyond(limits, made.added)] if made.added else limits,
-        past_key=past_key, past_value=past_value, kv_lengths=kv_lengths,
-        scale=own.scale if scale is None else scale,
-        scale_source=own.scale_source if scale is None else "given",
-        softcap=(own.softcap if softcap is None else softcap) or None,
-        sink=own.array("sinks") if sink is None else sink,
-        rope=made.rope, softmax_dtype=softmax_dtype,
-    )  # fmt: skip
+    made, problem = posing(own)
     attention = solve(
         problem, backend=backend, device=device, threads=threads, progress=progress,
         want=want(problem) if callable(want) else want,
@@ -222,9 +217,65 @@ def multihead(
         output,
         made.cross,
         warnings,
+        posing,
         seq_first and made.batched,
         input_norm == "auto",
     )
+
+
+def pose_layer(
+    layer: Layer,
+    *,
+    x: Any,
+    memory: Any,
+    memory_value: Any,
+    seq_first: bool,
+    mask: AnyMask | Sequence[AnyMask] | None,
+    attn_mask: Any,
+    key_padding_mask: Any,
+    mask_polarity: str,
+    add_zero_attn: bool,
+    past_key: Any,
+    past_value: Any,
+    kv_lengths: Any,
+    positions: Any,
+    scale: Scale | None,
+    softcap: float | None,
+    sink: Any,
+    rope: Rope | Mapping[str, Any] | str | None,
+    input_norm: str,
+    dtype: str | None,
+    softmax_dtype: str | None,
+    weights: Projections | None = None,
+    way: Way = EXACT,
+) -> Posed:
+    """Project hidden states and pose the attention: the arguments of ``multihead``.
+
+    ``weights`` in place of the layer's own, ``way`` as in ``project``.
+    """
+    past = 0 if past_key is None else int(np.shape(past_key)[-2])
+    made = project(
+        x, layer, memory, memory_value, seq_first=seq_first, rope=rope, positions=positions,
+        past=past, add_zero_attn=add_zero_attn, input_norm=input_norm,
+        dtype=None if dtype is None else float_dtype(dtype), weights=weights, way=way,
+    )  # fmt: skip
+    if made.added and past_key is not None:
+        raise InputError(
+            "past_key is given to a layer with bias_k or add_zero_attn",
+            "torch's layer has no cache: put the past into the memory",
+        )
+    limits = maskers(layer, made.cross, mask, attn_mask, key_padding_mask, mask_polarity)
+    problem = pose(
+        made.query, made.key, made.value, family=Family(4 if made.batched else 3),
+        mask=[beyond(limits, made.added)] if made.added else limits,
+        past_key=past_key, past_value=past_value, kv_lengths=kv_lengths,
+        scale=layer.scale if scale is None else scale,
+        scale_source=layer.scale_source if scale is None else "given",
+        softcap=(layer.softcap if softcap is None else softcap) or None,
+        sink=layer.array("sinks") if sink is None else sink,
+        rope=made.rope, softmax_dtype=softmax_dtype,
+    )  # fmt: skip
+    return Posed(made, problem)
 
 
 def _overridden(layer: Layer, cross: bool, mask: Any) -> list[str]:

@@ -121,7 +121,7 @@ def repeated(case: Case, explanation: Any) -> bool | None:
 def literal(word: str) -> Any:
     """A number, or the word."""
     try:
-        return int(word) if word.isdigit() else float(word)
+        return int(word) if word.isdecimal() else float(word)
     except ValueError:
         return word
 

@@ -18,6 +18,7 @@ from attncli.files.vocabulary import PLAYED
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
     from attncli.studies.compare import Comparison, Tolerance
+    from attncli.studies.layer import MultiheadResult
 
 #: The stages that are judged, by the roles that a file gives them.
 STAGES: Mapping[str, tuple[str, ...]] = {
@@ -139,18 +140,34 @@ def checked(
     ``grad_output`` is what ``--grad-output`` means, if anything. Raises InputError for a tolerance
     with nothing to be judged by it.
     """
-    tolerance = tolerance_of(flags)
-    if not expected:
-        if tolerance is not None:
-            raise InputError(
-                "--rtol and --atol have no use: nothing is judged", "add --expect FILE"
-            )
+    if _nothing(expected, flags):
         return None
     from attncli.attention import gradients
     from attncli.studies.compare import compare
 
     upstream = None if grad_output is None else gradients.upstream(grad_output, problem)
     return compare(
-        problem, expected, tolerance=tolerance, explain=explain, grad_output=upstream,
+        problem, expected, tolerance=tolerance_of(flags), explain=explain, grad_output=upstream,
         threads=getattr(flags, "threads", None),
     )  # fmt: skip
+
+
+def checked_layer(
+    made: MultiheadResult, expected: Mapping[str, Array], flags: Group, *, explain: bool = True
+) -> Comparison | None:
+    """Return how what was expected of a layer fares, as ``checked``."""
+    if _nothing(expected, flags):
+        return None
+    from attncli.studies.compare.layers import compare_layer
+
+    return compare_layer(
+        made, expected, tolerance=tolerance_of(flags), explain=explain,
+        threads=getattr(flags, "threads", None),
+    )  # fmt: skip
+
+
+def _nothing(expected: Mapping[str, Array], flags: Group) -> bool:
+    """Whether nothing is judged. Raises InputError for a tolerance that has no use then."""
+    if not expected and tolerance_of(flags) is not None:
+        raise InputError("--rtol and --atol have no use: nothing is judged", "add --expect FILE")
+    return not expected

@@ -1,4 +1,4 @@
-"""The options of ``attncli compute`` alone."""
+"""The options of ``attncli compute`` alone; ``Explain`` also of others that judge."""
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 

@@ -13,6 +13,7 @@ from attncli.cli.groups import (
     Cache,
     Count,
     Engine,
+    Expected,
     Full,
     Heads,
     Heatmap,
@@ -26,7 +27,10 @@ from attncli.cli.groups import (
     Steps,
     Text,
     Timing,
+    Tolerance,
 )
+from attncli.cli.groups.compute import Explain as Explain
+from attncli.cli.groups.compute import Explained as Explained
 from attncli.cli.options import (
     MASK,
     STATES,
@@ -167,7 +171,7 @@ class Projection(
     """What a layer's attention is made of, besides X and the weights."""
 
 
-class Asked(Projection, Engine, Timing, Part):
+class Asked(Projection, Engine, Timing, Expected, Tolerance, Part):
     """All that one answer depends on, besides the weights."""
 
 

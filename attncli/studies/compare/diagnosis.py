@@ -21,7 +21,14 @@ from attncli.studies.compare.answers import (
 )
 from attncli.studies.compare.backward import GRADIENTS
 from attncli.studies.compare.judged import Judged
-from attncli.studies.compare.patterns import appearance, noise, place, units_of
+from attncli.studies.compare.patterns import (
+    appearance,
+    denominators,
+    dropout,
+    place,
+    units_of,
+)
+from attncli.studies.compare.precision import precision
 from attncli.studies.compare.search import LIKE, Search, Tried
 from attncli.studies.compare.suspects import Suspect
 from attncli.studies.compare.theory import Candidate, Theory, Unit, held
@@ -50,20 +57,30 @@ def diagnose(
     candidate = replace(candidate, stages=stages)
     search = Search(problem, candidate, forward, threads)
     tried = search.run()
-    passed = _different([one for one in tried if one.passed])
-    if passed:
-        best = passed[0]
-        rivals = [one for one in passed[1:] if _as_good(one, best)]
-        shown = [_explanation(one) for one in [best, *rivals][:SHOWN]]
-        if rivals:
-            return Answer(AMBIGUOUS, shown)
-        return Answer(LOCATED if shown[0].fault else EXPLAINED, shown)
+    answer = explained(tried)
+    if answer is not None:
+        return answer
     first = next(one for one in forward.values() if not one.passed)
-    located = _located(problem, candidate, first, search)
-    partial = [
-        _explanation(one) for one in tried[:SHOWN] if one.left < 0.9 * search.start
-    ]  # fmt: skip
-    return Answer(LOCATED if located else UNEXPLAINED, partial, located)
+    return left_over(search, tried, _located(problem, candidate, first, search))
+
+
+def explained(tried: Sequence[Tried]) -> Answer | None:
+    """Return what explains the candidate, or None where nothing does."""
+    passed = _different([one for one in tried if one.passed])
+    if not passed:
+        return None
+    best = passed[0]
+    rivals = [one for one in passed[1:] if _as_good(one, best)]
+    shown = [_explanation(one) for one in [best, *rivals][:SHOWN]]
+    if rivals:
+        return Answer(AMBIGUOUS, shown)
+    return Answer(LOCATED if shown[0].fault else EXPLAINED, shown)
+
+
+def left_over(search: Search, tried: Sequence[Tried], located: list[str]) -> Answer:
+    """Return what is said where nothing explains it: where it is, and what comes near."""
+    near = [_explanation(one) for one in tried[:SHOWN] if one.left < 0.9 * search.start]
+    return Answer(LOCATED if located else UNEXPLAINED, near, located)
 
 
 def _as_good(one: Tried, best: Tried) -> bool:
@@ -101,7 +118,7 @@ def _shown_alike(one: Theory, other: Theory) -> bool:
 
 def _same(one: Theory, other: Theory) -> bool:
     """Whether two theories say the same of these sizes, in other words."""
-    if one.after or other.after or one.view is not other.view:
+    if one.after or other.after or one.view is not other.view or not one.alike(other):
         return False
     p, q = one.problem, other.problem
 
@@ -141,7 +158,11 @@ def _located(problem: Problem, candidate: Candidate, one: Judged, search: Search
     elif seen:
         found.append(seen)
     if not seen and not found[1:]:
-        found += noise(search.base, candidate, search.units)
+        for look in (dropout, denominators, precision):
+            said = list(look(search.base, candidate, search.units))
+            found += said
+            if said:
+                break
     return found
 
 

@@ -13,13 +13,14 @@ from attncli.errors import InputError
 from attncli.studies.attend import Result, posed
 from attncli.studies.compare import Comparison, Tolerance
 from attncli.studies.compare import compare as compare_problem
+from attncli.studies.layer import MultiheadResult
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def compare(
     candidate: Any,
-    expected: Problem | Result | Mapping[str, Any],
+    expected: Problem | Result | MultiheadResult | Mapping[str, Any],
     *,
     rtol: float | None = None,
     atol: float | None = None,
@@ -30,7 +31,8 @@ def compare(
 
     candidate: the output, in the shape of the query (or another that fits, which is said), or a
     mapping of any of output, weights, lse, scores, grad_query, grad_key, grad_value. ``expected``:
-    the arguments of ``attncli.attend`` as a mapping, a Problem or a Result. Tensors may be NumPy's,
+    the arguments of ``attncli.attend`` as a mapping, a Problem or a Result; or what
+    ``attncli.multihead`` returned, for the output of a layer. Tensors may be NumPy's,
     PyTorch's on any device, or anything with ``__array__`` or ``__dlpack__``. ``grad_output``: the
     gradient of the output, for expected gradients. With ``rtol`` or ``atol`` (the other is 0) these
     take the place of the error budget. Without ``explain`` no reason is looked for.
@@ -41,15 +43,21 @@ def compare(
         >>> compare(np.array([[1, 0], [0.33, 0.67]]), {"query": q, "mask": "causal"}).verdict
         'explained'
     """
-    problem, stated = _problem(expected)
-    given = grad_output if grad_output is not None else stated
-    stages = candidate if isinstance(candidate, Mapping) else {"output": candidate}
+    given = candidate if isinstance(candidate, Mapping) else {"output": candidate}
+    stages = {name: array_of(one) for name, one in given.items()}
     tolerance = None
     if rtol is not None or atol is not None:
-        tolerance = Tolerance(rtol or 0.0, atol or 0.0)
+        tolerance = Tolerance.of(rtol, atol)
+    if isinstance(expected, MultiheadResult):
+        from attncli.studies.compare.layers import compare_layer
+
+        if grad_output is not None:
+            raise InputError("grad_output is given for a layer", "its gradients are not judged")
+        return compare_layer(expected, stages, tolerance=tolerance, explain=explain)
+    problem, stated = _problem(expected)
+    given = grad_output if grad_output is not None else stated
     return compare_problem(
-        problem, {name: array_of(one) for name, one in stages.items()}, tolerance=tolerance,
-        explain=explain,
+        problem, stages, tolerance=tolerance, explain=explain,
         grad_output=None if given is None else upstream(
             given if isinstance(given, str) else array_of(given), problem
         ),
@@ -58,7 +66,7 @@ def compare(
 
 def assert_close(
     candidate: Any,
-    expected: Problem | Result | Mapping[str, Any],
+    expected: Problem | Result | MultiheadResult | Mapping[str, Any],
     *,
     rtol: float | None = None,
     atol: float | None = None,
@@ -71,6 +79,7 @@ def assert_close(
     >>> q = np.eye(2, dtype=np.float32)
     >>> assert_close(attend(q).output, {"query": q})
     """
+    __tracebackhide__ = True  # pytest shows the line of the test, and the message
     found = compare(
         candidate, expected, rtol=rtol, atol=atol, explain=explain, grad_output=grad_output
     )

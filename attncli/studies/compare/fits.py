@@ -39,6 +39,8 @@ def fitted(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> Itera
         found = _line(theory, candidate, units, first, lambda q, x: replace(q, softcap=x), start)
         if found is not None and found < 1e3 * first:
             yield _said(theory, replace(p, softcap=found), "softcap", "--softcap", number(found))
+    if theory.parts(candidate)[-1][0].whole:
+        return  # heads are not apart
     if "sink" not in theory.kinds and "output" in candidate.stages:
         yield from _sinks(theory, candidate, units, start)
     if "sum" not in theory.kinds and "output" in candidate.stages:
@@ -106,6 +108,8 @@ def _newton(
 ) -> float | None:
     """Return the step of least squares, Σ J·r / Σ J², J by a central difference."""
     name = "output" if "output" in candidate.stages else "weights"
+    theory, candidate = next(p for p in theory.parts(candidate) if name in p[1].stages)
+    units = theory.units(units)
     up, down = 0.0, 0.0
     dx = 1e-5 * abs(x)
     for b, h, rows in units:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.errors import InputError
 from attncli.measures.budget import eps
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -34,6 +35,14 @@ class Tolerance(NamedTuple):
     rtol: float = 0.0
     atol: float = 0.0
 
+    @classmethod
+    def of(cls, rtol: float | None, atol: float | None) -> Tolerance:
+        """Return it, what is not given as 0. Raises InputError for what is no tolerance."""
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and not 0 <= value < np.inf:
+                raise InputError(f"{name} is {value}", "expected a number, 0 or more")
+        return cls(rtol or 0.0, atol or 0.0)
+
 
 @dataclass
 class Judged:
@@ -42,7 +51,8 @@ class Judged:
     ``error`` is the largest absolute error of a row, ∞ where one of candidate and truth is not a
     number and the other is; ``excess`` the largest error as a multiple of what is allowed, and
     ``cell`` where that is; ``allowed`` and ``relative`` (error by truth) belong to that cell.
-    ``own`` is the type that the candidate is judged at, ``kept`` the one that holds it.
+    ``own`` is the type that the candidate is judged at, ``kept`` the one that holds it. ``whole``:
+    the numbers are those of all heads together, and H is 1.
     """
 
     name: str
@@ -50,6 +60,7 @@ class Judged:
     kept: np.dtype[Any]
     error: Array
     tolerance: Tolerance | None = None
+    whole: bool = False
     excess: Array = field(init=False)
     allowed: Array = field(init=False)
     cell: Array = field(init=False)
@@ -78,10 +89,12 @@ class Judged:
         own: np.dtype[Any],
         kept: np.dtype[Any],
         tolerance: Tolerance | None = None,
+        *,
+        whole: bool = False,
     ) -> Judged:
         """Return one with nothing judged yet; shape: ``(B, H, L)``, or ``(B, H, L, c)``."""
         width = shape[3] if len(shape) > 3 else 1
-        return cls(name, own, kept, np.zeros(shape[:3]), tolerance, width)
+        return cls(name, own, kept, np.zeros(shape[:3]), tolerance, whole, width=width)
 
     def fill(self, at: Any, candidate: Array, right: Array, allowed: Array) -> None:
         """Judge the rows ``at`` an index of ``(B, H, L)``. The arrays: ``(n, c)``.
@@ -153,7 +166,8 @@ class Judged:
             return {}
         b, h, row = (int(x) for x in np.unravel_index(int(self.excess.argmax()), self.error.shape))
         names = ("batch", "head", *AXES[self.name])
-        return dict(zip(names, (b, h, row, int(self.cell[b, h, row])), strict=False))
+        found = dict(zip(names, (b, h, row, int(self.cell[b, h, row])), strict=False))
+        return {n: at for n, at in found.items() if n != "head"} if self.whole else found
 
     @property
     def budget(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,20 +39,40 @@ def read(
             f"nothing is compared under the name '{unknown[0]}'" if unknown else "no candidate",
             f"expected {listed(AXES)}",
         )
-    arrays = {name: _numbers(name, array) for name, array in given.items()}
+    arrays = {name: numbers(name, array) for name, array in given.items()}
     stages = {name: canonical(problem, name, array, notes) for name, array in arrays.items()}
+    inputs = (problem.query, problem.key, problem.value)
+    if problem.unturned is not None:
+        inputs = (*problem.unturned, problem.value)
+    return judged_at(stages, problem.dtype, problem.result_dtype, inputs, notes, tolerance)
+
+
+def judged_at(
+    stages: Mapping[str, Array],
+    dtype: np.dtype[Any],
+    result: np.dtype[Any],
+    inputs: Sequence[Array],
+    notes: list[str],
+    tolerance: Any = None,
+) -> Candidate:
+    """Return canonical stages with the types at whose precision they are judged.
+
+    ``dtype`` is the arithmetic's, ``result`` that of our own result, ``inputs`` are what all was
+    made from.
+    """
     # nothing is finer than what it is made from
-    finest = np.dtype(np.float64 if problem.dtype.itemsize > 4 else np.float32)
+    finest = np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
     kept = {
-        name: max(own_dtype(problem, name, array, notes), finest, key=eps)
+        name: max(own_dtype(name, array, inputs, notes), finest, key=eps)
         for name, array in stages.items()
     }
-    results = [dtype for name, dtype in kept.items() if name not in ("lse", "scores")]
-    own = max(results or [problem.result_dtype, *kept.values()], key=eps)
+    results = [one for name, one in kept.items() if name not in ("lse", "scores")]
+    own = max(results or [result, *kept.values()], key=eps)
     return Candidate(stages, own, kept, tolerance)
 
 
-def _numbers(name: str, array: Any) -> Array:
+def numbers(name: str, array: Any) -> Array:
+    """Return a stage as an array of numbers; InputError where it is none."""
     array = np.asanyarray(array)
     if array.dtype.kind in "iu":
         return np.asarray(array.astype(np.float64))
@@ -148,18 +168,15 @@ def _misfit(problem: Problem, name: str, array: Array, own: tuple[int, ...]) -> 
     return InputError(f"the expected {name} is {array.shape}, but {name} is {own}", hint)
 
 
-def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np.dtype[Any]:
+def own_dtype(name: str, array: Array, inputs: Sequence[Array], notes: list[str]) -> np.dtype[Any]:
     """Return the type at whose precision a stage is judged.
 
     Its own; or the narrower one in which it was made, when it holds nothing else and neither do
-    query, key and value: what a program wrote with more digits than it computed with.
+    the inputs, query, key and value: what a program wrote with more digits than it computed with.
     """
     kept: np.dtype[Any] = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
-    narrower = [float_dtype(n) for n in FLOATS if float_dtype(n).itemsize < kept.itemsize]
-    narrower.sort(key=eps)
-    inputs = (problem.query, problem.key, problem.value)
-    if problem.unturned is not None:
-        inputs = (*problem.unturned, problem.value)
+    floats: list[np.dtype[Any]] = [float_dtype(name) for name in FLOATS]
+    narrower = sorted((one for one in floats if one.itemsize < kept.itemsize), key=eps)
     for dtype in reversed(narrower):
         if not holds(dtype, array) or not _telling(array):
             continue
@@ -167,7 +184,8 @@ def own_dtype(problem: Problem, name: str, array: Array, notes: list[str]) -> np
         if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
             continue
         notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
-        return dtype
+        kept = dtype
+        break
     return kept
 
 

@@ -19,7 +19,7 @@ from attncli.studies.compare.faults import fault_suspects
 from attncli.studies.compare.fits import fitted
 from attncli.studies.compare.judged import Judged
 from attncli.studies.compare.mask_suspects import mask_suspects
-from attncli.studies.compare.suspects import Suspect, suspects
+from attncli.studies.compare.suspects import Question, suspects
 from attncli.studies.compare.theory import Candidate, Theory, Unit, held, residual
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -49,8 +49,10 @@ def sample(
     problem: Problem, found: dict[str, Judged], heads: int = HEADS, rows: int = ROWS
 ) -> list[Unit]:
     """Return rows that tell theories apart: the worst, those at edges, and some of all."""
-    error = sum(np.where(one.bad, 1 + np.minimum(one.excess, 1e6), 0) for one in found.values())
-    worst = np.asarray(error).max(-1).ravel()  # (B·H,)
+    errors = [np.where(one.bad, 1 + np.minimum(one.excess, 1e6), 0) for one in found.values()]
+    shape = (problem.batch, problem.heads, problem.queries)
+    error = np.broadcast_to(sum(errors, np.zeros(())), shape)
+    worst = error.max(-1).ravel()  # (B·H,)
     pairs = list(np.ndindex(problem.batch, problem.heads))
     order = [int(n) for n in np.argsort(-worst, kind="stable")]
     some = [*order[: (heads + 1) // 2], 0, len(pairs) - 1, *order[::-1]]
@@ -58,7 +60,7 @@ def sample(
     units = []
     for n in sorted(chosen):
         b, h = pairs[n]
-        bad = np.argsort(-np.asarray(error)[b, h], kind="stable")[: rows // 3]
+        bad = np.argsort(-error[b, h], kind="stable")[: rows // 3]
         spread = np.linspace(0, problem.queries - 1, max(rows // 2, 1)).round().astype(int)
         edges = [0, 1, 63, 64, 127, 128, problem.queries - 1]
         edges = [i for i in edges if i < problem.queries]
@@ -86,7 +88,7 @@ class Search:
         self.few = sample(problem, found, PAIR_HEADS, PAIR_ROWS)
         self.start = residual(self.base, candidate, self.units)
         stages = frozenset(candidate.stages)
-        self.suspects = [
+        self.suspects: list[Question] = [
             *suspects(self.base.problem), *mask_suspects(self.base.problem),
             *fault_suspects(self.base.problem, stages),
         ]  # fmt: skip
@@ -101,13 +103,13 @@ class Search:
         pairs = self._tried(self._pairs(singles))
         return self._whole(sorted([*pairs, *singles], key=_left))
 
-    def alone(self, suspects: Sequence[Suspect]) -> list[Tried]:
+    def alone(self, suspects: Sequence[Question]) -> list[Tried]:
         """Return suspects and missing keys, each tried alone on the sample, the best first."""
         made = self._tried(self._applied(self.base, suspects))
         made += self._tried(cut_suspects(self.base, self.candidate, self.units))
         return sorted(made, key=_left)
 
-    def _applied(self, theory: Theory, suspects: Sequence[Suspect]) -> Iterator[Theory]:
+    def _applied(self, theory: Theory, suspects: Sequence[Question]) -> Iterator[Theory]:
         for suspect in suspects:
             made = suspect.applied(theory)
             if made is not None:

@@ -7,25 +7,34 @@ such; the others are told in words.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.rope import Rope
-from attncli.errors import AttnError
 from attncli.studies.compare.theory import After, Theory, View
+from attncli.studies.compare.theory import Change as Change
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Change = Callable[[Problem], "Problem | None"]
 
 NOTHING: Mapping[str, str | None] = MappingProxyType({})
 THETAS = (10000.0, 500000.0, 1000000.0, 100000.0)  # GPT-NeoX and Llama 2, Llama 3, Qwen 2
 CAPS = (50.0, 30.0, 20.0)  # Gemma 2, Grok and Gemma 2's last, others
 PAGES = (16, 32, 64, 128, 256)
+
+
+class Question(Protocol):
+    """What may have been done otherwise: see ``Suspect``."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def pair(self) -> bool: ...
+    def applied(self, theory: Theory) -> Theory | None: ...
 
 
 class Suspect(NamedTuple):
@@ -46,23 +55,16 @@ class Suspect(NamedTuple):
         """Return a theory that holds this, too; None where it does not go with it."""
         if self.kind in theory.kinds or (self.view and theory.view):
             return None
-        problem = theory.problem
-        if self.change is not None:
-            try:
-                changed = self.change(problem)
-            except AttnError:
-                return None
-            if changed is None:
-                return None
-            problem = changed
-        return Theory(
-            problem,
-            {**theory.said, **self.said},
-            theory.words if self.said else (*theory.words, self.words),
-            theory.kinds | {self.kind},
-            theory.fitted,
-            (*theory.after, self.after) if self.after else theory.after,
-            self.view or theory.view,
+        made = theory if self.change is None else theory.changed(self.change)
+        if made is None:
+            return None
+        return replace(
+            made,
+            said={**theory.said, **self.said},
+            words=theory.words if self.said else (*theory.words, self.words),
+            kinds=theory.kinds | {self.kind},
+            after=(*theory.after, self.after) if self.after else theory.after,
+            view=self.view or theory.view,
         )
 
 

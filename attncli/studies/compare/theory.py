@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from attncli.attention.problem import Problem
+from attncli.errors import AttnError
 from attncli.measures import budget
 from attncli.measures.budget import Block, eps
 from attncli.resources import Progress, processors, run_jobs
@@ -22,6 +23,10 @@ SMALL = 1 << 16  # cells below which threads cost more than they save
 
 #: What a faulty program does to results: from ``(problem, b, h, rows, arrays)`` what it changes.
 After = Callable[[Problem, int, int, Array, Mapping[str, Array]], Mapping[str, Array]]
+#: A problem posed otherwise; None where it cannot be.
+Change = Callable[[Problem], "Problem | None"]
+#: What a plain implementation gives, by name: from ``(b, h, rows, keys)``.
+Plain = Callable[[int, int, Array, slice], dict[str, Array]]
 #: How a stage of a candidate ``(B, H, L, …)`` is to be read; None where it cannot be read so.
 View = Callable[[str, Array], "Array | None"]
 
@@ -31,9 +36,12 @@ class Theory:
     """A problem, what is done to its results, how the candidate is to be read.
 
     ``said`` are the options that say it, by flag (None: leave it out), ``words`` what they do not
-    say; ``kinds`` are the questions that it answers, so that no other answers them again.
-    ``fitted``: a number of it was found by fitting.
+    say; ``kinds`` are the questions that it answers, so that no other answers them again;
+    ``changes`` led to the problem from what was asked. ``fitted``: a number of it was found by
+    fitting. ``whole``: what it gives is that of all heads together, ``(B, 1, L, …)``.
     """
+
+    whole: ClassVar[bool] = False
 
     problem: Problem
     said: Mapping[str, str | None] = field(default_factory=dict)
@@ -42,6 +50,29 @@ class Theory:
     fitted: bool = False
     after: tuple[After, ...] = ()
     view: View | None = None
+    changes: tuple[Change, ...] = ()
+
+    def changed(self, change: Change) -> Self | None:
+        """Return the theory of a problem posed otherwise; None where it cannot be."""
+        try:
+            problem = change(self.problem)
+        except AttnError:
+            return None
+        if problem is None:
+            return None
+        return replace(self, problem=problem, changes=(*self.changes, change))
+
+    def parts(self, candidate: Candidate) -> list[tuple[Theory, Candidate]]:
+        """Return the theories that give a candidate's stages, each with its own."""
+        return [(self, candidate)]
+
+    def units(self, units: Sequence[Unit] | None) -> Sequence[Unit]:
+        """Return units as this theory takes them; all there are for None."""
+        return whole(self.problem) if units is None else units
+
+    def alike(self, other: Theory) -> bool:
+        """Whether two theories of the same problem are the same."""
+        return True
 
     def block(self, b: int, h: int, rows: Array, own: np.dtype[Any] | None, keys: slice) -> Block:
         """Return the truth of this theory and, with ``own``, its bands."""
@@ -57,8 +88,13 @@ class Theory:
                 bands[name] = _moved(bands[name], before, array, self.problem, own)
         return Block(arrays, bands)
 
+    def plains(self, own: np.dtype[Any]) -> Sequence[Plain]:
+        """Return the plain implementations of this theory in ``own``."""
+        given = budget.as_own(self.problem, own)
+        return [partial(self.plain, given, way) for way in budget.ways(self.problem, own)]
+
     def plain(
-        self, given: Problem, b: int, h: int, rows: Array, way: budget.Way, keys: slice
+        self, given: Problem, way: budget.Way, b: int, h: int, rows: Array, keys: slice
     ) -> dict[str, Array]:
         """Return what a plain implementation gives; ``given`` is ``budget.as_own``."""
         return self._changed(b, h, rows, budget.plain(given, b, h, rows, way, self._keys(keys)))
@@ -146,9 +182,21 @@ def held(
     progress: Progress | None = None,
 ) -> dict[str, Judged]:
     """Judge the stages of a candidate by a theory, over all rows or some."""
+    found: dict[str, Judged] = {}
+    for one, part in theory.parts(candidate):
+        found |= _held(one, part, one.units(units), threads, progress)
+    return {name: found[name] for name in candidate.stages}
+
+
+def _held(
+    theory: Theory,
+    candidate: Candidate,
+    units: Sequence[Unit],
+    threads: int | None,
+    progress: Progress | None,
+) -> dict[str, Judged]:
     p, own = theory.problem, candidate.own
-    given = budget.as_own(p, own)
-    ways = budget.ways(p, own)
+    plain = theory.plains(own) if candidate.tolerance is None else ()
     found = {
         name: Judged.empty(
             name,
@@ -156,6 +204,7 @@ def held(
             candidate.kept.get(name, own),
             array.dtype,
             candidate.tolerance,
+            whole=theory.whole,
         )
         for name, array in candidate.stages.items()
     }
@@ -181,7 +230,7 @@ def held(
                 doubtful |= ~(np.abs(part.astype(np.float64) - right) <= band).all(1)
             parts[name] = part, right, band
         at = np.flatnonzero(doubtful) if candidate.tolerance is None else rows[:0]
-        plains = [theory.plain(given, b, h, rows[at], w, keys) for w in ways] if len(at) else []
+        plains = [one(b, h, rows[at], keys) for one in plain] if len(at) else []
         for name, (part, right, band) in parts.items():
             allowed = np.array(np.broadcast_to(band, right.shape))
             if plains:
@@ -191,7 +240,7 @@ def held(
                 allowed[at] += 2 * own_error
             found[name].fill((b, h, rows), part, right, allowed)
 
-    jobs = [partial(judge, unit) for unit in (whole(p) if units is None else units)]
+    jobs = [partial(judge, unit) for unit in units]
     rows = sum(len(job.args[0].rows) for job in jobs)
     run_jobs(list(jobs), threads or processors(), rows * p.keys > SMALL, progress)
     return found
@@ -209,6 +258,10 @@ def residual(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> flo
     read = candidate.seen_by(theory)
     if read is None:
         return np.inf
+    return sum(_residual(one, part, one.units(units)) for one, part in theory.parts(read))
+
+
+def _residual(theory: Theory, read: Candidate, units: Sequence[Unit]) -> float:
     total = 0.0
     sums = {name: np.zeros(2) for name in read.stages}
     for b, h, rows in units:
@@ -220,9 +273,7 @@ def residual(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> flo
                 if name == "scores":
                     right = np.where(np.isneginf(arrays["masked"]), part, right)
                 good = np.isfinite(part)
-                if (
-                    good != np.isfinite(right.astype(candidate.kept.get(name, candidate.own)))
-                ).any():
+                if (good != np.isfinite(right.astype(read.kept.get(name, read.own)))).any():
                     return np.inf
                 sums[name] += (
                     np.sum((part - right) ** 2, where=good), np.sum(part**2, where=good)
@@ -230,3 +281,16 @@ def residual(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> flo
     for error, size in sums.values():
         total += error / (size or 1.0)
     return total
+
+
+def outputs_of(
+    theory: Theory, candidate: Candidate, unit: Unit
+) -> Iterator[tuple[Mapping[str, Array], Array]]:
+    """Yield what a theory makes of a unit and the candidate's output ``(n, Dv)``, if it has one."""
+    if "output" not in candidate.stages or theory.view or theory.after:
+        return
+    b, h, rows = unit
+    arrays = theory.block(b, h, rows, None, slice(0, theory.problem.keys)).arrays
+    wanted = candidate.stages["output"][b, h][rows].astype(np.float64)
+    if np.isfinite(wanted).all():
+        yield arrays, wanted

@@ -50,7 +50,7 @@ def stage_data(one: Judged) -> dict[str, Any]:
         "snr_db": one.snr,
         "bad_rows": int(one.bad.sum()),
         "worst": one.worst,
-        "by_head": heads[0].tolist() if len(heads) == 1 else heads.tolist(),
+        **({} if one.whole else {"by_head": (heads[0] if len(heads) == 1 else heads).tolist()}),
         "by_row": rows.tolist(),
     }
     if one.tolerance is not None:
