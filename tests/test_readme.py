@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ import attncli
 from attncli.files.reading import read
 from attncli.reports.statistics import statistics_markdown
 from tests.support.program import ROOT
-from tests.support.readme import BLOCK, README, TABLES, run
+from tests.support.readme import (
+    BLOCK,
+    README,
+    TABLES,
+    WALKTHROUGHS,
+    rounded_alike,
+    run,
+    workshop,
+)  # fmt: skip
 
 BLOCKS = BLOCK.findall(README.read_text("utf-8"))
 #: The sweep of widths takes its seconds.
@@ -24,7 +33,32 @@ MARKED = [
 
 @pytest.mark.parametrize(("command", "shown"), MARKED)
 def test_console_blocks_are_what_is_printed(command: str, shown: str) -> None:
-    assert run(command) == shown
+    printed = run(command)
+    assert printed == shown or ("--expect " in command and rounded_alike(printed, shown))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", WALKTHROUGHS, ids=lambda document: document.name)
+def test_walkthroughs_go_as_they_are_told(document: Path) -> None:
+    with workshop() as folder:
+        for command, shown in BLOCK.findall(document.read_text("utf-8")):
+            printed = run(command, folder)
+            assert printed == shown or rounded_alike(printed, shown), command
+
+
+def test_outputs_are_alike_but_for_rounding_errors() -> None:
+    shown = "off by 0.303 (budget\n  1.28e-06)  ▁▁▅█"
+    assert rounded_alike(shown, "off by 0.303 (budget 9.1e-07)  ▁▁▆█")
+    for wrong in ("off by 0.5 (budget", "off by 0.303 (limit", "off by 0.303 by 2 (budget"):
+        assert not rounded_alike(shown, shown.replace("off by 0.303 (budget", wrong))
+    assert not rounded_alike(shown, shown.replace("1.28e-06", "1.28e-04"))
+    assert not rounded_alike(shown, shown.replace("▁▁▅█", "▅▁▁█"))
+
+
+@pytest.mark.parametrize("document", [README, *WALKTHROUGHS], ids=lambda document: document.name)
+def test_links_lead_to_files(document: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", document.read_text("utf-8"))
+    assert links and not [link for link in links if not (document.parent / link).exists()]
 
 
 def test_lines_fit_the_page() -> None:

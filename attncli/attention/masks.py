@@ -82,7 +82,8 @@ def lengths_of(real: Array) -> PerBatch | None:
 class Mask:
     """A predicate and biases bound to an extent; ``text`` is how it was written.
 
-    ``notes`` say what was read in one of two ways; ``joined`` are the masks that it was made of.
+    ``notes`` say what was read in one of two ways; ``joined`` are the masks that it was made of;
+    ``source`` is the name of the tensor that it came as, if it was no expression.
     """
 
     extent: Extent
@@ -91,6 +92,7 @@ class Mask:
     text: str = ""
     notes: tuple[str, ...] = ()
     joined: tuple[Mask, ...] = ()
+    source: str = ""
 
     @property
     def parts(self) -> tuple[Mask, ...]:

@@ -39,7 +39,7 @@ def tensor_masker(
     def bind(extent: Extent) -> Mask:
         notes: list[str] = []
         predicate, biases = cells(array, extent, name, notes)
-        return Mask(extent, predicate, biases, text=text, notes=tuple(notes))
+        return Mask(extent, predicate, biases, text=text, notes=tuple(notes), source=name)
 
     return bind
 
@@ -68,7 +68,7 @@ def padding_masker(tensor: Any, polarity: str = "keep", name: str = PADDING) -> 
             biases = (Added(Cells(rows[:, None, None])),)
         said = None if biases else padding_text(real.reshape(shape))
         words = said or f"{name} {values.shape} {values.dtype}"
-        return Mask(extent, Padding(real.reshape(shape)), biases, words)
+        return Mask(extent, Padding(real.reshape(shape)), biases, words, source=name)
 
     return bind
 

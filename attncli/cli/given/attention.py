@@ -116,11 +116,9 @@ def upstream(spec: str | None) -> Any:
 
 
 def _softcap(reader: Reader) -> float | None:
-    """Return the cap; in a file 0 is none, as in flash-attention."""
+    """Return the cap; 0 is none, as in flash-attention."""
     value: float | None = reader.pick("softcap", is_number)
-    if value == 0 and reader.flag("softcap") is None:
-        return None
-    return value
+    return None if value == 0 else value
 
 
 def _note_what_is_missing(reader: Reader, call: Call) -> None:

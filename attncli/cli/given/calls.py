@@ -203,7 +203,7 @@ def _masks(reader: Reader, call: Call) -> None:
         )
     call.masks += [_at_the_end(text) for text in texts]
     if packed:
-        call.masks.append(packed.masker)
+        call.masks.append(sequences.from_tensor(packed.masker, "cu_seqlens"))
         call.flags = packed.flags
     rows = _query_lengths(reader)
     if rows is not None:

@@ -16,6 +16,7 @@ from attncli.cli.given.reader import Reader, is_truth, is_word
 from attncli.cli.groups import Mask
 from attncli.errors import InputError
 
+NONE = "none"
 TENSORS = ("attn_mask", "key_padding_mask")
 
 
@@ -26,9 +27,10 @@ def maskers_of(reader: Reader, flags: Mask) -> list[Any]:
         own.append(reader.checked("mask", is_word, 'a mask expression, such as "causal"'))
     if reader.checked("causal", is_truth, "true or false"):
         own.append("causal")
-    texts = flags.expressions or own
+    said = said_of(flags)
+    texts = [text for text in said if text != NONE] if said else own
     for lost in own:
-        if not any(_spaceless(lost) in _spaceless(text) for text in texts):
+        if NONE not in said and not any(_spaceless(lost) in _spaceless(text) for text in texts):
             reader.warnings.append(
                 f"-m replaces the file's mask {lost}; to keep both add -m '{lost}'"
             )
@@ -43,6 +45,22 @@ def maskers_of(reader: Reader, flags: Mask) -> list[Any]:
             "add --attn-mask FILE or --key-padding-mask FILE",
         )
     return maskers + tensors
+
+
+def said_of(flags: Mask) -> list[str]:
+    """Return the expressions of the command line; 'none', alone, is: no mask, whatever else says.
+
+    Raises InputError where it stands beside another.
+    """
+    texts = flags.expressions
+    if NONE in texts and len(set(texts)) > 1:
+        other = next(text for text in texts if text != NONE)
+        raise InputError(
+            f"--mask none and {'--causal' if other == 'causal' else '--mask ' + other} "
+            "contradict each other",
+            "leave one of them out",
+        )
+    return texts
 
 
 def _tensor(reader: Reader, role: str, polarity: str) -> Masker | None:

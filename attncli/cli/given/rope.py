@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups
 from attncli.cli.given.reader import Reader, is_count, is_number, is_word
+from attncli.cli.options import Group
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ PARTS = tuple(name for name in groups.Rope.members if name not in ("rope", "posi
 
 def rope_of(reader: Reader) -> Rope | None:
     """Return rotary positions, when a style is named; what belongs to them means nothing alone."""
+    if no_rope(reader.flags):
+        reader.taken |= {reader.spelt[n] for n in (*PARTS, "rope") if n in reader.spelt}
+        return None
     style = reader.pick("rope", is_word)
     if style is None:
         flags = [n for n in (*PARTS, "positions") if reader.flag(n) is not None]
@@ -42,6 +46,22 @@ def rope_of(reader: Reader) -> Rope | None:
         reader.pick("rope_dim", is_count),
         positions, cos, sin, _scaling(reader),
     )  # fmt: skip
+
+
+def no_rope(flags: Group) -> bool:
+    """Whether the command line says that nothing turns.
+
+    Raises InputError for what would be said of it beside that.
+    """
+    if getattr(flags, "rope", None) != "none":
+        return False
+    lone = next((n for n in PARTS if getattr(flags, n) is not None), None)
+    if lone:
+        raise InputError(
+            f"--rope none and --{lone.replace('_', '-')} contradict each other",
+            "leave one of them out",
+        )
+    return True
 
 
 def _scaling(reader: Reader) -> Mapping[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -290,6 +290,11 @@ def _restarts(reader: Reader, call: Call) -> Array | None:
         "other"
     )
     return starts
+
+
+def from_tensor(masker: Masker, name: str) -> Masker:
+    """Return a masker whose masks know the tensor that they came as."""
+    return lambda extent: replace(masker(extent), source=name)
 
 
 def _segments(ids: Array) -> Masker:

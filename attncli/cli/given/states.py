@@ -15,9 +15,10 @@ from attncli.attention.view import Labels
 from attncli.cli import groups
 from attncli.cli.given.attention import kv_lengths_of, scale_of, sink_of
 from attncli.cli.given.expected import expected_of
+from attncli.cli.given.expressions import said_of
 from attncli.cli.given.names import without_role
 from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
-from attncli.cli.given.rope import PARTS, rope_of
+from attncli.cli.given.rope import PARTS, no_rope, rope_of
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.cli.groups import multihead as own
 from attncli.errors import InputError, listed
@@ -262,14 +263,7 @@ class StateReader(Reader):
 
     def mask_texts(self) -> tuple[str, ...] | None:
         """Mask expressions; None: the layer's own mask."""
-        texts = self.flags.expressions
-        if "none" in texts and len(set(texts)) > 1:
-            other = next(text for text in texts if text != "none")
-            raise InputError(
-                f"--mask none and {'--causal' if other == 'causal' else '--mask ' + other} "
-                "contradict each other",
-                "leave one of them out",
-            )
+        texts = said_of(self.flags)
         if not texts and "mask" in self.options:
             texts.append(self.checked("mask", is_word, 'such as "causal"'))
         if not texts and self.checked("causal", is_truth, "true or false"):
@@ -285,13 +279,7 @@ class StateReader(Reader):
     def rope_of(self, own: Rope | None) -> Rope | str | None:
         flags = self.flags
         parts = {name: getattr(flags, name) for name in PARTS}
-        if flags.rope == "none":
-            lone = next((n for n, value in parts.items() if value is not None), None)
-            if lone:
-                raise InputError(
-                    f"--rope none and --{lone.replace('_', '-')} contradict each other",
-                    "leave one of them out",
-                )
+        if no_rope(flags):
             return "none"
         if flags.rope is None and own is not None and any(v is not None for v in parts.values()):
             given = rope_of(Reader(None, flags.but(rope=own.style)))

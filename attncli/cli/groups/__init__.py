@@ -122,7 +122,8 @@ class Mask(Group, panel=MASK):
         list[str] | None,
         option(
             "-m", metavar="EXPR",
-            help="A mask expression, such as 'causal & window(128)'; repeatable: all must allow.",
+            help="A mask expression, such as 'causal & window(128)', or none; repeatable: all must "
+            "allow.",
         ),
     ] = None  # fmt: skip
     causal: Annotated[bool, option("--causal", help="The same as --mask causal.")] = False
@@ -171,7 +172,9 @@ class Attention(Group, panel=ATTENTION):
             help="Factor of the scores; auto is 1/√D of the query (the default).",
         ),
     ] = None
-    softcap: Annotated[Float, option(metavar="C", help="c·tanh(score/c), before the mask.")] = None
+    softcap: Annotated[
+        Float, option(metavar="C", help="c·tanh(score/c), before the mask; 0 is none.")
+    ] = None
     sink: Annotated[
         Text,
         option(
@@ -203,7 +206,10 @@ class Rope(Group, panel=ROPE):
 
     rope: Annotated[
         Text,
-        option(**one_of(*ROPE_STYLES), help="Turn queries and new keys by their positions first."),
+        option(
+            **one_of(*ROPE_STYLES, "none"),
+            help="Turn queries and new keys by their positions first.",
+        ),
     ] = None
     rope_theta: Annotated[Float, option(metavar="T", help="Its base (default: 10000).")] = None
     rope_dim: Annotated[

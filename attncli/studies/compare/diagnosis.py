@@ -21,7 +21,14 @@ from attncli.studies.compare.answers import (
 )
 from attncli.studies.compare.backward import GRADIENTS
 from attncli.studies.compare.judged import Judged
-from attncli.studies.compare.patterns import appearance, noise, place, units_of
+from attncli.studies.compare.patterns import (
+    appearance,
+    denominators,
+    dropout,
+    place,
+    units_of,
+)
+from attncli.studies.compare.precision import precision
 from attncli.studies.compare.search import LIKE, Search, Tried
 from attncli.studies.compare.suspects import Suspect
 from attncli.studies.compare.theory import Candidate, Theory, Unit, held
@@ -151,7 +158,11 @@ def _located(problem: Problem, candidate: Candidate, one: Judged, search: Search
     elif seen:
         found.append(seen)
     if not seen and not found[1:]:
-        found += noise(search.base, candidate, search.units)
+        for look in (dropout, denominators, precision):
+            said = list(look(search.base, candidate, search.units))
+            found += said
+            if said:
+                break
     return found
 
 

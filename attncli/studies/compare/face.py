@@ -47,7 +47,7 @@ def compare(
     stages = {name: array_of(one) for name, one in given.items()}
     tolerance = None
     if rtol is not None or atol is not None:
-        tolerance = Tolerance(rtol or 0.0, atol or 0.0)
+        tolerance = Tolerance.of(rtol, atol)
     if isinstance(expected, MultiheadResult):
         from attncli.studies.compare.layers import compare_layer
 
@@ -79,6 +79,7 @@ def assert_close(
     >>> q = np.eye(2, dtype=np.float32)
     >>> assert_close(attend(q).output, {"query": q})
     """
+    __tracebackhide__ = True  # pytest shows the line of the test, and the message
     found = compare(
         candidate, expected, rtol=rtol, atol=atol, explain=explain, grad_output=grad_output
     )

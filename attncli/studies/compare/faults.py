@@ -147,6 +147,8 @@ def _overflowing(p: Problem, b: int, h: int, rows: Array, a: Arrays) -> Arrays:
     with np.errstate(all="ignore"):
         e = np.exp(a["masked"].astype(np.float32)).astype(a["masked"].dtype)
         total = e.sum(-1, keepdims=True)
+        if p.sink is not None:
+            total = total + np.exp(p.sink[h])
         weights = e / np.where(total == 0, 1, total)
         return {"output": weights @ _values(p, b, h, e.dtype), "weights": weights}
 
@@ -217,9 +219,11 @@ def _layouts(p: Problem) -> Iterator[Suspect]:
         views["heads and rows are transposed: (B, L, H, D) lies where (B, H, L, D) is expected"] = (
             _as_blhd
         )
-        views["heads and rows are transposed: (B, H, L, D) lies where (B, L, H, D) is expected"] = (
-            _as_bhld
-        )
+        if p.heads != p.queries:
+            words = (
+                "heads and rows are transposed: (B, H, L, D) lies where (B, L, H, D) is expected"
+            )
+            views[words] = _as_bhld
         views[
             "heads and channels are transposed: (B, L, D, H) lies where (B, L, H, D) is expected"
         ] = _as_bldh

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.errors import InputError
 from attncli.measures.budget import eps
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -33,6 +34,14 @@ class Tolerance(NamedTuple):
 
     rtol: float = 0.0
     atol: float = 0.0
+
+    @classmethod
+    def of(cls, rtol: float | None, atol: float | None) -> Tolerance:
+        """Return it, what is not given as 0. Raises InputError for what is no tolerance."""
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if value is not None and not 0 <= value < np.inf:
+                raise InputError(f"{name} is {value}", "expected a number, 0 or more")
+        return cls(rtol or 0.0, atol or 0.0)
 
 
 @dataclass

@@ -50,7 +50,7 @@ class Said:
         others: list[Mask] = []
         for part in mask.parts:
             try:
-                if not part.text:
+                if part.source or not part.text:
                     raise SyntaxError
                 language.masker(part.text)(part.extent)
                 texts += conjuncts(part.text)
@@ -334,13 +334,13 @@ def _with_lengths(said: Said, lengths: tuple[int, ...], *, again: bool) -> Chang
 def _tensors(p: Problem, said: Said) -> Iterator[Suspect]:
     """Mask tensors: left out, inverted, with the other sign, multiplied by the scale."""
     for n, part in enumerate(said.others):
-        if not part.text:
+        name = part.source or part.text.partition(" ")[0]
+        if not name:
             continue
-        name = part.text.partition(" ")[0]
         rest = (*said.others[:n], *said.others[n + 1 :])
         yield Suspect("mask", f"{name} is not applied", _instead(said, rest))
         if not part.predicate.everything():
-            turned = replace(part, predicate=Not(part.predicate), text="")
+            turned = replace(part, predicate=Not(part.predicate), text="", source="")
             flags = {} if part.biases else {"--mask-polarity": "ignore"}
             yield Suspect(
                 "mask", f"{name} the other way round", _instead(said, (*rest, turned)), flags
@@ -352,7 +352,7 @@ def _tensors(p: Problem, said: Said) -> Iterator[Suspect]:
                 biases = tuple(Times(bias, factor) for bias in part.biases)
                 yield Suspect(
                     "mask", f"{name} {words}",
-                    _instead(said, (*rest, replace(part, biases=biases, text=""))),
+                    _instead(said, (*rest, replace(part, biases=biases, text="", source=""))),
                 )  # fmt: skip
 
 

@@ -11,20 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.problem import Problem, float_dtype
+from attncli.attention.problem import Problem
 from attncli.errors import counted, listed
-from attncli.measures import budget
-from attncli.measures.budget import Way, eps
+from attncli.measures.budget import eps
 from attncli.studies.compare.judged import Judged
-from attncli.studies.compare.theory import Candidate, Theory, Unit
+from attncli.studies.compare.theory import Candidate, Theory, Unit, outputs_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 TILES = (256, 128, 64, 32, 16, 8)
 DENSE = 0.8  # the part of a range that must be wrong for the range to be named
-DROPPED = 0.02  # noise by weight above which no rounding makes it
-EVEN = 0.5  # how much the noise of rows may differ, as a share of it
-LOW = (0.1, 40.0)  # errors as multiples of what a half type makes
 
 
 @dataclass(frozen=True)
@@ -148,62 +144,75 @@ def appearance(problem: Problem, candidate: Candidate, one: Judged) -> str | Non
     return None
 
 
-def noise(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> Iterator[str]:
-    """Say what the errors of the output are where they look like chance: dropout, low precision.
-
-    Dropout multiplies each weight by 0 or 1/(1 − p): errors of Σ p²v² · p/(1 − p), in every row
-    alike. Rounding to a half type makes errors of the size that a plain implementation in it makes.
-    """
-    if "output" not in candidate.stages or theory.view or theory.after:
-        return
-    p = theory.problem
-    shares: list[float] = []
-    ratios: dict[str, list[float]] = {"float16": [], "bfloat16": []}
-    lean, errors = 0.0, 0.0
-    for b, h, rows in units:
-        keys = slice(0, p.keys)
-        arrays = theory.block(b, h, rows, None, keys).arrays
-        right = arrays["output"]
-        error = candidate.stages["output"][b, h][rows].astype(np.float64) - right
-        if not np.isfinite(error).all():
-            return
-        value = np.where(np.isfinite(p.value[b, p.group(h)]), p.value[b, p.group(h)], 0)
-        spread = np.sqrt((arrays["weights"] ** 2) @ value**2)  # (n, Dv)
-        busy = (arrays["weights"] > 0).sum(1) > 8
-        with np.errstate(all="ignore"):
-            share = np.sqrt(np.mean((error / spread) ** 2, axis=1))[busy]
-        shares += share[np.isfinite(share)].tolist()
-        lean += float(np.sum(error * right) / np.sqrt(np.sum(right**2) or 1.0))
-        errors += float(np.sum(error**2))
-        for name, found in ratios.items():
-            low = float_dtype(name)
-            given = budget.as_own(p, low)
-            plains = [budget.plain(given, b, h, rows, Way(low=low, tile=t)) for t in (None, p.keys)]
-            usual = np.max([np.abs(one["output"] - right).max(1) for one in plains], 0)
+def denominators(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> Iterator[str]:
+    """Say so where each row is right but for a factor of its own: what it is divided by."""
+    factors: list[float] = []
+    rows = 0
+    for unit in units:
+        for arrays, wanted in outputs_of(theory, candidate, unit):
+            right = arrays["output"]
             with np.errstate(all="ignore"):
-                ratio = np.abs(error).max(1) / usual
-            found += ratio[np.isfinite(ratio)].tolist()
-    if len(shares) < 4 or not errors:
+                factor = np.vecdot(wanted, right) / np.vecdot(right, right)
+                rest = np.linalg.norm(wanted - factor[:, None] * right, axis=1)
+                size = np.linalg.norm(wanted, axis=1)
+            moved = np.abs(factor - 1) > 64 * eps(candidate.own)
+            rows += int(moved.sum())
+            alike = moved & (rest <= 16 * eps(candidate.own) * size) & (size > 0)
+            factors += factor[alike].tolist()
+    if rows < 3 or len(factors) < 0.95 * rows or theory.problem.value_width < 2:
         return
-    chance = abs(lean) < 3 * np.sqrt(errors) / np.sqrt(max(len(units), 1))
-    middle = float(np.median(shares))
-    even = float(np.std(np.log(np.array(shares)[np.array(shares) > 0]))) < EVEN
-    if middle > DROPPED and even and chance:
-        rate = middle**2 / (1 + middle**2)
+    low, high = min(factors), max(factors)
+    if high - low > 1e-3 * abs(high):
         yield (
-            f"the errors look like chance, and are alike in all rows: dropout of about {rate:.0%} "
-            "left on would make them"
+            f"each row is right but for a factor of its own, {low:.4g} to {high:.4g}: the "
+            "denominator of the softmax is another"
         )
+
+
+def dropout(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> Iterator[str]:
+    """Say so where weights are 0 or 1/(1 − p) times what they should be.
+
+    The weights are those given, or those that the output betrays: rows with fewer visible keys than
+    channels are solved for theirs.
+    """
+    if theory.view or theory.after:
         return
-    step = eps(candidate.own)
-    for name in ("float16", "bfloat16"):
-        ratio = float(np.median(ratios[name])) if ratios[name] else np.inf
-        finer = eps(float_dtype(name)) < step
-        inside = LOW[0] < ratio < (2.0 if name == "float16" else LOW[1])
-        if inside and not finer and middle < 20 * DROPPED:
-            yield (
-                f"low precision: the errors are {ratio:.2g} times those of a program that keeps "
-                f"scores and weights in {name}; look at the type of the softmax, of the weights "
-                "and of the accumulator"
-            )
-            return
+    p, ratios = theory.problem, []
+    for b, h, rows in units:
+        arrays = theory.block(b, h, rows, None, slice(0, p.keys)).arrays
+        for n, row in enumerate(rows.tolist()):
+            seen = np.flatnonzero(arrays["weights"][n] > 1e-3)
+            if "weights" in candidate.stages:
+                found = candidate.stages["weights"][b, h, row, seen].astype(np.float64)
+            elif "output" in candidate.stages and 2 <= (
+                count := int((arrays["weights"][n] > 0).sum())
+            ) <= min(p.value_width, 24):
+                seen = np.flatnonzero(arrays["weights"][n] > 0)
+                wanted = candidate.stages["output"][b, h, row].astype(np.float64)
+                value = p.value[b, p.group(h)][seen].astype(np.float64)  # (n, Dv)
+                if not (np.isfinite(wanted).all() and np.isfinite(value).all()):
+                    continue
+                found, _, rank, _ = np.linalg.lstsq(value.T, wanted, rcond=None)
+                off = np.linalg.norm(value.T @ found - wanted)
+                if rank < count or off > 1e-2 * np.linalg.norm(wanted):
+                    continue
+                clear = arrays["weights"][n][seen] > 0.02
+                seen, found = seen[clear], found[clear]
+            else:
+                continue
+            ratios += (found / arrays["weights"][n][seen]).tolist()
+    if len(ratios) < 16:
+        return
+    ratio = np.array(ratios)
+    gone = np.abs(ratio) < 0.02
+    share = float(gone.mean())
+    rest = ratio[~gone]
+    if not 0.01 < share < 0.7 or not len(rest):
+        return
+    scale = float(np.median(rest))
+    if np.mean(np.abs(rest - scale) < 0.05 * scale) > 0.95 and scale > 0.9:
+        rate = 1 - 1 / scale if scale > 1.005 else share
+        yield (
+            f"dropout is left on: {share:.0%} of the weights are 0 and the others {scale:.3g} "
+            f"times what they should be (p about {rate:.2g})"
+        )

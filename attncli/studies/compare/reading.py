@@ -175,8 +175,8 @@ def own_dtype(name: str, array: Array, inputs: Sequence[Array], notes: list[str]
     the inputs, query, key and value: what a program wrote with more digits than it computed with.
     """
     kept: np.dtype[Any] = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
-    narrower = [float_dtype(n) for n in FLOATS if float_dtype(n).itemsize < kept.itemsize]
-    narrower.sort(key=eps)
+    floats: list[np.dtype[Any]] = [float_dtype(name) for name in FLOATS]
+    narrower = sorted((one for one in floats if one.itemsize < kept.itemsize), key=eps)
     for dtype in reversed(narrower):
         if not holds(dtype, array) or not _telling(array):
             continue
@@ -184,7 +184,8 @@ def own_dtype(name: str, array: Array, inputs: Sequence[Array], notes: list[str]
         if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
             continue
         notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
-        return dtype
+        kept = dtype
+        break
     return kept
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -281,3 +281,16 @@ def _residual(theory: Theory, read: Candidate, units: Sequence[Unit]) -> float:
     for error, size in sums.values():
         total += error / (size or 1.0)
     return total
+
+
+def outputs_of(
+    theory: Theory, candidate: Candidate, unit: Unit
+) -> Iterator[tuple[Mapping[str, Array], Array]]:
+    """Yield what a theory makes of a unit and the candidate's output ``(n, Dv)``, if it has one."""
+    if "output" not in candidate.stages or theory.view or theory.after:
+        return
+    b, h, rows = unit
+    arrays = theory.block(b, h, rows, None, slice(0, theory.problem.keys)).arrays
+    wanted = candidate.stages["output"][b, h][rows].astype(np.float64)
+    if np.isfinite(wanted).all():
+        yield arrays, wanted
