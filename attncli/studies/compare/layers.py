@@ -58,7 +58,8 @@ def compare_layer(
         return Comparison(
             problem, candidate, found, notes=notes, verdict=verdict, explained=explain
         )
-    answer = _diagnosed(theory, candidate, found, threads)
+    with one_blas_thread():
+        answer = _diagnosed(theory, candidate, found, threads)
     return Comparison(
         problem, candidate, found, answer.explanations, answer.located, notes, answer.verdict
     )
