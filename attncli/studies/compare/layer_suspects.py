@@ -288,8 +288,11 @@ def _orders(recipe: Recipe) -> Iterator[LayerSuspect]:
     if 1 < groups < heads:
         apart = channels.reshape(groups, heads // groups, width)
         found["heads are grouped the other way before the output projection"] = apart.swapaxes(0, 1)
+    done = [channels.ravel().tolist()]
     for words, order in found.items():
-        yield LayerSuspect("out", words, after=partial(_ordered, np.ravel(order)))
+        if np.ravel(order).tolist() not in done:
+            done.append(np.ravel(order).tolist())
+            yield LayerSuspect("out", words, after=partial(_ordered, np.ravel(order)))
     yield LayerSuspect(
         "out", "heads and rows are not transposed back: (H, L, D) is read as (L, H·D)",
         after=_out(untransposed=True),
