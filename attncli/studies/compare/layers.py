@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from attncli.errors import InputError, counted, listed
-from attncli.resources import Progress
+from attncli.resources import Progress, one_blas_thread
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.answers import PASSED, UNEXPLAINED, Answer
 from attncli.studies.compare.diagnosis import explained, left_over
