@@ -105,6 +105,7 @@ def test_options_that_explain_are_typed_and_give_the_candidate() -> None:
     class Said(NamedTuple):
         options: tuple[str, ...]
         words: str = ""
+        max_error: float = 1e-5
 
     assert matrix.repeated(case, Said(("--scale", "none"))) is True
     assert matrix.repeated(case, Said(("--scale", "0.9"))) is False

@@ -10,7 +10,10 @@ import numpy as np
 from tests.support.faults import Case, Generator, ask, case, fault
 from tests.support.faults_kernel import INF, Array, Kernel, Question
 
-NO_MASK = r"--mask[ =]+none|(mask|causal|window)\S* (is )?(ignored|missing|left out|not applied)|no mask|window\(inf"
+NO_MASK = (
+    r"--mask[ =]+none|(mask|causal|window)\S* (is )?(ignored|missing|left out|not applied)"
+    r"|no mask|window\(inf"
+)
 
 
 def apart(queries: int, keys: int, offset: int | Array = 0) -> Array:

@@ -35,6 +35,13 @@ def _(rng: Generator, dtype: Any) -> Case:
     return case(right, right.hiding(np.s_[-1:]))
 
 
+@fault("last key of 2000 skipped", KEYS, r"last|1999")
+def _(rng: Generator, dtype: Any) -> Case:
+    """A fault as small as they come: a row loses 1/2000 of its weight."""
+    right = ask(rng, dtype, batch=1, queries=32, keys=2000, size=1.0)
+    return case(right, right.hiding(np.s_[-1:]))
+
+
 @fault("a key tile skipped in the middle", KEYS, r"64")
 def _(rng: Generator, dtype: Any) -> Case:
     right = ask(rng, dtype, queries=96, keys=200)

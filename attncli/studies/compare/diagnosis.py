@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import Problem
+from attncli.errors import counted
 from attncli.measures.masks import difference
 from attncli.studies.compare.answers import (
     AMBIGUOUS,
@@ -26,7 +27,9 @@ from attncli.studies.compare.patterns import (
     denominators,
     dropout,
     place,
+    replace_bad,
     units_of,
+    unwritten,
 )
 from attncli.studies.compare.precision import precision
 from attncli.studies.compare.search import LIKE, Search, Tried
@@ -55,13 +58,31 @@ def diagnose(
         return diagnose_gradients(problem, candidate, found, grad_output)
     stages = {n: a for n, a in candidate.stages.items() if n in forward}
     candidate = replace(candidate, stages=stages)
+    first = next(one for one in forward.values() if not one.passed)
+    empty = unwritten(candidate, first)
+    if empty is not None and (empty == first.bad).all():
+        return Answer(LOCATED, (), [_said_of(first, empty)])
     search = Search(problem, candidate, forward, threads)
     tried = search.run()
     answer = explained(tried)
+    if answer is None and empty is not None:  # what was written may have a reason of its own
+        rest = Search(problem, candidate, forward, threads, spared=empty)
+        partly = explained(rest.run())
+        if partly is not None and partly.verdict != AMBIGUOUS:
+            told = partly.explanations[0]
+            by = " ".join(one for one in (told.text, told.words) if one)
+            rest_of_it = f"what was written is reproduced by  {by}"
+            return Answer(LOCATED, (), [_said_of(first, empty), rest_of_it])
     if answer is not None:
         return answer
-    first = next(one for one in forward.values() if not one.passed)
     return left_over(search, tried, _located(problem, candidate, first, search))
+
+
+def _said_of(one: Judged, empty: Array) -> str:
+    """Say which rows were never written."""
+    where = place(replace_bad(one, empty))
+    rows = counted(int(empty.sum()), "row")
+    return (f"{where.words}: " if where else "") + f"{rows} all zero: never written"
 
 
 def explained(tried: Sequence[Tried]) -> Answer | None:

@@ -24,6 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 LARGEST = 1 << 22  # cells of a head beyond which only a part of the rows is looked at
 EXACT = 0.02  # of the candidate's size that may be left over, as a root mean square
+CLOSE = 0.1  # the part of what is left over now that an explanation may leave
 NAMES = ("query", "key", "value")
 
 
@@ -39,16 +40,18 @@ def diagnose_gradients(
     located = []
     if where or seen:
         located = [f"only {where.words} wrong" + (f": {seen}" if seen else "") if where else seen]
-    if problem.queries * problem.keys > LARGEST:
+    problem, grad_output, shown = _part(problem, grad_output, given, first)
+    if problem.heads * problem.queries * problem.keys > LARGEST:
         note = "the gradients are too large to look for a reason; a smaller problem may show it"
         return Answer(LOCATED if located else UNEXPLAINED, (), [*(x for x in located if x), note])
+    start = _left(shown, _turned(problem, slopes(problem, grad_output, np.float64).arrays), problem)
     tried = sorted(
-        ((_left(given, made, problem), words, said) for words, said, made in
-         _theories(wide(problem), grad_output.astype(np.float64))),
+        ((_left(shown, made, problem), words, said) for words, said, made in
+         _theories(wide(problem), grad_output.astype(np.float64), shown)),
         key=lambda one: one[0],
     )  # fmt: skip
-    noise = _noise(given, problem, candidate)
-    good = [one for one in tried if one[0] <= max(noise, 1e-6)]
+    noise = _noise(candidate)
+    good = [one for one in tried if one[0] <= max(noise, 1e-6) and one[0] <= CLOSE * start]
     told = [
         Explanation(
             tuple(x for flag, text in said.items() for x in (flag, text or "")),
@@ -62,7 +65,29 @@ def diagnose_gradients(
     return Answer(AMBIGUOUS if rivals else LOCATED, [told[0], *rivals])
 
 
-def _noise(given: Mapping[str, Array], problem: Problem, candidate: Candidate) -> float:
+def _part(
+    p: Problem, do: Array, given: Mapping[str, Array], first: Judged
+) -> tuple[Problem, Array, Mapping[str, Array]]:
+    """Return one batch element and the heads of one group, the first that are wrong, if they do."""
+    if p.mask.varies.batch or p.mask.varies.head or p.mask.extent.lengths is not None:
+        return p, do, given
+    b, which = (int(n) for n in np.argwhere(first.bad.any(-1))[0])
+    each = p.heads // p.kv_heads
+    g = which // each if first.name == "grad_query" else which
+    pair = slice(g, min(g + 2, p.kv_heads)) if g + 2 <= p.kv_heads else slice(max(g - 1, 0), g + 1)
+    heads = slice(pair.start * each, pair.stop * each)
+    extent = replace(p.mask.extent, batch=1, heads=heads.stop - heads.start)
+    part = replace(
+        p, query=p.query[b : b + 1, heads], key=p.key[b : b + 1, pair],
+        value=p.value[b : b + 1, pair], mask=replace(p.mask, extent=extent, joined=()),
+        sink=None if p.sink is None else p.sink[heads],
+        unturned=None,
+    )  # fmt: skip
+    cut = {n: a[b : b + 1, heads if n == "query" else pair] for n, a in given.items()}
+    return part, do[b : b + 1, heads], cut
+
+
+def _noise(candidate: Candidate) -> float:
     """Return what rounding leaves at the candidate's precision, relative."""
     from attncli.measures.budget import eps
 
@@ -84,8 +109,29 @@ def _left(given: Mapping[str, Array], made: Mapping[str, Array], problem: Proble
     return worst
 
 
+def _multiples(
+    right: Mapping[str, Array], given: Mapping[str, Array]
+) -> Iterator[tuple[str, Mapping[str, str | None], Mapping[str, Array]]]:
+    """Yield the gradients with one, or dQ and dK together, multiplied by what fits."""
+    for names, words in (
+        (("query", "key"), "dQ and dK are"), (("query",), "dQ is"), (("key",), "dK is"),
+        (("value",), "dV is"), (NAMES, "all gradients are"),
+    ):  # fmt: skip
+        there = [n for n in names if n in given and given[n].shape == right[n].shape]
+        if not there:
+            continue
+        up = sum(float(np.sum(given[n].astype(np.float64) * right[n])) for n in there)
+        down = sum(float(np.sum(right[n] ** 2)) for n in there)
+        if down and up and np.isfinite(up) and abs(up / down - 1) > 1e-3:
+            factor = float(f"{up / down:.4g}")
+            yield (
+                f"{words} multiplied by {factor:g}", {},
+                {**right, **{n: right[n] * (up / down) for n in names}},
+            )  # fmt: skip
+
+
 def _theories(
-    p: Problem, do: Array
+    p: Problem, do: Array, given: Mapping[str, Array]
 ) -> Iterator[tuple[str, Mapping[str, str | None], Mapping[str, Array]]]:
     """Yield words, options and the three gradients."""
     right = _turned(p, slopes(p, do, np.float64).arrays)
@@ -96,8 +142,12 @@ def _theories(
     if p.scale not in (0, 1):
         yield "the scale is left out", {}, with_query_key(1 / p.scale)
         yield "the scale is multiplied twice", {}, with_query_key(p.scale)
+        if p.width == p.value_width and p.queries == p.keys and p.heads == p.kv_heads:
+            swapped = {**right, "query": right["key"], "key": right["query"]}
+            yield "dQ and dK are exchanged", {}, swapped
         yield "the scale is left out of dQ", {}, {**right, "query": right["query"] / p.scale}
         yield "the scale is left out of dK", {}, {**right, "key": right["key"] / p.scale}
+    yield from _multiples(right, given)
     for words, change in _formulas().items():
         yield words, {}, _turned(p, _by_formula(p, do, change))
     if p.heads > p.kv_heads:
@@ -107,11 +157,14 @@ def _theories(
             ("dK and dV are those of the last head of each group, not the sum", each - 1),
         ):
             yield words, {}, {**right, **_one_of_group(p, do, pick)}
+        if p.kv_heads > 1:
+            tiled = _tiled(p, do)
+            yield "dK and dV are summed into group h mod G (tiled), not h // (H/G)", {}, tiled
         mean = {n: right[n] / each for n in ("key", "value")}
         yield "dK and dV are means over each group, not sums", {}, {**right, **mean}
     base = Theory(p)
     for suspect in (*mask_suspects(p), *suspects(p)):
-        if suspect.after or suspect.view or suspect.kind in ("rope", "scale"):
+        if suspect.after or suspect.view or suspect.kind == "rope":
             continue
         theory = suspect.applied(base)
         if theory is None or theory.problem.key.shape != p.key.shape:
@@ -176,6 +229,18 @@ def _by_formula(
         found["key"][b, g] += p.scale * ds.T @ q
         found["value"][b, g] += w.T @ do[b, h]
     return found
+
+
+def _tiled(p: Problem, do: Array) -> dict[str, Array]:
+    """Return the gradients of heads that take and give group h mod G in the backward pass."""
+    groups = [h % p.kv_heads for h in range(p.heads)]
+    other = replace(p, key=p.key[:, groups], value=p.value[:, groups])
+    made = _turned(other, slopes(other, do, np.float64).arrays)
+    found = {n: np.zeros(getattr(p, n).shape) for n in ("key", "value")}
+    for h, g in enumerate(groups):
+        for n, array in found.items():
+            array[:, g] += made[n][:, h]
+    return {"query": made["query"], **found}
 
 
 def _one_of_group(p: Problem, do: Array, pick: int) -> dict[str, Array]:

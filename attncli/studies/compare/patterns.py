@@ -6,6 +6,7 @@ Everything said here is a fact about the errors, in words; nothing is guessed fr
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from attncli.studies.compare.theory import Candidate, Theory, Unit, outputs_of
 Array = np.ndarray[Any, np.dtype[Any]]
 
 TILES = (256, 128, 64, 32, 16, 8)
+HALF = 65504.0
+AGREE = 0.98  # the part of all rows that must agree
+LARGEST = 1 << 22  # cells of a head that are looked at for an overflow
 DENSE = 0.8  # the part of a range that must be wrong for the range to be named
 
 
@@ -114,6 +118,41 @@ def _rows(wrong: Array, what: str) -> tuple[tuple[int, int] | None, str]:
     return None, ""
 
 
+def _overflowed(p: Problem, odd: Array) -> str:
+    """Say so where the rows that are no numbers are those with a score beyond float16's largest."""
+    if odd.shape != (p.batch, p.heads, p.queries) or p.queries * p.keys > LARGEST:
+        return ""
+    for words, scale in (("q·k", 1.0), ("the scaled score", p.scale)):
+        agree = []
+        for b, h in np.ndindex(odd.shape[:2]):
+            with np.errstate(all="ignore"):
+                q, k = (a.astype(np.float64) for a in (p.query[b, h], p.key[b, p.group(h)]))
+                scores = np.where(
+                    p.mask.keep(b, h, 0, p.queries, 0, p.keys), np.abs(q @ k.T) * abs(scale), 0
+                )
+            agree.append((scores.max(1, initial=0) > HALF) == odd[b, h])
+        if np.mean(agree) > AGREE:
+            return f": those in which {words} passes 65504, the largest float16"
+    return ""
+
+
+def unwritten(candidate: Candidate, one: Judged) -> Array | None:
+    """Return the wrong rows that are zero throughout, bool ``(B, H, L)``, or None for none."""
+    array = candidate.stages[one.name]
+    if array.ndim == 3:
+        return None
+    empty = np.asarray(one.bad & (array == 0).all(-1))
+    return empty if empty.any() else None
+
+
+def replace_bad(one: Judged, bad: Array) -> Judged:
+    """Return the judgement as if these rows, bool ``(B, H, L)``, were the wrong ones."""
+    other = copy(one)
+    other.excess = np.where(bad, 2.0, 0.0)
+    other.across = np.full_like(one.across, 2.0)
+    return other
+
+
 def units_of(one: Judged) -> list[Unit]:
     """Return the rows that are wrong."""
     return [
@@ -131,13 +170,11 @@ def appearance(problem: Problem, candidate: Candidate, one: Judged) -> str | Non
         return None
     whole = counted(len(wide), "row")
     if np.isnan(wide).all():
-        return f"{whole} NaN throughout"
-    if np.isnan(wide).any(1).all():
-        return f"{whole} with NaN"
-    if (one.odd[one.bad] > 0).all():
-        return f"{whole} with NaN or infinity"
-    if (wide == 0).all():
-        return f"{whole} all zero: never written"
+        return f"{whole} NaN throughout" + _overflowed(problem, one.odd > 0)
+    odd = one.odd > 0
+    if odd.any():
+        some = counted(int(odd.sum()), "row")
+        return f"{some} with NaN or infinity" + _overflowed(problem, odd)
     first = wide[0, 0]
     if (wide == first).all():
         return f"{whole} all {first:g}: never written"

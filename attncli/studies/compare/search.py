@@ -19,14 +19,20 @@ from attncli.studies.compare.faults import fault_suspects
 from attncli.studies.compare.fits import fitted
 from attncli.studies.compare.judged import Judged
 from attncli.studies.compare.mask_suspects import mask_suspects
-from attncli.studies.compare.suspects import Question, suspects
-from attncli.studies.compare.theory import Candidate, Theory, Unit, held, residual
+from attncli.studies.compare.suspects import ROUNDED, Question, suspects
+from attncli.studies.compare.theory import Candidate, Theory, Unit, held, residual, whole
+from attncli.studies.compare.windows import window_suspects
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 HEADS, ROWS = 6, 24  # of the sample
+LEAST = 6  # rows of a head, however many keys there are
 PAIR_HEADS, PAIR_ROWS = 2, 8  # of the sample for pairs
 CLOSE = 0.3  # the part of the residual that may be left by what is worth a second look
+EXACT = 0.02  # the same, of a rounding: what passes by it must be made by it
+SECOND = 30  # theories that are worth more than a glance
+CELLS = 1 << 17  # of the sample of all heads together
+BESIDE = 5  # singles beside which numbers are fitted and keys looked for
 FEW = 12  # theories that are held against the whole at most
 LIKE = 4.0  # residuals that differ by less do not tell theories apart
 
@@ -57,6 +63,7 @@ def sample(
     order = [int(n) for n in np.argsort(-worst, kind="stable")]
     some = [*order[: (heads + 1) // 2], 0, len(pairs) - 1, *order[::-1]]
     chosen = list(dict.fromkeys(some))[:heads]
+    rows = max(LEAST, min(rows, CELLS // max(problem.keys * len(chosen), 1)))
     units = []
     for n in sorted(chosen):
         b, h = pairs[n]
@@ -80,12 +87,19 @@ class Search:
     """The search for one candidate; ``found`` is what the problem itself makes of it."""
 
     def __init__(
-        self, problem: Problem, candidate: Candidate, found: dict[str, Judged], threads: int | None
+        self,
+        problem: Problem,
+        candidate: Candidate,
+        found: dict[str, Judged],
+        threads: int | None,
+        spared: Array | None = None,
     ) -> None:
+        """spared: rows to be left out, bool ``(B, H, L)``."""
         self.base = Theory(wide(problem))
         self.problem, self.candidate, self.threads = problem, candidate, threads
-        self.units = sample(problem, found)
-        self.few = sample(problem, found, PAIR_HEADS, PAIR_ROWS)
+        self.spared = spared
+        self.units = self._without(sample(problem, found))
+        self.few = self._without(sample(problem, found, PAIR_HEADS, PAIR_ROWS))
         self.start = residual(self.base, candidate, self.units)
         stages = frozenset(candidate.stages)
         self.suspects: list[Question] = [
@@ -97,9 +111,9 @@ class Search:
         """Return what was tried, what passes first, each group by what it leaves over."""
         singles = self.alone(self.suspects)
         singles += self._tried(fitted(self.base, self.candidate, self.units))
-        whole = self._whole(sorted(singles, key=_left))
-        if any(one.passed for one in whole):
-            return whole
+        done = self._whole(sorted(singles, key=_left))
+        if any(one.passed for one in done):
+            return done
         pairs = self._tried(self._pairs(singles))
         return self._whole(sorted([*pairs, *singles], key=_left))
 
@@ -107,6 +121,7 @@ class Search:
         """Return suspects and missing keys, each tried alone on the sample, the best first."""
         made = self._tried(self._applied(self.base, suspects))
         made += self._tried(cut_suspects(self.base, self.candidate, self.units))
+        made += self._tried(window_suspects(self.base, self.candidate, self.units))
         return sorted(made, key=_left)
 
     def _applied(self, theory: Theory, suspects: Sequence[Question]) -> Iterator[Theory]:
@@ -116,7 +131,11 @@ class Search:
                 yield made
 
     def _tried(self, theories: Iterator[Theory]) -> list[Tried]:
-        tried = [Tried(t, residual(t, self.candidate, self.units)) for t in theories]
+        first = sorted(
+            ((residual(t, self.candidate, self.few), n, t) for n, t in enumerate(theories)),
+            key=lambda one: one[:2],
+        )  # fmt: skip
+        tried = [Tried(t, residual(t, self.candidate, self.units)) for _, _, t in first[:SECOND]]
         return sorted(tried, key=_left)
 
     def _pairs(self, singles: Sequence[Tried]) -> Iterator[Theory]:
@@ -136,8 +155,9 @@ class Search:
                 close.append((left, both))
         close.sort(key=lambda pair: pair[0])
         yield from (theory for _, theory in close[:FEW])
-        for single in singles[:FEW]:
+        for single in singles[:BESIDE]:
             if single.left < math.inf:
+                yield from window_suspects(single.theory, self.candidate, self.units)
                 yield from cut_suspects(single.theory, self.candidate, self.units)
                 yield from fitted(single.theory, self.candidate, self.units)
 
@@ -146,7 +166,9 @@ class Search:
         limit = CLOSE * self.start if math.isfinite(self.start) else math.inf
         done: list[Tried] = []
         for n, one in enumerate(tried):
-            near = n < FEW and one.left <= limit and self._plausible(one.theory)
+            t = one.theory
+            near = one.left <= (EXACT * self.start if ROUNDED in t.kinds else limit)
+            near = n < FEW and near and self._plausible(t)
             done.append(replace(one, found=self._held(one.theory)) if near else one)
         return sorted(done, key=lambda one: (not one.passed, one.left))
 
@@ -161,7 +183,15 @@ class Search:
     def _held(self, theory: Theory) -> dict[str, Judged]:
         read = self.candidate.seen_by(theory)
         assert read is not None
-        return held(theory, read, threads=self.threads)
+        units = None if self.spared is None else self._without(whole(self.problem))
+        return held(theory, read, units, threads=self.threads)
+
+    def _without(self, units: Sequence[Unit]) -> list[Unit]:
+        """Return the units without the rows that are left out."""
+        if self.spared is None:
+            return list(units)
+        kept = [Unit(b, h, rows[~self.spared[b, h, rows]]) for b, h, rows in units]
+        return [unit for unit in kept if len(unit.rows)]
 
 
 def _left(one: Tried) -> float:

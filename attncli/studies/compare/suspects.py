@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from attncli.attention.problem import Problem
+from attncli.attention.problem import Problem, float_dtype
 from attncli.attention.rope import Rope
 from attncli.studies.compare.theory import After, Theory, View
 from attncli.studies.compare.theory import Change as Change
@@ -24,6 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 NOTHING: Mapping[str, str | None] = MappingProxyType({})
 THETAS = (10000.0, 500000.0, 1000000.0, 100000.0)  # GPT-NeoX and Llama 2, Llama 3, Qwen 2
 CAPS = (50.0, 30.0, 20.0)  # Gemma 2, Grok and Gemma 2's last, others
+ROUNDED = "softmax"  # the kind of suspects that are roundings
 PAGES = (16, 32, 64, 128, 256)
 
 
@@ -76,6 +77,16 @@ def suspects(problem: Problem) -> Iterator[Suspect]:
     yield from _ropes(problem)
     yield from _heads(problem)
     yield from _tensors(problem)
+    for name in ("bfloat16", "float16"):
+        if problem.softmax_dtype != float_dtype(name):
+            yield Suspect(
+                ROUNDED, f"the softmax in {name}", _softmax(name), {"--softmax-dtype": name},
+                pair=False,
+            )  # fmt: skip
+
+
+def _softmax(name: str) -> Change:
+    return lambda p: replace(p, softmax_dtype=float_dtype(name))
 
 
 def number(value: float) -> str:
