@@ -39,8 +39,8 @@ def fitted(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> Itera
         found = _line(theory, candidate, units, first, lambda q, x: replace(q, softcap=x), start)
         if found is not None and found < 1e3 * first:
             yield _said(theory, replace(p, softcap=found), "softcap", "--softcap", number(found))
-    if theory.parts(candidate)[-1][0].whole:
-        return  # heads are not apart
+    if not theory.by_head(candidate):
+        return
     if "sink" not in theory.kinds and "output" in candidate.stages:
         yield from _sinks(theory, candidate, units, start)
     if "sum" not in theory.kinds and "output" in candidate.stages:
