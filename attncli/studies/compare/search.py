@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,7 @@ CELLS = 1 << 17  # of the sample of all heads together
 BESIDE = 5  # singles beside which numbers are fitted and keys looked for
 FEW = 12  # theories that are held against the whole at most
 LIKE = 4.0  # residuals that differ by less do not tell theories apart
+SLIGHT = 1e-12  # of a candidate: as good as nothing left
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,7 @@ def wide(problem: Problem) -> Problem:
 class Search:
     """The search for one candidate; ``found`` is what the problem itself makes of it."""
 
+    small: ClassVar[tuple[int, int]] = (PAIR_HEADS, PAIR_ROWS)
     spared: Array | None = None
 
     def __init__(
@@ -99,19 +101,22 @@ class Search:
         found: dict[str, Judged],
         threads: int | None,
         spared: Array | None = None,
+        base: Theory | None = None,
     ) -> None:
-        """spared: rows to be left out, bool ``(B, H, L)``."""
-        self.base = Theory(wide(problem))
+        """spared: rows to be left out, bool ``(B, H, L)``; base: how the problem is computed."""
+        self.base = Theory(wide(problem)) if base is None else base
         self.problem, self.candidate, self.threads = problem, candidate, threads
         self.spared = spared
         self.units = self._without(sample(problem, found))
-        self.few = self._without(sample(problem, found, PAIR_HEADS, PAIR_ROWS))
+        self.few = self._without(sample(problem, found, *self.small))
         self.start = residual(self.base, candidate, self.units)
-        stages = frozenset(candidate.stages)
-        self.suspects: list[Question] = [
-            *suspects(self.base.problem), *mask_suspects(self.base.problem),
-            *fault_suspects(self.base.problem, stages),
-        ]  # fmt: skip
+        self.suspects = list(self.asked(frozenset(candidate.stages)))
+
+    def asked(self, stages: frozenset[str]) -> Iterator[Question]:
+        """Yield what may have been done otherwise, to be seen in these stages."""
+        yield from suspects(self.base.problem)
+        yield from mask_suspects(self.base.problem)
+        yield from fault_suspects(self.base.problem, stages)
 
     def run(self) -> list[Tried]:
         """Return what was tried, what passes first, each group by what it leaves over."""
@@ -177,14 +182,20 @@ class Search:
                 yield from self._beside(single.theory, window_suspects, cut_suspects, fitted)
 
     def _whole(self, tried: Sequence[Tried]) -> list[Tried]:
-        """Hold the best against the whole; return all, those that pass first."""
+        """Hold the best against the whole; return all, those that pass first.
+
+        Once one passes, those are left alone that leave so much more that they are no rivals.
+        """
         limit = CLOSE * self.start if math.isfinite(self.start) else math.inf
         done: list[Tried] = []
         for n, one in enumerate(tried):
             t = one.theory
-            near = one.left <= (EXACT * self.start if ROUNDED in t.kinds else limit)
-            near = n < FEW and near and self._plausible(t)
-            done.append(replace(one, found=self._held(one.theory)) if near else one)
+            near = one.left <= (min(limit, EXACT * self.start) if ROUNDED in t.kinds else limit)
+            if n < FEW and near and self._plausible(t):
+                one = replace(one, found=self._held(t))
+                if one.passed:
+                    limit = min(limit, LIKE * one.left + SLIGHT)
+            done.append(one)
         return sorted(done, key=lambda one: (not one.passed, one.left))
 
     def _plausible(self, theory: Theory) -> bool:
