@@ -23,6 +23,7 @@ from attncli.attention.softcap import softcapped
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MATRICES = ("scores", "softcapped", "masked", "weights")
+TAME = 1e15  # float32 ends at 3e38
 TILE = 64  # keys that the tiled plain implementation takes at a time
 
 
@@ -93,13 +94,15 @@ def truth(
     dtype: Any = np.float64,
     keys: slice | None = None,
     bands: bool = True,
+    matrices: bool = True,
 ) -> Block:
     """Return the definition in a wide ``dtype``, and the bands for results in ``own``.
 
-    ``keys`` leaves out keys that none of the rows sees.
+    ``keys`` leaves out keys that none of the rows sees. Without ``matrices`` the stages
+    ``(n, Lk)`` have no bands.
     """
     own = problem.result_dtype if own is None else own
-    return _computed(problem, b, h, rows, dtype, Way(), own if bands else None, keys)
+    return _computed(problem, b, h, rows, dtype, Way(), own if bands else None, keys, matrices)
 
 
 def plain(
@@ -139,6 +142,7 @@ def _computed(
     way: Way,
     own: np.dtype[Any] | None,
     seen: slice | None,
+    matrices: bool = False,
 ) -> Block:
     """Compute in ``dtype``; the bands for results in ``own``, none where that is None."""
     p, group = problem, problem.group(h)
@@ -190,7 +194,7 @@ def _computed(
         bands = {}
         if own is not None:
             parts = (q, k, v, np.broadcast_to(np.asarray(bias), keep.shape), keep, shift)
-            bands = _bands(p, arrays, parts, own)
+            bands = _bands(p, arrays, parts, own, matrices)
     if way.order is not None:
         back = np.argsort(keys)
         arrays |= {name: arrays[name][:, back] for name in MATRICES}
@@ -219,51 +223,71 @@ def _by_tiles(z: Array, shift: Array, tile: int, low: np.dtype[Any]) -> Array:
 
 
 def _bands(
-    problem: Problem, arrays: dict[str, Array], parts: tuple[Array, ...], own: np.dtype[Any]
+    problem: Problem,
+    arrays: dict[str, Array],
+    parts: tuple[Array, ...],
+    own: np.dtype[Any],
+    matrices: bool,
 ) -> dict[str, Array]:
-    """Return the rounding bands: first-order conditions, in the dtype of the arrays.
+    """Return the rounding bands: first-order conditions; those of the stages if asked for.
 
     A score moves by its reach Σ|q||k|, exp's argument by its own size too. Roundings of weights
     and scores to a half type are many and independent: their squares add.
     """
-    p, (q, k, v, bias, keep, shift) = problem, parts
+    p = problem
     scores, capped, masked, weights, output, lse = arrays.values()
+    q, k, v, bias, keep, shift = parts
     arithmetic = as_own(p, own).dtype if p.result_dtype != own else p.dtype
-    inputs_too = own.itemsize < p.query.dtype.itemsize  # rounded before anything else
+    inputs_too = own.itemsize < p.result_dtype.itemsize  # rounded before anything else
     step = eps(arithmetic if p.softmax_dtype is None else p.softmax_dtype)
     last = eps(own)
+    reads = np.where(np.isfinite(v), v, 0)
+    if own.itemsize <= 4 and scores.dtype == np.float64 and _tame(q, k, reads):
+        q, k, reads, scores, capped, masked, weights, bias = (  # a band needs no digits
+            a.astype(np.float32) for a in (q, k, reads, scores, capped, masked, weights, bias)
+        )
     reach = (np.abs(q) @ np.abs(k).T) * abs(p.scale)
     move = 1 + reach * (2 if inputs_too else 1) + np.abs(bias) + np.abs(capped)
-    move = np.where(keep, move + np.abs(masked - shift[:, None]), 0)
+    move += np.abs(masked - shift[:, None].astype(masked.dtype))
+    move = np.where(keep, move, 0)
     pull = np.where(keep, weights * move, 0)
     mean_move = pull.sum(-1)
-    reads = np.where(np.isfinite(v), v, 0)
     flat = step * (_distance(pull, mean_move, reads, output) + pull @ np.abs(reads))
     bands = {
-        "scores": step * reach * (2 if inputs_too else 1) + last * np.abs(scores),
-        "softcapped": step * (reach + np.abs(capped)) + last * np.abs(capped),
-        "masked": np.where(keep, step * move + last * np.abs(masked), 0),
-        "weights": weights * (step * (1 + move + mean_move[:, None]) + last),
         "output": flat + last * np.abs(output),
         "lse": step * (1 + mean_move + np.where(np.isfinite(lse), np.abs(lse), 0)),
     }
-    spun = p.rope is not None and p.query.dtype.itemsize == 2  # rounded once they were turned
+    if matrices:
+        bands |= {
+            "scores": step * reach * (2 if inputs_too else 1) + last * np.abs(scores),
+            "softcapped": step * (reach + np.abs(capped)) + last * np.abs(capped),
+            "masked": np.where(keep, step * move + last * np.abs(masked), 0),
+            "weights": weights * (step * (1 + move + mean_move[:, None]) + last),
+        }
+    spun = p.rope is not None and p.result_dtype.itemsize == 2  # rounded once they were turned
     spread = 2 * p.scale**2 * ((q * q) @ (k * k).T) if inputs_too or spun else 0.0
     if own.itemsize == 2:
         noise = (2 if inputs_too else 1) + 2 * np.where(keep, scores, 0) ** 2 + spread
         square = np.where(keep, weights * weights * noise, 0)
-        bands["weights"] += last * np.sqrt(square)
+        if matrices:
+            bands["weights"] += last * np.sqrt(square)
         bands["output"] += last * np.sqrt(
             square @ (reads * reads) + square.sum(-1)[:, None] * output**2
         )
     if spun:
-        turned = eps(p.query.dtype) * np.sqrt(spread)
-        for name in ("scores", "softcapped", "masked"):
+        turned = eps(p.result_dtype) * np.sqrt(spread)
+        for name in ("scores", "softcapped", "masked") if matrices else ():
             bands[name] += turned
-        bands["weights"] += weights * turned
+        if matrices:
+            bands["weights"] += weights * turned
         bands["lse"] += np.sqrt(np.where(keep, weights * turned, 0) ** 2).sum(-1)
     floor = _floor(arithmetic, own)
     return {name: band + floor for name, band in bands.items()}
+
+
+def _tame(*arrays: Array) -> bool:
+    """Whether squares of these stay far inside float32."""
+    return all(float(np.abs(a).max(initial=0)) < TAME for a in arrays)
 
 
 def _distance(pull: Array, total: Array, v: Array, output: Array) -> Array:

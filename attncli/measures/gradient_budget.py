@@ -134,7 +134,7 @@ def _add(
             return
 
         # First order: what a step does to each weight, product and difference, carried along.
-        inputs_too = own.itemsize < p.query.dtype.itemsize  # rounded before anything else
+        inputs_too = own.itemsize < p.result_dtype.itemsize  # rounded before anything else
         step = unit(eps(as_own(p, own).dtype) * (3 if inputs_too else 1))
         size = unit(abs(p.scale))
         reach = size * (np.abs(q) @ np.abs(k).T)

@@ -130,7 +130,15 @@ class Projected(LayerTheory):
             by_batch.setdefault(unit.b, []).append(unit.rows)
         return [Unit(b, 0, np.unique(np.concatenate(rows))) for b, rows in by_batch.items()]
 
-    def block(self, b: int, h: int, rows: Array, own: np.dtype[Any] | None, keys: slice) -> Block:
+    def block(
+        self,
+        b: int,
+        h: int,
+        rows: Array,
+        own: np.dtype[Any] | None,
+        keys: slice,
+        matrices: bool = False,
+    ) -> Block:
         """Return the output, and with ``own`` its band: the heads' carried through |W_o|.
 
         And one rounding of the projection's own sum and of the result. In a half type roundings

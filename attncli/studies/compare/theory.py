@@ -78,17 +78,27 @@ class Theory:
         """Whether two theories of the same problem are the same."""
         return True
 
-    def block(self, b: int, h: int, rows: Array, own: np.dtype[Any] | None, keys: slice) -> Block:
-        """Return the truth of this theory and, with ``own``, its bands."""
+    def block(
+        self,
+        b: int,
+        h: int,
+        rows: Array,
+        own: np.dtype[Any] | None,
+        keys: slice,
+        matrices: bool = False,
+    ) -> Block:
+        """Return the truth of this theory and, with ``own``, its bands; see ``budget.truth``."""
         if own is None:
             p = self.problem
             arrays = budget.truth(p, b, h, rows, bands=False, keys=self._keys(keys)).arrays
             return Block(self._changed(b, h, rows, arrays), {})
-        found = budget.truth(self.problem, b, h, rows, own=own, keys=self._keys(keys))
+        found = budget.truth(
+            self.problem, b, h, rows, own=own, keys=self._keys(keys), matrices=matrices
+        )
         arrays, bands = self._changed(b, h, rows, found.arrays), dict(found.bands)
         for name, array in arrays.items():
             before = found.arrays[name]
-            if array is not before:
+            if array is not before and name in bands:
                 bands[name] = _moved(bands[name], before, array, self.problem, own)
         return Block(arrays, bands)
 
@@ -217,7 +227,7 @@ def _held(
     def judge(unit: Unit) -> None:
         b, h, rows = unit
         keys = slice(0, p.keys) if matrices else theory.seen(b, h, rows)
-        block = theory.block(b, h, rows, own, keys)
+        block = theory.block(b, h, rows, own, keys, matrices)
         doubtful = np.zeros(len(rows), bool)
         parts = {}
         for name, array in candidate.stages.items():
