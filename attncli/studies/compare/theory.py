@@ -18,7 +18,7 @@ from attncli.studies.compare.judged import Judged, Tolerance
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-CELLS = 1 << 18  # of a matrix that a thread holds a few of
+CELLS = 1 << 19  # of a matrix that a thread holds a few of
 SMALL = 1 << 16  # cells below which threads cost more than they save
 
 #: What a faulty program does to results: from ``(problem, b, h, rows, arrays)`` what it changes.
