@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
 from attncli.cli.groups import compute as own
+from attncli.cli.groups import expected as other
 from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
 from attncli.render import LINES
@@ -23,12 +24,12 @@ EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compu
 
 class Asked(
     groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing,
-    groups.Expected, groups.ExpectedGradients, groups.Tolerance, groups.Part,
+    other.Expected, other.ExpectedGradients, other.Tolerance, groups.Part,
 ):  # fmt: skip
     """All that one answer depends on."""
 
 
-class Others(groups.Posed, groups.Softmax, groups.Gradient, groups.Tolerance):
+class Others(groups.Posed, groups.Softmax, groups.Gradient, other.Tolerance):
     """All that an answer of somebody else is judged by."""
 
 

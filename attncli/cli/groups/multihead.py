@@ -13,7 +13,6 @@ from attncli.cli.groups import (
     Cache,
     Count,
     Engine,
-    Expected,
     Full,
     Heads,
     Heatmap,
@@ -27,10 +26,10 @@ from attncli.cli.groups import (
     Steps,
     Text,
     Timing,
-    Tolerance,
 )
 from attncli.cli.groups.compute import Explain as Explain
 from attncli.cli.groups.compute import Explained as Explained
+from attncli.cli.groups.expected import Expected, Tolerance
 from attncli.cli.options import (
     MASK,
     STATES,

@@ -1,0 +1,51 @@
+"""The options of what was computed elsewhere, to be judged: of compute and of multihead."""
+
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
+
+from typing import Annotated
+
+from attncli.cli.groups import Float, Text
+from attncli.cli.options import CHECK, Group, option, tolerance
+
+
+class Expected(Group, panel=CHECK):
+    """Somebody else's results, to be held against ours."""
+
+    expect: Annotated[
+        Text,
+        option(
+            metavar="REF",
+            help="An output to be judged, or a file with an output, weights, lse, scores by name; "
+            "exit 1 if it is not right, with what explains it.",
+        ),
+    ] = None
+    expect_weights: Annotated[Text, option(metavar="REF", help="Weights to be judged.")] = None
+    expect_lse: Annotated[
+        Text, option(metavar="REF", help="The lse, log Σ exp of each row, to be judged.")
+    ] = None
+    expect_scores: Annotated[
+        Text, option(metavar="REF", help="Scores, scaled, before softcap and mask, to be judged.")
+    ] = None
+
+
+class ExpectedGradients(Group, panel=CHECK):
+    """Somebody else's gradients."""
+
+    expect_grad_query: Annotated[
+        Text, option(metavar="REF", help="dQ to be judged; needs --grad-output.")
+    ] = None
+    expect_grad_key: Annotated[Text, option(metavar="REF", help="dK to be judged.")] = None
+    expect_grad_value: Annotated[Text, option(metavar="REF", help="dV to be judged.")] = None
+
+
+class Tolerance(Group, panel=CHECK):
+    """What is allowed, in place of the error budget."""
+
+    rtol: Annotated[
+        Float,
+        option(
+            metavar="R", callback=tolerance,
+            help="Allow |error| ≤ A + R·|right| in place of the error budget.",
+        ),
+    ] = None  # fmt: skip
+    atol: Annotated[Float, option(metavar="A", callback=tolerance, help="See --rtol.")] = None
