@@ -13,7 +13,7 @@ from attncli.studies.compare import Comparison
 from attncli.studies.compare.answers import PASSED, UNEXPLAINED, Answer
 from attncli.studies.compare.diagnosis import explained, left_over
 from attncli.studies.compare.faults import fault_suspects
-from attncli.studies.compare.judged import Judged, Tolerance, first_bad
+from attncli.studies.compare.judged import Judged, Tolerance, first_bad, ordered
 from attncli.studies.compare.layer_suspects import layer_suspects
 from attncli.studies.compare.layer_theory import LayerTheory
 from attncli.studies.compare.mask_suspects import mask_suspects
@@ -51,7 +51,7 @@ def compare_layer(
     recipe = Recipe.of(made)
     candidate = _read(made, recipe, candidates, notes, tolerance)
     theory = LayerTheory.of(recipe)
-    found = held(theory, candidate, threads=threads, progress=progress)
+    found = ordered(held(theory, candidate, threads=threads, progress=progress))
     problem = made.attention.problem
     if first_bad(found) is None or not explain:
         verdict = PASSED if first_bad(found) is None else UNEXPLAINED

@@ -111,7 +111,7 @@ def canonical(problem: Problem, name: str, array: Array, notes: list[str]) -> Ar
     fits = [one for one in readings(shape) if one.shape == array.shape]
     if not fits:
         raise _misfit(problem, name, array, own)
-    notes.append(f"the {name} {array.shape} is read as {fits[0].words}")
+    notes.append(f"the {name} {array.shape} {be(name)} read as {fits[0].words}")
     return fits[0].move(array)
 
 
@@ -168,6 +168,11 @@ def _misfit(problem: Problem, name: str, array: Array, own: tuple[int, ...]) -> 
     return InputError(f"the expected {name} is {array.shape}, but {name} is {own}", hint)
 
 
+def be(name: str) -> str:
+    """Return the verb behind the name of a stage."""
+    return "are" if name.endswith("s") else "is"
+
+
 def own_dtype(name: str, array: Array, inputs: Sequence[Array], notes: list[str]) -> np.dtype[Any]:
     """Return the type at whose precision a stage is judged.
 
@@ -183,7 +188,8 @@ def own_dtype(name: str, array: Array, inputs: Sequence[Array], notes: list[str]
         # a document of text has no types: its numbers may be those of a program in float32
         if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
             continue
-        notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
+        if (kept.name, dtype.name) != ("float64", "float32"):  # a copy by NumPy: no news
+            notes.append(f"the {name} {be(name)} judged as {dtype.name}: it holds no finer number")
         kept = dtype
         break
     return kept
