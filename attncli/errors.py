@@ -4,6 +4,7 @@ AttnError                    a mistake in what was asked; exit code 2
 ├── InputError               values, shapes or options that do not fit together
 │   ├── Misuse               a command, an option or its value that the command line does not know
 │   ├── MaskError            a mask that cannot be read or does not fit
+│   ├── Misfit               a stage to be judged that is no such stage of its problem
 │   └── TooLarge             the result would not fit into memory
 ├── FileError                a file that cannot be read or written
 ├── NoAnswer                 a candidate that gives nothing to judge
@@ -85,6 +86,14 @@ class MaskError(InputError):
     """A mask expression or tensor that cannot be read or does not fit."""
 
     code = "bad_mask"
+
+
+class Misfit(InputError):
+    """A stage to be judged that is no such stage of its problem; ``stage`` is its name."""
+
+    def __init__(self, stage: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.stage = stage
 
 
 class TooLarge(InputError):

@@ -132,3 +132,112 @@ def test_the_nearest_is_shown_where_it_is_near(
     near = [explaining("--scale", "1", left=left, passed=False)]
     said = told({"query": q, "key": k, "value": v}, near, "located", *located).sentence
     assert ("nearest, each leaving a part: --scale 1 (leaves 0.2 of 1)" in said) is shown
+
+
+# -- what does not fit --------------------------------------------------------------------------
+
+
+def refused(candidate: Any, problem: dict[str, Any], **more: Any) -> attncli.errors.InputError:
+    with pytest.raises(attncli.errors.InputError) as caught:
+        attncli.compare(candidate, problem, **more)
+    return caught.value
+
+
+BATCHES = (3, 2, 24, 8)  # of queries; there are 40 keys, and values of width 6
+HINTS = [
+    ("output", (3, 24, 6), "(3, 24, 6) is one head of (3, 2, 24, 6): give all of them"),
+    ("output", (2, 24, 6), "(2, 24, 6) is one batch element of (3, 2, 24, 6): give all of them"),
+    ("output", (24, 6), "(24, 6) is one head of one batch element of (3, 2, 24, 6): give all of"),
+    ("lse", (2, 24), "(2, 24) is one batch element of (3, 2, 24): give all of them"),
+    ("weights", (3, 2, 24, 6), "(3, 2, 24, 6) is how the output is: give the weights, (3, 2, 24, "),
+    ("lse", (3, 2, 24, 40), "(3, 2, 24, 40) is how the scores are: give the lse, (3, 2, 24)"),
+    ("grad_key", (3, 2, 24, 8), "(3, 2, 24, 8) is how the grad_query is: give the grad_key, (3, 2"),
+    ("output", (3, 2, 30, 6), "its dimension 2 is 30, not 24: is it the answer to another problem"),
+    ("output", (6, 24, 2, 3), "it has as many numbers, but in an order that nothing here knows"),
+    ("output", (7, 7), "give a number for each query and channel of each head, (3, 2, 24, 6)"),
+    ("weights", (7, 7), "give a number for each query and key of each head, (3, 2, 24, 40)"),
+]
+
+
+@pytest.mark.parametrize(("stage", "shape", "hint"), HINTS)
+def test_the_hint_is_of_the_stage_that_does_not_fit(
+    stage: str, shape: tuple[int, ...], hint: str
+) -> None:
+    problem = {
+        "query": RNG.normal(size=BATCHES), "key": RNG.normal(size=(3, 2, 40, 8)),
+        "value": RNG.normal(size=(3, 2, 40, 6)),
+    }  # fmt: skip
+    error = refused({stage: np.zeros(shape)}, problem, grad_output="ones")
+    assert error.hint.startswith(hint)
+    be = "are" if stage == "weights" else "is"
+    assert error.message.startswith(f"the expected {stage} {be} {shape}, but {stage} {be} (3, 2, ")
+
+
+def test_one_head_of_an_unbatched_problem() -> None:
+    q, k, v = drawn(2, 24, 8)
+    problem = {"query": q, "key": k, "value": v}
+    output = attncli.attend(**problem).output
+    assert refused(output[0], problem).hint == "(24, 8) is one head of (2, 24, 8): give all of them"
+
+
+def test_a_last_dimension_of_one_is_an_lse() -> None:
+    q, k, v = drawn(3, 2, 5, 8)
+    lse = attncli.attend(q, k, v, want=("lse",)).lse[..., None]
+    assert attncli.compare({"lse": lse}, {"query": q, "key": k, "value": v}).passed
+
+
+# -- Python's words -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("keys", "did you mean 'key'?"), ("masks", "did you mean 'mask'?"),
+     ("is_causal", 'say mask="causal"'), ("causal", 'say mask="causal"'),
+     ("softmax_scale", "it is called 'scale' here"), ("k", "it is called 'key' here"),
+     ("enable_gqa", "leave it out: query heads share"), ("dropout_p", "leave it out: nothing"),
+     ("xyzzy", "(one of query, key, value, mask, ")],
+)  # fmt: skip
+def test_an_unknown_argument_of_the_problem_has_a_hint(name: str, hint: str) -> None:
+    q = drawn(2, 5, 8)[0]
+    error = refused(q, {"query": q, name: True})
+    assert error.message == f"no argument '{name}'"
+    assert error.hint.startswith(hint)
+
+
+def test_a_problem_without_a_query_is_told_so() -> None:
+    q = drawn(2, 5, 8)[0]
+    assert refused(q, {"key": q}).message == "the expected problem has no query"
+
+
+def test_gradients_without_an_upstream_one_are_told_in_python() -> None:
+    q, k, v = drawn(2, 5, 8)
+    problem = {"query": q, "key": k, "value": v}
+    error = refused({"grad_query": q}, problem)
+    assert 'grad_output="ones"' in error.hint and "--" not in str(error)
+    gradients = attncli.attend(**problem, want=("gradients",), grad_output="ones").gradients
+    assert gradients is not None
+    assert attncli.compare({"grad_query": gradients.query}, problem, grad_output="ones").passed
+
+
+def test_none_is_no_candidate() -> None:
+    q = drawn(2, 5, 8)[0]
+    assert refused(None, {"query": q}).message == "the candidate is None"
+    assert refused({"lse": None}, {"query": q}).message == "the candidate's 'lse' is None"
+
+
+def test_the_names_that_files_know_are_understood() -> None:
+    q, k, v = drawn(2, 5, 8)
+    problem = {"query": q, "key": k, "value": v}
+    r = attncli.attend(**problem, want=("output", "lse", "gradients"), grad_output="ones")
+    assert r.gradients is not None
+    given = {
+        "out": r.output,
+        "softmax_lse": r.lse,
+        "dq": r.gradients.query,
+        "dV": r.gradients.value,
+    }
+    found = attncli.compare(given, problem, grad_output="ones")
+    assert found.passed
+    assert list(found.stages) == ["lse", "output", "grad_value", "grad_query"]
+    error = refused({"out": r.output, "output": r.output}, problem)
+    assert error.message == "'out' and 'output' are both the output"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import InputError, counted, listed
+from attncli.errors import InputError, Misfit, counted, listed
 from attncli.resources import Progress
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.answers import PASSED, UNEXPLAINED, Answer
@@ -114,7 +114,7 @@ def _output(made: MultiheadResult, array: Array, notes: list[str]) -> Array:
         hint = "it is as wide as the heads side by side: give it after the output projection"
     elif array.ndim == 4 and array.shape[1] == heads:
         hint = "it has a dimension for heads: give it after the output projection"
-    raise InputError(f"the expected output is {array.shape}, but output is {own}", hint)
+    raise Misfit("output", f"the expected output is {array.shape}, but output is {own}", hint)
 
 
 # -- why not ----------------------------------------------------------------------------------
