@@ -5,7 +5,10 @@
 from typing import Annotated
 
 from attncli.cli.groups import Float, Text
-from attncli.cli.options import CHECK, Group, option, tolerance
+from attncli.cli.options import CHECK, Group, one_of, option, tolerance
+
+#: Which failures are explained: each, the first of its kind, or none.
+EXPLAINED = ("all", "first", "none")
 
 
 class Expected(Group, panel=CHECK):
@@ -49,3 +52,42 @@ class Tolerance(Group, panel=CHECK):
         ),
     ] = None  # fmt: skip
     atol: Annotated[Float, option(metavar="A", callback=tolerance, help="See --rtol.")] = None
+
+
+class Explain(Group, panel=CHECK):
+    """For which failures a reason is looked for."""
+
+    explain: Annotated[
+        Text,
+        option(
+            **one_of(*EXPLAINED),
+            help="Which failures are explained (default: first, the first one of each kind).",
+        ),
+    ] = None
+
+
+class Explained:
+    """Which failures are still to be explained."""
+
+    def __init__(self, which: str | None) -> None:
+        self.which = which or "first"
+        self.failed: set[object] = set()
+
+    def wants(self, kind: object) -> bool:
+        """Whether a failure of a case of this kind would be explained."""
+        return self.which == "all" or (self.which == "first" and kind not in self.failed)
+
+    def saw(self, kind: object, *, failed: bool) -> None:
+        """Hear how a case of this kind went."""
+        if failed:
+            self.failed.add(kind)
+
+
+class Judging(Tolerance, Explain):
+    """How results are judged, wherever they come from."""
+
+
+def not_of_many(*groups: type[Group], instead: str) -> dict[str, str]:
+    """Return what is said of the options of one result where there are many problems."""
+    hint = f"one file cannot be the answer to many problems: {instead}"
+    return {name: hint for group in groups for name in group.members}

@@ -27,9 +27,7 @@ from attncli.cli.groups import (
     Text,
     Timing,
 )
-from attncli.cli.groups.compute import Explain as Explain
-from attncli.cli.groups.compute import Explained as Explained
-from attncli.cli.groups.expected import Expected, Tolerance
+from attncli.cli.groups.expected import Expected, Judging
 from attncli.cli.options import (
     MASK,
     STATES,
@@ -170,7 +168,11 @@ class Projection(
     """What a layer's attention is made of, besides X and the weights."""
 
 
-class Asked(Projection, Engine, Timing, Expected, Tolerance, Part):
+class Lined(Projection, Engine, Timing, Judging, Part):
+    """All that the answer to a line depends on, besides the weights."""
+
+
+class Asked(Expected, Lined):
     """All that one answer depends on, besides the weights."""
 
 
