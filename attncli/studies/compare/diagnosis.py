@@ -120,11 +120,17 @@ def _different(passed: Sequence[Tried]) -> list[Tried]:
         if any(_same(t, other.theory) or _shown_alike(t, other.theory) for other in found):
             continue
         others = [o for o in found if _as_good(o, one)]
-        if any(o.theory.kinds < t.kinds or (t.fitted and not o.theory.fitted and
-               o.theory.kinds <= t.kinds) for o in others):  # fmt: skip
+        if any(_covers(o.theory, t) for o in others):
             continue
         found.append(one)
     return sorted(found, key=lambda t: t.left if t.left > SLIGHT else 0)
+
+
+def _covers(one: Theory, other: Theory) -> bool:
+    """Whether one says with less what another, which does as well, says with more."""
+    if one.kinds < other.kinds:
+        return True
+    return other.fitted and one.kinds <= other.kinds
 
 
 def _simplicity(one: Tried) -> tuple[Any, ...]:

@@ -229,6 +229,7 @@ def _factor(
             theory,
             words=(*theory.words, f"the output is multiplied by {value:.6g}"),
             kinds=theory.kinds | {"sum"},
+            fitted=True,
             after=(partial(_times, value),),
         )
         if residual(made, candidate, units) < ENOUGH * start:

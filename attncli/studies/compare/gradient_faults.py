@@ -25,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 LARGEST = 1 << 22  # cells of a head beyond which only a part of the rows is looked at
 EXACT = 0.02  # of the candidate's size that may be left over, as a root mean square
 CLOSE = 0.1  # the part of what is left over now that an explanation may leave
+FITTED = "multiplied by"  # what any number could be: less than a reason
 NAMES = ("query", "key", "value")
 
 
@@ -52,6 +53,8 @@ def diagnose_gradients(
     )  # fmt: skip
     noise = _noise(candidate)
     good = [one for one in tried if one[0] <= max(noise, 1e-6) and one[0] <= CLOSE * start]
+    reasons = [one for one in good if FITTED not in one[1]]
+    good = reasons or good[:1]
     told = [
         Explanation(
             tuple(x for flag, text in said.items() for x in (flag, text or "")),
@@ -125,7 +128,7 @@ def _multiples(
         if down and up and np.isfinite(up) and abs(up / down - 1) > 1e-3:
             factor = float(f"{up / down:.4g}")
             yield (
-                f"{words} multiplied by {factor:g}", {},
+                f"{words} {FITTED} {factor:g}", {},
                 {**right, **{n: right[n] * (up / down) for n in names}},
             )  # fmt: skip
 

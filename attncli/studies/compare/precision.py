@@ -97,7 +97,8 @@ def precision(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> It
             error = wanted - right
             size = np.linalg.norm(right, axis=1)
             busy = (arrays["weights"] > 1e-4).sum(1) > 1
-            busy &= np.linalg.norm(error, axis=1) > CLEAR * eps(candidate.own) * size
+            clear = CLEAR if candidate.own.itemsize > 2 else CLEAR / 10
+            busy &= np.linalg.norm(error, axis=1) > clear * eps(candidate.own) * size
             if not busy.any():
                 continue
             with np.errstate(all="ignore"):
