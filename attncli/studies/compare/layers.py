@@ -132,7 +132,7 @@ class LayerSearch(Search):
     ) -> None:
         self.base = base
         self.problem = p = base.problem
-        self.candidate, self.threads = candidate, threads
+        self.candidate, self.threads, self.spared = candidate, threads, None
         self.units = sample(p, found)
         self.few = sample(p, found, PAIR_HEADS, PAIR_ROWS)
         self.start = residual(base, candidate, self.units)

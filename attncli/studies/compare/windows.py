@@ -36,6 +36,8 @@ def window_suspects(
         return
     if not 2 < p.keys <= LARGEST:
         return
+    if candidate.stages["output"].shape[1::2] != (p.heads, p.value_width):  # a layer's
+        return
     said = Said.of(p.mask)
     bare = replace(theory, problem=replace(p, mask=said.mask((), p.mask.extent)))
     places = _places(p)
