@@ -52,7 +52,7 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
     Without ``limit_blas`` that is this one alone, for jobs too small to be worth more. What a job
     raises, or ``progress``, ends all of them.
     """
-    global _pool, _blas
+    global _pool
     import numpy as np
 
     threads = max(1, min(threads, len(jobs)))
@@ -72,15 +72,11 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
     if not limit_blas:
         work(progress)
         return 1
-    if _blas is None:
-        from threadpoolctl import ThreadpoolController
-
-        _blas = ThreadpoolController().select(user_api="blas")
     if threads > 1 and (_pool is None or _pool._max_workers < threads - 1):
         from concurrent.futures import ThreadPoolExecutor
 
         _pool = ThreadPoolExecutor(threads - 1, "attncli")
-    with _blas.limit(limits=1):
+    with one_blas_thread():
         others = [_pool.submit(work) for _ in range(threads - 1)] if _pool else []
         try:
             work(progress)
@@ -91,6 +87,18 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
             for other in others:
                 other.exception()
     return threads
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold BLAS to one thread: threads that wait for small products cost more than they save."""
+    global _blas
+    if _blas is None:
+        from threadpoolctl import ThreadpoolController
+
+        _blas = ThreadpoolController().select(user_api="blas")
+    with _blas.limit(limits=1):
+        yield
 
 
 def available_memory() -> int | None:

@@ -144,13 +144,13 @@ def _(rng: Generator, dtype: Any) -> Case:
     return case(right, replace(right, sink=np.zeros(right.shape[1])))
 
 
-@fault("sink scaled like a score", r"sink")
+@fault("sink scaled like a score", r"sink|denominator")
 def _(rng: Generator, dtype: Any) -> Case:
     right = sunk(rng, dtype)
     return case(right, replace(right, sink=np.asarray(right.sink) * right.factor))
 
 
-@fault("sinks of other heads", r"sink")
+@fault("sinks of other heads", r"sink|denominator")
 def _(rng: Generator, dtype: Any) -> Case:
     right = sunk(rng, dtype)
     return case(right, replace(right, sink=np.roll(np.asarray(right.sink), 1)))

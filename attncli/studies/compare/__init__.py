@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import Problem
-from attncli.resources import Progress
+from attncli.resources import Progress, one_blas_thread
 from attncli.studies.compare.answers import PASSED, UNEXPLAINED
 from attncli.studies.compare.answers import Explanation as Explanation
 from attncli.studies.compare.judged import Judged, first_bad, ordered
@@ -94,7 +94,8 @@ def compare(
         )
     from attncli.studies.compare.diagnosis import diagnose
 
-    answer = diagnose(problem, candidate, found, grad_output, threads)
+    with one_blas_thread():
+        answer = diagnose(problem, candidate, found, grad_output, threads)
     return Comparison(
         problem, candidate, found, answer.explanations, answer.located, notes, answer.verdict
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from attncli.errors import InputError, Misfit, counted, listed
-from attncli.resources import Progress
+from attncli.resources import Progress, one_blas_thread
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.answers import PASSED, UNEXPLAINED, Answer
 from attncli.studies.compare.diagnosis import explained, left_over
@@ -58,7 +58,8 @@ def compare_layer(
         return Comparison(
             problem, candidate, found, notes=notes, verdict=verdict, explained=explain
         )
-    answer = _diagnosed(theory, candidate, found, threads)
+    with one_blas_thread():
+        answer = _diagnosed(theory, candidate, found, threads)
     return Comparison(
         problem, candidate, found, answer.explanations, answer.located, notes, answer.verdict
     )
