@@ -19,7 +19,8 @@ class Expected(Group, panel=CHECK):
         option(
             metavar="REF",
             help="An output to be judged, or a file with an output, weights, lse, scores by name; "
-            "exit 1 if it is not right, with what explains it.",
+            "exit 1 if it is not right, with what explains it. JSON then holds arrays of ours only "
+            "where --include names them.",
         ),
     ] = None
     expect_weights: Annotated[Text, option(metavar="REF", help="Weights to be judged.")] = None
