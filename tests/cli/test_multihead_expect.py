@@ -91,6 +91,14 @@ def test_stages_of_the_attention(door: Door) -> None:
     assert other.data["expect"]["explanations"][0]["options"] == ["--rope", "half"]
 
 
+def test_our_own_result_is_judged_without_a_word_of_what_else_it_holds(door: Door) -> None:
+    door(*CALL, "-o", "ours.json", "--include", "output,heads")
+    Path("said.json").write_text(door(*CALL, "--json", "--include", "output").out)
+    for name in ("ours.json", "said.json"):
+        ran = door(*CALL, "--expect", name)
+        assert (ran.code, ran.err) == (0, "")
+
+
 # -- bundles and lines ------------------------------------------------------------------------
 
 

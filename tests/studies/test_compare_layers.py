@@ -130,7 +130,7 @@ def test_a_fault_of_one_batch_element_is_located() -> None:
     found = attncli.compare(output, made)
     assert found.verdict == "located"
     assert "batch element 1, rows 20 to 24 alone" in found.located[0]
-    assert "all zero" in found.located[0]
+    assert "never written" in found.located[0]
 
 
 # -- what comes in ----------------------------------------------------------------------------

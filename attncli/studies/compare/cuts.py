@@ -44,8 +44,8 @@ def cut_suspects(theory: Theory, candidate: Candidate, units: Sequence[Unit]) ->
     """
     if "output" not in candidate.stages or theory.view or theory.after or "cut" in theory.kinds:
         return
-    if theory.parts(candidate)[-1][0].whole:
-        return  # heads are not apart
+    if not theory.by_head(candidate):
+        return
     p = theory.problem
     tried = ranges(p.keys)
     if not tried:

@@ -32,7 +32,7 @@ from attncli.studies.compare.patterns import (
     unwritten,
 )
 from attncli.studies.compare.precision import precision
-from attncli.studies.compare.search import LIKE, Search, Tried
+from attncli.studies.compare.search import LIKE, SLIGHT, Search, Tried
 from attncli.studies.compare.suspects import Suspect
 from attncli.studies.compare.theory import Candidate, Theory, Unit, held
 
@@ -40,7 +40,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SHOWN = 5  # explanations at most
 RTOL = 1e-6  # numbers that differ by less were fitted to one another
-SLIGHT = 1e-12  # of a candidate: as good as nothing left
 
 
 def diagnose(

@@ -39,8 +39,8 @@ def fitted(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> Itera
         found = _line(theory, candidate, units, first, lambda q, x: replace(q, softcap=x), start)
         if found is not None and found < 1e3 * first:
             yield _said(theory, replace(p, softcap=found), "softcap", "--softcap", number(found))
-    if theory.parts(candidate)[-1][0].whole:
-        return  # heads are not apart
+    if not theory.by_head(candidate):
+        return
     if "sink" not in theory.kinds and "output" in candidate.stages:
         yield from _sinks(theory, candidate, units, start)
     if "sum" not in theory.kinds and "output" in candidate.stages:
@@ -77,8 +77,6 @@ def _line(
     some = [Unit(u.b, u.h, u.rows[:: max(1, len(u.rows) // 8)]) for u in units[:3]]
     grid = [left(first * float(g)) for g in GRID]
     best = int(np.argmin(grid))
-    if not grid[best] < ENOUGH * start and not grid[best] < start * 0.9:
-        return None
     x = first * float(GRID[best])
     for _ in range(STEPS):
         step = _newton(theory, candidate, some, x, put)

@@ -243,7 +243,7 @@ def _out(**change: Any) -> OutChange:
 
 
 def _outputs(recipe: Recipe) -> Iterator[LayerSuspect]:
-    out = Out.of(recipe)
+    out = recipe.out
     if out.weight is None:
         return
     if out.weight.shape[0] == out.weight.shape[1]:

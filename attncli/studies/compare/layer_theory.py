@@ -41,7 +41,7 @@ class LayerTheory(Theory):
     @cached_property
     def out(self) -> Out | None:
         """What follows the attention; None where the changes do not go with the layer."""
-        out: Out | None = Out.of(self.recipe)
+        out: Out | None = self.recipe.out
         for change in self.outs:
             out = None if out is None else change(out, self.recipe)
         return out
@@ -147,22 +147,20 @@ class Projected(LayerTheory):
         with np.errstate(all="ignore"):
             both = self._concat(rows, of, out)
             right, band = both[..., 0], both[..., 1]
-            half = own is not None and own.itemsize == 2
-            last = eps(own) if own is not None else 0.0
-            step = max(eps(np.float64), min(last, eps(np.float32)))
+            if own is not None and out.weight is not None:
+                sums = eps(own if own.itemsize > 4 else np.float32) * (np.abs(right) @ out.reach)
+                if own.itemsize == 2:
+                    band = np.sqrt((band**2 + (eps(own) * right) ** 2) @ out.reach**2) + sums
+                else:
+                    band = band @ out.reach + sums
             if out.weight is not None:
-                w = np.abs(out.weight).T  # (H·Dv, Eo)
-                if own is not None:
-                    sums = step * (np.abs(right) @ w)
-                    if half:
-                        band = np.sqrt((band**2 + (last * right) ** 2) @ w**2) + sums
-                    else:
-                        band = band @ w + sums
                 right = linear(right, out.weight, out.bias, right.dtype)
-                band = (band if own is not None else np.zeros(1)) + last * np.abs(right)
+                if own is not None:
+                    band = band + eps(own) * np.abs(right)
             for end in out.ends:
                 before, right = right, end(self.recipe, b, rows, right)
-                band = band * _growth(before, right) + 2 * last * np.abs(right)
+                if own is not None:
+                    band = band * _growth(before, right) + 2 * eps(own) * np.abs(right)
         return Block({"output": right}, {"output": band} if own is not None else {})
 
     def plains(self, own: np.dtype[Any]) -> Sequence[Plain]:

@@ -20,15 +20,14 @@ from attncli.studies.compare.mask_suspects import mask_suspects
 from attncli.studies.compare.patterns import appearance, place
 from attncli.studies.compare.reading import canonical, judged_at, numbers
 from attncli.studies.compare.recipe import STATES, Recipe
-from attncli.studies.compare.search import Search, sample
-from attncli.studies.compare.suspects import Suspect, suspects
-from attncli.studies.compare.theory import Candidate, Unit, held, residual
+from attncli.studies.compare.search import Search
+from attncli.studies.compare.suspects import Question, suspects
+from attncli.studies.compare.theory import Candidate, Unit, held
 from attncli.studies.layer import MultiheadResult
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 STAGES = ("output", "weights", "lse", "scores")
-PAIR_HEADS, PAIR_ROWS = 1, 6  # of the sample for pairs: all heads are computed
 ELSEWHERE = 1e-3  # the part of an error that may lie outside of the heads that are wrong
 
 
@@ -124,36 +123,23 @@ def _output(made: MultiheadResult, array: Array, notes: list[str]) -> Array:
 class LayerSearch(Search):
     """The search for one candidate of a layer: its own suspects and those of its attention."""
 
-    def __init__(
-        self,
-        base: LayerTheory,
-        candidate: Candidate,
-        found: dict[str, Judged],
-        threads: int | None,
-    ) -> None:
-        self.base = base
-        self.problem = p = base.problem
-        self.candidate, self.threads, self.spared = candidate, threads, None
-        self.units = sample(p, found)
-        self.few = sample(p, found, PAIR_HEADS, PAIR_ROWS)
-        self.start = residual(base, candidate, self.units)
-        stages = frozenset(candidate.stages)
-        self.suspects = [  # the layer's own first: pairs project once for each of them
-            *layer_suspects(base.recipe, stages), *suspects(p), *_masks(base),
-            *fault_suspects(p, stages),
-        ]  # fmt: skip
+    base: LayerTheory
+    small = (1, 6)  # all heads are computed for each
 
-
-def _masks(base: LayerTheory) -> Iterator[Suspect]:
-    """Yield other masks; a layer's ALiBi is no part of what ``--mask`` replaces."""
-    for one in mask_suspects(base.problem):
-        yield one._replace(said={}) if base.recipe.layer.alibi is not None else one
+    def asked(self, stages: frozenset[str]) -> Iterator[Question]:
+        """Yield the layer's own first: pairs project once for each of them."""
+        p, layer = self.base.problem, self.base.recipe.layer
+        yield from layer_suspects(self.base.recipe, stages)
+        yield from suspects(p)
+        for one in mask_suspects(p):  # a layer's ALiBi is no part of what --mask replaces
+            yield one._replace(said={}) if layer.alibi is not None else one
+        yield from fault_suspects(p, stages)
 
 
 def _diagnosed(
     theory: LayerTheory, candidate: Candidate, found: dict[str, Judged], threads: int | None
 ) -> Answer:
-    search = LayerSearch(theory, candidate, found, threads)
+    search = LayerSearch(theory.problem, candidate, found, threads, base=theory)
     tried = search.run()
     answer = explained(tried)
     if answer is not None:

@@ -21,6 +21,29 @@ Array = np.ndarray[Any, np.dtype[Any]]
 STATES = ("x", "memory", "memory_value")
 
 
+#: What follows the output projection: from the recipe, b, rows and the output ``(n, Eo)``.
+End = Callable[["Recipe", int, Array, Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Out:
+    """What becomes of the heads' outputs: ``weight`` ``(Eo, H·Dv)``, ``bias`` ``(Eo,)``, ends.
+
+    ``untransposed``: the heads ``(H, L, Dv)`` are read as ``(L, H·Dv)`` as they lie.
+    """
+
+    weight: Array | None
+    bias: Array | None
+    ends: tuple[End, ...] = ()
+    untransposed: bool = False
+
+    @cached_property
+    def reach(self) -> Array:
+        """|W| as it is multiplied from the right, ``(H·Dv, Eo)``."""
+        assert self.weight is not None
+        return np.abs(self.weight).T
+
+
 @dataclass(frozen=True, eq=False)
 class Recipe:
     """A layer, its weights, and the arguments that ``pose_layer`` takes besides, in float64."""
@@ -49,6 +72,14 @@ class Recipe:
         if x.ndim == 2:
             return x[None]
         return x.swapaxes(0, 1) if self.asked["seq_first"] else x
+
+    @cached_property
+    def out(self) -> Out:
+        """What the layer does with its heads' outputs."""
+        own = self.weights
+        weight = None if own.output is None else own.output.astype(np.float64)
+        bias = None if own.output_bias is None else own.output_bias.astype(np.float64)
+        return Out(weight, bias if weight is not None else None)
 
     @cached_property
     def exact(self) -> Posed:
@@ -111,28 +142,3 @@ def as_kept(array: Array | None, own: np.dtype[Any]) -> Array | None:
         return None
     with np.errstate(over="ignore"):
         return array.astype(own).astype(np.float64 if own.itemsize > 4 else np.float32)
-
-
-#: What follows the output projection: from the recipe, b, rows and the output ``(n, Eo)``.
-End = Callable[[Recipe, int, Array, Array], Array]
-
-
-@dataclass(frozen=True, eq=False)
-class Out:
-    """What becomes of the heads' outputs: ``weight`` ``(Eo, H·Dv)``, ``bias`` ``(Eo,)``, ends.
-
-    ``untransposed``: the heads ``(H, L, Dv)`` are read as ``(L, H·Dv)`` as they lie.
-    """
-
-    weight: Array | None
-    bias: Array | None
-    ends: tuple[End, ...] = ()
-    untransposed: bool = False
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> Out:
-        """Return what the layer does."""
-        own = recipe.weights
-        weight = None if own.output is None else own.output.astype(np.float64)
-        bias = None if own.output_bias is None else own.output_bias.astype(np.float64)
-        return cls(weight, bias if weight is not None else None)

@@ -6,10 +6,10 @@ All are held against a sample of rows that tells them apart; what is left is hel
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,16 +25,21 @@ from attncli.studies.compare.windows import window_suspects
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+Maker = Callable[[], "Theory | None"]
+Fitting = Callable[[Theory, Candidate, Sequence[Unit]], Iterator[Theory]]
+
 HEADS, ROWS = 6, 24  # of the sample
 LEAST = 6  # rows of a head, however many keys there are
 PAIR_HEADS, PAIR_ROWS = 2, 8  # of the sample for pairs
 CLOSE = 0.3  # the part of the residual that may be left by what is worth a second look
 EXACT = 0.02  # the same, of a rounding: what passes by it must be made by it
+KEPT = 16  # theories that are kept of all
 SECOND = 30  # theories that are worth more than a glance
 CELLS = 1 << 17  # of the sample of all heads together
 BESIDE = 5  # singles beside which numbers are fitted and keys looked for
 FEW = 12  # theories that are held against the whole at most
 LIKE = 4.0  # residuals that differ by less do not tell theories apart
+SLIGHT = 1e-12  # of a candidate: as good as nothing left
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +91,9 @@ def wide(problem: Problem) -> Problem:
 class Search:
     """The search for one candidate; ``found`` is what the problem itself makes of it."""
 
+    small: ClassVar[tuple[int, int]] = (PAIR_HEADS, PAIR_ROWS)
+    spared: Array | None = None
+
     def __init__(
         self,
         problem: Problem,
@@ -93,83 +101,101 @@ class Search:
         found: dict[str, Judged],
         threads: int | None,
         spared: Array | None = None,
+        base: Theory | None = None,
     ) -> None:
-        """spared: rows to be left out, bool ``(B, H, L)``."""
-        self.base = Theory(wide(problem))
+        """spared: rows to be left out, bool ``(B, H, L)``; base: how the problem is computed."""
+        self.base = Theory(wide(problem)) if base is None else base
         self.problem, self.candidate, self.threads = problem, candidate, threads
         self.spared = spared
         self.units = self._without(sample(problem, found))
-        self.few = self._without(sample(problem, found, PAIR_HEADS, PAIR_ROWS))
+        self.few = self._without(sample(problem, found, *self.small))
         self.start = residual(self.base, candidate, self.units)
-        stages = frozenset(candidate.stages)
-        self.suspects: list[Question] = [
-            *suspects(self.base.problem), *mask_suspects(self.base.problem),
-            *fault_suspects(self.base.problem, stages),
-        ]  # fmt: skip
+        self.suspects = list(self.asked(frozenset(candidate.stages)))
+
+    def asked(self, stages: frozenset[str]) -> Iterator[Question]:
+        """Yield what may have been done otherwise, to be seen in these stages."""
+        yield from suspects(self.base.problem)
+        yield from mask_suspects(self.base.problem)
+        yield from fault_suspects(self.base.problem, stages)
 
     def run(self) -> list[Tried]:
         """Return what was tried, what passes first, each group by what it leaves over."""
         singles = self.alone(self.suspects)
-        singles += self._tried(fitted(self.base, self.candidate, self.units))
-        done = self._whole(sorted(singles, key=_left))
+        singles = self._best(singles, self._tried(self._beside(self.base, fitted)))
+        done = self._whole(singles)
         if any(one.passed for one in done):
             return done
-        pairs = self._tried(self._pairs(singles))
-        return self._whole(sorted([*pairs, *singles], key=_left))
+        return self._whole(self._best(self._tried(self._pairs(singles)), singles))
 
     def alone(self, suspects: Sequence[Question]) -> list[Tried]:
         """Return suspects and missing keys, each tried alone on the sample, the best first."""
-        made = self._tried(self._applied(self.base, suspects))
-        made += self._tried(cut_suspects(self.base, self.candidate, self.units))
-        made += self._tried(window_suspects(self.base, self.candidate, self.units))
-        return sorted(made, key=_left)
+        made = self._tried(partial(one.applied, self.base) for one in suspects)
+        return self._best(made, self._tried(self._beside(self.base, cut_suspects, window_suspects)))
 
-    def _applied(self, theory: Theory, suspects: Sequence[Question]) -> Iterator[Theory]:
-        for suspect in suspects:
-            made = suspect.applied(theory)
-            if made is not None:
-                yield made
+    def _beside(self, theory: Theory, *kinds: Fitting) -> Iterator[Maker]:
+        """Yield what makes the theories that are fitted to the sample beside another."""
+        for kind in kinds:
+            for made in kind(theory, self.candidate, self.units):
+                yield partial(_itself, made)
 
-    def _tried(self, theories: Iterator[Theory]) -> list[Tried]:
-        first = sorted(
-            ((residual(t, self.candidate, self.few), n, t) for n, t in enumerate(theories)),
-            key=lambda one: one[:2],
-        )  # fmt: skip
-        tried = [Tried(t, residual(t, self.candidate, self.units)) for _, _, t in first[:SECOND]]
-        return sorted(tried, key=_left)
+    def _tried(self, makers: Iterator[Maker]) -> list[Tried]:
+        """Return the best theories on the sample; a glance at a few rows decides on which to look.
 
-    def _pairs(self, singles: Sequence[Tried]) -> Iterator[Theory]:
+        A theory may hold tensors of its own: it is made again rather than kept.
+        """
+        first: list[tuple[float, int, Maker]] = []
+        for n, maker in enumerate(makers):
+            theory = maker()
+            if theory is not None:
+                first.append((residual(theory, self.candidate, self.few), n, maker))
+        kept: list[Tried] = []
+        for _, _, maker in sorted(first, key=lambda one: one[:2])[:SECOND]:
+            theory = maker()
+            assert theory is not None
+            tried = Tried(theory, residual(theory, self.candidate, self.units))
+            kept = self._best(kept, [tried])
+        return kept
+
+    def _best(self, *groups: Sequence[Tried]) -> list[Tried]:
+        """Return the best of some groups; of equals the earlier ones."""
+        return sorted([one for group in groups for one in group], key=_left)[:KEPT]
+
+    def _pairs(self, singles: Sequence[Tried]) -> Iterator[Maker]:
         """Yield pairs that leave little of a small sample, and fits beside the best singles."""
         start = residual(self.base, self.candidate, self.few)
         loose = [one for one in self.suspects if one.pair]
-        close: list[tuple[float, Theory]] = []
-        applied = [(one, one.applied(self.base)) for one in loose]
-        for (one, theory), (other, _) in combinations(applied, 2):
-            if theory is None or one.kind == other.kind:
-                continue
-            both = other.applied(theory)
-            if both is None:
-                continue
-            left = residual(both, self.candidate, self.few)
-            if left < CLOSE * start or (math.isinf(start) and left < math.inf):
-                close.append((left, both))
-        close.sort(key=lambda pair: pair[0])
-        yield from (theory for _, theory in close[:FEW])
+        close: list[tuple[float, int, Maker]] = []
+        for n, one in enumerate(loose):
+            theory = one.applied(self.base)
+            for other in loose[n + 1 :]:
+                if theory is None or one.kind == other.kind:
+                    continue
+                both = other.applied(theory)
+                if both is None:
+                    continue
+                left = residual(both, self.candidate, self.few)
+                if left < CLOSE * start or (math.isinf(start) and left < math.inf):
+                    close.append((left, len(close), partial(_joined, self.base, one, other)))
+        yield from (maker for _, _, maker in sorted(close, key=lambda pair: pair[:2])[:FEW])
         for single in singles[:BESIDE]:
             if single.left < math.inf:
-                yield from window_suspects(single.theory, self.candidate, self.units)
-                yield from cut_suspects(single.theory, self.candidate, self.units)
-                yield from fitted(single.theory, self.candidate, self.units)
+                yield from self._beside(single.theory, window_suspects, cut_suspects, fitted)
 
     def _whole(self, tried: Sequence[Tried]) -> list[Tried]:
-        """Hold the best against the whole; return all, those that pass first."""
+        """Hold the best against the whole; return all, those that pass first.
+
+        Once one passes, those are left alone that leave so much more that they are no rivals.
+        """
         limit = CLOSE * self.start if math.isfinite(self.start) else math.inf
         done: list[Tried] = []
         for n, one in enumerate(tried):
             t = one.theory
-            near = one.left <= (EXACT * self.start if ROUNDED in t.kinds else limit)
-            near = n < FEW and near and self._plausible(t)
-            done.append(replace(one, found=self._held(one.theory)) if near else one)
+            near = one.left <= (min(limit, EXACT * self.start) if ROUNDED in t.kinds else limit)
+            if n < FEW and near and self._plausible(t):
+                one = replace(one, found=self._held(t))
+                if one.passed:
+                    limit = min(limit, LIKE * one.left + SLIGHT)
+            done.append(one)
         return sorted(done, key=lambda one: (not one.passed, one.left))
 
     def _plausible(self, theory: Theory) -> bool:
@@ -192,6 +218,15 @@ class Search:
             return list(units)
         kept = [Unit(b, h, rows[~self.spared[b, h, rows]]) for b, h, rows in units]
         return [unit for unit in kept if len(unit.rows)]
+
+
+def _itself(theory: Theory) -> Theory:
+    return theory
+
+
+def _joined(base: Theory, one: Question, other: Question) -> Theory | None:
+    theory = one.applied(base)
+    return None if theory is None else other.applied(theory)
 
 
 def _left(one: Tried) -> float:

@@ -66,6 +66,10 @@ class Theory:
         """Return the theories that give a candidate's stages, each with its own."""
         return [(self, candidate)]
 
+    def by_head(self, candidate: Candidate) -> bool:
+        """Whether the output of a candidate is that of each head."""
+        return not self.parts(candidate)[-1][0].whole
+
     def units(self, units: Sequence[Unit] | None) -> Sequence[Unit]:
         """Return units as this theory takes them; all there are for None."""
         return whole(self.problem) if units is None else units

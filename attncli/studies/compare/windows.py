@@ -32,11 +32,9 @@ def window_suspects(
     """
     p = theory.problem
     taken = {"mask", "cut"} & theory.kinds
-    if "output" not in candidate.stages or theory.view or theory.after or theory.whole or taken:
+    if "output" not in candidate.stages or theory.view or theory.after or taken:
         return
-    if not 2 < p.keys <= LARGEST:
-        return
-    if candidate.stages["output"].shape[1::2] != (p.heads, p.value_width):  # a layer's
+    if not 2 < p.keys <= LARGEST or not theory.by_head(candidate):
         return
     said = Said.of(p.mask)
     bare = replace(theory, problem=replace(p, mask=said.mask((), p.mask.extent)))
