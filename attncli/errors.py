@@ -4,9 +4,10 @@ AttnError                    a mistake in what was asked; exit code 2
 ├── InputError               values, shapes or options that do not fit together
 │   ├── Misuse               a command, an option or its value that the command line does not know
 │   ├── MaskError            a mask that cannot be read or does not fit
+│   ├── Misfit               a stage to be judged that is no such stage of its problem
 │   └── TooLarge             the result would not fit into memory
 ├── FileError                a file that cannot be read or written
-├── NoAnswer                 a candidate that gives nothing to judge
+├── NoAnswer                 a candidate that gives nothing to judge; exit code 1
 └── Unavailable              a backend, device or optional package that is not there; exit code 3
 
 Anything else that escapes is a bug in attncli, not a mistake of its user.
@@ -87,6 +88,14 @@ class MaskError(InputError):
     code = "bad_mask"
 
 
+class Misfit(InputError):
+    """A stage to be judged that is no such stage of its problem; ``stage`` is its name."""
+
+    def __init__(self, stage: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message, hint)
+        self.stage = stage
+
+
 class TooLarge(InputError):
     """The result would not fit into memory."""
 
@@ -103,6 +112,7 @@ class NoAnswer(AttnError):
     """A candidate, a file or a command, that gives nothing to judge."""
 
     code = "no_answer"
+    exit_code = 1  # what was asked is right, and the answer is wrong
 
 
 class Unavailable(AttnError):

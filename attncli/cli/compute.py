@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
 from attncli.cli.groups import compute as own
+from attncli.cli.groups import expected as other
 from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
 from attncli.render import LINES
@@ -21,18 +22,18 @@ if TYPE_CHECKING:
 EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -"""
 
 
-class Asked(
-    groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing,
-    groups.Expected, groups.ExpectedGradients, groups.Tolerance, groups.Part,
+class Lined(
+    groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing, other.Judging,
+    groups.Part,
 ):  # fmt: skip
+    """All that the answer to a line depends on."""
+
+
+class Asked(other.Expected, other.ExpectedGradients, Lined):
     """All that one answer depends on."""
 
 
-class Others(groups.Posed, groups.Softmax, groups.Gradient, groups.Tolerance):
-    """All that an answer of somebody else is judged by."""
-
-
-class Tested(own.Cases, own.Candidate, own.Explain):
+class Tested(own.Cases, own.Candidate):
     """A kernel's test set, and whose answers to it are judged."""
 
 
@@ -102,7 +103,6 @@ def one(
     *,
     bundle: str | None,
     asked: Asked,
-    reasons: own.Explain,
     pictures: Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -114,25 +114,30 @@ def one(
     with render.progress() as progress:
         report, labels = _answer(
             source, asked, page, vars(pictures), machine=page.machine,
-            explain=reasons.explain != "none", progress=progress,
+            explain=asked.explain != "none", progress=progress,
         )  # fmt: skip
     output.conclude(report, labels, page, printed)
 
 
-@mode(output.IN_LINES, output.LINES_HINT)
+IN_EACH = '--candidate DIR judges many, and so does "expected" in each line'
+
+
+@mode(
+    output.IN_LINES, output.LINES_HINT,
+    **other.not_of_many(other.Expected, other.ExpectedGradients, instead=IN_EACH),
+)  # fmt: skip
 def lines(
     records: "files.Records",
     page: output.Page,
     *,
     bundle: str,
-    asked: Asked,
-    reasons: own.Explain,
+    asked: Lined,
     include: str | None,
     answers: groups.Format,
 ) -> None:
     """Print a line of JSON for each line that holds a problem."""
     output.demand_lines(answers.format)
-    explained = own.Explained(reasons.explain)
+    explained = other.Explained(asked.explain)
 
     def answer(one: "files.Bundle") -> "Report":
         kind = one.options.get("kind")
@@ -168,16 +173,15 @@ def judge_folder(
     source: "files.Bundle | files.Records",
     *,
     bundle: str,
-    asked: Others,
+    asked: own.Others,
     candidate: str,
-    explain: str | None,
     printed: groups.Printed,
 ) -> None:
     """Print how the answers in a folder went."""
     from attncli.cli.judging import judge
     from attncli.studies.cases.candidates import Folder
 
-    judge(source, asked, Folder(candidate), explain, printed)
+    judge(source, asked, Folder(candidate), printed)
 
 
 @mode(f"{OTHERS} (-- COMMAND)", OTHERS_HINT)
@@ -186,16 +190,15 @@ def judge_command(
     *,
     bundle: str,
     command: list[str],
-    asked: Others,
+    asked: own.Others,
     timeout: float | None,
-    explain: str | None,
     printed: groups.Printed,
 ) -> None:
     """Print how the answers of a command went."""
     from attncli.cli.judging import judge
     from attncli.studies.cases.commands import Command
 
-    judge(source, asked, Command(command, timeout or own.TIMEOUT), explain, printed)
+    judge(source, asked, Command(command, timeout or own.TIMEOUT), printed)
 
 
 def _judge(call: Call, chosen: Mode, bundle: str | None) -> None:
@@ -214,7 +217,7 @@ def _judge(call: Call, chosen: Mode, bundle: str | None) -> None:
 
 def _answer(
     source: "files.Bundle | None",
-    asked: Asked,
+    asked: Lined,
     page: output.Page,
     drawn: Mapping[str, Any],
     *,
@@ -224,7 +227,7 @@ def _answer(
 ) -> "tuple[Report, Labels]":
     """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
     from attncli.cli.given import attention
-    from attncli.cli.given.expected import checked
+    from attncli.cli.given.expected import checked, name_of
     from attncli.cli.given.view import view
     from attncli.reports import arrays
     from attncli.reports.compute import compute_report
@@ -238,7 +241,8 @@ def _answer(
     upstream = given.grad_output
     if asked.grad_output is not None:
         upstream = attention.upstream(asked.grad_output)
-    want = arrays.wanted(problem, part, page.names, machine, upstream is not None)
+    ours = machine and not given.expected  # whole arrays, though nobody named them
+    want = arrays.wanted(problem, part, page.names, ours, upstream is not None)
     result = attend.solve(
         problem, backend=asked.backend, device=asked.device, threads=asked.threads, want=want,
         grad_output="ones" if upstream is None else upstream, progress=progress,
@@ -246,6 +250,6 @@ def _answer(
     judged = checked(problem, given.expected, asked, upstream, explain=explain)
     report = compute_report(
         result, labels, part, page.names, notes=given.notes, progress=progress, judged=judged,
-        name=asked.expect or "what was given",
+        name=name_of(judged, given.expected),
     )  # fmt: skip
     return report, labels

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from attncli import files
 from attncli.cli import groups, output
-from attncli.cli.groups.compute import Explained
+from attncli.cli.groups.compute import Others
+from attncli.cli.groups.expected import Explained
 from attncli.errors import AttnError, FileError, InputError, Misuse, NoAnswer, listed
 from attncli.render import LINES
 
 if TYPE_CHECKING:
-    from attncli import files
     from attncli.attention.problem import Problem
+    from attncli.cli.given.attention import Inputs
     from attncli.studies.compare import Comparison
 
-#: What gives the answer to the problem of a case, by the case's name.
-Answers = Callable[..., Mapping[str, Any]]
+
+class Answers(Protocol):
+    """Who answers: a folder or a command."""
+
+    def __call__(
+        self, name: str, problem: Problem, grad_output: Any = None, /
+    ) -> Mapping[str, Any]:
+        """Return the answer to the problem of a case, by stage; raises NoAnswer."""
+
+    def whose(self, name: str) -> str:
+        """Return what that answer is called in a sentence."""
+
 
 #: In words, which failures are explained.
 WHICH = {"all": "every failure", "first": "the first failure of each kind", "none": "no failure"}
@@ -34,22 +46,25 @@ class Case(NamedTuple):
 
 def judge(
     source: files.Bundle | files.Records,
-    asked: groups.Posed,
+    asked: Others,
     answers: Answers,
-    explain: str | None,
     printed: groups.Printed,
 ) -> None:
     """Judge the answers to all cases, print each (for programs) and the sums; exit 1 if one failed.
 
-    Raises Misuse where no answer can be had at all.
+    The answer to a lone problem is reported as with ``--expect``. Raises Misuse where no answer can
+    be had at all.
     """
+    if not isinstance(source, files.Records) and printed.format != LINES:
+        return _judge_one(source, asked, answers, printed)
     from attncli import render
+    from attncli.cli.given import attention
     from attncli.reports.cases import judged_report, tally_report
     from attncli.studies.cases.tally import Failure, Tally
 
     shown = printed.format if printed.format == LINES else output.format_of(printed)
     machine = shown in ("json", LINES)
-    tally, explained = Tally(), Explained(explain)
+    tally, explained = Tally(), Explained(asked.explain)
     names: dict[str, int] = {}
     total = 0 if machine else _lines_of(source)
     with render.progress("cases") as progress:
@@ -61,10 +76,13 @@ def judge(
                     raise record
                 if names.setdefault(case.name, line) != line:
                     raise FileError(f"'{case.name}' is the name of line {names[case.name]}, too")
-                problem, upstream = _posed(record, asked, line)
+                given = attention.gather(record, asked)
+                render.show_warnings([f"line {line}: {w}" for w in given.warnings])
+                problem, upstream = _posed(given, asked)
                 dtype = problem.result_dtype.name
-                given = answers(case.name, problem, upstream)
-                found = _compared(problem, given, asked, upstream, explained.wants(case.kind))
+                answer = answers(case.name, problem, upstream)
+                left = _unanswered(given.expected, answer)
+                found = _compared(problem, answer, asked, upstream, explained.wants(case.kind))
             except Misuse:  # no case's fault
                 raise
             except AttnError as error:
@@ -74,26 +92,78 @@ def judge(
             else:
                 explained.saw(case.kind, failed=not found.passed)
                 failure = None if found.passed else Failure(line, case.name, found.sentence)
+                tally.differing += not found.passed
+                tally.unanswered += bool(left)
                 if machine:
-                    report = judged_report(found.data(), case.kind)
+                    report = judged_report(found.data(), case.kind, left)
                     render.show(report, LINES, which=case.which)
             tally.add(case.kind, dtype, failure)
             if total:
                 progress(min(line / total, 1.0))
+    report = tally_report(tally, WHICH[explained.which], _warn_of_unclaimed(answers))
+    output.finish(report, output.Page(shown), printed)
+
+
+def _judge_one(
+    record: files.Bundle, asked: Others, answers: Answers, printed: groups.Printed
+) -> None:
+    """Judge the answer to a lone problem, and report it as with ``--expect``."""
+    from attncli.attention.view import View
+    from attncli.cli.given import attention
+    from attncli.reports import arrays
+    from attncli.reports.compute import compute_report
+    from attncli.studies import attend
+
+    page, case = output.page_of(printed), _case(record, 1)
+    given = attention.gather(record, asked)
+    problem, upstream = _posed(given, asked)
+    answer = answers(case.name, problem, upstream)
+    left = _unanswered(given.expected, answer)
+    found = _compared(problem, answer, asked, upstream, asked.explain != "none")
+    _warn_of_unclaimed(answers)
+    view = View()
+    result = attend.solve(problem, want=arrays.wanted(problem, view, None, machine=False))
+    labels = given.labels(problem)
+    notes = [*given.notes, *([f"not answered: {listed(left)}"] if left else [])]
+    report = compute_report(
+        result, labels, view, None, notes=notes, judged=found, name=answers.whose(case.name)
+    )
+    output.conclude(report, labels, page, printed)
+
+
+def _unanswered(expected: Collection[str], answer: Collection[str]) -> list[str]:
+    """Return the gradients that are expected and not answered.
+
+    Raises NoAnswer for gradients alone where more is expected.
+    """
+    forward, answered = ([n for n in names if not _backward(n)] for names in (expected, answer))
+    if forward and not answered:
+        raise NoAnswer(
+            f"the answer holds {listed(answer)} alone",
+            "expected the output, or another stage before it",
+        )
+    return [name for name in expected if _backward(name) and name not in answer]
+
+
+def _backward(stage: str) -> bool:
+    return stage.startswith("grad_")
+
+
+def _warn_of_unclaimed(answers: Answers) -> int:
+    """Warn of files that belong to no case; return how many there are."""
     left: list[str] = getattr(answers, "unclaimed", list)()
     if left:
+        from attncli import render
+
         are = "files belong" if len(left) > 1 else "file belongs"
         render.show_warnings([f"{len(left)} {are} to no case: {listed(left)}"])
-    report = tally_report(tally, WHICH[explained.which], len(left))
-    output.finish(report, output.Page(shown), printed)
+    return len(left)
 
 
 def _numbered(
     source: files.Bundle | files.Records,
 ) -> Iterator[tuple[int, files.Bundle | AttnError]]:
     """Yield the number of each line and what it holds."""
-    from attncli import files
-
     if isinstance(source, files.Bundle):
         yield 1, source
         return
@@ -120,16 +190,13 @@ def _case(record: files.Bundle | AttnError, line: int) -> Case:
     return Case(line, name, kind if isinstance(kind, str) else "", which)
 
 
-def _posed(record: files.Bundle, asked: groups.Posed, line: int) -> tuple[Problem, Any]:
+def _posed(given: Inputs, asked: Others) -> tuple[Problem, Any]:
     """Return the problem of a case and the gradient of its output, ``(B, H, Lq, Dv)``, if any."""
-    from attncli import render
     from attncli.attention import gradients
     from attncli.cli.given import attention
 
-    given = attention.gather(record, asked)
-    render.show_warnings([f"line {line}: {w}" for w in given.warnings])
     problem = given.pose()
-    said: str | None = getattr(asked, "grad_output", None)
+    said = asked.grad_output
     spec = given.grad_output if said is None else attention.upstream(said)
     return problem, None if spec is None else gradients.upstream(spec, problem)
 
@@ -137,7 +204,7 @@ def _posed(record: files.Bundle, asked: groups.Posed, line: int) -> tuple[Proble
 def _compared(
     problem: Problem,
     candidate: Mapping[str, Any],
-    asked: groups.Posed,
+    asked: Others,
     upstream: Any,
     explain: bool,
 ) -> Comparison:
@@ -145,7 +212,7 @@ def _compared(
     from attncli.cli.given.expected import tolerance_of
     from attncli.studies.compare import compare
 
-    if getattr(asked, "grad_output", None) and not any(n.startswith("grad_") for n in candidate):
+    if asked.grad_output is not None and not any(map(_backward, candidate)):
         raise InputError("--grad-output is given, but the answer holds no gradient")
     return compare(
         problem, candidate, tolerance=tolerance_of(asked), explain=explain, grad_output=upstream

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
+from attncli.cli.groups import expected as other
 from attncli.cli.groups import multihead as own
 from attncli.cli.options import Call, command, mode
 from attncli.errors import InputError
@@ -35,7 +36,6 @@ def multihead(
     asked: own.Asked,
     normed: own.InputNorm,
     random: own.Random,
-    reasons: own.Explain,
     pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -102,7 +102,6 @@ def checkpoint(
     architecture: own.Architecture,
     asked: own.Asked,
     input_norm: str,
-    reasons: own.Explain,
     pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
@@ -123,7 +122,7 @@ def checkpoint(
             )
         return loaded[0]
 
-    how = Projecting(asked, layer_for, page, input_norm=input_norm, explain=reasons.explain)
+    how = Projecting(asked, layer_for, page, input_norm=input_norm)
     _project(call, x, how, pictures, printed)
 
 
@@ -135,15 +134,12 @@ def learning(
     x: str | None,
     random: own.Random,
     asked: own.Asked,
-    reasons: own.Explain,
     pictures: own.Pictures,
     saved: groups.Saved,
     printed: groups.Printed,
 ) -> None:
     """Project with random weights, and without X with random vectors."""
-    how = Projecting(
-        asked, lambda given: given.random_layer(random), page, random, explain=reasons.explain
-    )
+    how = Projecting(asked, lambda given: given.random_layer(random), page, random)
     _project(call, x, how, pictures, printed)
 
 
@@ -156,7 +152,6 @@ class Projecting:
     page: output.Page
     random: own.Random | None = None
     input_norm: str = "auto"
-    explain: str | None = None
 
     def answer(
         self,
@@ -169,7 +164,7 @@ class Projecting:
     ) -> "tuple[Report, Labels]":
         """Return the report, for a ``machine`` or a reader, and its labels."""
         from attncli.cli.given import states
-        from attncli.cli.given.expected import checked_layer
+        from attncli.cli.given.expected import checked_layer, name_of
         from attncli.cli.given.view import view
         from attncli.reports.multihead import layer_wanted, multihead_report
         from attncli.studies import layer
@@ -188,7 +183,9 @@ class Projecting:
             given.x, weights, **given.arguments, rope=given.rope(weights),
             input_norm=self.input_norm, backend=asked.backend, device=asked.device,
             threads=asked.threads, progress=progress,
-            want=lambda p: layer_wanted(p, shown_of(p), names, machine),
+            want=lambda p: layer_wanted(
+                p, shown_of(p), names, machine and not given.expected
+            ),
         )  # fmt: skip
         problem = made.attention.problem
         labels = given.labels(problem, weights)
@@ -197,7 +194,7 @@ class Projecting:
         report = multihead_report(
             made, facts, labels, shown_of(problem), names, notes=given.notes_for(weights),
             warnings=given.warnings, counted=self.random is not None,
-            judged=judged, name=asked.expect or "what was given",
+            judged=judged, name=name_of(judged, given.expected),
         )  # fmt: skip
         return report, labels
 
@@ -217,13 +214,16 @@ def _project(
     output.demand_place(page, "csv")
     with render.progress("heads") as progress:
         report, labels = how.answer(
-            source, vars(pictures), machine=page.machine, explain=how.explain != "none",
+            source, vars(pictures), machine=page.machine, explain=how.asked.explain != "none",
             progress=progress,
         )  # fmt: skip
     output.conclude(report, labels, page, printed)
 
 
-@mode(output.IN_LINES, output.LINES_HINT)
+@mode(
+    output.IN_LINES, output.LINES_HINT,
+    **other.not_of_many(other.Expected, instead='name them in each line: "expected"'),
+)  # fmt: skip
 def lines(
     records: "files.Records",
     how: Projecting,
@@ -232,15 +232,14 @@ def lines(
     where: own.Weights,
     architecture: own.Architecture,
     random: own.Random,
-    asked: own.Asked,
+    asked: own.Lined,
     input_norm: str,
-    reasons: own.Explain,
     include: str | None,
     answers: groups.Format,
 ) -> None:
     """Print a line of JSON for each line that holds hidden states."""
     output.demand_lines(answers.format)
-    explained = own.Explained(reasons.explain)
+    explained = other.Explained(asked.explain)
 
     def answer(one: "files.Bundle") -> "Report":
         kind = one.options.get("kind")

@@ -156,6 +156,7 @@ class Mode(NamedTuple):
     body: Callable[..., None]
     words: str
     hint: str
+    hints: Mapping[str, str]  # of single options, by name
 
     @property
     def used(self) -> frozenset[str]:
@@ -163,12 +164,15 @@ class Mode(NamedTuple):
         return frozenset(members(self.body))
 
 
-def mode(words: str, hint: str = "leave it out") -> Callable[[Callable[..., None]], Mode]:
+def mode(
+    words: str, hint: str = "leave it out", **hints: str
+) -> Callable[[Callable[..., None]], Mode]:
     """Make a Mode of a function; ``words`` end the sentence '--x has no use in …'.
 
-    Its parameters are groups, options by name, and what ``Call.run`` is given besides.
+    Its parameters are groups, options by name, and what ``Call.run`` is given besides. ``hints``
+    are those of single options.
     """
-    return lambda body: Mode(body, words, hint)
+    return lambda body: Mode(body, words, hint, hints)
 
 
 class Call(NamedTuple):
@@ -187,7 +191,9 @@ class Call(NamedTuple):
         used = mode.used
         for name, flag in self.typed.items():
             if name not in used:
-                raise InputError(f"{flag} has no use in {mode.words}", hint or mode.hint)
+                raise InputError(
+                    f"{flag} has no use in {mode.words}", hint or mode.hints.get(name, mode.hint)
+                )
 
     def pack(self, function: Callable[..., Any], more: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of ``function``: ``more``, its groups, its single options."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attncli.errors import counted, series
@@ -37,17 +37,25 @@ def written_report(written: Written, seed: int) -> Report:
     )
 
 
-def judged_report(expect: Mapping[str, Any], kind: str) -> Report:
-    """Return the judgement of one case, for programs alone."""
-    about = {"kind": kind} if kind else {}
+def judged_report(expect: Mapping[str, Any], kind: str, unanswered: Sequence[str] = ()) -> Report:
+    """Return the judgement of one case, for programs alone.
+
+    ``unanswered``: the stages that it expects and that are not answered.
+    """
+    about: dict[str, Any] = {"kind": kind} if kind else {}
+    if unanswered:
+        about["unanswered"] = list(unanswered)
     return Report("compute", [], [], lambda: {**HEAD, **about, "expect": expect})
 
 
 def tally_report(tally: Tally, explained: str, unclaimed: int = 0) -> Report:
     """Return the sums of all cases, a row a kind, with what failed first in words.
 
-    ``explained`` says which failures were explained.
+    ``explained`` says which failures were explained, where any could be.
     """
+    notes = [f"explained: {explained}"] if tally.differing else []
+    if tally.unanswered:
+        notes.insert(0, f"{counted(tally.unanswered, 'case')}: gradients not answered")
     total = tally.total()
     rows = [[count.cases, count.passed, count.failed] for count in tally.kinds.values()]
     labels = [name or "cases" for name in tally.kinds]
@@ -74,7 +82,7 @@ def tally_report(tally: Tally, explained: str, unclaimed: int = 0) -> Report:
                 for (name, c), row in zip(tally.kinds.items(), rows, strict=True)
             ],
         ),
-        notes=[f"explained: {explained}"] if total.failed else [],
+        notes=notes,
         exit_code=1 if total.failed else 0,
     )  # fmt: skip
 
@@ -82,7 +90,8 @@ def tally_report(tally: Tally, explained: str, unclaimed: int = 0) -> Report:
 def _data(tally: Tally, total: Count, explained: str, unclaimed: int) -> dict[str, Any]:
     return {
         "cases": total.cases, "passed": total.passed, "failed": total.failed,
-        "explained": explained, "unclaimed": unclaimed, "all_fail": list(tally.patterns()),
+        "unanswered": tally.unanswered, "explained": explained, "unclaimed": unclaimed,
+        "all_fail": list(tally.patterns()),
         "kinds": [{"kind": name or None, **_count(c)} for name, c in tally.kinds.items()],
         "dtypes": [{"dtype": name, **_count(c)} for name, c in tally.dtypes.items()],
     }  # fmt: skip

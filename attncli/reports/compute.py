@@ -213,7 +213,7 @@ def _data(
         if along.options:
             demand_lists({name: data[name] for name in PROBLEM if name in include})
         data |= along.members
-    else:
+    elif judged is None:
         width = len(chosen.rows) * len(list(chosen.pairs)) * problem.value_width
         sizes = {"output": width, "weights": chosen.cells}
         if result.derived is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from attncli.errors import counted
 from attncli.reports.blocks import Block, Column, Records, Table, Text, sentences
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.judged import Judged, pooled
@@ -16,14 +17,15 @@ from attncli.studies.compare.told import reasons, verdict
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BARS = "▁▂▃▄▅▆▇█"
-STRIP = 64  # blocks of rows that a line shows
-HEADS = 12  # heads that a line shows
+LABEL, LINE = 27, 80  # columns of what stands before bars, and of a line
 
 
 def expect_blocks(one: Comparison, name: str) -> list[Block]:
     """Return sentences, a table of the stages and strips of the error. ``name``: whose it is."""
     said = [verdict(one, name), *reasons(one)]
     blocks: list[Block] = [sentences(*said, indent="  "), stages_table(one)]
+    if one.notes:
+        blocks.append(sentences(*one.notes, indent="  "))
     if not one.passed:
         blocks.append(Text("", list(_strips(one.shown))))
     return blocks
@@ -48,7 +50,7 @@ def stages_table(one: Comparison) -> Table:
         for j in one.stages.values()
     ]  # fmt: skip
     notes = [] if one.passed else [_worst(one.shown)]
-    return Table("Stage", columns, rows, list(one.stages), notes=[*notes, *one.notes])
+    return Table("Stage", columns, rows, list(one.stages), notes=notes)
 
 
 def _worst(one: Judged) -> str:
@@ -57,19 +59,22 @@ def _worst(one: Judged) -> str:
 
 
 def _strips(one: Judged) -> Iterator[str]:
-    """Yield the error by row and by head, each on a line, and the first bad row."""
-    rows, _ = pooled(one.by_row(), STRIP)
-    bad = np.flatnonzero(one.bad.any((0, 1)))
+    """Yield the error by row and by head in lines, and the first bad row."""
+    first = f"first bad row {np.flatnonzero(one.bad.any((0, 1)))[0]}"
+    rows, _ = pooled(one.by_row(), LINE - LABEL - len(first) - 3)
     least = float(one.allowed.max(initial=0))
-    said = f"error by row, {len(one.by_row()):,} rows".ljust(27)
-    yield f"{said} {bars(rows, least)}  first bad row {bad[0]}"
+    said = f"error by row, {counted(len(one.by_row()), 'row')}"
+    yield f"{said.ljust(LABEL)} {bars(rows, least)}  {first}"
     heads = one.by_head()
+    wide = len(str(heads.shape[1] - 1))
+    most = (LINE - LABEL + 1) // (wide + 4)  # of "12 █  "
     for b in range(0 if one.whole else len(heads)):
         where = "error by head" if len(heads) == 1 else f"error by head, batch {b}"
         marks = bars(heads[b], least)
-        for h in range(0, len(marks), HEADS):
-            line = "  ".join(f"{h + n} {mark}" for n, mark in enumerate(marks[h : h + HEADS]))
-            yield f"{(where if not h else '').ljust(27)} {line}"
+        for h in range(0, len(marks), most):
+            cells = enumerate(marks[h : h + most], h)
+            line = "  ".join(f"{n:{wide}} {mark}" for n, mark in cells)
+            yield f"{(where if not h else '').ljust(LABEL)} {line}"
 
 
 def bars(errors: Array, allowed: float) -> str:

@@ -105,7 +105,7 @@ def multihead_report(
             said["top"] = list(top_data(problem, view.top, chosen))
         if include:
             said |= {n: _array(made, chosen, view, n) for n in names if n != "heads"}
-        else:
+        elif judged is None:
             sizes = {"output": made.output.size, "weights": chosen.cells}
             small = [name for name, size in sizes.items() if size <= SMALL]
             said |= {name: _array(made, chosen, view, name) for name in small}

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from attncli.attention.rows import Rows
 from attncli.attention.tensors import padding_masker, tensor_masker
 from attncli.engines import DEFAULT, ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge, nearest
+from attncli.files.vocabulary import PLAYED
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
 from attncli.resources import Progress, available_memory, readable_bytes, stages
@@ -215,9 +217,9 @@ def posed(
         maskers.append(tensor_masker(attn_mask, mask_polarity))
     if key_padding_mask is not None:
         maskers.append(padding_masker(key_padding_mask, mask_polarity))
-    unknown = others.keys() - POSED
+    unknown = sorted(others.keys() - POSED)
     if unknown:
-        raise InputError(f"no argument '{min(unknown)}'", nearest(min(unknown), sorted(POSED)))
+        raise InputError(f"no argument '{unknown[0]}'", _in_place_of(unknown[0]))
     return pose(query, key, value, mask=maskers, rope=_rope(rope), **others)
 
 
@@ -226,6 +228,27 @@ POSED = frozenset({
     "past_key", "past_value", "kv_lengths", "scale", "softcap", "sink", "dtype", "softmax_dtype",
     "heads", "kv_heads", "layout",
 })  # fmt: skip
+
+
+#: Arguments of other libraries, and what stands here in their place.
+FOREIGN = {
+    "is_causal": 'say mask="causal", or leave it out',
+    "causal": 'say mask="causal", or leave it out',
+    "window_size": 'say mask="window(left, right)"',
+    "alibi_slopes": 'say mask="alibi(…)"',
+    "enable_gqa": "leave it out: query heads share key/value heads wherever these are fewer",
+    "dropout_p": "leave it out: nothing is dropped here",
+}
+
+
+def _in_place_of(unknown: str) -> str:
+    """Return the hint for an argument that ``attend`` does not have."""
+    if unknown in FOREIGN:
+        return FOREIGN[unknown]
+    known = [name for name in signature(posed).parameters if name != "others"]
+    known = [*known, *sorted(POSED)]
+    same = next((role for role in PLAYED.get(unknown.lower(), ()) if role in known), None)
+    return f"it is called '{same}' here" if same else nearest(unknown, known)
 
 
 def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:

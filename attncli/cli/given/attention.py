@@ -17,7 +17,7 @@ from attncli.attention.view import Labels
 from attncli.cli import groups
 from attncli.cli.given import calls
 from attncli.cli.given import names as given_names
-from attncli.cli.given.expected import expected_of
+from attncli.cli.given.expected import Theirs, expected_of
 from attncli.cli.given.expressions import maskers_of
 from attncli.cli.given.looks import WEIGHTS_NOTE, looks_like_weights
 from attncli.cli.given.names import DTYPES, without_role
@@ -43,7 +43,7 @@ class Inputs:
     sources: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     grad_output: Array | None = None
-    expected: Mapping[str, Array] = field(default_factory=dict)
+    expected: Mapping[str, Theirs] = field(default_factory=dict)
 
     def pose(self) -> Problem:
         """Return the problem, or raise InputError for what does not fit together."""
@@ -81,7 +81,7 @@ def gather(bundle: Bundle | None, flags: groups.Posed) -> Inputs:
     tokens = tokens_of(reader)
     said = getattr(flags, "grad_output", "no such option")
     upstream = reader.tensor("grad_output") if said is None else None
-    expected = expected_of(reader) if hasattr(flags, "expect") else {}
+    expected = expected_of(reader) if hasattr(flags, "rtol") else {}
     _note_what_is_missing(reader, call)
     _note_dropout(reader)
     reader.warn_of_unread()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from attncli import files
 from attncli.cli.given.reader import Array, Reader
 from attncli.cli.options import Group
-from attncli.errors import InputError, listed
-from attncli.files.bundle import Bundle
+from attncli.errors import InputError, Misfit, listed
+from attncli.files.bundle import STDIN, Bundle
 from attncli.files.vocabulary import PLAYED
 
 if TYPE_CHECKING:
@@ -32,21 +33,34 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+class Theirs(NamedTuple):
+    """A stage that somebody else computed, and what it is called: a file, or a member of one."""
+
+    array: Array
+    name: str
+    member: str = ""
+
+    @property
+    def ref(self) -> str:
+        """What messages call it."""
+        return f"{self.name}::{self.member}" if self.member else self.name
+
+
 def flag_of(stage: str) -> str:
     """Return the name of the option that names a stage."""
     return "expect" if stage == "output" else f"expect_{stage}"
 
 
-def expected_of(reader: Reader) -> dict[str, Array]:
+def expected_of(reader: Reader) -> dict[str, Theirs]:
     """Return what is to be judged, by stage; {} where nothing is.
 
     A bundle's own ``expected``, ``expected_lse`` … are judged unless an option gives the stage.
     """
-    found: dict[str, Array] = {}
+    found: dict[str, Theirs] = {}
     for stage, (role, _) in STAGES.items():
         own = reader.tensor(role)
-        if own is not None:
-            found[stage] = own[0]
+        if own is not None and reader.bundle is not None:
+            found[stage] = Theirs(own[0], f"{reader.spelt[role]} of {reader.bundle.source}")
     ref = reader.flag("expect")
     if ref is not None:
         found |= _whole(reader, ref)
@@ -56,19 +70,20 @@ def expected_of(reader: Reader) -> dict[str, Array]:
             found[stage] = _named(reader, stage, ref)
     base: Any = reader.bundle.options.get("lse_base") if reader.bundle else None
     if "lse" in found and isinstance(base, int | float) and base > 1 and base != math.e:
-        found["lse"] = np.asarray(found["lse"]) * math.log(base)
+        theirs = found["lse"]
+        found["lse"] = theirs._replace(array=np.asarray(theirs.array) * math.log(base))
         reader.notes.append(f"the expected lse is in base {base:g}, and judged as such")
     return found
 
 
-def _whole(reader: Reader, ref: str) -> dict[str, Array]:
+def _whole(reader: Reader, ref: str) -> dict[str, Theirs]:
     """Return all stages that a file holds; one tensor, or PATH::NAME, is the output."""
     bundle = _bundle(reader, ref)
     if len(bundle.tensors) == 1:
         ((name, array),) = bundle.tensors.items()
         own = [s for s, roles in STAGES.items() if _plays(name, roles)]
-        return {own[0] if own else "output": array}
-    found: dict[str, Array] = {}
+        return {own[0] if own else "output": Theirs(array, _called(ref))}
+    found: dict[str, Theirs] = {}
     taken: set[str] = set()
     for stage, roles in STAGES.items():
         names = [name for name in bundle.tensors if _plays(name, roles)]
@@ -78,7 +93,7 @@ def _whole(reader: Reader, ref: str) -> dict[str, Array]:
                 f"name it: --{flag_of(stage).replace('_', '-')} {bundle.ref(names[0])}",
             )
         if names:
-            found[stage] = bundle.tensors[names[0]]
+            found[stage] = Theirs(bundle.tensors[names[0]], _called(ref), names[0])
             taken.add(names[0])
     if not found:
         raise InputError(
@@ -93,14 +108,20 @@ def _whole(reader: Reader, ref: str) -> dict[str, Array]:
     return found
 
 
-def _named(reader: Reader, stage: str, ref: str) -> Array:
+def _named(reader: Reader, stage: str, ref: str) -> Theirs:
     """Return the tensor of one stage: the one that a file holds, or that of its name."""
     bundle = _bundle(reader, ref)
     if len(bundle.tensors) > 1:
         names = [name for name in bundle.tensors if _plays(name, STAGES[stage])]
         if len(names) == 1:
-            return bundle.tensors[names[0]]
-    return files.read_tensor(ref)
+            return Theirs(bundle.tensors[names[0]], _called(ref), names[0])
+    return Theirs(files.read_tensor(ref), _called(ref))
+
+
+def _called(ref: str) -> str:
+    """Return what a reference is called in a sentence."""
+    path, mark, name = ref.partition("::")
+    return f"{STDIN if path == '-' else path}{mark}{name}"
 
 
 def _bundle(reader: Reader, ref: str) -> Bundle:
@@ -129,7 +150,7 @@ def tolerance_of(flags: Group) -> Tolerance | None:
 
 def checked(
     problem: Problem,
-    expected: Mapping[str, Array],
+    expected: Mapping[str, Theirs],
     flags: Group,
     grad_output: Any = None,
     *,
@@ -137,8 +158,8 @@ def checked(
 ) -> Comparison | None:
     """Return how what was expected fares, or None where nothing was.
 
-    ``grad_output`` is what ``--grad-output`` means, if anything. Raises InputError for a tolerance
-    with nothing to be judged by it.
+    ``grad_output`` is what ``--grad-output`` means, if anything. Raises InputError for a stage that
+    does not fit, and for options of judging where there is nothing to judge.
     """
     if _nothing(expected, flags):
         return None
@@ -146,28 +167,50 @@ def checked(
     from attncli.studies.compare import compare
 
     upstream = None if grad_output is None else gradients.upstream(grad_output, problem)
-    return compare(
-        problem, expected, tolerance=tolerance_of(flags), explain=explain, grad_output=upstream,
-        threads=getattr(flags, "threads", None),
-    )  # fmt: skip
+    with _naming(expected) as stages:
+        return compare(
+            problem, stages, tolerance=tolerance_of(flags), explain=explain, grad_output=upstream,
+            threads=getattr(flags, "threads", None),
+        )  # fmt: skip
 
 
 def checked_layer(
-    made: MultiheadResult, expected: Mapping[str, Array], flags: Group, *, explain: bool = True
+    made: MultiheadResult, expected: Mapping[str, Theirs], flags: Group, *, explain: bool = True
 ) -> Comparison | None:
     """Return how what was expected of a layer fares, as ``checked``."""
     if _nothing(expected, flags):
         return None
     from attncli.studies.compare.layers import compare_layer
 
-    return compare_layer(
-        made, expected, tolerance=tolerance_of(flags), explain=explain,
-        threads=getattr(flags, "threads", None),
-    )  # fmt: skip
+    with _naming(expected) as stages:
+        return compare_layer(
+            made, stages, tolerance=tolerance_of(flags), explain=explain,
+            threads=getattr(flags, "threads", None),
+        )  # fmt: skip
 
 
-def _nothing(expected: Mapping[str, Array], flags: Group) -> bool:
-    """Whether nothing is judged. Raises InputError for a tolerance that has no use then."""
-    if not expected and tolerance_of(flags) is not None:
-        raise InputError("--rtol and --atol have no use: nothing is judged", "add --expect FILE")
+@contextmanager
+def _naming(expected: Mapping[str, Theirs]) -> Iterator[dict[str, Array]]:
+    """Give the arrays by stage; of one that does not fit it is said where it was found."""
+    try:
+        yield {stage: theirs.array for stage, theirs in expected.items()}
+    except Misfit as error:
+        where = expected[error.stage].ref
+        raise InputError(f"{where}: {error.message}", error.hint) from None
+
+
+def _nothing(expected: Mapping[str, Theirs], flags: Group) -> bool:
+    """Whether nothing is judged. Raises InputError for options that have no use then."""
+    for name in () if expected else ("rtol", "atol", "explain"):
+        if getattr(flags, name, None) is not None:
+            raise InputError(f"--{name} has no use: nothing is judged", "add --expect FILE")
     return not expected
+
+
+def name_of(judged: Comparison | None, expected: Mapping[str, Theirs]) -> str:
+    """Return whose results are judged: those of the stage that diverges, or else of all."""
+    stage = judged.stage if judged is not None else None
+    names = {theirs.name for theirs in expected.values()}
+    if stage is not None:
+        return expected[stage].name
+    return names.pop() if len(names) == 1 else "what was given"

@@ -14,7 +14,7 @@ from attncli.attention.rope import Rope
 from attncli.attention.view import Labels
 from attncli.cli import groups
 from attncli.cli.given.attention import kv_lengths_of, scale_of, sink_of
-from attncli.cli.given.expected import expected_of
+from attncli.cli.given.expected import Theirs, expected_of
 from attncli.cli.given.expressions import said_of
 from attncli.cli.given.names import without_role
 from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
@@ -40,7 +40,7 @@ class States:
     arguments: Mapping[str, Any]
     reader: StateReader
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
-    expected: Mapping[str, Array] = field(default_factory=dict)
+    expected: Mapping[str, Theirs] = field(default_factory=dict)
 
     @property
     def cross(self) -> bool:

@@ -12,7 +12,6 @@ import typer
 from attncli.attention.words import FLOATS, LAYOUTS, POLARITIES, ROPE_STYLES
 from attncli.cli.options import (
     ATTENTION,
-    CHECK,
     ENGINE,
     MASK,
     ROPE,
@@ -24,7 +23,6 @@ from attncli.cli.options import (
     one_of,
     option,
     said,
-    tolerance,
 )
 from attncli.engines import DEFAULT, ENGINES
 from attncli.render import FORMATS, LINES
@@ -273,52 +271,6 @@ class Timing(Group, panel=ENGINE):
     """How long it took."""
 
     time: Annotated[bool, option("--time", help="Time, GFLOP/s, peak memory, engine.")] = False
-
-
-# -- is mine right? ---------------------------------------------------------------------------
-
-
-class Expected(Group, panel=CHECK):
-    """Somebody else's results, to be held against ours."""
-
-    expect: Annotated[
-        Text,
-        option(
-            metavar="REF",
-            help="An output to be judged, or a file with an output, weights, lse, scores by name; "
-            "exit 1 if it is not right, with what explains it.",
-        ),
-    ] = None
-    expect_weights: Annotated[Text, option(metavar="REF", help="Weights to be judged.")] = None
-    expect_lse: Annotated[
-        Text, option(metavar="REF", help="The lse, log Σ exp of each row, to be judged.")
-    ] = None
-    expect_scores: Annotated[
-        Text, option(metavar="REF", help="Scores, scaled, before softcap and mask, to be judged.")
-    ] = None
-
-
-class ExpectedGradients(Group, panel=CHECK):
-    """Somebody else's gradients."""
-
-    expect_grad_query: Annotated[
-        Text, option(metavar="REF", help="dQ to be judged; needs --grad-output.")
-    ] = None
-    expect_grad_key: Annotated[Text, option(metavar="REF", help="dK to be judged.")] = None
-    expect_grad_value: Annotated[Text, option(metavar="REF", help="dV to be judged.")] = None
-
-
-class Tolerance(Group, panel=CHECK):
-    """What is allowed, in place of the error budget."""
-
-    rtol: Annotated[
-        Float,
-        option(
-            metavar="R", callback=tolerance,
-            help="Allow |error| ≤ A + R·|right| in place of the error budget.",
-        ),
-    ] = None  # fmt: skip
-    atol: Annotated[Float, option(metavar="A", callback=tolerance, help="See --rtol.")] = None
 
 
 # -- what to show -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The options of ``attncli compute`` alone; ``Explain`` also of others that judge."""
+"""The options of ``attncli compute`` alone."""
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from attncli.cli import groups
 from attncli.cli.groups import Text
-from attncli.cli.options import CHECK, Group, at_least_zero, one_of, option
+from attncli.cli.groups.expected import Judging
+from attncli.cli.options import CHECK, Group, at_least_zero, option
 from attncli.errors import InputError
 
-#: Which failures are explained: each, the first of its kind, or none.
-EXPLAINED = ("all", "first", "none")
 TIMEOUT = 60.0
 
 
@@ -59,33 +59,8 @@ class Candidate(Group, panel=CHECK):
     ] = None  # fmt: skip
 
 
-class Explain(Group, panel=CHECK):
-    """For which failures a reason is looked for."""
-
-    explain: Annotated[
-        Text,
-        option(
-            **one_of(*EXPLAINED),
-            help="Which failures are explained (default: first, the first one of each kind).",
-        ),
-    ] = None
-
-
-class Explained:
-    """Which failures are still to be explained."""
-
-    def __init__(self, which: str | None) -> None:
-        self.which = which or "first"
-        self.failed: set[object] = set()
-
-    def wants(self, kind: object) -> bool:
-        """Whether a failure of a case of this kind would be explained."""
-        return self.which == "all" or (self.which == "first" and kind not in self.failed)
-
-    def saw(self, kind: object, *, failed: bool) -> None:
-        """Hear how a case of this kind went."""
-        if failed:
-            self.failed.add(kind)
+class Others(groups.Posed, groups.Softmax, groups.Gradient, Judging):
+    """All that an answer of somebody else is judged by."""
 
 
 Command = Annotated[

@@ -13,7 +13,6 @@ from attncli.cli.groups import (
     Cache,
     Count,
     Engine,
-    Expected,
     Full,
     Heads,
     Heatmap,
@@ -27,10 +26,8 @@ from attncli.cli.groups import (
     Steps,
     Text,
     Timing,
-    Tolerance,
 )
-from attncli.cli.groups.compute import Explain as Explain
-from attncli.cli.groups.compute import Explained as Explained
+from attncli.cli.groups.expected import Expected, Judging
 from attncli.cli.options import (
     MASK,
     STATES,
@@ -171,7 +168,11 @@ class Projection(
     """What a layer's attention is made of, besides X and the weights."""
 
 
-class Asked(Projection, Engine, Timing, Expected, Tolerance, Part):
+class Lined(Projection, Engine, Timing, Judging, Part):
+    """All that the answer to a line depends on, besides the weights."""
+
+
+class Asked(Expected, Lined):
     """All that one answer depends on, besides the weights."""
 
 

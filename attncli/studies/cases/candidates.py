@@ -92,6 +92,10 @@ class Folder:
         demand_regular(path)
         return stages_of(files.read(path), problem)
 
+    def whose(self, name: str) -> str:
+        """Return what the answer to the case of that name is called in a sentence."""
+        return os.path.join(self.path, self.files[name][0])
+
     def unclaimed(self) -> list[str]:
         """Return the names of the files that no case asked for."""
         return [n for stem, own in self.files.items() if stem not in self._claimed for n in own]

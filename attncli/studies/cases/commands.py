@@ -108,6 +108,10 @@ class Command:
         except AttnError as error:
             raise NoAnswer(error.message, said or error.hint) from None
 
+    def whose(self, name: str) -> str:
+        """Return what its answers are called in a sentence."""
+        return "the command's answer"
+
     def _run(self, given: bytes, most: int) -> tuple[bytes, str]:
         """Return what it writes on standard output, and the end of what it says besides."""
         try:

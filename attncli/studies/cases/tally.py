@@ -30,10 +30,16 @@ class Count:
 
 @dataclass
 class Tally:
-    """The counts so far; a case without a kind has the kind ``""``."""
+    """The counts so far; a case without a kind has the kind ``""``.
+
+    ``differing``: cases whose answers were judged, and are wrong. ``unanswered``: cases that expect
+    gradients which their answers do not hold; that is no failure.
+    """
 
     kinds: dict[str, Count] = field(default_factory=dict)
     dtypes: dict[str, Count] = field(default_factory=dict)
+    differing: int = 0
+    unanswered: int = 0
 
     def add(self, kind: str, dtype: str | None, failure: Failure | None) -> None:
         """Count a case; ``dtype`` is None where it never became a problem."""

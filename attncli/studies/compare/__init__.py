@@ -12,7 +12,7 @@ from attncli.attention.problem import Problem
 from attncli.resources import Progress, one_blas_thread
 from attncli.studies.compare.answers import PASSED, UNEXPLAINED
 from attncli.studies.compare.answers import Explanation as Explanation
-from attncli.studies.compare.judged import Judged, first_bad
+from attncli.studies.compare.judged import Judged, first_bad, ordered
 from attncli.studies.compare.judged import Tolerance as Tolerance
 from attncli.studies.compare.reading import read
 from attncli.studies.compare.theory import Candidate, Theory, held
@@ -45,7 +45,7 @@ class Comparison:
 
     @property
     def shown(self) -> Judged:
-        """The stage to be looked at: the one that diverges, or else the last that was given."""
+        """The stage to be looked at: the one that diverges, or else the last of all."""
         return self.stages[self.stage or list(self.stages)[-1]]
 
     def data(self) -> dict[str, Any]:
@@ -119,4 +119,4 @@ def judged(
         found = held(theory, part, threads=threads, progress=progress)
     if len(forward) < len(candidate.stages):
         found |= held_gradients(theory, candidate, grad_output)
-    return {name: found[name] for name in candidate.stages}
+    return ordered(found)

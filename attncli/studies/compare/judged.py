@@ -199,6 +199,11 @@ def first_bad(stages: Mapping[str, Judged]) -> str | None:
     return next((n for n in STAGES if n in stages and not stages[n].passed), None)
 
 
+def ordered(stages: Mapping[str, Judged]) -> dict[str, Judged]:
+    """Return the stages in the order of computing."""
+    return {name: stages[name] for name in STAGES if name in stages}
+
+
 def pooled(values: Array, most: int) -> tuple[Array, list[int]]:
     """Return the largest of each of at most ``most`` blocks of ``(L,)``, and the blocks' edges."""
     count = min(len(values), most)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import InputError, counted, listed
+from attncli.errors import InputError, Misfit, counted, listed
 from attncli.resources import Progress, one_blas_thread
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.answers import PASSED, UNEXPLAINED, Answer
 from attncli.studies.compare.diagnosis import explained, left_over
 from attncli.studies.compare.faults import fault_suspects
-from attncli.studies.compare.judged import Judged, Tolerance, first_bad
+from attncli.studies.compare.judged import Judged, Tolerance, first_bad, ordered
 from attncli.studies.compare.layer_suspects import layer_suspects
 from attncli.studies.compare.layer_theory import LayerTheory
 from attncli.studies.compare.mask_suspects import mask_suspects
@@ -50,7 +50,7 @@ def compare_layer(
     recipe = Recipe.of(made)
     candidate = _read(made, recipe, candidates, notes, tolerance)
     theory = LayerTheory.of(recipe)
-    found = held(theory, candidate, threads=threads, progress=progress)
+    found = ordered(held(theory, candidate, threads=threads, progress=progress))
     problem = made.attention.problem
     if first_bad(found) is None or not explain:
         verdict = PASSED if first_bad(found) is None else UNEXPLAINED
@@ -114,7 +114,7 @@ def _output(made: MultiheadResult, array: Array, notes: list[str]) -> Array:
         hint = "it is as wide as the heads side by side: give it after the output projection"
     elif array.ndim == 4 and array.shape[1] == heads:
         hint = "it has a dimension for heads: give it after the output projection"
-    raise InputError(f"the expected output is {array.shape}, but output is {own}", hint)
+    raise Misfit("output", f"the expected output is {array.shape}, but output is {own}", hint)
 
 
 # -- why not ----------------------------------------------------------------------------------

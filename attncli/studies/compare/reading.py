@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attncli.attention.problem import FLOATS, Problem, float_dtype
-from attncli.errors import InputError, listed
+from attncli.errors import InputError, Misfit, listed
 from attncli.measures.budget import MATRICES, eps
 from attncli.studies.compare.judged import AXES
 from attncli.studies.compare.theory import Candidate
@@ -72,16 +72,20 @@ def judged_at(
 
 
 def numbers(name: str, array: Any) -> Array:
-    """Return a stage as an array of numbers; InputError where it is none."""
+    """Return a stage as an array of numbers; Misfit where it is none."""
     array = np.asanyarray(array)
     if array.dtype.kind in "iu":
         return np.asarray(array.astype(np.float64))
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise InputError(
-            f"the expected {name} has dtype {array.dtype}", f"expected numbers: {listed(FLOATS)}"
-        )
+        have = "have" if be(name) == "are" else "has"
+        raise Misfit(
+            name, f"the expected {name} {have} dtype {array.dtype}",
+            f"expected numbers: {listed(FLOATS)}",
+        )  # fmt: skip
     if not array.size:
-        raise InputError(f"the expected {name} is empty, {array.shape}", "expected its numbers")
+        raise Misfit(
+            name, f"the expected {name} {be(name)} empty, {array.shape}", "expected numbers"
+        )
     return np.asarray(array)
 
 
@@ -98,7 +102,7 @@ def sizes(problem: Problem, name: str) -> tuple[int, ...]:
 def canonical(problem: Problem, name: str, array: Array, notes: list[str]) -> Array:
     """Return a stage as ``(B, H, L, …)``, in the shape family that came in or one that fits.
 
-    Raises InputError where none does.
+    Raises Misfit where none does.
     """
     family, rows = problem.family, name == "lse" or name in MATRICES
     shape = sizes(problem, name)
@@ -111,7 +115,7 @@ def canonical(problem: Problem, name: str, array: Array, notes: list[str]) -> Ar
     fits = [one for one in readings(shape) if one.shape == array.shape]
     if not fits:
         raise _misfit(problem, name, array, own)
-    notes.append(f"the {name} {array.shape} is read as {fits[0].words}")
+    notes.append(f"the {name} {array.shape} {be(name)} read as {fits[0].words}")
     return fits[0].move(array)
 
 
@@ -139,6 +143,8 @@ def readings(shape: tuple[int, ...]) -> Iterator[Reading]:
     if c:
         yield Reading("(B, L, H·D)", (b, length, h * c[0]), by_length)
         yield Reading("(L, B, H·D)", (length, b, h * c[0]), lambda a: by_length(a.swapaxes(0, 1)))
+    else:
+        yield Reading("(B, H, L, 1)", (b, h, length, 1), as_is)
     yield Reading(f"(B·H, L{names})", (b * h, length, *c), as_is)
     if b == 1:
         yield Reading(f"(H, L{names})", (h, length, *c), as_is)
@@ -151,21 +157,40 @@ def readings(shape: tuple[int, ...]) -> Iterator[Reading]:
         yield Reading(f"(L{names})", (length, *c), as_is)
 
 
-def _misfit(problem: Problem, name: str, array: Array, own: tuple[int, ...]) -> InputError:
-    shape = sizes(problem, name)
-    hint = "give it in the shape of the query"
-    if array.size == np.prod(shape):
+def _misfit(problem: Problem, name: str, array: Array, own: tuple[int, ...]) -> Misfit:
+    """Return the error for a shape that is no way to write this stage, with what it may be."""
+    b, h, *rest = sizes(problem, name)
+    parts = {"head": (b, 1, *rest), "batch element": (1, h, *rest), "of both": (1, 1, *rest)}
+    part = next((n for n, one in parts.items() if _may_be(array, one)), None)
+    alike = [n for n in AXES if n.startswith("grad_") == name.startswith("grad_") and n != name]
+    other = next((n for n in alike if _may_be(array, sizes(problem, n))), None)
+    if part is not None:
+        which = "one head of one batch element" if part == "of both" else f"one {part}"
+        hint = f"{array.shape} is {which} of {own}: give all of them"
+    elif other is not None:
+        hint = f"{array.shape} is how the {other} {be(other)}: give the {name}, {own}"
+    elif array.size == np.prod((b, h, *rest)):
         hint = "it has as many numbers, but in an order that nothing here knows: transpose it first"
-    elif array.shape[-1:] == own[-1:] and array.ndim == len(own) and array.size % own[-1] == 0:
-        axis = next((n for n, (x, y) in enumerate(zip(array.shape, own, strict=True)) if x != y), 0)
+    elif array.ndim == len(own) and sum(x != y for x, y in zip(array.shape, own, strict=True)) == 1:
+        axis = next(n for n, (x, y) in enumerate(zip(array.shape, own, strict=True)) if x != y)
         hint = (
             f"its dimension {axis} is {array.shape[axis]}, not {own[axis]}: is it the answer to "
             "another problem, or to a part of this one?"
         )
-    elif array.shape[-1:] and own[-1:] and own[-1] and array.shape[-1] % own[-1] == 0:
-        times = array.shape[-1] // own[-1]
-        hint = f"its last dimension is {times} times as wide: heads side by side? --heads unpacks"
-    return InputError(f"the expected {name} is {array.shape}, but {name} is {own}", hint)
+    else:
+        hint = f"give a number for each {' and '.join(AXES[name])} of each head, {own}"
+    return Misfit(
+        name, f"the expected {name} {be(name)} {array.shape}, but {name} {be(name)} {own}", hint
+    )
+
+
+def _may_be(array: Array, shape: tuple[int, ...]) -> bool:
+    return any(one.shape == array.shape for one in readings(shape))
+
+
+def be(name: str) -> str:
+    """Return the verb behind the name of a stage."""
+    return "are" if name.endswith("s") else "is"
 
 
 def own_dtype(name: str, array: Array, inputs: Sequence[Array], notes: list[str]) -> np.dtype[Any]:
@@ -183,7 +208,8 @@ def own_dtype(name: str, array: Array, inputs: Sequence[Array], notes: list[str]
         # a document of text has no types: its numbers may be those of a program in float32
         if dtype.itemsize == 2 and not all(holds(dtype, one) for one in inputs):
             continue
-        notes.append(f"the {name} is judged as {dtype.name}: it holds no finer number")
+        if (kept.name, dtype.name) != ("float64", "float32"):  # a copy by NumPy: no news
+            notes.append(f"the {name} {be(name)} judged as {dtype.name}: it holds no finer number")
         kept = dtype
         break
     return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from attncli.studies.compare import Comparison, Explanation
 
 MOST = 512  # numbers of an error by row
+NEAR = 1 / 3  # of a candidate: who leaves more of it says nothing of it
+#: A list that is longer than a line: its first three numbers, and the last.
+LIST = re.compile(r"((?:-?\d+, ){3})(?:-?\d+, ){6,}(?=-?\d)")
 
 
 def data(one: Comparison) -> dict[str, Any]:
@@ -90,15 +94,12 @@ def verdict(one: Comparison, name: str = "it") -> str:
         return (
             f"{name} is right: largest error {number(largest.max_error)}{what} ({allowed(largest)})"
         )
-    rows = counted(int(judged.bad.sum()), "row")
+    rows = f"{int(judged.bad.sum()):,} of {counted(judged.error.size, 'row')}"
     odd = int(judged.odd.sum())
     error = f"largest error {number(judged.max_error)}" if not odd else (
         f"{counted(odd, 'number')} that {'is' if odd == 1 else 'are'} NaN or infinite"
     )  # fmt: skip
-    return (
-        f"{name} differs{stage}: {rows.split(' ')[0]} of {judged.error.size:,} rows, {error} "
-        f"({allowed(judged)})"
-    )
+    return f"{name} differs{stage}: {rows}, {error} ({allowed(judged)})"
 
 
 def reasons(one: Comparison) -> Iterator[str]:
@@ -118,22 +119,25 @@ def reasons(one: Comparison) -> Iterator[str]:
         return
     if not one.located:
         yield "nothing known explains it"
-    near = one.explanations[:2]
-    if near:
+    near = [each for each in one.explanations[:2] if each.max_error < NEAR]
+    if near and not one.located:
         yield "nearest, each leaving a part: " + "; ".join(
             f"{_said(each)} (leaves {number(each.max_error)} of 1)" for each in near
         )
 
 
 def _said(each: Explanation) -> str:
-    if each.options and each.words:
-        return f"{each.text}  ({each.words})"
-    return each.text or each.words
+    """Return an explanation in words; long lists are whole in JSON alone."""
+    text = LIST.sub(r"\1…, ", each.text)
+    return f"{text}  ({each.words})" if text and each.words else text or each.words
 
 
 def sentence(one: Comparison) -> str:
     """Return all in a line."""
-    return "; ".join([verdict(one), *(r.strip() for r in reasons(one))])
+    said = verdict(one)
+    for reason in reasons(one):
+        said += (" " if said.endswith(":") else "; ") + reason.strip()
+    return said
 
 
 def lines(one: Comparison) -> list[str]:
