@@ -15,14 +15,16 @@ class Explanation:
     """What makes the candidate, in whole (``passed``) or in part.
 
     ``options`` reproduce it when they are typed in place of those that they contradict; ``words``
-    say what no option says. ``max_error`` is what it leaves.
+    say what no option says. ``max_error`` is what it leaves, None where only a sample was looked
+    at; ``share`` is the part of the error that it leaves, 1 being all.
     """
 
     options: tuple[str, ...]
     words: str
-    max_error: float
+    max_error: float | None
     passed: bool
     fault: bool = False  # not a convention: words say what is wrong
+    share: float = 0.0
 
     @property
     def text(self) -> str:

@@ -99,7 +99,7 @@ def explained(tried: Sequence[Tried]) -> Answer | None:
 
 def left_over(search: Search, tried: Sequence[Tried], located: list[str]) -> Answer:
     """Return what is said where nothing explains it: where it is, and what comes near."""
-    near = [_explanation(one) for one in tried[:SHOWN] if one.left < 0.9 * search.start]
+    near = [_explanation(one, search.start) for one in tried[:SHOWN] if one.left < search.start]
     return Answer(LOCATED if located else UNEXPLAINED, near, located)
 
 
@@ -160,15 +160,15 @@ def _same(one: Theory, other: Theory) -> bool:
     return difference(p.mask, q.mask).first is None
 
 
-def _explanation(one: Tried) -> Explanation:
-    theory = one.theory
+def _explanation(one: Tried, start: float = math.nan) -> Explanation:
+    """Return what is told of a theory; ``start`` is what was left without it."""
+    theory, error = one.theory, None
     options = [part for flag, text in theory.said.items() for part in (flag, text or "")]
-    error = max((j.max_error for j in one.found.values()), default=0.0) if one.found else math.nan
-    if not one.found:
-        error = math.sqrt(one.left) if math.isfinite(one.left) else math.inf
-    return Explanation(
-        tuple(options), "; ".join(theory.words), error, one.passed, bool(theory.words)
-    )
+    if one.found:
+        error = max((judged.max_error for judged in one.found.values()), default=0.0)
+    share = math.sqrt(one.left / start) if start and math.isfinite(start) else math.nan
+    words = "; ".join(theory.words)
+    return Explanation(tuple(options), words, error, one.passed, bool(theory.words), share)
 
 
 def _located(problem: Problem, candidate: Candidate, one: Judged, search: Search) -> list[str]:
@@ -193,7 +193,7 @@ def _located(problem: Problem, candidate: Candidate, one: Judged, search: Search
 
 
 def _are(words: str) -> str:
-    many = "," in words or " to " in words or words.split(" ")[0].endswith("s")
+    many = " to " in words or "rows " in words or words.split(" ")[0].endswith("s")
     return "are" if many else "is"
 
 

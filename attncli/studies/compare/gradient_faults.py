@@ -58,13 +58,13 @@ def diagnose_gradients(
     told = [
         Explanation(
             tuple(x for flag, text in said.items() for x in (flag, text or "")),
-            f"in the backward pass alone: {words}", left, True, True,
+            f"in the backward pass alone: {words}", None, True, True, left,
         )
         for left, words, said in good
     ]  # fmt: skip
     if not good:
         return Answer(LOCATED if located else UNEXPLAINED, (), [x for x in located if x])
-    rivals = [e for e in told[1:] if e.max_error <= LIKE * told[0].max_error]
+    rivals = [e for e in told[1:] if e.share <= LIKE * told[0].share]
     return Answer(AMBIGUOUS if rivals else LOCATED, [told[0], *rivals])
 
 

@@ -51,6 +51,7 @@ class Judged:
     ``error`` is the largest absolute error of a row, ∞ where one of candidate and truth is not a
     number and the other is; ``excess`` the largest error as a multiple of what is allowed, and
     ``cell`` where that is; ``allowed`` and ``relative`` (error by truth) belong to that cell.
+    ``room`` is what is allowed in the cell with the largest error.
     ``own`` is the type that the candidate is judged at, ``kept`` the one that holds it. ``whole``:
     the numbers are those of all heads together, and H is 1.
     """
@@ -65,6 +66,7 @@ class Judged:
     allowed: Array = field(init=False)
     cell: Array = field(init=False)
     relative: Array = field(init=False)
+    room: Array = field(init=False)
     needed: Array = field(init=False)  # the smallest atol that passes, by row
     ulps: Array = field(init=False)  # the error in steps of the largest number of its row
     squares: Array = field(init=False)  # (2, B, H, L): of the truth and of the error
@@ -73,7 +75,7 @@ class Judged:
     width: InitVar[int] = 1
 
     def __post_init__(self, width: int) -> None:
-        for name in ("excess", "allowed", "relative", "needed", "ulps"):
+        for name in ("excess", "allowed", "relative", "room", "needed", "ulps"):
             setattr(self, name, np.zeros_like(self.error))
         self.cell = np.zeros(self.error.shape, np.int64)
         self.odd = np.zeros(self.error.shape, np.int64)
@@ -126,7 +128,9 @@ class Judged:
             rows = np.arange(len(cell))
             self.cell[at], self.excess[at] = cell, share[rows, cell]
             self.error[at] = error.max(1)
-            self.allowed[at] = np.broadcast_to(allowed, error.shape)[rows, cell]
+            allowed = np.broadcast_to(allowed, error.shape)
+            self.allowed[at] = allowed[rows, cell]
+            self.room[at] = allowed[rows, error.argmax(1)]
             self.relative[at] = (error / size)[rows, cell]
             top = size.max(1, initial=0)
             step = np.exp2(np.floor(np.log2(np.where(top > 0, top, 1)))) * eps(self.own)
@@ -171,10 +175,8 @@ class Judged:
 
     @property
     def budget(self) -> float:
-        """What is allowed in the worst cell."""
-        if not self.excess.size:
-            return 0.0
-        return float(self.allowed.flat[int(self.excess.argmax())])
+        """What is allowed in the cell with the largest error."""
+        return float(self.room.flat[int(self.error.argmax())]) if self.error.size else 0.0
 
     @property
     def snr(self) -> float:

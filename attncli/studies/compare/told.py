@@ -29,6 +29,7 @@ def data(one: Comparison) -> dict[str, Any]:
         said["explanations"] = [
             {
                 "options": list(each.options), "words": each.words, "max_error": each.max_error,
+                "share_left": None if math.isnan(each.share) else each.share,
                 "passed": each.passed,
             }
             for each in one.explanations
@@ -77,7 +78,7 @@ def number(value: float) -> str:
 
 
 def allowed(one: Judged) -> str:
-    """Return what was allowed, in words."""
+    """Return what was allowed where the error is largest, in words."""
     if one.tolerance is not None:
         return f"rtol {one.tolerance.rtol:g}, atol {one.tolerance.atol:g}"
     return f"budget {number(one.budget)}, {one.own.name}"
@@ -112,17 +113,18 @@ def reasons(one: Comparison) -> Iterator[str]:
         yield f"{many} fit equally well, and this input cannot tell them apart:"
         yield from (f"  {_said(each)}" for each in passing)
     elif passing:
-        left = number(passing[0].max_error)
-        yield f"it is reproduced (largest error {left}) by  {_said(passing[0])}"
+        error = passing[0].max_error
+        left = "" if error is None else f" (largest error {number(error)})"
+        yield f"it is reproduced{left} by  {_said(passing[0])}"
     yield from one.located
     if passing or not one.explained:
         return
     if not one.located:
         yield "nothing known explains it"
-    near = [each for each in one.explanations[:2] if each.max_error < NEAR]
+    near = [each for each in one.explanations[:2] if each.share < NEAR]
     if near and not one.located:
         yield "nearest, each leaving a part: " + "; ".join(
-            f"{_said(each)} (leaves {number(each.max_error)} of 1)" for each in near
+            f"{_said(each)} (leaves {each.share:.0%} of the error)" for each in near
         )
 
 
