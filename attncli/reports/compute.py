@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,9 @@ from attncli.reports.words import GRADIENTS, SMALL
 from attncli.resources import Progress
 from attncli.studies.attend import Result, statistics
 from attncli.studies.bundle import PROBLEM, Carried, carried, demand_lists
-from attncli.studies.compare import Comparison
+
+if TYPE_CHECKING:
+    from attncli.studies.compare import Comparison
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
