@@ -69,7 +69,7 @@ def test_a_command_that_is_right(door: Door, problems: Path, end: str) -> None:
 def test_the_sample_passes(door: Door, tmp_path: Path) -> None:
     lines = Path(write(str(tmp_path / "k.jsonl")).lines).read_text().splitlines()[7::30]
     (tmp_path / "k.jsonl").write_text("\n".join(lines))
-    ran = door("compute", "k.jsonl", "--", sys.executable, ROOT / "samples" / "kernel.py")
+    ran = door("compute", "k.jsonl", "--", sys.executable, ROOT / "samples/kernels/tiled.py")
     assert ran.code == 0, ran.out
     assert f"{len(lines)} passed" in ran.out
 
