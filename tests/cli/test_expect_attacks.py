@@ -90,3 +90,8 @@ def test_what_is_right_is_not_said_to_be_over_its_budget() -> None:
     one = judged.stages["weights"]
     assert judged.passed and one.max_error > one.budget
     assert " % of its budget" in judged.sentence and "(budget " not in judged.sentence
+
+
+def test_a_test_set_is_no_stream(door: Door) -> None:
+    assert_bad(door, "compute", "--cases", "-", expected="it cannot go to standard output")
+    assert not Path("-").exists()
