@@ -250,9 +250,11 @@ def _bands(
     move = 1 + reach * (2 if inputs_too else 1) + np.abs(bias) + np.abs(capped)
     move += np.abs(masked - shift[:, None].astype(masked.dtype))
     move = np.where(keep, move, 0)
-    pull = np.where(keep, weights * move, 0)
+    read = keep & (weights > 0)  # a mask of the most negative floats moves by infinity, times 0
+    pull = np.where(read, weights * move, 0)
     mean_move = pull.sum(-1)
     flat = step * (_distance(pull, mean_move, reads, output) + pull @ np.abs(reads))
+    flat = np.fmin(flat, 2 * np.abs(reads).max(0, initial=0))  # two means are no further apart
     bands = {
         "output": flat + last * np.abs(output),
         "lse": step * (1 + mean_move + np.where(np.isfinite(lse), np.abs(lse), 0)),
@@ -262,7 +264,9 @@ def _bands(
             "scores": step * reach * (2 if inputs_too else 1) + last * np.abs(scores),
             "softcapped": step * (reach + np.abs(capped)) + last * np.abs(capped),
             "masked": np.where(keep, step * move + last * np.abs(masked), 0),
-            "weights": weights * (step * (1 + move + mean_move[:, None]) + last),
+            "weights": np.where(
+                read, np.fmin(weights * (step * (1 + move + mean_move[:, None]) + last), 1), 0
+            ),
         }
     spun = p.rope is not None and p.result_dtype.itemsize == 2  # rounded once they were turned
     spread = 2 * p.scale**2 * ((q * q) @ (k * k).T) if inputs_too or spun else 0.0

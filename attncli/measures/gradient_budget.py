@@ -138,10 +138,11 @@ def _add(
         step = unit(eps(as_own(p, own).dtype) * (3 if inputs_too else 1))
         size = unit(abs(p.scale))
         reach = size * (np.abs(q) @ np.abs(k).T)
-        move = np.where(keep, 1 + reach + np.abs(c) + np.abs(bias) + np.abs(z - top), 0)
+        move = 1 + reach + np.abs(c) + np.abs(bias) + np.abs(z - top)
+        move = np.where(keep & (w > 0), move, 0)  # infinite where the mask is the lowest float
         far = np.abs(np.where(ws > 0, sink - top, 0))
         lean = (w * move).sum(-1, keepdims=True) + ws * (1 + far)
-        w_err = step * w * (2 + move + lean)
+        w_err = np.fmin(step * w * (2 + move + lean), 1)  # a weight is of 0 to 1
         dp_err = step * (np.abs(do) @ np.abs(v).T)
         out_err = w_err @ np.abs(v) + step * np.abs(out)
         delta_err = (np.abs(do) * (out_err + step * np.abs(out))).sum(-1, keepdims=True)

@@ -95,10 +95,14 @@ def _whole(reader: Reader, ref: str) -> dict[str, Theirs]:
         if names:
             found[stage] = Theirs(bundle.tensors[names[0]], _called(ref), names[0])
             taken.add(names[0])
+    if not bundle.tensors:
+        raise InputError(
+            f"{bundle.source} holds no numbers", "expected an output, or several by name"
+        )
     if not found:
         raise InputError(
             f"{bundle.source} holds {listed(bundle.tensors)}: which of them is the output?",
-            f"name it: --expect {bundle.ref(next(iter(bundle.tensors), 'NAME'))}",
+            f"name it: --expect {bundle.ref(next(iter(bundle.tensors)))}",
         )
     left = [repr(n) for n in bundle.tensors if n not in taken and not _is_input(n)]
     if left and not files.is_result(bundle):  # our own holds more than results

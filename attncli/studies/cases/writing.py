@@ -35,8 +35,13 @@ class Written:
 def paths_of(target: str) -> tuple[str, str]:
     """Return the paths of NDJSON and tensors for a FILE.jsonl or a folder, which may be new.
 
-    Raises FileError for another suffix.
+    Raises FileError for another suffix, and for ``-``: two files are no stream.
     """
+    if target == "-":
+        raise FileError(
+            "a test set is two files: it cannot go to standard output",
+            "name a folder, or FILE.jsonl, as in --cases tests.jsonl",
+        )
     stem, suffix = os.path.splitext(target)
     if os.path.isdir(target) or not suffix or target.endswith(os.sep):
         stem, suffix = os.path.join(target, NAME), SUFFIXES[0]

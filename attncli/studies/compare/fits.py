@@ -221,7 +221,8 @@ def _factor(
     middle = float(np.median(factors))
     if abs(middle - 1) < 1e-3 or not middle:
         return
-    close = [x for x in (middle, round(middle, 3), round(1 / middle, 3) ** -1) if x]
+    part = round(1 / middle, 3)
+    close = [x for x in (middle, round(middle, 3), 1 / part if part else 0) if x]
     for value in dict.fromkeys(close):
         made = replace(
             theory,

@@ -170,7 +170,7 @@ def _misfit(problem: Problem, name: str, array: Array, own: tuple[int, ...]) -> 
     elif other is not None:
         hint = f"{array.shape} is how the {other} {be(other)}: give the {name}, {own}"
     elif array.size == np.prod((b, h, *rest)):
-        hint = "it has as many numbers, but in an order that nothing here knows: transpose it first"
+        hint = f"it has as many numbers, but in an order that nothing here knows: make it {own}"
     elif array.ndim == len(own) and sum(x != y for x, y in zip(array.shape, own, strict=True)) == 1:
         axis = next(n for n, (x, y) in enumerate(zip(array.shape, own, strict=True)) if x != y)
         hint = (
