@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from attncli.attention.problem import Problem
 from attncli.measures import budget
+from attncli.render.cells import columns_of
+from attncli.reports.expect import stages_table
 from attncli.studies.attend import solve
-from attncli.studies.compare import Tolerance, compare
+from attncli.studies.compare import Comparison, Tolerance, compare
 from attncli.studies.compare.reading import Reading, readings
 from tests.support.engines import ENGINES, missing
 from tests.support.problems import DTYPES, problems, random_problem
@@ -68,7 +70,6 @@ def test_sdpa_of_pytorch_is_right(dtype: str, examples: int) -> None:
     """The one exception, rows that see nothing, is asked of our own engines alone."""
     torch = pytest.importorskip("torch", reason="SDPA is PyTorch's")
     from tests.support.honest import from_torch, to_torch
-
 
     def law(problem: Problem) -> None:
         keep = problem.mask.dense()
@@ -200,10 +201,10 @@ def test_the_smallest_atol_passes_and_less_does_not(examples: int) -> None:
             first = Tolerance(rtol, 0.0)
             start = compare(problem, {name: array}, tolerance=first, explain=False)
             atol = start.shown.smallest_atol
-            assume(np.isfinite(atol) and atol > 0)
-            for size, passes in ((atol, True), (0.99 * atol, False), (short(atol), True)):
+            assume(np.isfinite(atol) and atol > 1e-12 * start.shown.max_error)
+            for size, passes in ((atol, True), (0.99 * atol, False), *reported(start)):
                 held = compare(
-                    problem, {name: array}, tolerance=Tolerance(rtol, float(size)), explain=False
+                    problem, {name: array}, tolerance=Tolerance(rtol, size), explain=False
                 )
                 assert held.passed is passes, (size, held.shown.max_error)
 
@@ -211,13 +212,10 @@ def test_the_smallest_atol_passes_and_less_does_not(examples: int) -> None:
     hold(law, examples, problem=problems(), seed=st.integers(0, 99), rtol=rtols)
 
 
-def short(atol: float) -> str:
-    """The smallest atol as a report says it."""
-    problem = random_problem(1, 2, 2, batch=1, dtype="float64")
-    found = compare(problem, results(problem, "numpy"), explain=False)
-    for judged in found.stages.values():
-        judged.needed[:] = atol
-        judged.excess[:] = 2
-    said = re.search(r"smallest atol that passes: (\S+)", str(found))
-    assert said is not None
-    return said[1]
+def reported(one: Comparison) -> list[tuple[float, bool]]:
+    """The smallest atol as sentences and tables have it: it passes when it is typed."""
+    said = re.search(r"smallest atol that passes: (\S+)", str(one))
+    table = stages_table(one)
+    columns = zip(table.columns, columns_of(table), strict=True)
+    cell = next(cells[0] for column, cells in columns if column.sub == "atol")
+    return [(float(text), True) for text in (cell, *(said.groups() if said else ()))]
