@@ -12,7 +12,7 @@ from attncli.errors import counted
 from attncli.reports.blocks import Block, Column, Records, Table, Text, sentences
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.judged import Judged, pooled
-from attncli.studies.compare.told import reasons, verdict
+from attncli.studies.compare.told import enough, reasons, verdict
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,7 +44,7 @@ def stages_table(one: Comparison) -> Table:
     ]
     rows = [
         [
-            "right" if j.passed else "differs", j.max_error, j.budget, j.smallest_atol,
+            "right" if j.passed else "differs", j.max_error, j.budget, enough(j.smallest_atol, 2),
             float(j.ulps.max(initial=0)), j.snr, int(j.bad.sum()),
         ]
         for j in one.stages.values()

@@ -116,8 +116,11 @@ class Judged:
             error[wrong] = np.inf
             size = np.where(odd, 0, np.abs(right)).astype(np.float64)
             if self.tolerance is not None:
-                allowed = self.tolerance.atol + self.tolerance.rtol * size
-                self.needed[at] = (error - self.tolerance.rtol * size).max(1, initial=0)
+                share = self.tolerance.rtol * size
+                allowed = self.tolerance.atol + share
+                needed = error - share
+                short = needed + share < error  # it was rounded down
+                self.needed[at] = (needed + short * np.spacing(error)).max(1, initial=0)
             else:
                 self.needed[at] = error.max(1, initial=0)
             share = np.where(error > 0, error / allowed, 0)

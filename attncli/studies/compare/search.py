@@ -19,6 +19,7 @@ from attncli.studies.compare.faults import fault_suspects
 from attncli.studies.compare.fits import fitted
 from attncli.studies.compare.judged import Judged
 from attncli.studies.compare.mask_suspects import mask_suspects
+from attncli.studies.compare.paddings import padding_suspects
 from attncli.studies.compare.suspects import ROUNDED, Question, suspects
 from attncli.studies.compare.theory import Candidate, Theory, Unit, held, residual, whole
 from attncli.studies.compare.windows import window_suspects
@@ -130,7 +131,8 @@ class Search:
     def alone(self, suspects: Sequence[Question]) -> list[Tried]:
         """Return suspects and missing keys, each tried alone on the sample, the best first."""
         made = self._tried(partial(one.applied, self.base) for one in suspects)
-        return self._best(made, self._tried(self._beside(self.base, cut_suspects, window_suspects)))
+        kinds = (cut_suspects, window_suspects, padding_suspects)
+        return self._best(made, self._tried(self._beside(self.base, *kinds)))
 
     def _beside(self, theory: Theory, *kinds: Fitting) -> Iterator[Maker]:
         """Yield what makes the theories that are fitted to the sample beside another."""

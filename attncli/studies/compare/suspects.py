@@ -16,6 +16,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem, float_dtype
 from attncli.attention.rope import Rope
+from attncli.attention.words import ROPE_STYLES
 from attncli.studies.compare.theory import After, Theory, View
 from attncli.studies.compare.theory import Change as Change
 
@@ -187,19 +188,11 @@ def _ropes(p: Problem) -> Iterator[Suspect]:
     now = p.rope
     if now is None:
         if p.width >= 2 and p.width % 2 == 0:
-            for style in ("half", "interleaved"):
-                yield Suspect("rope", f"RoPE {style}", turned(Rope(style)), {"--rope": style})
+            yield from _styles(None)
         return
     yield Suspect("rope", "no RoPE", turned(None), {"--rope": "none"})
-    other = "interleaved" if now.style == "half" else "half"
     if now.cos is None:
-        yield Suspect("rope", f"RoPE {other}", turned(replace(now, style=other)), {"--rope": other})
-        for theta in THETAS:
-            if theta != now.theta:
-                yield Suspect(
-                    "rope", f"θ {theta:g}", turned(replace(now, theta=theta)),
-                    {"--rope-theta": number(theta)},
-                )  # fmt: skip
+        yield from _styles(now)
         for dim in (None, p.width // 2, p.width // 4, (now.dim or 0) // 2):
             if dim != now.dim and (dim is None or (dim >= 2 and dim % 2 == 0 and dim != p.width)):
                 yield Suspect(
@@ -229,6 +222,22 @@ def _ropes(p: Problem) -> Iterator[Suspect]:
         yield Suspect(
             "rope", "the cached keys are read as if they were not turned", _cache_unturned
         )
+
+
+def _styles(now: Rope | None) -> Iterator[Suspect]:
+    """Yield the styles, each with its own θ and others."""
+    base = now or Rope()
+    for style in ROPE_STYLES:
+        for theta in dict.fromkeys((base.theta, *THETAS)):
+            said = {} if now and style == now.style else {"--rope": style}
+            said |= {} if theta == base.theta else {"--rope-theta": number(theta)}
+            if said:
+                words = ", ".join(
+                    [f"RoPE {style}"] * ("--rope" in said)
+                    + [f"θ {theta:g}"] * ("--rope-theta" in said)
+                )
+                made = turned(replace(base, style=style, theta=theta))
+                yield Suspect("rope", words, made, said, pair=len(said) == 1)
 
 
 def _turned_wrongly(p: Problem) -> Problem | None:

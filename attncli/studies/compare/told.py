@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,6 +76,13 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "NaN or infinite" if math.isnan(value) else "infinite"
     return f"{value:.3g}"
+
+
+def enough(value: float, digits: int = 3) -> float:
+    """Return a tolerance of a few digits that passes what needs this one: rounded up."""
+    if not math.isfinite(value):
+        return value
+    return float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(Decimal(value)))
 
 
 def allowed(one: Judged) -> str:
@@ -151,6 +159,7 @@ def lines(one: Comparison) -> list[str]:
     if not one.passed:
         where = ", ".join(f"{axis} {n}" for axis, n in judged.worst.items())
         said.append(
-            f"worst cell: {where}; smallest atol that passes: {number(judged.smallest_atol)}"
+            f"worst cell: {where}; "
+            f"smallest atol that passes: {number(enough(judged.smallest_atol))}"
         )
     return said
