@@ -65,6 +65,9 @@ def compute(
 
     With NDJSON, one problem a line, the results are NDJSON too, each with the number of its line.
 
+    --expect judges an output that was computed elsewhere by the error of a rounding or two, and says
+    which convention or fault explains it if it is not right.
+
     --cases writes a test set for kernels. Answers to it, in a folder (--candidate) or of a command
     that reads each problem and writes its output, are judged case by case; exit 1 if one fails.
 
@@ -74,6 +77,7 @@ def compute(
       attncli compute -q q.npy -k k.npy -v v.npy -o out.npz
       attncli compute x.json --tokens 'the cat sat' --steps
       echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -
+      attncli compute qkv.npz --causal --expect mine.npy
       attncli compute --cases tests.jsonl
       attncli compute tests.jsonl --timeout 10 -- python3 my_kernel.py
     """

@@ -103,7 +103,7 @@ BAD_OPTIONS: list[tuple[list[object], str, str]] = [
     (["x.json", "--mask-polarity", "keep"], "no mask tensor", "bad_input"),
     (["x.json", "--scale", "big"], "expected a number, auto or none", "bad_input"),
     (["x.json", "--scale", "inf"], "finite", "bad_input"),
-    (["x.json", "--softcap", "0"], "positive", "bad_input"),
+    (["x.json", "--softcap", "-1"], "positive", "bad_input"),
     (["x.json", "--softcap", "many"], "'--softcap'", "usage"),
     (["x.json", "--sink", "nan"], "not finite", "bad_input"),
     (["x.json", "--sink", "q3.npy"], "sink has shape", "bad_input"),
