@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import attncli
+from attncli.errors import InputError
 from tests.support.program import Door, assert_bad
 
 RNG = np.random.default_rng(100)
@@ -95,3 +96,25 @@ def test_what_is_right_is_not_said_to_be_over_its_budget() -> None:
 def test_a_test_set_is_no_stream(door: Door) -> None:
     assert_bad(door, "compute", "--cases", "-", expected="it cannot go to standard output")
     assert not Path("-").exists()
+
+
+def test_tensors_that_are_no_arrays_are_refused() -> None:
+    torch = pytest.importorskip("torch")
+    problem = {"query": Q, "key": K, "value": V}
+    dense = torch.from_numpy(V)
+    for tensor, kind in ((dense.to_sparse(), "sparse"), (dense.to("meta"), "meta")):
+        with pytest.raises(InputError, match=f"a {kind} tensor is no array"):
+            attncli.compare(tensor, problem)
+    right = torch.from_numpy(np.asarray(attncli.attend(Q, K, V).output))
+    assert attncli.compare(torch._neg_view(-right), problem).passed
+
+
+def test_one_stage_of_a_layer_has_its_verb() -> None:
+    x = RNG.normal(size=(2, 5, 8)).astype(np.float32)
+    named = {
+        "in_proj_weight": RNG.normal(size=(24, 8)).astype(np.float32),
+        "out_proj.weight": RNG.normal(size=(8, 8)).astype(np.float32),
+    }
+    layer = attncli.multihead(x, named, heads=2, want=("output", "weights"))
+    far = {"output": layer.output * np.float32(1.01), "weights": layer.weights}
+    assert "; weights are right: look at the values" in attncli.compare(far, layer).sentence

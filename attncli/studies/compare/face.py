@@ -137,12 +137,19 @@ def _problem(expected: Any) -> tuple[Problem, Any]:
 def array_of(value: Any) -> Any:
     """Return a tensor of any library as an array; what is none stays as it is.
 
-    bfloat16 of PyTorch becomes ``ml_dtypes.bfloat16``, bit for bit.
+    bfloat16 of PyTorch becomes ``ml_dtypes.bfloat16``, bit for bit. Raises InputError for a tensor
+    of PyTorch that is no strided array: sparse, nested, quantized or without data.
     """
     if value is None or isinstance(value, np.ndarray | str | int | float | Mapping | list | tuple):
         return value
     if hasattr(value, "detach"):  # PyTorch: no import, whoever has one has it loaded
-        value = value.detach().cpu()
+        odd = value.is_nested or value.is_quantized or value.is_meta
+        if odd or str(value.layout) != "torch.strided":
+            kind = next(
+                (n for n in ("nested", "quantized", "meta") if getattr(value, f"is_{n}")), "sparse"
+            )
+            raise InputError(f"a {kind} tensor is no array", "give a dense one, of numbers")
+        value = value.detach().cpu().resolve_conj().resolve_neg()
         if str(value.dtype) == "torch.bfloat16":
             import ml_dtypes
 

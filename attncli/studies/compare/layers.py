@@ -18,7 +18,7 @@ from attncli.studies.compare.layer_suspects import layer_suspects
 from attncli.studies.compare.layer_theory import LayerTheory
 from attncli.studies.compare.mask_suspects import mask_suspects
 from attncli.studies.compare.patterns import appearance, place
-from attncli.studies.compare.reading import canonical, judged_at, numbers
+from attncli.studies.compare.reading import be, canonical, judged_at, numbers
 from attncli.studies.compare.recipe import STATES, Recipe
 from attncli.studies.compare.search import Search
 from attncli.studies.compare.suspects import Question, suspects
@@ -158,12 +158,13 @@ def _located(
     """Say where the errors are, and what they look like."""
     where, seen = place(first), appearance(theory.problem, candidate, first)
     if where:
-        yield f"{first.name} is wrong in {where.words} alone" + (f": {seen}" if seen else "")
+        wrong = f"{first.name} {be(first.name)} wrong in {where.words} alone"
+        yield wrong + (f": {seen}" if seen else "")
     elif seen:
         yield seen
     right = [name for name, one in found.items() if one.passed]
     if first.name == "output" and right:
-        are = "are" if len(right) > 1 else "is"
+        are = "are" if len(right) > 1 else be(right[0])
         yield f"{listed(right)} {are} right: look at the values and what follows them"
     if first.name == "output" and not seen:
         heads = _heads(theory, candidate, search.units)
