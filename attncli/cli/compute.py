@@ -65,8 +65,8 @@ def compute(
 
     With NDJSON, one problem a line, the results are NDJSON too, each with the number of its line.
 
-    --expect judges an output that was computed elsewhere by the error of a rounding or two, and says
-    which convention or fault explains it if it is not right.
+    --expect judges an output that was computed elsewhere, by the error that rounding makes, and
+    says which convention or fault explains it if it is not right.
 
     --cases writes a test set for kernels. Answers to it, in a folder (--candidate) or of a command
     that reads each problem and writes its output, are judged case by case; exit 1 if one fails.

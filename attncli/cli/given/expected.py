@@ -61,6 +61,14 @@ def expected_of(reader: Reader) -> dict[str, Theirs]:
         own = reader.tensor(role)
         if own is not None and reader.bundle is not None:
             found[stage] = Theirs(own[0], f"{reader.spelt[role]} of {reader.bundle.source}")
+    for name in reader.bundle.tensors if reader.bundle else ():  # "expected": {"output": …}
+        head, _, last = name.partition(".")
+        for stage, roles in STAGES.items() if head.lower() == "expected" and last else ():
+            if _plays(last, roles) and reader.bundle is not None:
+                found[stage] = Theirs(
+                    reader.bundle.tensors[name], f"{name} of {reader.bundle.source}"
+                )
+                reader.taken.add(name)
     ref = reader.flag("expect")
     if ref is not None:
         found |= _whole(reader, ref)

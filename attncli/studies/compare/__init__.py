@@ -87,6 +87,12 @@ def compare(
     notes: list[str] = []
     candidate = read(problem, candidates, notes, tolerance)
     found = judged(Theory(problem), candidate, grad_output, threads=threads, progress=progress)
+    notes += [
+        f"in most rows the budget of the {name} is more than half of what is there: scores this "
+        "large leave no digits to judge by"
+        for name, one in found.items()
+        if one.idle
+    ]
     if first_bad(found) is None or not explain:
         verdict = PASSED if first_bad(found) is None else UNEXPLAINED
         return Comparison(

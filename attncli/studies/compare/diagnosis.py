@@ -61,6 +61,8 @@ def diagnose(
     empty = unwritten(candidate, first)
     if empty is not None and (empty == first.bad).all():
         return Answer(LOCATED, (), [_said_of(first, empty)])
+    if np.isnan(candidate.stages[first.name].astype(np.float64)).all():
+        return Answer(LOCATED, (), ["all of it is NaN"])
     search = Search(problem, candidate, forward, threads)
     tried = search.run()
     answer = explained(tried)

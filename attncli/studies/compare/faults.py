@@ -29,6 +29,7 @@ def fault_suspects(problem: Problem, stages: frozenset[str]) -> Iterator[Suspect
         yield from _lses(problem)
     if {"output", "weights"} & stages:
         yield from _sums(problem)
+        yield from _leaks(problem)
         yield from _dead(problem)
         if problem.value_width:
             yield from _rescales(problem)
@@ -130,6 +131,30 @@ def _sums(p: Problem) -> Iterator[Suspect]:
     yield Suspect(
         "sum", "the maximum is not taken out before exp, which overflows", after=_overflowing
     )
+
+
+def _leaks(p: Problem) -> Iterator[Suspect]:
+    """What is hidden is read all the same, and its NaN or infinity reaches the output."""
+    if not np.isfinite(p.value).all():
+        yield Suspect("leak", "hidden values are read: 0·NaN is NaN, 0·∞ too", after=_values_leak)
+    if not np.isfinite(p.key).all():
+        yield Suspect(
+            "leak", "hidden keys are read: NaN + −∞ is NaN, which reaches the whole row",
+            after=_keys_leak,
+        )  # fmt: skip
+
+
+def _values_leak(p: Problem, b: int, h: int, rows: Array, a: Arrays) -> Arrays:
+    return {"output": a["weights"] @ p.value[b, p.group(h)].astype(a["weights"].dtype)}
+
+
+def _keys_leak(p: Problem, b: int, h: int, rows: Array, a: Arrays) -> Arrays:
+    lost = np.asarray(~np.isfinite(a["scores"]).all(1))[:, None]
+    return {
+        "output": np.where(lost, np.nan, a["output"]),
+        "weights": np.where(lost, np.nan, a["weights"]),
+        "lse": np.where(lost[:, 0], np.nan, a["lse"]),
+    }
 
 
 def _sum_or_one(a: Arrays) -> Array:

@@ -152,6 +152,14 @@ class Judged:
         return not (self.excess > 1).any()
 
     @property
+    def idle(self) -> bool:
+        """Whether in most rows more is allowed than half of what is there: it judges nothing."""
+        if self.tolerance is not None or not self.error.size:
+            return False
+        size = np.sqrt(self.squares[0] / max(len(self.across), 1))
+        return bool(np.median((self.room > 0.5 * size)[size > 0]) > 0.5) if size.any() else False
+
+    @property
     def bad(self) -> Array:
         """Which rows hold a cell that is off by more than is allowed, bool ``(B, H, L)``."""
         return np.asarray(self.excess > 1)
