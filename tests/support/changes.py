@@ -155,15 +155,18 @@ def changes(
 def differs(changed: Changed, times: float) -> bool:
     """Whether the change moves the output ``times`` what a rounding of scores and sums can do.
 
-    By hand, not by the error budget: (1 + the largest logit) · eps · the largest value.
+    By hand, not by the error budget: (1 + the largest logit) · eps · the largest value. In halves a
+    tenth of that, which is large enough.
     """
     tensors, asked, made = changed
+    own = tensors["query"].dtype
     wide = {name: a.astype(np.float64) for name, a in tensors.items()}
     one, other = solved(wide, asked), solved(wide, made)
     p = problem_of(wide, asked)
-    reach = np.abs(p.query).sum(-1).max() * np.abs(p.key).max() * abs(p.scale)
-    step = eps(tensors["query"].dtype)
-    return bool(np.abs(one - other).max() > times * step * (1 + reach) * np.abs(p.value).max())
+    each = p.heads // p.kv_heads
+    logits = p.query @ p.key.repeat(each, 1).swapaxes(-1, -2) * p.scale
+    step = eps(own) * (1 + np.abs(logits).max()) * np.abs(p.value).max()
+    return bool(np.abs(one - other).max() > (times if own.itemsize > 2 else times / 10) * step)
 
 
 def same(tensors: Mapping[str, Array], one: Options, other: Options) -> bool:
