@@ -373,7 +373,8 @@ def _altogether(problem: Problem) -> Iterator[Suspect]:
     yield Suspect("mask", "the mask is added as 0 and 1, 1 where it hides", added(0, 1))
     if np.isfinite(problem.value).all():  # else it says no more than that they are read
         yield Suspect(
-            "mask", f"hidden keys get {SENTINEL:g} added in place of −∞: rows that see nothing leak",
+            "mask",
+            f"hidden keys get {SENTINEL:g} added in place of −∞: rows that see nothing leak",
             added(0, SENTINEL),
         )  # fmt: skip
     yield Suspect("mask", "hidden scores are 0, not −∞: hidden keys keep a weight", _hidden_at(0.0))

@@ -54,7 +54,9 @@ def padding_suspects(
         texts = [*rest, f"padding({lengths}{words})"]
         mask = said.mask(texts, p.mask.extent)
         yield replace(
-            theory, problem=replace(p, mask=mask), kinds=theory.kinds | {"mask", "cut"},
-            fitted=True,
+            theory,
+            problem=replace(p, mask=mask),
             said={**theory.said, "--mask": joined(texts)},
-        )  # fmt: skip
+            kinds=theory.kinds | {"mask", "cut"},
+            fitted=True,
+        )
