@@ -186,7 +186,7 @@ def test_three_budgets_in_one_cell_are_found_there(examples: int) -> None:
         assert np.argwhere(judged.bad).tolist() == [list(cell[:3])]
         assert judged.excess[cell[:3]] == pytest.approx(3, rel=0.5)
         off = abs(float(found[cell]) - right)
-        assert judged.by_head()[b, h] >= off and judged.by_row()[row] >= off
+        assert min(judged.by_head()[b, h], judged.by_row()[row]) >= 0.9 * off
 
     hold(law, examples, problem=problems(), data=st.data())
 
