@@ -92,8 +92,9 @@ def examine(
     many queries as keys: by default they are the same). They name what heads look at, and no
     verdict depends on them. ``changed`` are the (batch, head) pairs whose scale is changed, and
     that what-ifs are about (default: all); what depends on that is NaN of others. Without
-    ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``. Problems of at most EXACT cells are computed in float64, since float32 cannot
-    hold the gradient of a saturated row. Raises AttnError for what cannot be run.
+    ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``.
+    Problems of at most EXACT cells are computed in float64, since float32 cannot hold the gradient
+    of a saturated row. Raises AttnError for what cannot be run.
     """
     p = problem
     if p.batch * p.heads * p.queries * p.keys <= EXACT:

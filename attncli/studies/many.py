@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
 from attncli.engines import DEFAULT
