@@ -14,7 +14,7 @@ from attncli.engines import DEFAULT
 from attncli.measures.evidence import Evidence
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.pooled import pooled
-from attncli.measures.roles import SHARE, Role
+from attncli.measures.roles import CONTENT, SHARE, Role
 from attncli.measures.statistic import Summaries, of_head
 from attncli.models.finding import telling_parts
 from attncli.models.layouts import numbers
@@ -131,7 +131,7 @@ class Many:
             at = list(batches)
             found = {name: _some(values, at) for name, values in found.items()}
             heads = tuple(head for b in at for head in heads if head.batch == b)
-        elif p.batch != 1:
+        elif p.batch > 1:
             found, heads = _pooled(done.evidence, heads, self._policy)
         family, extent = p.family, p.mask.extent
         layer = LayerHealth(
@@ -259,20 +259,29 @@ def _pooled(
 def _together(heads: Sequence[health.Head], rows: Sequence[int]) -> tuple[Role, ...]:
     """Return the roles that a head has in all batch elements: of the mean of their shares.
 
-    A text in which a place is not named counts as nothing there.
+    A text in which a place is not named counts as nothing there. That a head looks broadly, or by
+    content, is said where it has no place, as of most rows.
     """
     summed: dict[tuple[str, str | None], list[tuple[Role, int]]] = {}
     for head, n in zip(heads, rows, strict=True):
         for role in head.roles:
             summed.setdefault((role.name, role.token), []).append((role, n))
-    total, found = sum(rows) or 1, []
+    total = sum(rows) or 1
+    found, content = [], []
     for (name, token), some in summed.items():
-        share = sum(role.share * n for role, n in some) / total
         counted = [role.rows for role, _ in some if role.rows is not None]
         if counted:  # of the rows where it can show
             share = sum(role.share * (role.rows or 0) for role, _ in some) / sum(counted)
-        if share >= SHARE:
-            rows_there = sum(counted) if counted else None
-            found.append(Role(name, share, token, some[0][0].sink, rows_there))
+            found.append(Role(name, share, token, some[0][0].sink, sum(counted)))
+        elif name in CONTENT:
+            there = sum(n for _, n in some)
+            mean = sum(role.share * n for role, n in some) / max(there, 1)
+            content.append((there, Role(name, mean)))
+        else:
+            share = sum(role.share * n for role, n in some) / total
+            found.append(Role(name, share, token, some[0][0].sink))
+    found = [role for role in found if role.share >= SHARE]
     found.sort(key=lambda role: (role.rows is None, -role.share))
+    if not found and content:
+        found = [max(content, key=lambda one: one[0])[1]]
     return tuple(found[:MOST_ROLES])
