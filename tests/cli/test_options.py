@@ -41,6 +41,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "inspect tensors": (("tensors",), "inspect tensors.npz"),
     "inspect header": (("header",), "inspect qkv.npz --header"),
     "inspect checkpoint": (("checkpoint",), "inspect layer.npz"),
+    "inspect many": (("many",), "inspect layers.npz"),
 }
 #: What chooses another mode in place of this one.
 CHOOSES = {
@@ -51,6 +52,7 @@ CHOOSES = {
     "inspect tensors": {"query", "header"},
     "inspect checkpoint": {"query", "header", "filter", "sort"},
     "inspect lines": {"query"},
+    "inspect many": {"query", "header"},
 }
 #: What leaves no trace where an answer is right.
 UNSEEN = {

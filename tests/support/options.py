@@ -63,6 +63,8 @@ def write_files(folder: Path) -> None:
     np.save(folder / "memory.npy", rng.normal(size=(2, 4, 8)))
     x = json.dumps({"x": rng.normal(size=(2, 4, 8)).tolist()})
     (folder / "x.ndjson").write_text(f"{x}\n{x}\n")
+    many = {f"layers.{n}.{name}": array * (n + 1) for n in range(2) for name, array in qkv.items()}
+    np.savez(folder / "layers.npz", **many)
     layer = {name: rng.normal(size=(8, 8)) for name in ("wq", "wk", "wv", "wo")}
     np.savez(folder / "layer.npz", **layer)
     (folder / "config.json").write_text('{"num_attention_heads": 4}')  # beside the layer
