@@ -126,7 +126,9 @@ def examine(
         progress=next(stage),
     )  # fmt: skip
     found = now.summaries(now.known(TOLD))
-    heads = tuple(head_of(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads))
+    heads = tuple(
+        head_of(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads)
+    )
     scale = [
         effect(_scale_text(one), runs[number], now, parts[number]) for number, one in scales.items()
     ]

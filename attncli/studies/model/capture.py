@@ -89,9 +89,7 @@ class Seen:
         apart = module in self.apart
         real_queries = real_keys = ids = read = None
         if frame is not None:
-            real_queries, ids = (
-                _last(one, batch, queries) for one in (frame.real, frame.ids)
-            )
+            real_queries, ids = (_last(one, batch, queries) for one in (frame.real, frame.ids))
             if apart:
                 real_keys = _sized(frame.memory, batch, keys)
                 read = next(
@@ -108,9 +106,7 @@ class Seen:
         again = self.calls[place.name]
         self.calls[place.name] += 1
         name = f"{name}:{again}" if again else name
-        how: dict[str, Any] = dict(
-            backend=self.backend, device=self.device, threads=self.threads
-        )
+        how: dict[str, Any] = dict(backend=self.backend, device=self.device, threads=self.threads)
         if self.told is not None:
             result = self.told(name, problem, place.labels)
             result = run(problem, **how) if result is None else result
@@ -195,9 +191,7 @@ def capture(
     if words is not None and not callable(getattr(words, "convert_ids_to_tokens", words)):
         raise InputError(f"words is a {type(words).__name__}", "expected a tokenizer or a function")
     interface.register()
-    seen = Seen(
-        modules, short_names(modules), told, _words_of(words), backend, device, threads
-    )
+    seen = Seen(modules, short_names(modules), told, _words_of(words), backend, device, threads)
     before = [(config, config._attn_implementation_internal) for config in _configs(parts)]
     hooks: list[Any] = []
     finished = False

@@ -137,16 +137,15 @@ def problem_of(
         maskers.append(tensor_masker(_four(array_of(position_bias)), name="position_bias"))
     if sink is not None and np.shape(sink) != (heads,):
         raise InputError(
-            f"{place.name} has sinks of shape {tuple(sink.shape)}", f"expected one a head, ({heads})"
+            f"{place.name} has sinks of shape {tuple(sink.shape)}",
+            f"expected one a head, ({heads})",
         )
     problem = pose(
         q, k, v, mask=maskers, scale="auto" if scaling is None else _number(scaling, place),
         scale_source="from the model", softcap=softcap, sink=array_of(sink), family=Family(4),
     )  # fmt: skip
     extent = replace(problem.mask.extent, apart=place.apart)
-    return replace(
-        problem, mask=replace(problem.mask, extent=extent), real=place.real_queries
-    )
+    return replace(problem, mask=replace(problem.mask, extent=extent), real=place.real_queries)
 
 
 def _number(scaling: Any, place: Place) -> float:
@@ -219,9 +218,7 @@ def register() -> None:
     masks = import_module("transformers.masking_utils").ALL_MASK_ATTENTION_FUNCTIONS
     transformers = import_module("transformers")
     transformers.AttentionMaskInterface.register(NAME, masks["sdpa"])
-    transformers.AttentionInterface.register(
-        NAME, import_module("torch").compiler.disable(forward)
-    )
+    transformers.AttentionInterface.register(NAME, import_module("torch").compiler.disable(forward))
 
 
 def forward(
