@@ -120,10 +120,11 @@ def labels(layers: Sequence[Layer]) -> list[str]:
     ``10``; ``0.1`` where the first number is that of a stage (Swin); with what tells them apart
     (``decoder.0.encoder_attn``) where several share their numbers. ``choose`` takes them.
     """
+    telling = telling_parts([layer.name for layer in layers])
     ways = (
         lambda layer: f"0–{layer.shared - 1}" if layer.shared > 1 else str(layer.index),
         lambda layer: ".".join(map(str, numbers(layer.name))),
-        _telling(layers),
+        lambda layer: telling(layer.name),
         lambda layer: layer.name,
     )
     for way in ways:
@@ -133,11 +134,11 @@ def labels(layers: Sequence[Layer]) -> list[str]:
     return [f"{layer.label} ({n})" for n, layer in enumerate(layers)]
 
 
-def _telling(layers: Sequence[Layer]) -> Callable[[Layer], str]:
+def telling_parts(names: Sequence[str]) -> Callable[[str], str]:
     """Return what leaves only the numbers of a path and the words that not all paths have."""
-    paths = [layer.name.split(".") for layer in layers]
+    paths = [name.split(".") for name in names]
     common = {part for part in paths[0] if not part.isdigit()}.intersection(*paths)
-    return lambda layer: ".".join(part for part in layer.name.split(".") if part not in common)
+    return lambda name: ".".join(part for part in name.split(".") if part not in common)
 
 
 def choose(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,11 +13,13 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
+from attncli.measures.roles import Role
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
 from attncli.reports.heads import (
     WHOLE,
+    Judged,
     Shown,
     cells,
     columns,
@@ -143,7 +145,15 @@ def _how(examined: Examination) -> list[str]:
 # -- the heads --------------------------------------------------------------------------------
 
 
-def findings_of(heads: Sequence[Head]) -> dict[str, int]:
+class Looking(Judged, Protocol):
+    """A head with its verdict, and what it looks at."""
+
+    @property
+    def roles(self) -> Sequence[Role]:
+        """The most telling first."""
+
+
+def findings_of(heads: Sequence[Looking]) -> dict[str, int]:
     """Return how many heads are saturated, collapsed, flat, dead, sinks, duplicates …"""
     named = Counter(
         finding.name for head in heads for finding in head.verdict.findings
@@ -155,7 +165,7 @@ def findings_of(heads: Sequence[Head]) -> dict[str, int]:
     return found | dict(named.most_common())
 
 
-def places_of(heads: Sequence[Head]) -> dict[str, int]:
+def places_of(heads: Sequence[Looking]) -> dict[str, int]:
     """Return how many heads look at each place first."""
     first = Counter(
         (role.token or role.name) if role.name != "separators" else role.name

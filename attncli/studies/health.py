@@ -46,7 +46,8 @@ class Head:
 @dataclass(frozen=True, eq=False)
 class Examination:
     """Everything `inspect` knows: ``found`` are the statistics of heads by name; ``scale`` are
-    auto, none and today's, which is number ``today`` of them; ``what_ifs`` as asked.
+    auto, none and today's, which is number ``today`` of them, where asked for; ``what_ifs`` as
+    asked.
     """
 
     result: Result
@@ -76,6 +77,7 @@ def examine(
     query_tokens: Sequence[Sequence[str]] | None = None,
     changed: Collection[tuple[int, int]] | None = None,
     what_ifs: Sequence[WhatIf] = (),
+    effects: bool = True,
     policy: Sequence[Rule] = POLICY,
     grad_output: Any = "random:0",
     backend: str = DEFAULT,
@@ -89,16 +91,17 @@ def examine(
     tokens label the keys, a list each batch element or one for all, query_tokens the queries (as
     many queries as keys: by default they are the same). They name what heads look at, and no
     verdict depends on them. ``changed`` are the (batch, head) pairs whose scale is changed, and
-    that what-ifs are about (default: all); what depends on that is NaN of others. Samples are drawn
-    with ``seed``. Problems of at most EXACT cells are computed in float64, since float32 cannot
-    hold the gradient of a saturated row. Raises AttnError for what cannot be run.
+    that what-ifs are about (default: all); what depends on that is NaN of others. Without
+    ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``.
+    Problems of at most EXACT cells are computed in float64, since float32 cannot hold the gradient
+    of a saturated row. Raises AttnError for what cannot be run.
     """
     p = problem
     if p.batch * p.heads * p.queries * p.keys <= EXACT:
         p = replace(p, dtype=np.dtype(np.float64))
     auto = what_if.with_scale(p, "auto")
     scales: dict[float, Problem] = {}
-    for one in (auto, what_if.with_scale(p, "none"), p):
+    for one in (auto, *([what_if.with_scale(p, "none")] if effects else ()), p):
         scales.setdefault(one.scale, one)
     # the runs, then what their statistics need, about as long as a run, then the what-ifs
     stage = stages(progress, [1] * (len(scales) + 1 + len(what_ifs)))
@@ -130,9 +133,10 @@ def examine(
         head_of(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads)
     )
     scale = [
-        effect(_scale_text(one), runs[number], now, parts[number]) for number, one in scales.items()
+        effect(_scale_text(one), runs[number], now, parts[number])
+        for number, one in (scales.items() if effects else ())
     ]
-    effects = []
+    changes = []
     for change in what_ifs:
         after = change.apply(p, now.values("logit_max"))
         if change.dtype:
@@ -143,11 +147,11 @@ def examine(
         else:
             made = run(after).evidence
         made = replace(made, floor=part.of(floor))
-        effects.append(effect(change.text, made, now, part))
+        changes.append(effect(change.text, made, now, part))
     return Examination(
         result=result, evidence=now, found=found, heads=heads, scale=tuple(scale),
         today=list(scales).index(p.scale),
-        what_ifs=tuple(effects),
+        what_ifs=tuple(changes),
         grad_output=grad_output if isinstance(grad_output, str) else "given",
     )  # fmt: skip
 

@@ -1,0 +1,265 @@
+"""Many attention problems, one a layer or a text: what is known of every head, and no tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from attncli.attention.problem import Problem
+from attncli.attention.view import Labels
+from attncli.engines import DEFAULT
+from attncli.measures.evidence import Evidence
+from attncli.measures.policy import POLICY, Rule, Verdict, judge
+from attncli.measures.pooled import pooled
+from attncli.measures.roles import SHARE, Role
+from attncli.measures.statistic import Summaries, of_head
+from attncli.models.finding import telling_parts
+from attncli.models.layouts import numbers
+from attncli.resources import Progress
+from attncli.studies import health
+from attncli.studies.attend import Ran
+from attncli.studies.health import TOLD, examine
+
+MOST_ROLES = 3  # of a head, as of one text
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHealth:
+    """What is known of one problem: ``heads`` are judged, ``found`` their statistics by name.
+
+    ``batches`` are the batch elements that these are of, ``(len(batches), H)``, or None where all
+    are taken together, ``(1, H)``. ``shapes`` are those of query, key and value as they came in;
+    ``queries`` and ``keys`` how many there are, ``batch`` how many batch elements.
+    """
+
+    name: str
+    shapes: Mapping[str, tuple[int, ...]]
+    batch: int
+    queries: int
+    keys: int
+    kv_heads: int
+    scale: float
+    scale_source: str
+    softcap: float | None
+    mask: str
+    engine: Ran
+    sampled: tuple[int, int]
+    found: Summaries
+    heads: tuple[health.Head, ...]
+    batches: tuple[int, ...] | None
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """One head of one layer; ``label`` and ``index`` are the layer's, ``batch`` None for all."""
+
+    layer: LayerHealth
+    label: str
+    index: int
+    at: int  # of the layer among all
+    row: int  # of the statistics: its batch element's
+    batch: int | None
+    head: int
+    verdict: Verdict
+    roles: tuple[Role, ...]
+
+    @property
+    def name(self) -> str:
+        """As in ``18.6``; ``0/18.6`` of one batch element."""
+        own = f"{self.label}.{self.head}"
+        return own if self.batch is None else f"{self.batch}/{own}"
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Its statistics by name, a number or quantiles each."""
+        return of_head(self.layer.found, self.row, self.head)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not ok, in words, the worst first."""
+        return self.verdict.reasons
+
+
+class Many:
+    """Attention problems, one added after the other; of each O(heads) numbers stay.
+
+    The arguments are those of `health.examine`. ``batches`` are the batch elements whose heads are
+    judged one by one; None takes the rows of all of them together.
+    """
+
+    def __init__(
+        self, *, policy: Sequence[Rule] = POLICY, seed: int = 0, backend: str = DEFAULT,
+        device: str = "auto", threads: int | None = None, batches: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        self.layers: list[LayerHealth] = []
+        self.seed, self.batches = seed, None if batches is None else tuple(batches)
+        self._names: set[str] = set()
+        self._policy = policy
+        self._examine = partial(
+            examine, effects=False, policy=policy, grad_output=f"random:{seed}", seed=seed,
+            backend=backend, device=device, threads=threads,
+        )  # fmt: skip
+
+    def add(
+        self,
+        name: str,
+        problem: Problem,
+        labels: Labels | None = None,
+        notes: Collection[str] = (),
+        progress: Progress | None = None,
+    ) -> LayerHealth:
+        """Examine a problem and keep what is known of its heads.
+
+        A name that was there before, as of a layer that is called twice, gets a number behind it.
+        Raises AttnError for what cannot be run.
+        """
+        labels, p = labels or Labels(), problem
+        done = self._examine(
+            problem, tokens=labels.key, query_tokens=labels.query, progress=progress
+        )
+        found, heads = done.found, done.heads
+        if self.batches is not None:
+            at = [b for b in self.batches if b < p.batch]
+            found = {name: _some(values, at) for name, values in found.items()}
+            heads = tuple(head for b in at for head in heads if head.batch == b)
+        elif p.batch != 1:
+            found, heads = _pooled(done.evidence, heads, self._policy)
+        family, extent = p.family, p.mask.extent
+        layer = LayerHealth(
+            self._new(name),
+            {n: family.restore(getattr(p, n)).shape for n in ("query", "key", "value")},
+            p.batch, p.queries, p.keys, p.kv_heads, p.scale, p.scale_source, p.softcap,
+            p.mask.text or ("" if p.mask.trivial or extent.lengths else "given"),
+            done.result.engine, (done.sample.rows, done.sample.total), found, heads,
+            self.batches, tuple(done.result.warnings), tuple(notes),
+        )  # fmt: skip
+        self.layers.append(layer)
+        return layer
+
+    def _new(self, name: str) -> str:
+        again, n = name, 1
+        while again in self._names:
+            n += 1
+            again = f"{name}.call{n}"
+        self._names.add(again)
+        return again
+
+    @property
+    def heads(self) -> list[Head]:
+        """Every head of every layer, in order."""
+        names = [layer.name for layer in self.layers]
+        return [
+            head
+            for at, (layer, label, index) in enumerate(
+                zip(self.layers, labels_of(names), indices_of(names), strict=True)
+            )
+            for head in heads_of(layer, label, index, at)
+        ]
+
+
+def heads_of(layer: LayerHealth, label: str, index: int, at: int = 0) -> list[Head]:
+    """Return the heads of one layer that is called so."""
+    rows = {b: row for row, b in enumerate(layer.batches or ())}
+    apart = layer.batches is not None
+    return [
+        Head(
+            layer, label, index, at, rows.get(one.batch, 0), one.batch if apart else None,
+            one.head, one.verdict, one.roles,
+        )
+        for one in layer.heads
+    ]  # fmt: skip
+
+
+# -- names ------------------------------------------------------------------------------------
+
+
+def labels_of(names: Sequence[str]) -> list[str]:
+    """Return a short name for each layer, none twice, as checkpoints have them.
+
+    The number in its name (``10`` of ``layers.10``, ``3`` of ``layer_3``), all its numbers, what
+    tells the names apart (``decoder.0.encoder_attn``), or the name.
+    """
+    if not names:
+        return []
+    telling = telling_parts(names)
+    ways = (
+        lambda name: ".".join(map(str, numbers_of(name)[:1])) * (len(numbers_of(name)) == 1),
+        lambda name: ".".join(map(str, numbers_of(name))),
+        telling,
+        lambda name: name,
+    )
+    for way in ways:
+        found = [way(name) for name in names]
+        if all(found) and len({*found}) == len(found):
+            return found
+    return [f"{name} ({n})" for n, name in enumerate(names)]
+
+
+def indices_of(names: Sequence[str]) -> list[int]:
+    """Return the number by which --layer and --filter know each layer.
+
+    It stands in the name where every name has one; else it is the layer's place.
+    """
+    found = [numbers_of(name) for name in names]
+    if all(len(one) == 1 for one in found):
+        return [one[0] for one in found]
+    return list(range(len(names)))
+
+
+def numbers_of(name: str) -> tuple[int, ...]:
+    """Return the numbers between the dots of a name, else the one at its end."""
+    end = re.search(r"\d{1,9}$", name)
+    return numbers(name) or ((int(end[0]),) if end else ())
+
+
+# -- batch elements together ------------------------------------------------------------------
+
+
+def _some(values: Any, at: Sequence[int]) -> Any:
+    if isinstance(values, Mapping):
+        return {quantile: one[at] for quantile, one in values.items()}
+    return values[at]
+
+
+def _pooled(
+    each: Evidence, heads: Sequence[health.Head], policy: Sequence[Rule]
+) -> tuple[Summaries, tuple[health.Head, ...]]:
+    """Return statistics ``(1, H)`` of all rows, and the verdicts on them."""
+    together = pooled(each)
+    found = together.summaries(together.known(TOLD))
+    judged = []
+    for h in range(each.problem.heads):
+        own = [head for head in heads if head.head == h]
+        rows = [int(each.sweep.rows[head.batch, h]) for head in own]
+        total = sum(rows) or 1
+        placed = sum(head.placed * n for head, n in zip(own, rows, strict=True)) / total
+        verdict = judge(together.judged(found, 0, h), placed, policy)
+        judged.append(health.Head(0, h, verdict, _together(own, rows), placed))
+    return found, tuple(judged)
+
+
+def _together(heads: Sequence[health.Head], rows: Sequence[int]) -> tuple[Role, ...]:
+    """Return the roles that a head has in all batch elements: of the mean of their shares.
+
+    A text in which a place is not named counts as nothing there.
+    """
+    summed: dict[tuple[str, str | None], list[tuple[Role, int]]] = {}
+    for head, n in zip(heads, rows, strict=True):
+        for role in head.roles:
+            summed.setdefault((role.name, role.token), []).append((role, n))
+    total, found = sum(rows) or 1, []
+    for (name, token), some in summed.items():
+        share = sum(role.share * n for role, n in some) / total
+        counted = [role.rows for role, _ in some if role.rows is not None]
+        if counted:  # of the rows where it can show
+            share = sum(role.share * (role.rows or 0) for role, _ in some) / sum(counted)
+        if share >= SHARE:
+            rows_there = sum(counted) if counted else None
+            found.append(Role(name, share, token, some[0][0].sink, rows_there))
+    found.sort(key=lambda role: (role.rows is None, -role.share))
+    return tuple(found[:MOST_ROLES])
