@@ -20,16 +20,16 @@ from attncli.errors import InputError, Unavailable
 from attncli.measures.evidence import words_of
 from attncli.measures.policy import POLICY
 from attncli.measures.statistic import STATISTICS, Summaries
-from attncli.models.layouts import numbers
 from attncli.studies.attend import Result, run
 from attncli.studies.health import EXACT, TOLD, Head, head_of
+from attncli.studies.many import labels_of
 from attncli.studies.model import interface
 from attncli.studies.model.interface import LISTENERS, NAME, Place
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 Words = Callable[[Sequence[int]], Sequence[str]]  # token ids as what people read
-#: Takes the name of a layer, its problem and the labels; returns the result that it made, or None.
+#: Takes the path of a module, its problem and the labels; returns the result it made, or None.
 Told = Callable[[str, Problem, Labels], Result | None]
 
 #: Parameters of attention modules by which keys come from another sequence.
@@ -102,19 +102,18 @@ class Seen:
 
     def answer(self, module: Any, place: Place, problem: Problem) -> Array:
         """Compute a call, and keep what its statistics say."""
-        name = self.short.get(place.name, place.name)
-        again = self.calls[place.name]
         self.calls[place.name] += 1
-        name = f"{name}:{again}" if again else name
         how: dict[str, Any] = dict(backend=self.backend, device=self.device, threads=self.threads)
         if self.told is not None:
-            result = self.told(name, problem, place.labels)
+            result = self.told(place.name, problem, place.labels)
             result = run(problem, **how) if result is None else result
             return result.attended.output
         p = problem
         if p.batch * p.heads * p.queries * p.keys <= EXACT:
             p = replace(p, dtype=np.dtype(np.float64))
         result = run(p, want=("output", "lse", "row_statistics"), **how)
+        name, call = self.short.get(place.name, place.name), self.calls[place.name]
+        name = name if call == 1 else f"{name}.call{call}"
         self.layers.append(_layer(name, place, result))
         return result.attended.output
 
@@ -176,7 +175,7 @@ def capture(
         seen.layers[3].statistics["entropy"]["median"]
 
     ``words``: a tokenizer, or what makes words of a list of token ids; it names what heads look
-    at. ``told(name, problem, labels)`` is called for each attention call in place of keeping its
+    at. ``told(path, problem, labels)`` is called for each attention call in place of keeping its
     statistics. Afterwards the model has the implementation that it had, whatever happened.
     Raises Unavailable without transformers, InputError for a model whose code does not ask
     transformers for its attention, one that is captured already, for calls that cannot be computed
@@ -324,24 +323,10 @@ def _layer(name: str, place: Place, result: Result) -> Layer:
 
 
 def short_names(modules: Mapping[Any, str]) -> dict[str, str]:
-    """Return a short name for each innermost attention module, by its path, none twice.
-
-    The numbers in it (``3``), with what tells them apart where several share theirs
-    (``decoder.3.encoder_attn``).
-    """
+    """Return a short name for each innermost attention module, by its path, none twice."""
     named = [name for module, name in modules.items() if _is_attention(module)]
     paths = [one for one in named if not any(two.startswith(f"{one}.") for two in named)]
-    split = [path.split(".") for path in paths]
-    common = {part for part in (split or [[]])[0] if not part.isdigit()}.intersection(*split)
-    ways = (
-        [".".join(map(str, numbers(path))) for path in paths],
-        [".".join(part for part in parts if part not in common) for parts in split],
-        paths,
-    )
-    for way in ways:
-        if all(way) and len({*way}) == len(paths):
-            return dict(zip(paths, way, strict=True))
-    return {}
+    return dict(zip(paths, labels_of(paths), strict=True))
 
 
 def _is_attention(module: Any) -> bool:
