@@ -50,6 +50,7 @@ def inspect(
       attncli inspect --sweep-dim 8,64,512,1000,4096
       attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
+      attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:
@@ -59,6 +60,12 @@ def inspect(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
+    if asked.text is not None or asked.ids is not None:
+        if bundle is None:
+            raise InputError("--text needs a model to read it", "attncli inspect FOLDER --text …")
+        from attncli.cli.model import reading
+
+        return call.run(reading)
     listing = header if asked.header else tensors if _about_tensors(asked) else None
     if listing:
         call.check(listing)
