@@ -177,8 +177,8 @@ class Asked(Problem, Health, Engine, Elements, Picked, Map):
 
 
 class Everything(
-    Problem, HeadDim, Architecture, Given, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine, Layers,
-    Elements, Picked, Map,
+    Problem, HeadDim, Architecture, Given, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine,
+    Layers, Elements, Picked, Map,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""
 
