@@ -48,6 +48,7 @@ def compute(
     command: own.Command = None,
     *,
     asked: Asked,
+    where: own.Layer,
     tested: Tested,
     pictures: Pictures,
     saved: groups.Saved,
@@ -93,6 +94,10 @@ def compute(
     if isinstance(source, files.Records):
         with closing(source):
             return call.run(lines, records=source, page=page)
+    if where.layer is not None:
+        from attncli.cli.given.many import choose
+
+        source = choose(source, where.layer)
     call.run(one, source=source, page=page)
 
 
@@ -103,6 +108,7 @@ def one(
     *,
     bundle: str | None,
     asked: Asked,
+    where: own.Layer,
     pictures: Pictures,
     saved: groups.Saved,
     printed: groups.Printed,

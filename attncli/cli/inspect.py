@@ -4,12 +4,15 @@
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
 from attncli.cli.groups import inspect as own
+from attncli.cli.layers import many
 from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
+from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli import files
@@ -24,7 +27,7 @@ WIDEST = 1 << 16
 @command(own.DIFFERING)
 def inspect(
     call: Call,
-    bundle: groups.Bundle = None,
+    bundle: own.Bundles = None,
     *,
     asked: own.Everything,
     full: groups.Full,
@@ -40,6 +43,9 @@ def inspect(
     BUNDLE that is a checkpoint (a file, or a folder with its config.json): every attention layer
     and head from the weights alone: the largest logit of two inputs of norm 1, ranks, norms.
 
+    BUNDLEs, a folder of them, or one with layers (layers.3.query, …): one report on all heads. A
+    head is layer.head; -o saves all as one capture, which compute --layer reads, too.
+
     BUNDLE of any other kind, or with --header, --filter GLOB or --sort by what tensors have: a row
     a tensor with shape, dtype, range, NaN, and room in float16.
 
@@ -47,6 +53,7 @@ def inspect(
     Examples:
       attncli inspect qkv.npz --causal --what-if scale=none --what-if softcap=50
       attncli inspect qkv.npz --fail-on critical --policy limits.toml
+      attncli inspect capture.safetensors --map sink_mass --filter 'layer>3'
       attncli inspect --sweep-dim 8,64,512,1000,4096
       attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
@@ -55,33 +62,64 @@ def inspect(
     """
     if asked.sweep_dim is not None:
         return call.run(sweep)
-    if bundle is None and asked.query is None:
+    if not bundle and asked.query is None:
         raise InputError(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
     if asked.text is not None or asked.ids is not None:
-        if bundle is None:
-            raise InputError("--text needs a model to read it", "attncli inspect FOLDER --text …")
+        if not bundle or len(bundle) > 1:
+            raise InputError(
+                f"--text is for one model, and there are {len(bundle or ())}",
+                "attncli inspect FOLDER --text 'the cat sat'",
+            )
         from attncli.cli.model import reading
 
-        return call.run(reading)
+        return call.run(reading, source=bundle[0])
+    only = bundle[0] if bundle else None
     listing = header if asked.header else tensors if _about_tensors(asked) else None
+    if bundle and (len(bundle) > 1 or (not listing and _is_folder_of_many(bundle[0]))):
+        call.check(many)
+        from attncli.cli.given.many import of_references
+
+        return call.run(many, **vars(of_references(bundle)))
     if listing:
         call.check(listing)
 
     from attncli import files
 
-    source = None if bundle is None else files.read_many(bundle)
+    source = None if only is None else files.read_many(only, lines=printed.format == LINES)
+    run = partial(call.run, bundle=only)
     if isinstance(source, files.Records):
         with closing(source):
-            return call.run(lines, records=source)
+            if printed.format in (None, "json", LINES):
+                return run(lines, records=source)
+            from attncli.cli.given.many import of_records
+
+            return call.run(many, found=of_records(source), paths=[source.source], warnings=())
     if listing:
-        return call.run(listing, source=source)
+        return run(listing, source=source)
     if source is None or asked.query is not None:
-        return call.run(health, source=source)
+        return run(health, source=source)
     found = _recognised(source)
-    call.run(found, source=source, hint=None if found is health else _no_query(source))
+    if found is many:
+        from attncli.cli.given.many import of_bundle
+
+        return call.run(many, **vars(of_bundle(source)))
+    run(found, source=source, hint=None if found is health else _no_query(source))
+
+
+def _is_folder_of_many(path: str) -> bool:
+    """Whether a path is a folder of problems: no checkpoint, and not one file alone."""
+    import os
+
+    if not os.path.isdir(path):
+        return False
+    from attncli import files
+    from attncli.files.sglang import is_dump
+
+    found = files.captures_in(path)
+    return not is_dump(path) and (len(found) > 1 or (bool(found) and found[0].endswith("json")))
 
 
 def _about_tensors(asked: own.Picked) -> bool:
@@ -102,6 +140,8 @@ def _recognised(source: "files.Bundle") -> Mode:
 
     if "query" not in map(str.lower, source.tensors) and holds_layers(source):
         return checkpoint
+    if files.problems_of(source):
+        return many
     by_role = files.unwrapped(source).by_role
     return health if {"query", "qkv"} & by_role.keys() else tensors
 

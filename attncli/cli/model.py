@@ -2,12 +2,17 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 from attncli.cli import groups, output
 from attncli.cli.groups import inspect as own
 from attncli.cli.options import mode
 from attncli.errors import InputError
+from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
@@ -17,8 +22,9 @@ if TYPE_CHECKING:
 
 @mode("a model that reads a text (--text, --ids)")
 def reading(
+    source: str,
     *,
-    bundle: str,
+    bundle: own.Bundles,
     given: own.Given,
     dtype: str | None,
     verdicts: own.Verdicts,
@@ -29,40 +35,72 @@ def reading(
     engine: groups.Engine,
     seed: int,
     full: bool,
+    saved: groups.Saved,
     printed: groups.Printed,
 ) -> None:
-    """Print one report on the heads of all layers."""
-    page = output.page_of(printed)
+    """Print one report on the heads of all layers, or a line of JSON each; or save a capture."""
+    if saved.output is not None and saved.include is None:
+        saved = saved.but(include=",".join(own.CAPTURED))
+    page = output.page_of(printed, saved, own.CAPTURED)
+    if page.names and not page.target:
+        raise InputError("--include has no use without -o", "add -o capture.safetensors")
 
     from attncli import render
-    from attncli.reports.many import asked_of_heads, many_report
+    from attncli.reports.many import asked_of_heads, layer_report, many_report
+    from attncli.reports.selection import selection
+    from attncli.studies.captures import Capture
     from attncli.studies.many import Many
     from attncli.studies.model import loading
     from attncli.studies.model.capture import capture
 
     asked = asked_of_heads(filters=picked.filter or (), sort=picked.sort, map=map)
     limits = verdicts.limits()
-    with render.progress("layers") as progress:
-        loaded = loading.load(bundle, dtype=dtype, device=engine.device)
+    failed = False
+    with ExitStack() as stack:
+        target, kept = page.target, None
+        if target:
+            kept = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
+        progress = stack.enter_context(render.progress("layers"))
+        loaded = loading.load(source, dtype=dtype, device=engine.device)
         batch = _batch(loaded, given)
-        rows = int(batch["input_ids"].shape[0])
-        many = Many(
-            policy=limits, seed=seed, backend=engine.backend, device=engine.device,
-            threads=engine.threads, batches=_batches(elements.batch, rows),
-        )  # fmt: skip
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
-            many.add(path, problem, labels)
+            nonlocal failed
+            one = many.add(
+                path, problem, labels, batches=selection("--batch", elements.batch, problem.batch)
+            )
+            if kept:
+                kept.add(one.name, problem, labels)
             progress(min(len(many.layers) / max(len(seen.short), 1), 1))
+            if page.shown == LINES:
+                report = layer_report(
+                    one, *many.called(one), asked=asked, head=elements.head,
+                    fail_on=verdicts.fail_on,
+                )  # fmt: skip
+                render.show_warnings([f"{one.name}: {text}" for text in report.warnings])
+                render.show(report, LINES)
+                failed = failed or bool(report.exit_code)
 
-        with capture(
-            loaded.model, told=told, words=loaded.tokenizer, backend=engine.backend,
-            device=engine.device, threads=engine.threads,
-        ) as seen:  # fmt: skip
-            loading.run(loaded, batch)
+        seen = stack.enter_context(
+            capture(
+                loaded.model, told=told, words=loaded.tokenizer, backend=engine.backend,
+                device=engine.device, threads=engine.threads,
+            )
+        )  # fmt: skip
+        many = Many(
+            policy=limits, seed=seed, backend=engine.backend, device=engine.device,
+            threads=engine.threads, among=list(seen.short),
+        )  # fmt: skip
+        loading.run(loaded, batch)
+    if kept and page.target:
+        page = replace(page, target=replace(page.target, path=kept.written))
+    if page.shown == LINES:
+        if page.target and not page.target.replaces_report:
+            output.say_wrote(page.target.path, page.target.names)
+        raise typer.Exit(int(failed))
     report = many_report(
         many, layer=where.layer, head=elements.head, asked=asked, fail_on=verdicts.fail_on,
-        full=full, sources=[bundle], facts=_facts(loaded, batch), warnings=loaded.warnings,
+        full=full, sources=[source], facts=_facts(loaded, batch), warnings=loaded.warnings,
     )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
@@ -78,15 +116,6 @@ def _batch(loaded: "Loaded", given: own.Given) -> dict[str, Any]:
     if given.text is not None:
         raise InputError("--text and --ids are two ways to say what the model reads", "choose one")
     return loading.read_ids(loaded, files.read_tensor(given.ids))
-
-
-def _batches(batch: str | None, rows: int) -> list[int] | None:
-    """Return the batch elements that are judged one by one, or None for all together."""
-    if batch is None:
-        return None
-    from attncli.reports.selection import selection
-
-    return [int(b) for b in selection("--batch", batch, rows) or ()]
 
 
 def _facts(loaded: "Loaded", batch: dict[str, Any]) -> list[str]:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from attncli.files.bundle import Bundle as Bundle
     from attncli.files.bundle import find as find
     from attncli.files.bundle import is_result as is_result
+    from attncli.files.bundle import problems_of as problems_of
     from attncli.files.bundle import unwrapped as unwrapped
+    from attncli.files.folders import captures_in as captures_in
     from attncli.files.formats.entry import Header as Header
     from attncli.files.formats.json import dumps as dumps
     from attncli.files.reading import read as read
@@ -29,9 +31,11 @@ _HOMES = {
     "Header": "formats.entry",
     "Records": "stream",
     "atomic": "writing",
+    "captures_in": "folders",
     "dumps": "formats.json",
     "find": "bundle",
     "is_result": "bundle",
+    "problems_of": "bundle",
     "read": "reading",
     "read_lines": "stream",
     "read_many": "reading",

@@ -154,6 +154,37 @@ def prefixes(bundle: Bundle) -> list[str]:
     return [] if "" in found else list(found)
 
 
+def problems_of(bundle: Bundle) -> dict[str, Bundle]:
+    """The bundles of one problem each by prefix, such as ``layers.3``; {} of fewer than two.
+
+    What stands above a prefix, or nowhere near one, goes along with each: ``scale`` beside
+    ``layers.3.query`` is that of all layers.
+    """
+    below = prefixes(bundle)
+    if len(below) < 2 or not isinstance(bundle.tensors, Lazy):
+        return {}
+    own: dict[str, list[str]] = {prefix: [] for prefix in below}
+    for name in (*bundle.tensors, *bundle.options):
+        outer = name.rpartition(".")[0]
+        home = outer
+        while home and home not in own:
+            home = home.rpartition(".")[0]
+        inside = [prefix for prefix in below if f"{prefix}.".startswith(f"{outer}.")]
+        for prefix in [home] if home else inside or below:
+            own[prefix].append(name)
+    return {
+        prefix: replace(
+            bundle,
+            tensors=bundle.tensors.only([name for name in names if name in bundle.tensors]),
+            options=MappingProxyType({n: bundle.options[n] for n in names if n in bundle.options}),
+            referred=MappingProxyType(
+                {n: bundle.referred[n] for n in names if n in bundle.referred}
+            ),
+        )
+        for prefix, names in own.items()
+    }
+
+
 def unwrapped(bundle: Bundle) -> Bundle:
     """The bundle by short names, where all that leads lies below one prefix.
 

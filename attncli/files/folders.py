@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from types import MappingProxyType
 
 from attncli.errors import FileError, numbered
 from attncli.files.bundle import STDIN, Bundle, Lazy
 from attncli.files.formats import UNREAD, WEIGHTS
 from attncli.files.formats.entry import Entry, demand_regular, reading
 
+INDEX = ".safetensors.index.json"
+#: What files of problems in a folder end in; and what says that a folder is a checkpoint.
+CAPTURES = (".safetensors", ".npz", ".json")
+CONFIGS = ("config.json", "params.json")
 #: Where a folder has its weights; an index comes before a single file of the same kind.
 WANTED = (
     "model.safetensors.index.json",
@@ -41,6 +47,35 @@ def weights_in(folder: str) -> str:
     )
 
 
+def captures_in(folder: str) -> list[str]:
+    """Return the paths of the files in a folder that may each hold problems; none of a checkpoint.
+
+    They are in the order of their names, 2 before 10. Shards go with their index.
+    """
+    with reading(folder):
+        names = os.listdir(folder)
+    if set(names) & {*WANTED, *CONFIGS}:
+        return []
+    indices = [name for name in names if name.endswith(INDEX)]
+    shards = {shard for name in indices for shard in names if _is_shard(shard, name)}
+    found = [name for name in names if name.endswith(CAPTURES) and name not in shards]
+    return [os.path.join(folder, name) for name in sorted(found, key=_natural)]
+
+
+def shard_name(index: str, number: int, count: int) -> str:
+    """Return what a shard is called: ``x-00002-of-00009.safetensors`` of ``x`` and its index."""
+    return f"{index.removesuffix(INDEX)}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _is_shard(name: str, index: str) -> bool:
+    return bool(re.fullmatch(re.escape(index.removesuffix(INDEX)) + r"-\d+-of-\d+\.\w+", name))
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return what sorts names with the numbers in them as numbers."""
+    return [(int(n) if n.isascii() and n.isdigit() else 0, n) for n in re.split(r"(\d+)", name)]
+
+
 def with_shards(bundle: Bundle, read: Callable[[str], Bundle]) -> Bundle:
     """The tensors that a shard index points to, or the bundle itself if it is none."""
     shards, source = bundle.options.get("weight_map"), bundle.source
@@ -60,7 +95,9 @@ def with_shards(bundle: Bundle, read: Callable[[str], Bundle]) -> Bundle:
         if not isinstance(shard, Lazy) or name not in shard:
             raise FileError(f"{source} says that '{name}' is in {file}, but it is not there")
         entries[name] = shard.entry(name)
-    return Bundle(source, next((b.kind for b in files.values()), "safetensors"), Lazy(entries))
+    said = {name: value for shard in files.values() for name, value in shard.options.items()}
+    kind = next((b.kind for b in files.values()), "safetensors")
+    return Bundle(source, kind, Lazy(entries), MappingProxyType(said))
 
 
 def _beside(index: str, name: str, file: object) -> str:

@@ -55,17 +55,16 @@ class Pooled(Evidence):
     def _aligned(self, diagonals: Array) -> Array:
         """Return the sums ``(1, H, …)`` of diagonals at the same offset from the positions."""
         at = self._each.offsets
-        low, spread = int(at.min(initial=0)), int(np.ptp(at)) if at.size else 0
-        whole = np.zeros((1, *diagonals.shape[1:-1], diagonals.shape[-1] + spread))
-        for own, start in zip(diagonals, (low + spread - at).tolist(), strict=True):
+        whole = np.zeros((1, *diagonals.shape[1:-1], diagonals.shape[-1] + int(np.ptp(at))))
+        for own, start in zip(diagonals, (at.max() - at).tolist(), strict=True):
             whole[0, :, start : start + own.shape[-1]] += own
         return whole
 
     @property
     def offsets(self) -> Array:
         """Of the first diagonal: formulas count from the number of rows, which are B·Lq here."""
-        p, at = self.problem, self._each.offsets
-        return np.array([int(at.max(initial=0)) - (p.batch - 1) * p.queries])
+        p = self.problem
+        return np.array([int(self._each.offsets.max()) - (p.batch - 1) * p.queries])
 
     @cached_property
     def sample(self) -> Sample:
@@ -78,7 +77,7 @@ class Pooled(Evidence):
 
 
 def pooled(each: Evidence) -> Evidence:
-    """Return the evidence on all batch elements together, as of one."""
+    """Return the evidence on all batch elements, one or more, together, as of one."""
     sums = Rows(**{f.name: folded(getattr(each.sums, f.name)) for f in fields(Rows)})
     return Pooled(
         problem=each.problem, sums=sums,

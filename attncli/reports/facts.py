@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import Problem
-from attncli.attention.view import Labels
 from attncli.errors import counted
 from attncli.measures.statistic import of_head
 from attncli.studies.attend import Result
+from attncli.studies.bundle import tokens_of as tokens_of
 
 LONGEST_MASK = 48
 
@@ -113,15 +113,3 @@ def statistics_of(result: Result, found: Mapping[str, Any], b: int, h: int) -> d
 
 def _known(number: Any) -> Any:
     return None if number != number or (type(number) is int and number < 0) else number
-
-
-def tokens_of(labels: Labels) -> dict[str, Any]:
-    """Return the labels as the members that a bundle has: tokens, or query_ and key_tokens."""
-
-    def plain(names: tuple[tuple[str, ...], ...]) -> list[Any]:
-        return list(names[0]) if len(names) == 1 else [list(own) for own in names]
-
-    if labels.query and labels.query == labels.key:
-        return {"tokens": plain(labels.query)}
-    found = {"query_tokens": labels.query, "key_tokens": labels.key}
-    return {name: plain(names) for name, names in found.items() if names}

@@ -257,7 +257,7 @@ def _notes(many: Many) -> list[str]:
             f" · Jacobian's largest eigenvalue and head similarity from {looked:,} of {total:,} "
             "rows"
         )
-    if many.batches is None and any(one.batch > 1 for one in many.layers):
+    if any(one.batch > 1 and one.batches is None for one in many.layers):
         made += " · rows of all batch elements together (--batch takes them apart)"
     return [*lines, made]
 

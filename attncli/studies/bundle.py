@@ -12,6 +12,7 @@ from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import Problem
+from attncli.attention.view import Labels
 from attncli.errors import AttnError, InputError, TooLarge
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -74,6 +75,18 @@ def carried(problem: Problem, names: Collection[str], *, past_apart: bool) -> Ca
         text = _padding(p)
     options = {name: value for name, value in said.items() if value is not None}
     return Carried(options | ({"mask": text} if text else {}), arrays)
+
+
+def tokens_of(labels: Labels) -> dict[str, Any]:
+    """Return the labels as the members that a bundle has: tokens, or query_ and key_tokens."""
+
+    def plain(names: tuple[tuple[str, ...], ...]) -> list[Any]:
+        return list(names[0]) if len(names) == 1 else [list(own) for own in names]
+
+    if labels.query and labels.query == labels.key:
+        return {"tokens": plain(labels.query)}
+    found = {"query_tokens": labels.query, "key_tokens": labels.key}
+    return {name: plain(names) for name, names in found.items() if names}
 
 
 def demand_lists(arrays: Mapping[str, Array]) -> None:

@@ -14,7 +14,7 @@ from attncli.engines import DEFAULT
 from attncli.measures.evidence import Evidence
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.pooled import pooled
-from attncli.measures.roles import SHARE, Role
+from attncli.measures.roles import CONTENT, SHARE, Role
 from attncli.measures.statistic import Summaries, of_head
 from attncli.models.finding import telling_parts
 from attncli.models.layouts import numbers
@@ -88,16 +88,17 @@ class Head:
 class Many:
     """Attention problems, one added after the other; of each O(heads) numbers stay.
 
-    The arguments are those of `health.examine`. ``batches`` are the batch elements whose heads are
-    judged one by one; None takes the rows of all of them together.
+    The arguments are those of `health.examine`. ``among`` are the names of all that there is, where
+    only some are added: they get the short names and numbers that they have among these.
     """
 
     def __init__(
         self, *, policy: Sequence[Rule] = POLICY, seed: int = 0, backend: str = DEFAULT,
-        device: str = "auto", threads: int | None = None, batches: Sequence[int] | None = None,
+        device: str = "auto", threads: int | None = None, among: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.layers: list[LayerHealth] = []
-        self.seed, self.batches = seed, None if batches is None else tuple(batches)
+        self.seed = seed
+        self._among = list(among)
         self._names: set[str] = set()
         self._policy = policy
         self._examine = partial(
@@ -111,23 +112,26 @@ class Many:
         problem: Problem,
         labels: Labels | None = None,
         notes: Collection[str] = (),
+        *,
+        batches: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> LayerHealth:
         """Examine a problem and keep what is known of its heads.
 
-        A name that was there before, as of a layer that is called twice, gets a number behind it.
-        Raises AttnError for what cannot be run.
+        ``batches`` are the batch elements whose heads are judged one by one; None takes the rows of
+        all of them together. A name that was there before, as of a layer that is called twice, gets
+        a number behind it. Raises AttnError for what cannot be run.
         """
         labels, p = labels or Labels(), problem
         done = self._examine(
             problem, tokens=labels.key, query_tokens=labels.query, progress=progress
         )
         found, heads = done.found, done.heads
-        if self.batches is not None:
-            at = [b for b in self.batches if b < p.batch]
+        if batches is not None:
+            at = list(batches)
             found = {name: _some(values, at) for name, values in found.items()}
             heads = tuple(head for b in at for head in heads if head.batch == b)
-        elif p.batch != 1:
+        elif p.batch > 1:
             found, heads = _pooled(done.evidence, heads, self._policy)
         family, extent = p.family, p.mask.extent
         layer = LayerHealth(
@@ -136,7 +140,7 @@ class Many:
             p.batch, p.queries, p.keys, p.kv_heads, p.scale, p.scale_source, p.softcap,
             p.mask.text or ("" if p.mask.trivial or extent.lengths else "given"),
             done.result.engine, (done.sample.rows, done.sample.total), found, heads,
-            self.batches, tuple(done.result.warnings), tuple(notes),
+            None if batches is None else tuple(batches), tuple(done.result.warnings), tuple(notes),
         )  # fmt: skip
         self.layers.append(layer)
         return layer
@@ -147,18 +151,27 @@ class Many:
             n += 1
             again = f"{name}.call{n}"
         self._names.add(again)
+        if again not in self._among:
+            self._among.append(again)
         return again
+
+    def called(self, layer: LayerHealth) -> tuple[str, int]:
+        """Return the short name of a layer, and the number by which --layer knows it."""
+        return self._called[layer.name]
+
+    @property
+    def _called(self) -> dict[str, tuple[str, int]]:
+        known = zip(labels_of(self._among), indices_of(self._among), strict=True)
+        return dict(zip(self._among, known, strict=True))
 
     @property
     def heads(self) -> list[Head]:
         """Every head of every layer, in order."""
-        names = [layer.name for layer in self.layers]
+        called = self._called
         return [
             head
-            for at, (layer, label, index) in enumerate(
-                zip(self.layers, labels_of(names), indices_of(names), strict=True)
-            )
-            for head in heads_of(layer, label, index, at)
+            for at, layer in enumerate(self.layers)
+            for head in heads_of(layer, *called[layer.name], at)
         ]
 
 
@@ -246,20 +259,29 @@ def _pooled(
 def _together(heads: Sequence[health.Head], rows: Sequence[int]) -> tuple[Role, ...]:
     """Return the roles that a head has in all batch elements: of the mean of their shares.
 
-    A text in which a place is not named counts as nothing there.
+    A text in which a place is not named counts as nothing there. That a head looks broadly, or by
+    content, is said where it has no place, as of most rows.
     """
     summed: dict[tuple[str, str | None], list[tuple[Role, int]]] = {}
     for head, n in zip(heads, rows, strict=True):
         for role in head.roles:
             summed.setdefault((role.name, role.token), []).append((role, n))
-    total, found = sum(rows) or 1, []
+    total = sum(rows) or 1
+    found, content = [], []
     for (name, token), some in summed.items():
-        share = sum(role.share * n for role, n in some) / total
         counted = [role.rows for role, _ in some if role.rows is not None]
         if counted:  # of the rows where it can show
             share = sum(role.share * (role.rows or 0) for role, _ in some) / sum(counted)
-        if share >= SHARE:
-            rows_there = sum(counted) if counted else None
-            found.append(Role(name, share, token, some[0][0].sink, rows_there))
+            found.append(Role(name, share, token, some[0][0].sink, sum(counted)))
+        elif name in CONTENT:
+            there = sum(n for _, n in some)
+            mean = sum(role.share * n for role, n in some) / max(there, 1)
+            content.append((there, Role(name, mean)))
+        else:
+            share = sum(role.share * n for role, n in some) / total
+            found.append(Role(name, share, token, some[0][0].sink))
+    found = [role for role in found if role.share >= SHARE]
     found.sort(key=lambda role: (role.rows is None, -role.share))
+    if not found and content:
+        found = [max(content, key=lambda one: one[0])[1]]
     return tuple(found[:MOST_ROLES])

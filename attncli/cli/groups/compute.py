@@ -10,7 +10,7 @@ import typer
 from attncli.cli import groups
 from attncli.cli.groups import Text
 from attncli.cli.groups.expected import Judging
-from attncli.cli.options import CHECK, Group, at_least_zero, option
+from attncli.cli.options import CHECK, TENSORS, Group, at_least_zero, option
 from attncli.errors import InputError
 
 TIMEOUT = 60.0
@@ -37,6 +37,14 @@ class Cases(Group, panel=CHECK):
     seed: Annotated[
         int, option(metavar="N", callback=at_least_zero, help="Of --cases (default: 0).")
     ] = 0
+
+
+class Layer(Group, panel=TENSORS):
+    """Which problem of a file that holds many."""
+
+    layer: Annotated[
+        Text, option(metavar="N|NAME", help="The layer of a file of many: layers.N.query, ….")
+    ] = None
 
 
 class Candidate(Group, panel=CHECK):

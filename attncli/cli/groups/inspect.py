@@ -5,7 +5,23 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from attncli.cli.groups import Elements, Engine, Heads, Problem, Text
+import typer
+
+from attncli.cli.groups import (
+    LINES_TOO,
+    Attention,
+    Elements,
+    Engine,
+    Heads,
+    Labels,
+    Layout,
+    Mask,
+    Padding,
+    Polarity,
+    Problem,
+    Rope,
+    Text,
+)
 from attncli.cli.groups.multihead import Architecture, HeadDim
 from attncli.cli.options import (
     FILE,
@@ -23,6 +39,17 @@ if TYPE_CHECKING:
     from attncli.measures.policy import Rule
 
 SAVED = ("row_statistics",)
+CAPTURED = ("query", "key", "value")
+
+Bundles = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[BUNDLE]",
+        help="One file with the tensors by name, or a single tensor, or - for standard input; or "
+        "several files, a folder of them, or a file of many layers: one report on all.",
+        show_default=False,
+    ),
+]
 
 
 class Changes(Group, panel=HEALTH):
@@ -144,11 +171,9 @@ class Map(Group, panel=SHOW):
 
 
 class Layers(Group, panel=SHOW):
-    """Which layers of a checkpoint."""
+    """Which layers of many."""
 
-    layer: Annotated[
-        Text, option(metavar="SELECTION", help="Layers of a checkpoint by their numbers.")
-    ] = None
+    layer: Annotated[Text, option(metavar="SELECTION", help="Layers by their numbers.")] = None
 
 
 class Placed(Group, panel=HEALTH):
@@ -176,6 +201,18 @@ class Asked(Problem, Health, Engine, Elements, Picked, Map):
     """All that one answer depends on."""
 
 
+class Many(
+    Layout, Heads, Mask, Padding, Polarity, Attention, Rope, Labels, Verdicts, Placed, Seed, Engine,
+    Layers, Elements, Picked, Map,
+):  # fmt: skip
+    """All that a report on many layers depends on: what it says of one, it says of each."""
+
+    @property
+    def problem(self) -> Problem:
+        """The same, as what a single problem is made of."""
+        return Problem(**vars(self))
+
+
 class Everything(
     Problem, HeadDim, Architecture, Given, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine,
     Layers, Elements, Picked, Map,
@@ -185,7 +222,9 @@ class Everything(
 
 DIFFERING = {
     "include": said(
-        autocompletion=lambda: list(SAVED),
-        help="row_statistics: the statistics of every row, into JSON or -o.",
-    )
+        autocompletion=lambda: [*SAVED, *CAPTURED],
+        help="row_statistics: the statistics of every row, into JSON or -o. Of many layers "
+        "query,key,value: a capture, into -o.",
+    ),
+    **LINES_TOO,
 }

@@ -1,0 +1,185 @@
+"""``attncli inspect`` of many layers, files or texts: one report, or a line of JSON each."""
+
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from attncli.cli import groups, output
+from attncli.cli.groups import inspect as own
+from attncli.cli.options import mode
+from attncli.errors import AttnError, InputError
+from attncli.render import LINES
+
+if TYPE_CHECKING:
+    from attncli.cli.given.many import Source
+    from attncli.reports.picking import Picking
+    from attncli.resources import Progress
+    from attncli.studies.captures import Capture
+    from attncli.studies.many import LayerHealth, Many
+
+
+@mode("one report on many layers")
+def many(
+    found: "Iterable[Source]",
+    paths: Sequence[str],
+    warnings: Sequence[str],
+    *,
+    bundle: own.Bundles,
+    asked: own.Many,
+    full: bool,
+    saved: groups.Saved,
+    printed: groups.Printed,
+) -> None:
+    """Print one report on all layers, or a line of JSON for each; or save them as a capture.
+
+    ``found`` is a sequence, or problems that come one after the other.
+    """
+    if saved.output is not None and saved.include is None:
+        saved = saved.but(include=",".join(own.CAPTURED))
+    page = output.page_of(printed, saved, own.CAPTURED)
+    if page.names and not page.target:
+        raise InputError("--include has no use without -o", "add -o capture.safetensors")
+    output.keep_inputs(page.target, paths)
+
+    from attncli import render
+    from attncli.reports.many import asked_of_heads, many_report
+    from attncli.reports.tensors import SORTABLE
+    from attncli.studies.captures import Capture
+    from attncli.studies.many import Many
+
+    picked = asked_of_heads(
+        filters=asked.filter or (), sort=asked.sort, map=asked.map, others=SORTABLE
+    )
+    known = found if isinstance(found, Sequence) else ()
+    together = Many(
+        policy=asked.limits(), seed=asked.seed, backend=asked.backend, device=asked.device,
+        threads=asked.threads, among=[one.name for one in known],
+    )  # fmt: skip
+    if asked.layer is not None:
+        found = _chosen(known, asked.layer)
+    with ExitStack() as stack:
+        target, capture = page.target, None
+        if target:
+            capture = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
+        progress = stack.enter_context(render.progress("layers"))
+        each = _examined(found, len(known), together, asked, page, capture, progress)
+        if page.shown == LINES:
+            failed = _print_lines(each, together, picked, asked, quiet=_no_report(page))
+        else:
+            for one in each:
+                if isinstance(one, AttnError):
+                    raise one
+    if capture and page.target:
+        page = replace(page, target=replace(page.target, path=capture.written))
+        warnings = [*warnings, *_lost(capture)]
+    if page.shown == LINES:
+        render.show_warnings(warnings)
+        if page.target and not page.target.replaces_report:
+            output.say_wrote(page.target.path, page.target.names)
+        raise typer.Exit(int(failed))
+    report = many_report(
+        together, head=asked.head, asked=picked, fail_on=asked.fail_on, full=full, sources=paths,
+        warnings=warnings,
+    )  # fmt: skip
+    render.show_warnings(report.warnings)
+    output.finish(report, page, printed)
+
+
+def _chosen(known: "Sequence[Source]", layer: str) -> "list[Source]":
+    """Return the problems that --layer means, by the numbers in their names or their places."""
+    from attncli.reports.selection import selection
+    from attncli.studies.many import indices_of
+
+    if not known:
+        raise InputError(
+            "--layer has no use in NDJSON: its problems come one after the other",
+            "choose lines: sed -n 3,5p FILE | attncli …, or --filter 'layer==3'",
+        )
+    numbers = indices_of([one.name for one in known])
+    wanted = selection("--layer", layer, 1 + max(numbers)) or ()
+    some = [one for one, number in zip(known, numbers, strict=True) if number in wanted]
+    if not some:
+        there = ", ".join(map(str, sorted({*numbers})))
+        raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
+    return some
+
+
+def _examined(
+    found: "Iterable[Source]", count: int, together: "Many", asked: own.Many, page: output.Page,
+    capture: "Capture | None", progress: "Progress",
+) -> "Iterator[LayerHealth | AttnError]":  # fmt: skip
+    """Yield each problem when it is examined and saved, or the error that names it."""
+    from attncli.cli.given import attention
+    from attncli.reports.selection import selection
+    from attncli.resources import stages
+
+    parts = stages(progress, [1] * count)
+    for source in found:
+        part = next(parts, None)
+        try:
+            given = attention.gather(source.load(), asked.problem)
+            output.keep_inputs(page.target, given.sources)
+            problem = given.pose()
+            if asked.query_start is not None:
+                problem = replace(problem, mask=problem.mask.placed(asked.query_start))
+            labels = given.labels(problem)
+            one = together.add(
+                source.name, problem, labels, given.notes, progress=part,
+                batches=selection("--batch", asked.batch, problem.batch),
+            )  # fmt: skip
+            if capture:
+                capture.add(one.name, problem, labels)
+        except AttnError as error:
+            error.message = f"{source.name}: {error.message}"
+            yield error
+        else:
+            yield one
+
+
+def _print_lines(
+    each: "Iterable[LayerHealth | AttnError]", together: "Many", picked: "Picking",
+    asked: own.Many, *, quiet: bool,
+) -> bool:  # fmt: skip
+    """Print a line of JSON for each problem as it comes; return whether any failed."""
+    from attncli import render
+    from attncli.reports.many import layer_report
+
+    failed = False
+    for one in each:
+        if isinstance(one, AttnError):
+            failed = True
+            render.show_error(one, json=True, command="inspect")
+            continue
+        report = layer_report(
+            one, *together.called(one), asked=picked, head=asked.head, fail_on=asked.fail_on
+        )
+        render.show_warnings([f"{one.name}: {text}" for text in report.warnings])
+        if not quiet:
+            render.show(report, LINES)
+        failed = failed or bool(report.exit_code)
+        together.layers.clear()  # it has been said
+    return failed
+
+
+def _no_report(page: output.Page) -> bool:
+    return page.target is not None and (page.target.replaces_report or page.quiet)
+
+
+def _lost(capture: "Capture") -> list[str]:
+    """Return a warning of what the format has no place for."""
+    from attncli.studies.bundle import flags_of
+
+    lost = {name: flags_of(said) for name, said in capture.lost.items() if said}
+    if not lost:
+        return []
+    name, flags = next(iter(lost.items()))
+    alike = len({*lost.values()}) == 1
+    return [
+        f"{capture.written} holds no options: read it with {flags}"
+        + ("" if alike else f" for {name}, others for others (.safetensors holds them)")
+    ]
