@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,8 @@ def reading(
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
+            if chosen is not None and path not in chosen:
+                return
             one = many.add(
                 path, problem, labels, batches=selection("--batch", elements.batch, problem.batch)
             )
@@ -91,6 +94,7 @@ def reading(
             policy=limits, seed=seed, backend=engine.backend, device=engine.device,
             threads=engine.threads, among=list(seen.short),
         )  # fmt: skip
+        chosen = _chosen(list(seen.short), where.layer)
         loading.run(loaded, batch)
     if kept and page.target:
         page = replace(page, target=replace(page.target, path=kept.written))
@@ -99,11 +103,27 @@ def reading(
             output.say_wrote(page.target.path, page.target.names)
         raise typer.Exit(int(failed))
     report = many_report(
-        many, layer=where.layer, head=elements.head, asked=asked, fail_on=verdicts.fail_on,
+        many, head=elements.head, asked=asked, fail_on=verdicts.fail_on,
         full=full, sources=[source], facts=_facts(loaded, batch), warnings=loaded.warnings,
     )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
+
+
+def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
+    """Return the modules that --layer means, by the numbers in their paths or their places."""
+    if layer is None or not paths:
+        return None
+    from attncli.reports.selection import selection
+    from attncli.studies.many import indices_of
+
+    numbers = indices_of(paths)
+    wanted = selection("--layer", layer, 1 + max(numbers)) or ()
+    some = {path for path, number in zip(paths, numbers, strict=True) if number in wanted}
+    if not some:
+        there = ", ".join(map(str, sorted({*numbers})))
+        raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
+    return some
 
 
 def _batch(loaded: "Loaded", given: own.Given) -> dict[str, Any]:

@@ -203,3 +203,36 @@ def test_encoders_and_encoder_decoders(door: Door, tmp_path: Path, kind: str) ->
     assert ran.code == 0, ran.err
     told = json.loads(ran.out)
     assert len(told["layers"]) == (2 if kind == "bert" else 6)
+
+
+def test_lines_are_the_layers_that_are_asked_for(door: Door, folder: Path) -> None:
+    ran = door("inspect", folder, "--text", "the cat sat", "--format", "ndjson", "--layer", "1:")
+    assert ran.code == 0, ran.err
+    lines = [json.loads(line) for line in ran.out.splitlines()]
+    assert [line["layer"] for line in lines] == [f"model.layers.{n}.self_attn" for n in (1, 2)]
+    whole = heads(door, folder, "--text", "the cat sat")
+    for line in lines:
+        for one in line["heads"]:
+            own = whole[one["layer_index"], one["head"]]
+            assert one["statistics"]["entropy"] == own["statistics"]["entropy"]
+
+
+def test_a_layer_that_is_not_there(door: Door, folder: Path) -> None:
+    ran = door("inspect", folder, "--text", "the cat sat", "--layer", "7")
+    assert ran.code == 2 and "--layer" in ran.err
+
+
+def test_what_was_captured_is_read_again(door: Door, folder: Path) -> None:
+    texts = ("--text", "the cat sat on the mat", "--text", "a dog sat")
+    ran = door("inspect", folder, *texts, "-o", "capture.safetensors")
+    assert ran.code == 0, ran.err
+    before, after = heads(door, folder, *texts), heads(door, "capture.safetensors")
+    assert before.keys() == after.keys()
+    for at, one in before.items():
+        for name in ("entropy", "max_weight", "first_key_mass"):
+            told = after[at]["statistics"][name]
+            assert told["median"] == pytest.approx(one["statistics"][name]["median"], rel=1e-4)
+        assert after[at]["statistics"]["rows"] == one["statistics"]["rows"]
+    ran = door("compute", "capture.safetensors", "--layer", "2", "--head", "1", "--batch", "0")
+    assert ran.code == 0, ran.err
+    assert "mat" in ran.out
