@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from attncli.studies.compare.face import assert_close as assert_close
     from attncli.studies.compare.face import compare as compare
     from attncli.studies.layer import multihead as multihead
+    from attncli.studies.model.capture import capture as capture
 
 
 __version__ = "0.1.0"
 __all__ = [
     "AttnError", "Comparison", "Mask", "Result", "Rope", "__version__", "assert_close", "attend",
-    "compare", "multihead", "statistics",
+    "capture", "compare", "multihead", "statistics",
 ]  # fmt: skip
 
 _HOMES = {
@@ -36,6 +37,7 @@ _HOMES = {
     "Rope": "attncli.attention.rope",
     "assert_close": "attncli.studies.compare.face",
     "attend": "attncli.studies.attend",
+    "capture": "attncli.studies.model.capture",
     "compare": "attncli.studies.compare.face",
     "multihead": "attncli.studies.layer",
     "statistics": "attncli.studies.attend",

@@ -32,7 +32,8 @@ class Extent:
 
     ``past`` is the length of a cache put before the new keys, ``lengths`` the valid keys of each
     batch element in a padded cache. ``start`` is where somebody said that query 0 stands, of a mask
-    that does not depend on it (``Mask.placed``).
+    that does not depend on it (``Mask.placed``). ``apart``: queries and keys are two sequences, be
+    they as long as each other (cross-attention).
     """
 
     batch: int
@@ -42,6 +43,7 @@ class Extent:
     past: int | None = None
     lengths: tuple[int, ...] | None = None
     start: int | None = None
+    apart: bool = False
 
     def offsets(self, corner: str | None, form: str = "causal({})") -> tuple[int, ...]:
         """Position of query 0 among the keys, for each batch element.
@@ -162,6 +164,8 @@ class Mask:
     def _own(self) -> int | None:
         """Return the key of query 0, where queries and keys are known to be one sequence."""
         e = self.extent
+        if e.apart:
+            return None
         if e.past is not None:
             return e.past if e.past + e.queries == e.keys else None
         return 0 if e.lengths is None and e.queries == e.keys else None
@@ -216,7 +220,7 @@ class Mask:
             return offsets
         if e.start is not None:
             return (e.start,) * e.batch
-        if e.past is None and e.queries == e.keys:
+        if e.past is None and e.queries == e.keys and not e.apart:
             return (0,) * e.batch
         return None if e.past is None and e.lengths is None else e.offsets(None)
 

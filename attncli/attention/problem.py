@@ -84,6 +84,7 @@ class Problem:
     warnings: tuple[str, ...] = ()
     cache: Family | None = None  # of past_key and past_value, where it was not the query's
     unturned: tuple[Array, Array] | None = None  # query and key before RoPE, where there is one
+    real: Array | None = None  # which queries are no padding, (B, Lq), where somebody said it
 
     @property
     def caches(self) -> Family:
@@ -120,8 +121,8 @@ class Problem:
 
     @property
     def real_rows(self) -> Array:
-        """Return bool ``(B, Lq)``: False for padding, where queries and keys are one sequence."""
-        return np.asarray(~self.mask.padding_rows())
+        """Return bool ``(B, Lq)``: False for padding, as said, or where the mask tells."""
+        return np.asarray(~self.mask.padding_rows() if self.real is None else self.real)
 
     def group(self, head: int) -> int:
         """Return the key/value head that query head ``head`` reads."""

@@ -57,6 +57,7 @@ def inspect(
       attncli inspect --sweep-dim 8,64,512,1000,4096
       attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
+      attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:
@@ -66,6 +67,15 @@ def inspect(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
+    if asked.text is not None or asked.ids is not None:
+        if not bundle or len(bundle) > 1:
+            raise InputError(
+                f"--text is for one model, and there are {len(bundle or ())}",
+                "attncli inspect FOLDER --text 'the cat sat'",
+            )
+        from attncli.cli.model import reading
+
+        return call.run(reading, source=bundle[0])
     only = bundle[0] if bundle else None
     listing = header if asked.header else tensors if _about_tensors(asked) else None
     if bundle and (len(bundle) > 1 or (not listing and _is_folder_of_many(bundle[0]))):

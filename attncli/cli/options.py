@@ -26,6 +26,7 @@ WEIGHTS = "Weights"
 MASK = "Mask"
 ATTENTION = "Attention"
 ROPE = "Rotary positions"
+MODEL = "A model and a text"
 HEALTH = "Health"
 FILE = "Any tensor file"
 ENGINE = "Engine"
@@ -35,8 +36,8 @@ SAVE = "Output"
 HELP = "Help"
 #: The sections of every ``--help``, in their order.
 PANELS = (
-    ARGUMENTS, STATES, SIZE, TENSORS, WEIGHTS, MASK, ATTENTION, ROPE, HEALTH, FILE, ENGINE, CHECK,
-    SHOW, SAVE, HELP,
+    ARGUMENTS, STATES, SIZE, TENSORS, WEIGHTS, MASK, ATTENTION, ROPE, MODEL, HEALTH, FILE, ENGINE,
+    CHECK, SHOW, SAVE, HELP,
 )  # fmt: skip
 
 LARGEST = 2**53

@@ -151,8 +151,20 @@ class Evidence:
 
     def known(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return those of the statistics of which this run says enough."""
-        unsaid = {"repeats"} if self.words is None else set[str]()
-        return tuple(name for name in names if not unsaid & {*STATISTICS[name].needs})
+        said = {
+            "repeats": self.words, "repeated": self.words, "norms": self.norms or None,
+            "floor": self.floor, "added": self.added, "output": self.output, "sweep": self.lse,
+            "placed": self.lse,
+        }  # fmt: skip
+        unsaid = {need for need, what in said.items() if what is None}
+
+        def enough(name: str) -> bool:
+            needs = STATISTICS[name].needs
+            return all(need not in unsaid for need in needs) and all(
+                enough(need) for need in needs if need in STATISTICS and not hasattr(self, need)
+            )
+
+        return tuple(filter(enough, names))
 
     @cached_property
     def sample(self) -> Sample:

@@ -14,6 +14,7 @@ import numpy as np
 
 from attncli import engines
 from attncli.attention import language
+from attncli.attention.arrays import array_of
 from attncli.attention.gradients import Gradients, restored, row_norms, upstream
 from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
@@ -167,7 +168,8 @@ def attend(
     """Compute attention of arrays in any shape family.
 
     query ``(L, D)``, ``(H, L, D)`` or ``(B, H, L, D)`` (see ``problem.pose`` for the others); a
-    missing value is the key, a missing key the query. ``mask`` is a mask expression such as
+    missing value is the key, a missing key the query. Tensors may be NumPy's, PyTorch's on any
+    device, or anything with ``__array__`` or ``__dlpack__``. ``mask`` is a mask expression such as
     ``"causal & window(8)"``, or several: all must allow. ``attn_mask`` is a tensor of rank 1 to 4:
     bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores;
     ``key_padding_mask`` is ``(B, Lk)``: True = a real key, likewise.
@@ -190,7 +192,7 @@ def attend(
     )  # fmt: skip
     result = solve(
         problem, backend=backend, device=device, threads=threads, want=want,
-        grad_output=grad_output, progress=progress,
+        grad_output=array_of(grad_output), progress=progress,
     )  # fmt: skip
     return result if attn_mask is None else replace(result, bias_shape=np.shape(attn_mask))
 
@@ -214,13 +216,15 @@ def posed(
     masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
     maskers = [language.masker(m) for m in masks]
     if attn_mask is not None:
-        maskers.append(tensor_masker(attn_mask, mask_polarity))
+        maskers.append(tensor_masker(array_of(attn_mask), mask_polarity))
     if key_padding_mask is not None:
-        maskers.append(padding_masker(key_padding_mask, mask_polarity))
+        maskers.append(padding_masker(array_of(key_padding_mask), mask_polarity))
     unknown = sorted(others.keys() - POSED)
     if unknown:
         raise InputError(f"no argument '{unknown[0]}'", _in_place_of(unknown[0]))
-    return pose(query, key, value, mask=maskers, rope=_rope(rope), **others)
+    others = {name: array_of(one) for name, one in others.items()}
+    tensors = map(array_of, (query, key, value))
+    return pose(*tensors, mask=maskers, rope=_rope(rope), **others)
 
 
 #: What ``attend`` hands on to ``pose`` as it is.

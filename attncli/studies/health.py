@@ -129,7 +129,9 @@ def examine(
         progress=next(stage),
     )  # fmt: skip
     found = now.summaries(now.known(TOLD))
-    heads = tuple(_head(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads))
+    heads = tuple(
+        head_of(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads)
+    )
     scale = [
         effect(_scale_text(one), runs[number], now, parts[number])
         for number, one in (scales.items() if effects else ())
@@ -163,13 +165,14 @@ def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:
         return np.where(np.isnan(usual) | (usual > noise), VANISHED * usual, 0)
 
 
-def _head(
+def head_of(
     now: Evidence, found: Summaries, b: int, h: int, tokens: Sequence[Sequence[str]] | None,
-    policy: Sequence[Rule],
+    policy: Sequence[Rule], self_attention: bool = True,
 ) -> Head:  # fmt: skip
+    """Judge one head by statistics that were ``found``; tokens label the keys."""
     own = now.judged(found, b, h)
     labels = tokens[b if len(tokens) > 1 else 0] if tokens else None
-    what, placed = looks_at(now, own, b, h, labels)
+    what, placed = looks_at(now, own, b, h, labels, self_attention)
     return Head(b, h, judge(own, placed, policy), tuple(what), placed)
 
 

@@ -36,6 +36,7 @@ class Part:
             p, query=self.of(p.query), key=p.key[some], value=p.value[some],
             mask=replace(p.mask, extent=extent), family=Family(4),
             sink=None if p.sink is None else p.sink[list(self.heads)],
+            real=None if p.real is None else p.real[list(self.batches)],
         )  # fmt: skip
 
     def of(self, array: Array) -> Array:

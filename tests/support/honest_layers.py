@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.studies.compare.face import array_of
+from attncli.attention.arrays import array_of
 from attncli.studies.layer import MultiheadResult, multihead
 
 Array = np.ndarray[Any, np.dtype[Any]]

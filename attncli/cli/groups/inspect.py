@@ -23,7 +23,17 @@ from attncli.cli.groups import (
     Text,
 )
 from attncli.cli.groups.multihead import Architecture, HeadDim
-from attncli.cli.options import FILE, HEALTH, SHOW, Group, at_least_zero, one_of, option, said
+from attncli.cli.options import (
+    FILE,
+    HEALTH,
+    MODEL,
+    SHOW,
+    Group,
+    at_least_zero,
+    one_of,
+    option,
+    said,
+)
 
 if TYPE_CHECKING:
     from attncli.measures.policy import Rule
@@ -109,6 +119,23 @@ class Header(Group, panel=FILE):
     ] = False
 
 
+class Given(Group, panel=MODEL):
+    """What a model reads."""
+
+    text: Annotated[
+        list[str] | None,
+        option(
+            metavar="TEXT|@FILE",
+            help="BUNDLE is a folder of transformers: its model reads this, and every head of "
+            "every layer is examined. Repeatable: a batch. Needs attncli[hf]; nothing is "
+            "downloaded.",
+        ),
+    ] = None
+    ids: Annotated[
+        Text, option(metavar="REF", help="Token ids, (L) or (B, L), in place of --text.")
+    ] = None
+
+
 class Picked(Group, panel=SHOW):
     """Which rows of a table of heads or of tensors, in what order."""
 
@@ -187,8 +214,8 @@ class Many(
 
 
 class Everything(
-    Problem, HeadDim, Architecture, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine, Layers,
-    Elements, Picked, Map,
+    Problem, HeadDim, Architecture, Given, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine,
+    Layers, Elements, Picked, Map,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""
 

@@ -1,0 +1,146 @@
+"""``attncli inspect FOLDER --text``: a model reads a text, and every head of it is examined."""
+
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from attncli.cli import groups, output
+from attncli.cli.groups import inspect as own
+from attncli.cli.options import mode
+from attncli.errors import InputError
+from attncli.render import LINES
+
+if TYPE_CHECKING:
+    from attncli.attention.problem import Problem
+    from attncli.attention.view import Labels
+    from attncli.studies.model.loading import Loaded
+
+
+@mode("a model that reads a text (--text, --ids)")
+def reading(
+    source: str,
+    *,
+    bundle: own.Bundles,
+    given: own.Given,
+    dtype: str | None,
+    verdicts: own.Verdicts,
+    where: own.Layers,
+    elements: groups.Elements,
+    picked: own.Picked,
+    map: str | None,
+    engine: groups.Engine,
+    seed: int,
+    full: bool,
+    saved: groups.Saved,
+    printed: groups.Printed,
+) -> None:
+    """Print one report on the heads of all layers, or a line of JSON each; or save a capture."""
+    if saved.output is not None and saved.include is None:
+        saved = saved.but(include=",".join(own.CAPTURED))
+    page = output.page_of(printed, saved, own.CAPTURED)
+    if page.names and not page.target:
+        raise InputError("--include has no use without -o", "add -o capture.safetensors")
+
+    from attncli import render
+    from attncli.reports.many import asked_of_heads, layer_report, many_report
+    from attncli.reports.selection import selection
+    from attncli.studies.captures import Capture
+    from attncli.studies.many import Many
+    from attncli.studies.model import loading
+    from attncli.studies.model.capture import capture
+
+    asked = asked_of_heads(filters=picked.filter or (), sort=picked.sort, map=map)
+    limits = verdicts.limits()
+    failed = False
+    with ExitStack() as stack:
+        target, kept = page.target, None
+        if target:
+            kept = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
+        progress = stack.enter_context(render.progress("layers"))
+        loaded = loading.load(source, dtype=dtype, device=engine.device)
+        batch = _batch(loaded, given)
+
+        def told(path: str, problem: "Problem", labels: "Labels") -> None:
+            nonlocal failed
+            if chosen is not None and path not in chosen:
+                return
+            one = many.add(
+                path, problem, labels, batches=selection("--batch", elements.batch, problem.batch)
+            )
+            if kept:
+                kept.add(one.name, problem, labels)
+            progress(min(len(many.layers) / max(len(seen.short), 1), 1))
+            if page.shown == LINES:
+                report = layer_report(
+                    one, *many.called(one), asked=asked, head=elements.head,
+                    fail_on=verdicts.fail_on,
+                )  # fmt: skip
+                render.show_warnings([f"{one.name}: {text}" for text in report.warnings])
+                render.show(report, LINES)
+                failed = failed or bool(report.exit_code)
+
+        seen = stack.enter_context(
+            capture(
+                loaded.model, told=told, words=loaded.tokenizer, backend=engine.backend,
+                device=engine.device, threads=engine.threads,
+            )
+        )  # fmt: skip
+        many = Many(
+            policy=limits, seed=seed, backend=engine.backend, device=engine.device,
+            threads=engine.threads, among=list(seen.short),
+        )  # fmt: skip
+        chosen = _chosen(list(seen.short), where.layer)
+        loading.run(loaded, batch)
+    if kept and page.target:
+        page = replace(page, target=replace(page.target, path=kept.written))
+    if page.shown == LINES:
+        if page.target and not page.target.replaces_report:
+            output.say_wrote(page.target.path, page.target.names)
+        raise typer.Exit(int(failed))
+    report = many_report(
+        many, head=elements.head, asked=asked, fail_on=verdicts.fail_on,
+        full=full, sources=[source], facts=_facts(loaded, batch), warnings=loaded.warnings,
+    )  # fmt: skip
+    render.show_warnings(report.warnings)
+    output.finish(report, page, printed)
+
+
+def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
+    """Return the modules that --layer means, by the numbers in their paths or their places."""
+    if layer is None or not paths:
+        return None
+    from attncli.reports.selection import selection
+    from attncli.studies.many import indices_of
+
+    numbers = indices_of(paths)
+    wanted = selection("--layer", layer, 1 + max(numbers)) or ()
+    some = {path for path, number in zip(paths, numbers, strict=True) if number in wanted}
+    if not some:
+        there = ", ".join(map(str, sorted({*numbers})))
+        raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
+    return some
+
+
+def _batch(loaded: "Loaded", given: own.Given) -> dict[str, Any]:
+    """Return what the model reads."""
+    from attncli import files
+    from attncli.studies.model import loading
+
+    if given.ids is None:
+        return loading.read_texts(loaded, [loading.text_of(one) for one in given.text or ()])
+    if given.text is not None:
+        raise InputError("--text and --ids are two ways to say what the model reads", "choose one")
+    return loading.read_ids(loaded, files.read_tensor(given.ids))
+
+
+def _facts(loaded: "Loaded", batch: dict[str, Any]) -> list[str]:
+    kind = type(loaded.model).__name__
+    tokens = int(batch["attention_mask"].sum())
+    texts = int(batch["input_ids"].shape[0])
+    many = f"{texts} texts of {tokens} tokens" if texts > 1 else f"{tokens} tokens"
+    return [kind, many, f"its attention computed here, the rest by transformers in {loaded.dtype}"]

@@ -1,0 +1,293 @@
+"""A local folder of transformers becomes a model, a tokenizer, and what it reads of a text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from glob import glob
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from attncli.errors import FileError, InputError, TooLarge, Unavailable, counted
+from attncli.models.finding import read_config
+from attncli.resources import available_memory, readable_bytes
+from attncli.studies.model.capture import NEEDS
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+FOUND = {"local_files_only": True, "trust_remote_code": False}
+#: The longest text that tokenizers claim to take when nobody told them.
+UNSAID = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A model that is ready to run; ``body`` is it without the head of its task."""
+
+    source: str
+    model: Any
+    body: Any
+    tokenizer: Any | None
+    dtype: str
+    warnings: tuple[str, ...] = ()
+
+
+def load(source: str, *, dtype: str | None = None, device: str = "auto") -> Loaded:
+    """Load a model from a folder, or by a name of the Hub that the local cache has.
+
+    ``dtype``: of the weights (default: as they are stored). Nothing comes from a network, and no
+    code from the folder is run.
+    Raises Unavailable without transformers; FileError where there is no such model; InputError
+    for what transformers cannot load, TooLarge for what does not fit into memory.
+    """
+    transformers = _transformers()
+    folder = _folder(source)
+    config = read_config(os.path.join(folder, "config.json"))
+    _demand_own_code(source, config)
+    _check_memory(source, folder, config, dtype)
+    kind = _class_of(transformers, config)
+    with _quiet(transformers), _said(source):
+        model, told = kind.from_pretrained(
+            folder, dtype=dtype or "auto", output_loading_info=True, **FOUND
+        )
+    model = model.to(_device(device)).eval()
+    missing = [*told["missing_keys"]]
+    warnings = [
+        f"{counted(len(missing), 'weight')} of {source} are not there and random: {missing[0]}, …"
+    ] if missing else []  # fmt: skip
+    return Loaded(
+        source, model, model.base_model, _tokenizer(transformers, folder),
+        str(model.dtype).removeprefix("torch."), tuple(warnings),
+    )  # fmt: skip
+
+
+def _transformers() -> Any:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import_module("torch")
+        return import_module("transformers")
+    except ImportError as error:
+        raise Unavailable(f"a model needs transformers and PyTorch: {error}", NEEDS) from None
+
+
+def is_model(source: str) -> bool:
+    """Whether this is a folder with the config.json of a model."""
+    return os.path.isfile(os.path.join(source, "config.json"))
+
+
+def _folder(source: str) -> str:
+    """Return the folder of a model."""
+    if is_model(source):
+        return source
+    if os.path.isdir(source):
+        raise FileError(f"{source} has no config.json", "expected a folder of transformers")
+    if os.path.exists(source):
+        raise FileError(f"{source} is no folder", "expected the folder that holds config.json")
+    hub = import_module("transformers.utils")
+    try:
+        found = hub.cached_file(source, "config.json", **FOUND)
+    except (OSError, ValueError):
+        found = None
+    if found is None:
+        raise FileError(
+            f"there is no folder {source}, and no model of that name in the local cache of "
+            "Hugging Face", f"nothing is downloaded here: hf download {source} does it",
+        )  # fmt: skip
+    return os.path.dirname(str(found))
+
+
+def _demand_own_code(source: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a model that needs code of its folder."""
+    known = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    kind = config.get("model_type")
+    if kind in known:
+        return
+    if config.get("auto_map"):
+        raise InputError(
+            f"{source} is a model with code of its own (auto_map), which is never run here",
+            "run it yourself: with attncli.capture(model) as seen: …",
+        )
+    raise InputError(
+        f"transformers knows no model_type '{kind}' (config.json of {source})",
+        "it may need a newer transformers: pip install -U transformers",
+    )
+
+
+def _check_memory(source: str, folder: str, config: Mapping[str, Any], dtype: str | None) -> None:
+    """Raise TooLarge where the weights do not fit, FileError where there are none."""
+    files = next((some for one in WEIGHTS if (some := glob(os.path.join(folder, one)))), [])
+    if not files:
+        raise FileError(f"{source} holds no weights", f"expected {' or '.join(WEIGHTS)}")
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if config.get("quantization_config"):
+        stored = dtype or stored  # how much it becomes is transformers' affair
+    size = sum(map(os.path.getsize, files))
+    need = {
+        name: size * SIZES[name] // SIZES.get(stored, 4) for name in (dtype or stored, "bfloat16")
+        if name in SIZES
+    }  # fmt: skip
+    asked, room = need.get(dtype or stored, size), available_memory()
+    if room is not None and asked > room:
+        less = need["bfloat16"]
+        raise TooLarge(
+            f"{source} needs {readable_bytes(asked)} as {dtype or stored}; "
+            f"{readable_bytes(room)} are free",
+            f"--dtype bfloat16 needs {readable_bytes(less)}" if less < asked
+            else "attncli inspect without --text reads its weights, one layer at a time",
+        )  # fmt: skip
+
+
+def _class_of(transformers: Any, config: Mapping[str, Any]) -> Any:
+    """Return the class of the architecture that config.json names, or AutoModel."""
+    names = config.get("architectures") or []
+    found = next((getattr(transformers, name, None) for name in names), None)
+    return found if hasattr(found, "from_pretrained") else transformers.AutoModel
+
+
+def _device(device: str) -> str:
+    if device not in ("auto", "cpu") and not import_module("torch").cuda.is_available():
+        raise Unavailable(f"the device '{device}' is not there", "--device cpu")
+    return "cpu" if device == "auto" else device
+
+
+def _tokenizer(transformers: Any, folder: str) -> Any | None:
+    if not any(
+        glob(os.path.join(folder, one)) for one in ("token*", "vocab*", "*.model", "spiece*")
+    ):
+        return None
+    with _quiet(transformers):
+        try:
+            return transformers.AutoTokenizer.from_pretrained(folder, **FOUND)
+        except (OSError, ValueError, KeyError, ImportError):
+            return None
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers' notes and bars off standard error."""
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _said(source: str) -> Iterator[None]:
+    """Turn what transformers raises into an error of ours."""
+    try:
+        yield
+    except ImportError as error:
+        raise Unavailable(f"{source} needs a package: {_first(error)}", "install it") from None
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"transformers cannot load {source}: {_first(error)}",
+            "it loads what AutoModel.from_pretrained loads",
+        ) from None
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+# -- what it reads ------------------------------------------------------------------------------
+
+
+def read_texts(loaded: Loaded, texts: Sequence[str]) -> dict[str, Any]:
+    """Return what the model is given for texts: a batch, padded as its tokenizer pads.
+
+    Special tokens are the tokenizer's. Raises InputError without a tokenizer, for an empty text
+    and for one that is longer than the model's positions.
+    """
+    tokenizer = loaded.tokenizer
+    if tokenizer is None:
+        raise InputError(
+            f"{loaded.source} has no tokenizer that can be read",
+            "give token ids in place of --text: --ids ids.npy, integers (L) or (B, L)",
+        )
+    empty = next((n for n, text in enumerate(texts) if not text.strip()), None)
+    if empty is not None:
+        which = f" number {empty + 1}" if len(texts) > 1 else ""
+        raise InputError(f"the text{which} is empty", "give --text some words")
+    if tokenizer.pad_token is None and len(texts) > 1:  # hidden by the mask: any will do
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    made = tokenizer(list(texts), padding=len(texts) > 1, return_tensors="np", verbose=False)
+    return _given(loaded, np.asarray(made["input_ids"]), np.asarray(made["attention_mask"]), made)
+
+
+def read_ids(loaded: Loaded, ids: Array) -> dict[str, Any]:
+    """Return what the model is given for token ids, integers ``(L)`` or ``(B, L)``."""
+    if ids.ndim not in (1, 2) or not ids.size or not np.array_equal(ids, np.floor(ids)):
+        raise InputError(f"ids are {ids.dtype} {ids.shape}", "expected integers (L) or (B, L)")
+    ids = np.atleast_2d(ids).astype(np.int64)
+    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if wrong.size:
+        raise InputError(f"ids hold {wrong[0]}", f"the model has the tokens 0 to {rows - 1}")
+    return _given(loaded, ids, np.ones_like(ids), {})
+
+
+def _given(loaded: Loaded, ids: Array, mask: Array, made: Mapping[str, Any]) -> dict[str, Any]:
+    torch, config = import_module("torch"), loaded.model.config
+    most = _positions(loaded)
+    if ids.shape[1] > most:
+        raise InputError(
+            f"the text has {counted(ids.shape[1], 'token')}, and {type(loaded.model).__name__} "
+            f"has {most:,} positions", "shorten it",
+        )  # fmt: skip
+    if not ids.shape[1]:
+        raise InputError("the text has no tokens", "give --text some words")
+    given = {"input_ids": ids, "attention_mask": mask}
+    if "token_type_ids" in made:
+        given["token_type_ids"] = np.asarray(made["token_type_ids"])
+    if config.is_encoder_decoder:  # it reads what it shall write, shifted right
+        start = config.decoder_start_token_id
+        start = config.bos_token_id if start is None else start
+        first = np.full((len(ids), 1), start if start is not None else 0)
+        given["decoder_input_ids"] = np.concatenate([first, ids[:, :-1]], 1)
+        given["decoder_attention_mask"] = np.concatenate([np.ones_like(first), mask[:, :-1]], 1)
+    device = loaded.model.device
+    return {name: torch.from_numpy(np.asarray(a, np.int64)).to(device) for name, a in given.items()}
+
+
+def _positions(loaded: Loaded) -> int:
+    """Return how many tokens the model has positions for."""
+    text = loaded.model.config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None) or UNSAID
+    for name, module in loaded.model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
+            most = min(most, module.num_embeddings - module.padding_idx - 1)  # RoBERTa's
+    return int(most)
+
+
+def run(loaded: Loaded, given: Mapping[str, Any]) -> None:
+    """Run the model once, without the head of its task and without gradients."""
+    torch = import_module("torch")
+    with torch.inference_mode(), _quiet(_transformers()):
+        loaded.body(**given)
+
+
+def text_of(said: str) -> str:
+    """Return a text: what was said, or what the file behind an @ holds."""
+    if not said.startswith("@"):
+        return said
+    try:
+        with open(said[1:], encoding="utf-8") as stream:
+            return stream.read().rstrip("\n")
+    except UnicodeDecodeError:
+        raise FileError(f"{said[1:]} is no UTF-8 text", "expected a text") from None
+    except OSError as error:
+        raise FileError(f"{said[1:]}: {(error.strerror or str(error)).lower()}") from None
