@@ -91,11 +91,12 @@ def inspect(
         return run(listing, source=source)
     if source is None or asked.query is not None:
         return run(health, source=source)
-    found = _recognised(source)
+    fewest = 2 if asked.layer is None else 1  # of layers, that they are spoken of as such
+    found = _recognised(source, fewest)
     if found is many:
         from attncli.cli.given.many import of_bundle
 
-        return call.run(many, **vars(of_bundle(source)))
+        return call.run(many, **vars(of_bundle(source, fewest)))
     run(found, source=source, hint=None if found is health else _no_query(source))
 
 
@@ -123,14 +124,17 @@ def _about_tensors(asked: own.Picked) -> bool:
     return column in SORTABLE or not all(map(is_expression, asked.filter or ()))
 
 
-def _recognised(source: "files.Bundle") -> Mode:
-    """Return what there is to do with a file of which nobody has said what it is."""
+def _recognised(source: "files.Bundle", fewest: int) -> Mode:
+    """Return what there is to do with a file of which nobody has said what it is.
+
+    ``fewest`` layers in one file are many problems.
+    """
     from attncli import files
     from attncli.models.finding import holds_layers
 
     if "query" not in map(str.lower, source.tensors) and holds_layers(source):
         return checkpoint
-    if files.problems_of(source):
+    if files.problems_of(source, fewest):
         return many
     by_role = files.unwrapped(source).by_role
     return health if {"query", "qkv"} & by_role.keys() else tensors

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -101,6 +101,8 @@ class Capture:
         total = sum(spool.size for spool in self._spools)
         with files.atomic(index) as stream:
             stream.write(files.dumps({"metadata": {"total_size": total}, "weight_map": where}))
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)  # an older capture of this name, in one file
         self.written = index
 
     @property

@@ -271,6 +271,25 @@ def test_large_captures_are_sharded(door: Door, tmp_path: Path) -> None:
     np.testing.assert_allclose(got["output"], want["output"], rtol=1e-6)
 
 
+def test_a_sharded_capture_takes_the_place_of_a_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "capture.safetensors"
+    for shard in (1 << 30, 1):
+        with Capture(str(path), shard=shard) as capture:
+            for n in range(2):
+                capture.add(f"layers.{n}", pose(**qkv(n)))
+        assert path.exists() == (capture.written == str(path)) == (shard > 1)
+
+
+def test_a_capture_of_one_layer(door: Door, layers: Path) -> None:
+    door("inspect", layers, "--layer", "1", "--causal", "-o", "capture.safetensors")
+    got = door("compute", "capture.safetensors", "--layer", "1", "--json").data
+    assert got["output"] == door("compute", "layer_1.npz", "--causal", "--json").data["output"]
+    data = door("inspect", "capture.safetensors", "--layer", "1", "--json").data
+    assert places(data) == [(1, 0), (1, 1), (1, 2)]
+    alone = door("inspect", "capture.safetensors", "--what-if", "scale=none", "--json").data
+    assert statistics(alone) == statistics(data)
+
+
 def test_a_failed_capture_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "capture.safetensors"
     with suppress(ZeroDivisionError), Capture(str(path)) as capture:
