@@ -66,9 +66,10 @@ def inspect(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
-    only = bundle[0] if bundle else None
+    inside = [] if not bundle or len(bundle) > 1 else _problems_inside(bundle[0])
+    only = inside[0] if len(inside) == 1 else bundle[0] if bundle else None
     listing = header if asked.header else tensors if _about_tensors(asked) else None
-    if bundle and (len(bundle) > 1 or (not listing and _is_folder_of_many(bundle[0]))):
+    if bundle and (len(bundle) > 1 or (len(inside) > 1 and not listing)):
         call.check(many)
         from attncli.cli.given.many import of_references
 
@@ -100,17 +101,16 @@ def inspect(
     run(found, source=source, hint=None if found is health else _no_query(source))
 
 
-def _is_folder_of_many(path: str) -> bool:
-    """Whether a path is a folder of problems: no checkpoint, and not one file alone."""
+def _problems_inside(path: str) -> list[str]:
+    """Return the files of a folder that may hold problems; none of a checkpoint or a dump."""
     import os
 
     if not os.path.isdir(path):
-        return False
+        return []
     from attncli import files
     from attncli.files.sglang import is_dump
 
-    found = files.captures_in(path)
-    return not is_dump(path) and (len(found) > 1 or (bool(found) and found[0].endswith("json")))
+    return [] if is_dump(path) else files.captures_in(path)
 
 
 def _about_tensors(asked: own.Picked) -> bool:

@@ -262,9 +262,7 @@ def test_large_captures_are_sharded(door: Door, tmp_path: Path) -> None:
     assert [one["scale"] for one in data["layers"]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     assert {one["mask"] for one in data["layers"]} == {"causal"}
     assert places(data) == [(n, h) for n in range(5) for h in range(3)]
-    assert door("inspect", tmp_path, "--json").data["heads"] == [
-        {**head, "layer": f"capture.{head['layer']}"} for head in data["heads"]
-    ]
+    assert door("inspect", tmp_path, "--json").data["heads"] == data["heads"]  # the only file there
     got = door("compute", "capture.safetensors.index.json", "--layer", "4", "--json").data
     np.savez(tmp_path / "one.npz", **qkv(4))
     want = door("compute", "one.npz", "--causal", "--scale", "0.5", "--json").data
