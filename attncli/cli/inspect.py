@@ -76,9 +76,10 @@ def inspect(
         from attncli.cli.model import reading
 
         return call.run(reading, source=bundle[0])
-    only = bundle[0] if bundle else None
+    inside = [] if not bundle or len(bundle) > 1 else _problems_inside(bundle[0])
+    only = inside[0] if len(inside) == 1 else bundle[0] if bundle else None
     listing = header if asked.header else tensors if _about_tensors(asked) else None
-    if bundle and (len(bundle) > 1 or (not listing and _is_folder_of_many(bundle[0]))):
+    if bundle and (len(bundle) > 1 or (len(inside) > 1 and not listing)):
         call.check(many)
         from attncli.cli.given.many import of_references
 
@@ -101,25 +102,25 @@ def inspect(
         return run(listing, source=source)
     if source is None or asked.query is not None:
         return run(health, source=source)
-    found = _recognised(source)
+    fewest = 2 if asked.layer is None else 1  # of layers, that they are spoken of as such
+    found = _recognised(source, fewest)
     if found is many:
         from attncli.cli.given.many import of_bundle
 
-        return call.run(many, **vars(of_bundle(source)))
+        return call.run(many, **vars(of_bundle(source, fewest)))
     run(found, source=source, hint=None if found is health else _no_query(source))
 
 
-def _is_folder_of_many(path: str) -> bool:
-    """Whether a path is a folder of problems: no checkpoint, and not one file alone."""
+def _problems_inside(path: str) -> list[str]:
+    """Return the files of a folder that may hold problems; none of a checkpoint or a dump."""
     import os
 
     if not os.path.isdir(path):
-        return False
+        return []
     from attncli import files
     from attncli.files.sglang import is_dump
 
-    found = files.captures_in(path)
-    return not is_dump(path) and (len(found) > 1 or (bool(found) and found[0].endswith("json")))
+    return [] if is_dump(path) else files.captures_in(path)
 
 
 def _about_tensors(asked: own.Picked) -> bool:
@@ -133,14 +134,17 @@ def _about_tensors(asked: own.Picked) -> bool:
     return column in SORTABLE or not all(map(is_expression, asked.filter or ()))
 
 
-def _recognised(source: "files.Bundle") -> Mode:
-    """Return what there is to do with a file of which nobody has said what it is."""
+def _recognised(source: "files.Bundle", fewest: int) -> Mode:
+    """Return what there is to do with a file of which nobody has said what it is.
+
+    ``fewest`` layers in one file are many problems.
+    """
     from attncli import files
     from attncli.models.finding import holds_layers
 
     if "query" not in map(str.lower, source.tensors) and holds_layers(source):
         return checkpoint
-    if files.problems_of(source):
+    if files.problems_of(source, fewest):
         return many
     by_role = files.unwrapped(source).by_role
     return health if {"query", "qkv"} & by_role.keys() else tensors

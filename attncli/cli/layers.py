@@ -44,17 +44,14 @@ def many(
     page = output.page_of(printed, saved, own.CAPTURED)
     if page.names and not page.target:
         raise InputError("--include has no use without -o", "add -o capture.safetensors")
-    output.keep_inputs(page.target, paths)
+    _keep_inputs(page, paths)
 
     from attncli import render
     from attncli.reports.many import asked_of_heads, many_report
-    from attncli.reports.tensors import SORTABLE
     from attncli.studies.captures import Capture
     from attncli.studies.many import Many
 
-    picked = asked_of_heads(
-        filters=asked.filter or (), sort=asked.sort, map=asked.map, others=SORTABLE
-    )
+    picked = asked_of_heads(filters=asked.filter or (), sort=asked.sort, map=asked.map)
     known = found if isinstance(found, Sequence) else ()
     together = Many(
         policy=asked.limits(), seed=asked.seed, backend=asked.backend, device=asked.device,
@@ -90,6 +87,15 @@ def many(
     output.finish(report, page, printed)
 
 
+def _keep_inputs(page: output.Page, sources: Sequence[str]) -> None:
+    """Raise FileError where a capture would overwrite what is read, in one file or in several."""
+    from attncli.files.folders import index_of
+
+    output.keep_inputs(page.target, sources)
+    if page.target:
+        output.keep_inputs(replace(page.target, path=index_of(page.target.path)), sources)
+
+
 def _chosen(known: "Sequence[Source]", layer: str) -> "list[Source]":
     """Return the problems that --layer means, by the numbers in their names or their places."""
     from attncli.reports.selection import selection
@@ -123,7 +129,7 @@ def _examined(
         part = next(parts, None)
         try:
             given = attention.gather(source.load(), asked.problem)
-            output.keep_inputs(page.target, given.sources)
+            _keep_inputs(page, given.sources)
             problem = given.pose()
             if asked.query_start is not None:
                 problem = replace(problem, mask=problem.mask.placed(asked.query_start))

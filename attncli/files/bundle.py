@@ -154,14 +154,14 @@ def prefixes(bundle: Bundle) -> list[str]:
     return [] if "" in found else list(found)
 
 
-def problems_of(bundle: Bundle) -> dict[str, Bundle]:
-    """The bundles of one problem each by prefix, such as ``layers.3``; {} of fewer than two.
+def problems_of(bundle: Bundle, fewest: int = 2) -> dict[str, Bundle]:
+    """The bundles of one problem each by prefix, such as ``layers.3``; {} of fewer than that.
 
     What stands above a prefix, or nowhere near one, goes along with each: ``scale`` beside
     ``layers.3.query`` is that of all layers.
     """
     below = prefixes(bundle)
-    if len(below) < 2 or not isinstance(bundle.tensors, Lazy):
+    if len(below) < fewest or not isinstance(bundle.tensors, Lazy):
         return {}
     own: dict[str, list[str]] = {prefix: [] for prefix in below}
     for name in (*bundle.tensors, *bundle.options):

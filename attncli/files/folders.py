@@ -62,6 +62,11 @@ def captures_in(folder: str) -> list[str]:
     return [os.path.join(folder, name) for name in sorted(found, key=_natural)]
 
 
+def index_of(path: str) -> str:
+    """Return the index of what is too large for the one file ``x.safetensors``."""
+    return os.path.splitext(path)[0] + INDEX
+
+
 def shard_name(index: str, number: int, count: int) -> str:
     """Return what a shard is called: ``x-00002-of-00009.safetensors`` of ``x`` and its index."""
     return f"{index.removesuffix(INDEX)}-{number:05d}-of-{count:05d}.safetensors"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -18,9 +18,9 @@ from attncli import files
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
 from attncli.errors import FileError
-from attncli.files.folders import INDEX, shard_name
+from attncli.files.folders import index_of, shard_name
 from attncli.files.formats import WRITABLE
-from attncli.files.formats.entry import native
+from attncli.files.formats.entry import native, os_error
 from attncli.studies.bundle import PROBLEM, carried, tokens_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -63,19 +63,24 @@ class Capture:
             raise FileError(f"{self.path}: two problems are called '{name}'", "rename one of them")
         said = {**along.options, **tokens_of(labels or Labels())}
         self._options[name] = said
-        spool = self._spools[-1] if self._spools else None
-        if spool is None or (self._most is not None and spool.size >= self._most):
-            folder = os.path.dirname(os.path.realpath(self.path)) if self.path != "-" else None
-            try:
-                stream = self._stack.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
-            except OSError as error:
-                raise FileError(f"{self.path} cannot be written: {error.strerror}") from None
-            spool = _Spool(stream)
-            self._spools.append(spool)
         family = problem.family
         arrays = {one: family.restore(getattr(problem, one)) for one in self.include}
-        for one, array in {**arrays, **along.arrays}.items():
-            spool.add(f"{name}.{one}", array)
+        try:
+            spool = self._spool()
+            for one, array in {**arrays, **along.arrays}.items():
+                spool.add(f"{name}.{one}", array)
+        except OSError as error:
+            raise os_error(error, self.path, "write") from None
+
+    def _spool(self) -> _Spool:
+        """Return what the next problem waits in."""
+        last = self._spools[-1] if self._spools else None
+        if last is None or (self._most is not None and last.size >= self._most):
+            folder = os.path.dirname(os.path.realpath(self.path)) if self.path != "-" else None
+            stream = self._stack.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
+            last = _Spool(stream)
+            self._spools.append(last)
+        return last
 
     def _write(self) -> None:
         if not self._spools:
@@ -87,7 +92,7 @@ class Capture:
         if len(self._spools) == 1:
             files.write(self.path, self._spools[0].arrays(), extra=extra, format=self._format)
             return
-        index = os.path.splitext(self.path)[0] + INDEX
+        index = index_of(self.path)
         where: dict[str, str] = {}
         for n, spool in enumerate(self._spools, 1):
             shard = shard_name(index, n, len(self._spools))
@@ -101,6 +106,8 @@ class Capture:
         total = sum(spool.size for spool in self._spools)
         with files.atomic(index) as stream:
             stream.write(files.dumps({"metadata": {"total_size": total}, "weight_map": where}))
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)  # an older capture of this name, in one file
         self.written = index
 
     @property

@@ -98,7 +98,7 @@ class Many:
     ) -> None:  # fmt: skip
         self.layers: list[LayerHealth] = []
         self.seed = seed
-        self._among = list(among)
+        self._among = list(dict.fromkeys(among))
         self._names: set[str] = set()
         self._policy = policy
         self._examine = partial(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +190,7 @@ def test_fail_on_and_errors_name_the_layer(door: Door, layers: Path) -> None:
         (("layers.npz", "-o", "x.safetensors", "--include", "weights"), "nothing is called"),
         (("layers.npz", "-o", "layers.npz"), "would overwrite an input"),
         (("layers.npz", "-o", "x.npy"), ".npy takes exactly one array"),
+        (("layers.npz", "layer_0.npz", "--sort", "max"), "unknown name 'max' in --sort"),
     ],
 )
 def test_what_cannot_be(door: Door, layers: Path, typed: tuple[str, ...], message: str) -> None:
@@ -262,21 +262,23 @@ def test_large_captures_are_sharded(door: Door, tmp_path: Path) -> None:
     assert [one["scale"] for one in data["layers"]] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     assert {one["mask"] for one in data["layers"]} == {"causal"}
     assert places(data) == [(n, h) for n in range(5) for h in range(3)]
-    assert door("inspect", tmp_path, "--json").data["heads"] == [
-        {**head, "layer": f"capture.{head['layer']}"} for head in data["heads"]
-    ]
+    assert door("inspect", tmp_path, "--json").data["heads"] == data["heads"]  # the only file there
+    ran = door("inspect", "capture.safetensors.index.json", "-o", "capture.safetensors")
+    assert ran.code == 2 and "would overwrite an input" in ran.err
     got = door("compute", "capture.safetensors.index.json", "--layer", "4", "--json").data
     np.savez(tmp_path / "one.npz", **qkv(4))
     want = door("compute", "one.npz", "--causal", "--scale", "0.5", "--json").data
     np.testing.assert_allclose(got["output"], want["output"], rtol=1e-6)
 
 
-def test_a_failed_capture_leaves_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "capture.safetensors"
-    with suppress(ZeroDivisionError), Capture(str(path)) as capture:
-        capture.add("layers.0", pose(**qkv(0)))
-        raise ZeroDivisionError
-    assert [*tmp_path.iterdir()] == []
+def test_a_capture_of_one_layer(door: Door, layers: Path) -> None:
+    door("inspect", layers, "--layer", "1", "--causal", "-o", "capture.safetensors")
+    got = door("compute", "capture.safetensors", "--layer", "1", "--json").data
+    assert got["output"] == door("compute", "layer_1.npz", "--causal", "--json").data["output"]
+    data = door("inspect", "capture.safetensors", "--layer", "1", "--json").data
+    assert places(data) == [(1, 0), (1, 1), (1, 2)]
+    alone = door("inspect", "capture.safetensors", "--what-if", "scale=none", "--json").data
+    assert statistics(alone) == statistics(data)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ CHOOSES = {
 UNSEEN = {
     "compute judge_folder": {"dtype", "softmax_dtype"},
     "compute judge_command": {"dtype", "softmax_dtype", "timeout"},
+    "inspect many": {"map"},  # of the entropy, as without it
 }
 
 

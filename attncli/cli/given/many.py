@@ -30,9 +30,9 @@ class Sources:
     warnings: tuple[str, ...] = ()
 
 
-def of_bundle(bundle: Bundle) -> Sources:
-    """Return the problems of one file of many layers, by what stands before their tensors."""
-    layers = files.problems_of(bundle)
+def of_bundle(bundle: Bundle, fewest: int = 2) -> Sources:
+    """Return the problems of one file of layers, by what stands before their tensors."""
+    layers = files.problems_of(bundle, fewest)
     found = tuple(Source(name, partial(layers.__getitem__, name)) for name in layers)
     return Sources(found, (path_of(bundle),))
 
@@ -84,7 +84,7 @@ def of_records(records: files.Records) -> Iterator[Source]:
 
 def choose(bundle: Bundle | None, layer: str) -> Bundle:
     """Return the one problem that --layer names, by number, short name or whole name."""
-    found = files.problems_of(bundle) if bundle else {}
+    found = files.problems_of(bundle, 1) if bundle else {}
     if not bundle or not found:
         where = bundle.source if bundle else "--query"
         raise InputError(
