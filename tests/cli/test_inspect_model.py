@@ -132,6 +132,8 @@ def test_nothing_is_downloaded(door: Door) -> None:
     ran = door("inspect", "somebody/no-such-model", "--text", "a")
     assert ran.code == 2
     assert "nothing is downloaded" in " ".join(ran.err.split())
+    ran = door("inspect", "./missing/folder", "--text", "a")
+    assert ran.code == 2 and "there is no folder" in ran.err and "hf download" not in ran.err
 
 
 def test_a_model_that_does_not_ask_is_refused(door: Door, tmp_path: Path) -> None:
