@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attncli.cli import groups, output
 from attncli.cli.groups import inspect as own
 from attncli.cli.layers import many
+from attncli.cli.model import reading
 from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
 from attncli.render import LINES
@@ -73,8 +74,6 @@ def inspect(
                 f"--text is for one model, and there are {len(bundle or ())}",
                 "attncli inspect FOLDER --text 'the cat sat'",
             )
-        from attncli.cli.model import reading
-
         return call.run(reading, source=bundle[0])
     inside = [] if not bundle or len(bundle) > 1 else _problems_inside(bundle[0])
     only = inside[0] if len(inside) == 1 else bundle[0] if bundle else None

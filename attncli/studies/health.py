@@ -123,14 +123,16 @@ def examine(
     parts = {scale: everything if scale == p.scale else part for scale in runs}
     floor = _floor(problem, runs[auto.scale], parts[auto.scale])
     runs = {scale: replace(one, floor=parts[scale].of(floor)) for scale, one in runs.items()}
+    apart = p.mask.extent.apart
     queries = query_tokens or (tokens if p.queries == p.keys else None)
     runs[p.scale] = now = replace(
-        runs[p.scale], words=words_of(queries, tokens, p.batch), seed=seed, threads=threads,
-        progress=next(stage),
+        runs[p.scale], words=None if apart else words_of(queries, tokens, p.batch), seed=seed,
+        threads=threads, progress=next(stage),
     )  # fmt: skip
     found = now.summaries(now.known(TOLD))
     heads = tuple(
-        head_of(now, found, b, h, tokens, policy) for b, h in np.ndindex(p.batch, p.heads)
+        head_of(now, found, b, h, tokens, policy, not apart)
+        for b, h in np.ndindex(p.batch, p.heads)
     )
     scale = [
         effect(_scale_text(one), runs[number], now, parts[number])

@@ -11,57 +11,16 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 
 from attncli.studies.model import loading  # noqa: E402
+from tests.support.model import tokenizer, write_model  # noqa: E402
 from tests.support.program import Door  # noqa: E402
-
-WORDS = [
-    "<pad>",
-    "<s>",
-    "<unk>",
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "mat",
-    "because",
-    "it",
-    "was",
-    "tired",
-    "a",
-    "dog",
-]
-SIZES = dict(
-    vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16, pad_token_id=0,
-)  # fmt: skip
-
-
-def tokenizer(side: str) -> Any:
-    made = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>")
-    )
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", padding_side=side
-    )
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    transformers.utils.logging.disable_progress_bar()
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path / "llama")
-    tokenizer("left").save_pretrained(tmp_path / "llama")
-    return tmp_path / "llama"
+    return write_model(tmp_path / "llama")
 
 
 def heads(door: Door, *arguments: object) -> dict[tuple[int, int], Any]:
@@ -81,7 +40,7 @@ def test_every_head_of_every_layer_is_reported(door: Door, folder: Path) -> None
 def test_the_numbers_are_those_of_eager_attention(door: Door, folder: Path) -> None:
     found = heads(door, folder, "--text", "the cat sat on the mat")
     model = transformers.LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    ids = tokenizer("left")("the cat sat on the mat", return_tensors="pt")["input_ids"]
+    ids = tokenizer()("the cat sat on the mat", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         weights = model(ids, output_attentions=True).attentions
     assert len(found) == 12
@@ -173,6 +132,8 @@ def test_nothing_is_downloaded(door: Door) -> None:
     ran = door("inspect", "somebody/no-such-model", "--text", "a")
     assert ran.code == 2
     assert "nothing is downloaded" in " ".join(ran.err.split())
+    ran = door("inspect", "./missing/folder", "--text", "a")
+    assert ran.code == 2 and "there is no folder" in ran.err and "hf download" not in ran.err
 
 
 def test_a_model_that_does_not_ask_is_refused(door: Door, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from attncli.cli import COMMANDS
 from attncli.cli.options import Mode, built
 from attncli.engines import ENGINES
 from attncli.files.formats import WRITABLE
+from tests.support.model import write_model
 from tests.support.options import VALUES, WITHOUT_EFFECT, write_files
 from tests.support.program import Door
 
@@ -42,29 +43,35 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "inspect header": (("header",), "inspect qkv.npz --header"),
     "inspect checkpoint": (("checkpoint",), "inspect layer.npz"),
     "inspect many": (("many",), "inspect layers.npz"),
+    "inspect reading": (("reading",), "inspect llama --ids positions.npy"),
 }
+READ = {"text", "ids"}
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},
     "compute one": {"candidate"},
     "compute lines": {"candidate"},
-    "inspect health": {"header", "filter", "sort"},
-    "inspect tensors": {"query", "header"},
-    "inspect checkpoint": {"query", "header", "filter", "sort"},
-    "inspect lines": {"query"},
-    "inspect many": {"query", "header"},
+    "inspect health": {"header", "filter", "sort", *READ},
+    "inspect tensors": {"query", "header", *READ},
+    "inspect checkpoint": {"query", "header", "filter", "sort", *READ},
+    "inspect lines": {"query", *READ},
+    "inspect many": {"query", "header", *READ},
 }
 #: What leaves no trace where an answer is right.
 UNSEEN = {
     "compute judge_folder": {"dtype", "softmax_dtype"},
     "compute judge_command": {"dtype", "softmax_dtype", "timeout"},
     "inspect many": {"map"},  # of the entropy, as without it
+    "inspect reading": {"map"},  # it is the one that is shown
 }
 
 
 @pytest.fixture(autouse=True)
-def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     write_files(tmp_path)
+    if "inspect reading" in request.node.name:
+        pytest.importorskip("transformers")
+        write_model(tmp_path / "llama")
     monkeypatch.chdir(tmp_path)
 
 

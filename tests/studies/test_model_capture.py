@@ -27,9 +27,13 @@ def hooks(model: Any) -> int:
 
 def test_the_model_is_as_before_also_after_an_exception(llama: Any) -> None:
     before = llama.config._attn_implementation, hooks(llama)
-    with pytest.raises(ZeroDivisionError), attncli.capture(llama):
+
+    def broken() -> None:
         assert llama.config._attn_implementation == "attncli"
-        _ = 1 / 0
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), attncli.capture(llama):
+        broken()
     assert (llama.config._attn_implementation, hooks(llama)) == before
     assert not LISTENERS
 

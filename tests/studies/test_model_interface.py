@@ -136,6 +136,15 @@ def test_padded_rows_of_cross_attention_do_not_count(monkeypatch: pytest.MonkeyP
     for layer in cross:
         assert layer.statistics["rows"].tolist() == [[9, 9], [6, 6]]
         assert "mean_distance" not in layer.statistics  # as long as each other, yet two sequences
+    places: dict[str, Any] = {}
+
+    def told(name: str, problem: Any, labels: Any) -> None:
+        places[name] = problem.mask.positions()
+
+    with torch.no_grad(), attncli.capture(model, told=told):
+        model(input_ids=ids, decoder_input_ids=ids)
+    assert {at for name, at in places.items() if "encoder_attn" in name} == {None}
+    assert {at for name, at in places.items() if "self_attn" in name} == {(0,)}
 
 
 def test_expressions_stand_for_masks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ VALUES = {
          "expect_grad_key", "expect_grad_value"), "more.npz::value"
     ), "rtol": "0", "atol": "0",
     "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
-    "filter": "q*", "sort": "-name", "text": "a", "ids": "positions.npy", "map": "entropy", "query_start": "1",
+    "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
+    "text": "a", "ids": "positions.npy",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what

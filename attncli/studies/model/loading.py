@@ -90,6 +90,8 @@ def _folder(source: str) -> str:
         raise FileError(f"{source} has no config.json", "expected a folder of transformers")
     if os.path.exists(source):
         raise FileError(f"{source} is no folder", "expected the folder that holds config.json")
+    if source.count("/") != 1 or source[0] in "./~":
+        raise FileError(f"there is no folder {source}", "expected a folder of transformers")
     hub = import_module("transformers.utils")
     try:
         found = hub.cached_file(source, "config.json", **FOUND)
