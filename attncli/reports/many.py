@@ -64,7 +64,7 @@ def many_report(
     seen = _map(heads, asked.map) if asked.map else None
     blocks: list[Block] = []
     if heads:
-        blocks = [_summary(heads), (seen or _map(heads, MAP)).table]
+        blocks = [*_summary(heads), (seen or _map(heads, MAP)).table]
         blocks += [_head_table(heads, full, asked)]
         blocks += reasons(heads, lambda one: one.name, _gravity, TELLING)
     worst = max((LEVELS.index(one.verdict.level) for one in heads), default=0)
@@ -175,14 +175,14 @@ def _engines(layers: Sequence[LayerHealth]) -> list[str]:
     return list(dict.fromkeys(f"{one.engine.backend} {one.engine.dtype}" for one in layers))
 
 
-def _summary(heads: Sequence[Head]) -> Text:
+def _summary(heads: Sequence[Head]) -> list[Block]:
     found = [f"{name.replace('_', ' ')} {n}" for name, n in findings_of(heads).items() if n]
     places = list(places_of(heads).items())
     shown = ", ".join(f"{place} {n}" for place, n in places[:6])
     more = f", {counted(len(places) - 6, 'more place')}" if len(places) > 6 else ""
-    return Text("", [
-        *([" · ".join(found)] if found else []), *([f"looks at   {shown}{more}"] if shown else [])
-    ])  # fmt: skip
+    lines = [" · ".join(found)] if found else []
+    lines += [f"looks at   {shown}{more}"] if shown else []
+    return [Text("", lines)] if lines else []
 
 
 def _map(heads: Sequence[Head], name: Name) -> Mapped:

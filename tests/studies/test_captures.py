@@ -5,16 +5,23 @@ from __future__ import annotations
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from attncli import files
+from attncli.attention.definition import stages
 from attncli.attention.pose import pose
+from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
+from attncli.cli import groups
+from attncli.cli.given.attention import gather
 from attncli.errors import FileError
 from attncli.studies.captures import Capture
+from tests.support.problems import problems
 
 
 def qkv(seed: int, shape: tuple[int, ...] = (3, 6, 4)) -> dict[str, Any]:
@@ -74,3 +81,23 @@ def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="two problems are called 'a'"), capture:
         capture.add("a", pose(**qkv(1)))
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.slow
+@given(problems(), problems())
+@settings(max_examples=100, deadline=None)
+def test_any_problem_comes_back(one: Problem, other: Problem) -> None:
+    written = {"layers.0": one, "layers.10": other}
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/x.safetensors"
+        with Capture(path) as capture:
+            for name, problem in written.items():
+                capture.add(name, problem)
+        for name, bundle in files.problems_of(files.read(path)).items():
+            given_again, problem = gather(bundle, groups.Posed()), written[name]
+            again = given_again.pose()
+            assert not given_again.warnings
+            assert again.scale == pytest.approx(problem.scale) and again.softcap == problem.softcap
+            for b, h in np.ndindex(problem.batch, problem.heads):
+                got, want = (stages(p, b, h)["weights"] for p in (again, problem))
+                np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 from attncli import files
 from attncli.errors import AttnError, FileError, InputError, listed, nearest, numbered
@@ -50,13 +50,21 @@ def of_references(references: Sequence[str]) -> Sources:
         paths += inside or [ref]
         optional.update(inside)
     names = _names(paths)
+
+    @lru_cache(1)  # the layers of a file come one after the other
+    def opened(path: str) -> dict[str, Bundle]:
+        return files.problems_of(files.read(path))
+
+    def layer_of(path: str, layer: str) -> Bundle:
+        return opened(path)[layer]
+
     found: list[Source] = []
     warnings = []
     for path, name in zip(paths, names, strict=True):
         bundle = files.read(path)
         layers = files.problems_of(bundle)
         if layers:
-            found += [Source(f"{name}.{one}", partial(_again, path, one)) for one in layers]
+            found += [Source(f"{name}.{one}", partial(layer_of, path, one)) for one in layers]
         elif path not in optional or _holds_problem(bundle):
             found.append(Source(name, partial(files.read, path)))
         else:
@@ -107,10 +115,6 @@ def choose(bundle: Bundle | None, layer: str) -> Bundle:
 
 def _same(bundle: Bundle) -> Bundle:
     return bundle
-
-
-def _again(path: str, layer: str) -> Bundle:
-    return files.problems_of(files.read(path))[layer]
 
 
 def _holds_problem(bundle: Bundle) -> bool:
