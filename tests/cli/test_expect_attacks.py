@@ -89,8 +89,7 @@ def test_what_is_right_is_not_said_to_be_over_its_budget() -> None:
     problem = {"query": q, "key": k, "value": k, "scale": 1.0}
     judged = attncli.compare({"weights": weights + error}, problem)
     one = judged.stages["weights"]
-    assert judged.passed and one.max_error > one.budget
-    assert " % of its budget" in judged.sentence and "(budget " not in judged.sentence
+    assert judged.passed and 0 < one.max_error <= one.budget
 
 
 def test_a_test_set_is_no_stream(door: Door) -> None:

@@ -120,7 +120,7 @@ def test_a_fault_behind_the_attention_is_looked_for_there() -> None:
     output = made.output + np.random.default_rng(0).normal(size=made.output.shape) / 10
     found = attncli.compare({"output": output.astype(np.float32), "weights": made.weights}, made)
     assert found.stage == "output" and found.stages["weights"].passed
-    assert "weights is right: look at the values and what follows them" in found.located
+    assert "weights are right: look at the values and what follows them" in found.located
 
 
 def test_a_fault_of_one_batch_element_is_located() -> None:

@@ -37,7 +37,7 @@ def told(
 
 
 def explaining(*options: str, left: float = 0.0, passed: bool = True, words: str = "") -> Any:
-    return Explanation(options, words, left, passed)
+    return Explanation(options, words, left if passed else None, passed, share=left)
 
 
 # -- strips -----------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_the_nearest_is_shown_where_it_is_near(
     q, k, v = drawn(2, 9, 8)
     near = [explaining("--scale", "1", left=left, passed=False)]
     said = told({"query": q, "key": k, "value": v}, near, "located", *located).sentence
-    assert ("nearest, each leaving a part: --scale 1 (leaves 0.2 of 1)" in said) is shown
+    assert ("nearest, each leaving a part: --scale 1 (leaves 20% of the error)" in said) is shown
 
 
 # -- what does not fit --------------------------------------------------------------------------

@@ -89,8 +89,6 @@ def allowed(one: Judged) -> str:
     """Return what was allowed where the error is largest, in words."""
     if one.tolerance is not None:
         return f"rtol {one.tolerance.rtol:g}, atol {one.tolerance.atol:g}"
-    if one.passed and one.max_error > one.budget:  # they are of two cells: it would read as a lie
-        return f"at most {100 * one.excess.max(initial=0):.0f} % of its budget, {one.own.name}"
     return f"budget {number(one.budget)}, {one.own.name}"
 
 
