@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch  # noqa: TID253 (loaded only once torch is known to be there)
-import torch.nn.functional as F  # noqa: N812, TID253
+import torch.nn.functional as F  # noqa: TID253
 from torch.overrides import TorchFunctionMode  # noqa: TID253
 
 from attncli.attention.masks import SENTINEL

@@ -327,12 +327,16 @@ def say(step: int, record: Record) -> None:
 
 def _beyond(record: Record) -> Iterator[str]:
     for layer, found in record.items():
-        reasons = [
-            f"{counted(len(hits), 'head')}, worst {worst}: {_words(rule, values[worst])}"
-            for name, rule in JUDGED.items()
-            if (hits := [h for h, one in enumerate(values := found[name]) if _passes(rule, one)])
-            for worst in [max(hits, key=lambda h: (not math.isfinite(values[h]), values[h]))]
-        ]
+        reasons = []
+        for name, rule in JUDGED.items():
+            values = found[name]
+            heads = [h for h, value in enumerate(values) if _passes(rule, value)]
+            if heads:
+                worst = max(heads, key=lambda h: (not math.isfinite(values[h]), values[h]))  # noqa: B023
+                of = (
+                    f"head {worst}" if len(heads) == 1 else f"{len(heads)} heads, head {worst} most"
+                )
+                reasons.append(f"{of}: {_words(rule, values[worst])}")
         if reasons:
             yield f"{layer}: {'; '.join(reasons)}"
 
