@@ -332,7 +332,7 @@ def _beyond(record: Record) -> Iterator[str]:
             values = found[name]
             heads = [h for h, value in enumerate(values) if _passes(rule, value)]
             if heads:
-                worst = max(heads, key=lambda h: (not math.isfinite(values[h]), values[h]))  # noqa: B023
+                worst = max(heads, key=lambda h: (not math.isfinite(values[h]), values[h]))
                 of = (
                     f"head {worst}" if len(heads) == 1 else f"{len(heads)} heads, head {worst} most"
                 )
