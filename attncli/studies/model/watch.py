@@ -253,7 +253,7 @@ def _real(module: Any, args: Any, kwargs: Any) -> Any:
     """Return which tokens that a model is given are no padding, ``(B, L)``, or None."""
     names = [name for name in signature(module.forward).parameters if name != "self"]
     mask = {**dict(zip(names, args, strict=False)), **kwargs}.get("attention_mask")
-    if getattr(mask, "ndim", 0) != 2 or mask.is_floating_point():
+    if mask is None or getattr(mask, "ndim", 0) != 2 or mask.is_floating_point():
         return None
     return mask != 0
 
