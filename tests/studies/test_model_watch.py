@@ -221,7 +221,7 @@ def test_growing_logits_are_caught_before_the_loss_shows_it(
     assert said[0].startswith("attncli: step 0: 1 layer, largest logit")
     first = next(line for line in said if "its largest logit is" in line)
     assert first.startswith(f"attncli: step {alarm}: model: ")
-    assert alarm < len(losses) - 10 and not np.isfinite(losses[-1])
+    assert alarm < len(losses) / 2 and not np.isfinite(losses[-1])
     assert max(losses[: alarm + 1]) < 1.1 * losses[0]
 
 
