@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from attncli.studies.compare.face import compare as compare
     from attncli.studies.layer import multihead as multihead
     from attncli.studies.model.capture import capture as capture
+    from attncli.studies.model.watch import watch as watch
 
 
 __version__ = "0.1.0"
 __all__ = [
     "AttnError", "Comparison", "Mask", "Result", "Rope", "__version__", "assert_close", "attend",
-    "capture", "compare", "multihead", "statistics",
+    "capture", "compare", "multihead", "statistics", "watch",
 ]  # fmt: skip
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "compare": "attncli.studies.compare.face",
     "multihead": "attncli.studies.layer",
     "statistics": "attncli.studies.attend",
+    "watch": "attncli.studies.model.watch",
 }
 
 
