@@ -60,7 +60,8 @@ def watch(model: Any, every: int = 100, log: Log | None = None) -> Watch:
     its device, in O(tile·Lk) memory.
 
     - A model of transformers 5 (also inside another module) is seen where its code asks
-      AttentionInterface for sdpa or eager attention.
+      AttentionInterface.get_interface for sdpa or eager attention, as nearly all do; layers that
+      take a function from its table by themselves (some of SAM 2 and 3, Qwen2.5-Omni) are not.
     - Any other module is seen where it calls torch.nn.functional.scaled_dot_product_attention,
       nn.MultiheadAttention with need_weights=False and nn.TransformerEncoder among them, called by
       the innermost module that runs; a 3-D query is ``(H, L, D)``. Attention written out with
