@@ -28,12 +28,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SENTINEL = -1e4  # a lower one rounds all scores away: rows that see nothing are means
 TILES = (16, 32, 64, 128, 256)
 WINDOWS = (64, 128, 256, 512, 1024, 2048, 4096)  # with the query's own key
-CHUNKS = 8192  # Llama 4's
-
-
-def none_of(extent: Extent) -> Mask:
-    """Return the mask that hides nothing."""
-    return Mask(extent)
 
 
 @dataclass(frozen=True, eq=False)
