@@ -90,6 +90,26 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
 
 
 @contextmanager
+def uncollected(stay: bool = False) -> Iterator[None]:
+    """Keep the cycle collector away while many objects are made, none of them in vain.
+
+    It would look at all of them again and again. ``stay``: they live as long as the process, and
+    it never looks at them.
+    """
+    import gc
+
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if stay:
+            gc.freeze()
+        if was_on:
+            gc.enable()
+
+
+@contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Hold BLAS to one thread: threads that wait for small products cost more than they save."""
     global _blas

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -17,6 +17,7 @@ import numpy as np
 from attncli.errors import FileError, InputError
 from attncli.files.formats.entry import Array, Buffer, Entries, Entry
 from attncli.files.formats.nested import described, flat, is_tensor, to_array
+from attncli.resources import uncollected
 
 #: A string, and the colon after it where it names a member.
 STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
@@ -61,26 +62,14 @@ def parse(data: bytes, source: str) -> Any:
 
     with _json_errors(source, b"\n" in data.strip()):
         try:
-            value = _without_gc(orjson.loads, data)
+            with uncollected():
+                value = orjson.loads(data)
         except orjson.JSONDecodeError:
             if b"NaN" not in data and b"Infinity" not in data:
                 raise
             value = _parse_bare_non_finite(data)
         refuse_twins(data, value, source)
     return value
-
-
-def _without_gc(parse: Callable[[bytes], Any], data: bytes) -> Any:
-    """Many new lists would set the cycle collector off again and again, for nothing."""
-    import gc
-
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        return parse(data)
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _parse_bare_non_finite(data: bytes) -> Any:
@@ -92,7 +81,8 @@ def _parse_bare_non_finite(data: bytes) -> Any:
     if b"NaN" in data:
         quoted = quoted.replace(b"NaN", b'"NaN"')
     try:
-        return _without_gc(orjson.loads, quoted)
+        with uncollected():
+            return orjson.loads(quoted)
     except orjson.JSONDecodeError:  # some of them stand in strings, where a quote is an error
         return json.loads(data)
 
