@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attncli.cli import groups, output
 from attncli.cli.groups import compute as own
 from attncli.cli.groups import expected as other
+from attncli.cli.groups.model import Given
 from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
 from attncli.render import LINES
@@ -16,21 +17,28 @@ from attncli.render import LINES
 if TYPE_CHECKING:
     from attncli import files
     from attncli.attention.view import Labels
+    from attncli.cli.given.attention import Inputs
+    from attncli.cli.given.model import Called
     from attncli.reports.blocks import Report
 
 
 EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -"""
 
 
-class Lined(
-    groups.Problem, groups.Softmax, groups.Engine, groups.Gradient, groups.Timing, other.Judging,
-    groups.Part,
-):  # fmt: skip
+class Answered(groups.Engine, groups.Gradient, groups.Timing, other.Judging, groups.Part):
+    """What the answer to a problem depends on besides the problem."""
+
+
+class Lined(groups.Problem, groups.Softmax, Answered):
     """All that the answer to a line depends on."""
 
 
 class Asked(other.Expected, other.ExpectedGradients, Lined):
     """All that one answer depends on."""
+
+
+class OfModel(groups.Labels, other.Expected, other.ExpectedGradients, Answered):
+    """What the answer to a model's own problem depends on."""
 
 
 class Tested(own.Cases, own.Candidate):
@@ -49,6 +57,7 @@ def compute(
     *,
     asked: Asked,
     where: own.Layer,
+    given: Given,
     tested: Tested,
     pictures: Pictures,
     saved: groups.Saved,
@@ -63,6 +72,9 @@ def compute(
     self-attention: JSON, .npy, .npz, .safetensors or a PyTorch file. A missing value is the key,
     a missing key is the query. Shapes are (L, D), (H, L, D) or (B, H, L, D). Options on the
     command line win over options in a JSON file.
+
+    BUNDLE that is a folder of transformers, with --text and --layer: what this layer of its model
+    computes when it reads the text.
 
     With NDJSON, one problem a line, the results are NDJSON too, each with the number of its line.
 
@@ -79,6 +91,7 @@ def compute(
       attncli compute x.json --tokens 'the cat sat' --steps
       echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -
       attncli compute qkv.npz --causal --expect mine.npy
+      attncli compute MiniLM/ --text 'the cat sat' --layer 0 --head 2
       attncli compute --cases tests.jsonl
       attncli compute tests.jsonl --timeout 10 -- python3 my_kernel.py
     """
@@ -88,6 +101,8 @@ def compute(
         return _judge(call, judge_command if command else judge_folder, bundle)
     page = output.page_of(printed, saved)
     output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
+    if given.anything:
+        return call.run(reading, source=bundle, page=page)
     if bundle is None and asked.query is None:
         raise InputError("nothing to compute: no BUNDLE and no --query", f"try: {EXAMPLE}")
     output.say_waiting('{"query": [[…], …], …}', bundle, asked.query)
@@ -120,11 +135,52 @@ def one(
     """Print, or save, the answer to one problem."""
     output.demand_place(page, "csv")
     from attncli import render
+    from attncli.cli.given import attention
 
     with render.progress() as progress:
         report, labels = _answer(
-            source, asked, page, vars(pictures), machine=page.machine,
+            attention.gather(source, asked), asked, page, vars(pictures), machine=page.machine,
             explain=asked.explain != "none", progress=progress,
+        )  # fmt: skip
+    output.conclude(report, labels, page, printed)
+
+
+@mode(
+    "an attention call of a model",
+    "the model says what it computes; of a capture it can be changed: "
+    "attncli inspect MODEL --text … -o capture.safetensors",
+)
+def reading(
+    source: str | None,
+    page: output.Page,
+    *,
+    bundle: str | None,
+    given: Given,
+    dtype: str | None,
+    where: own.Layer,
+    asked: OfModel,
+    pictures: Pictures,
+    saved: groups.Saved,
+    printed: groups.Printed,
+) -> None:
+    """Print, or save, what one layer of a model computes when it reads something."""
+    output.demand_place(page, "csv")
+    if source is None:
+        raise InputError(
+            "--text is for a model, and there is none",
+            "attncli compute FOLDER --text 'the cat sat' --layer 0",
+        )
+
+    from attncli import render
+    from attncli.cli.given.model import call, sources
+    from attncli.resources import stages
+
+    output.keep_inputs(page.target, sources(source, given))
+    with render.progress() as progress:
+        model, own = stages(progress, (2, 1))
+        report, labels = _answer(
+            call(source, given, where.layer, asked, dtype, model), asked, page, vars(pictures),
+            machine=page.machine, explain=asked.explain != "none", progress=own,
         )  # fmt: skip
     output.conclude(report, labels, page, printed)
 
@@ -147,11 +203,13 @@ def lines(
 ) -> None:
     """Print a line of JSON for each line that holds a problem."""
     output.demand_lines(answers.format)
+    from attncli.cli.given import attention
+
     explained = other.Explained(asked.explain)
 
     def answer(one: "files.Bundle") -> "Report":
-        kind = one.options.get("kind")
-        report = _answer(one, asked, page, {}, machine=True, explain=explained.wants(kind))[0]
+        kind, given = one.options.get("kind"), attention.gather(one, asked)
+        report = _answer(given, asked, page, {}, machine=True, explain=explained.wants(kind))[0]
         explained.saw(kind, failed=bool(report.exit_code))
         return report
 
@@ -226,8 +284,8 @@ def _judge(call: Call, chosen: Mode, bundle: str | None) -> None:
 
 
 def _answer(
-    source: "files.Bundle | None",
-    asked: Lined,
+    given: "Inputs | Called",
+    asked: Answered,
     page: output.Page,
     drawn: Mapping[str, Any],
     *,
@@ -236,21 +294,20 @@ def _answer(
     progress: Callable[[float], None] | None = None,
 ) -> "tuple[Report, Labels]":
     """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
-    from attncli.cli.given import attention
+    from attncli.cli.given.attention import upstream as upstream_of
     from attncli.cli.given.expected import checked, name_of
     from attncli.cli.given.view import view
     from attncli.reports import arrays
     from attncli.reports.compute import compute_report
     from attncli.studies import attend
 
-    given = attention.gather(source, asked)
     output.keep_inputs(page.target, given.sources)
     problem = given.pose()
     labels = given.labels(problem)
     part = view(problem, asked, top=asked.top, time=asked.time, **drawn)
     upstream = given.grad_output
     if asked.grad_output is not None:
-        upstream = attention.upstream(asked.grad_output)
+        upstream = upstream_of(asked.grad_output)
     ours = machine and not given.expected  # whole arrays, though nobody named them
     want = arrays.wanted(problem, part, page.names, ours, upstream is not None)
     result = attend.solve(

@@ -11,6 +11,7 @@ import typer
 
 from attncli.cli import groups, output
 from attncli.cli.groups import inspect as own
+from attncli.cli.groups.model import Given
 from attncli.cli.options import mode
 from attncli.errors import InputError
 from attncli.render import LINES
@@ -26,7 +27,7 @@ def reading(
     source: str,
     *,
     bundle: own.Bundles,
-    given: own.Given,
+    given: Given,
     dtype: str | None,
     verdicts: own.Verdicts,
     where: own.Layers,
@@ -47,6 +48,7 @@ def reading(
         raise InputError("--include has no use without -o", "add -o capture.safetensors")
 
     from attncli import render
+    from attncli.cli.given import model as reads
     from attncli.reports.many import asked_of_heads, layer_report, many_report
     from attncli.reports.selection import selection
     from attncli.studies.captures import Capture
@@ -54,6 +56,7 @@ def reading(
     from attncli.studies.model import loading
     from attncli.studies.model.capture import capture
 
+    output.keep_inputs(page.target, reads.sources(source, given))
     asked = asked_of_heads(filters=picked.filter or (), sort=picked.sort, map=map)
     limits = verdicts.limits()
     failed = False
@@ -63,7 +66,7 @@ def reading(
             kept = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
         progress = stack.enter_context(render.progress("layers"))
         loaded = loading.load(source, dtype=dtype, device=engine.device)
-        batch = _batch(loaded, given)
+        batch = reads.read(loaded, given)
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
@@ -126,21 +129,10 @@ def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     return some
 
 
-def _batch(loaded: "Loaded", given: own.Given) -> dict[str, Any]:
-    """Return what the model reads."""
-    from attncli import files
-    from attncli.studies.model import loading
-
-    if given.ids is None:
-        return loading.read_texts(loaded, [loading.text_of(one) for one in given.text or ()])
-    if given.text is not None:
-        raise InputError("--text and --ids are two ways to say what the model reads", "choose one")
-    return loading.read_ids(loaded, files.read_tensor(given.ids))
-
-
 def _facts(loaded: "Loaded", batch: dict[str, Any]) -> list[str]:
-    kind = type(loaded.model).__name__
-    tokens = int(batch["attention_mask"].sum())
-    texts = int(batch["input_ids"].shape[0])
-    many = f"{texts} texts of {tokens} tokens" if texts > 1 else f"{tokens} tokens"
-    return [kind, many, f"its attention computed here, the rest by transformers in {loaded.dtype}"]
+    """Return what the first line says besides the sizes: what ran, and how much is padding."""
+    facts = [type(loaded.model).__name__]
+    real = batch.get("attention_mask")
+    if real is not None and not real.all():
+        facts.append(f"{int(real.sum())} tokens without padding")
+    return [*facts, f"its attention computed here, the rest by transformers in {loaded.dtype}"]

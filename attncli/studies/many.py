@@ -149,7 +149,7 @@ class Many:
         again, n = name, 1
         while again in self._names:
             n += 1
-            again = f"{name}.call{n}"
+            again = call_name(name, n)
         self._names.add(again)
         if again not in self._among:
             self._among.append(again)
@@ -189,6 +189,11 @@ def heads_of(layer: LayerHealth, label: str, index: int, at: int = 0) -> list[He
 
 
 # -- names ------------------------------------------------------------------------------------
+
+
+def call_name(name: str, n: int) -> str:
+    """Return what the ``n``-th call of a layer is called, from 1 on."""
+    return name if n == 1 else f"{name}.call{n}"
 
 
 def labels_of(names: Sequence[str]) -> list[str]:

@@ -27,6 +27,7 @@ from tests.support.program import Door
 CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "compute one": (("one",), "compute qkv.npz"),
     "compute lines": (("lines",), "compute qkv.ndjson"),
+    "compute reading": (("reading",), "compute llama --ids positions.npy --layer 1"),
     "compute write_cases": (("write_cases",), "compute --cases tests.jsonl"),
     "compute judge_folder": (("judge_folder",), "compute qkv.ndjson --candidate answers"),
     "compute judge_command": (("judge_command",), "compute qkv.ndjson -- cat answers/1.npy"),
@@ -49,8 +50,9 @@ READ = {"text", "ids"}
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},
-    "compute one": {"candidate"},
-    "compute lines": {"candidate"},
+    "compute one": {"candidate", *READ},
+    "compute lines": {"candidate", *READ},
+    "compute reading": {"candidate"},
     "inspect health": {"header", "filter", "sort", *READ},
     "inspect tensors": {"query", "header", *READ},
     "inspect checkpoint": {"query", "header", "filter", "sort", *READ},
@@ -69,7 +71,7 @@ UNSEEN = {
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     write_files(tmp_path)
-    if "inspect reading" in request.node.name:
+    if " reading" in request.node.name:
         pytest.importorskip("transformers")
         write_model(tmp_path / "llama")
     monkeypatch.chdir(tmp_path)

@@ -99,17 +99,23 @@ def choose(bundle: Bundle | None, layer: str) -> Bundle:
             f"--layer {layer}: {where} holds no layers",
             "leave it out, or give a file with layers.0.query, layers.1.query and so on",
         )
-    names = [*found]
+    return found[named([*found], layer, bundle.source)]
+
+
+def named(names: Sequence[str], layer: str, source: str) -> str:
+    """Return the one of ``names`` that --layer means: a number, a short name or a whole one.
+
+    Raises InputError where that is none of them, or several.
+    """
     labels, numbers = labels_of(names), [*map(str, indices_of(names))]
     for called in (names, labels, numbers):
         hits = [name for name, own in zip(names, called, strict=True) if own == layer]
         if len(hits) == 1:
-            return found[hits[0]]
+            return hits[0]
         if hits:
             raise InputError(f"--layer {layer} means {len(hits)} layers", f"one of {listed(hits)}")
     raise InputError(
-        f"{bundle.source} has no layer '{layer}'",
-        nearest(layer, labels, f"one of {listed(labels)}"),
+        f"{source} has no layer '{layer}'", nearest(layer, labels, f"one of {listed(labels)}")
     )
 
 

@@ -22,11 +22,11 @@ from attncli.cli.groups import (
     Rope,
     Text,
 )
+from attncli.cli.groups.model import Given
 from attncli.cli.groups.multihead import Architecture, HeadDim
 from attncli.cli.options import (
     FILE,
     HEALTH,
-    MODEL,
     SHOW,
     Group,
     at_least_zero,
@@ -117,23 +117,6 @@ class Header(Group, panel=FILE):
     header: Annotated[
         bool, option("--header", help="Shapes, dtypes and bytes alone: no data read.")
     ] = False
-
-
-class Given(Group, panel=MODEL):
-    """What a model reads."""
-
-    text: Annotated[
-        list[str] | None,
-        option(
-            metavar="TEXT|@FILE",
-            help="BUNDLE is a folder of transformers: its model reads this, and every head of "
-            "every layer is examined. Repeatable: a batch. Needs attncli[hf]; nothing is "
-            "downloaded.",
-        ),
-    ] = None
-    ids: Annotated[
-        Text, option(metavar="REF", help="Token ids, (L) or (B, L), in place of --text.")
-    ] = None
 
 
 class Picked(Group, panel=SHOW):

@@ -22,7 +22,7 @@ from attncli.measures.policy import POLICY
 from attncli.measures.statistic import STATISTICS, Summaries
 from attncli.studies.attend import Result, run
 from attncli.studies.health import EXACT, TOLD, Head, head_of
-from attncli.studies.many import labels_of
+from attncli.studies.many import call_name, labels_of
 from attncli.studies.model import interface
 from attncli.studies.model.interface import LISTENERS, NAME, Place
 
@@ -112,8 +112,7 @@ class Seen:
         if p.batch * p.heads * p.queries * p.keys <= EXACT:
             p = replace(p, dtype=np.dtype(np.float64))
         result = run(p, want=("output", "lse", "row_statistics"), **how)
-        name, call = self.short.get(place.name, place.name), self.calls[place.name]
-        name = name if call == 1 else f"{name}.call{call}"
+        name = call_name(self.short.get(place.name, place.name), self.calls[place.name])
         self.layers.append(_layer(name, place, result))
         return result.attended.output
 
