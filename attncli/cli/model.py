@@ -21,12 +21,13 @@ if TYPE_CHECKING:
     from attncli.studies.model.loading import Loaded
 
 
-@mode("a model that reads a text (--text, --ids)")
+@mode("a model that reads a text (--text, --ids, --probe)")
 def reading(
     source: str,
     *,
     bundle: own.Bundles,
     given: own.Given,
+    probed: own.Probed,
     dtype: str | None,
     verdicts: own.Verdicts,
     where: own.Layers,
@@ -48,14 +49,18 @@ def reading(
 
     from attncli import render
     from attncli.reports.many import asked_of_heads, layer_report, many_report
+    from attncli.reports.probe import probe_report
     from attncli.reports.selection import selection
     from attncli.studies.captures import Capture
     from attncli.studies.many import Many
     from attncli.studies.model import loading
     from attncli.studies.model.capture import capture
+    from attncli.studies.model.probe import parse, read_probe, words_of
 
     asked = asked_of_heads(filters=picked.filter or (), sort=picked.sort, map=map)
     limits = verdicts.limits()
+    probe = None if probed.probe is None else parse(probed.probe)
+    _demand_one_way(given, probed)
     failed = False
     with ExitStack() as stack:
         target, kept = page.target, None
@@ -63,7 +68,8 @@ def reading(
             kept = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
         progress = stack.enter_context(render.progress("layers"))
         loaded = loading.load(source, dtype=dtype, device=engine.device)
-        batch = _batch(loaded, given)
+        words = words_of(loaded) if probe else loaded.tokenizer
+        batch = read_probe(loaded, probe, seed) if probe else _batch(loaded, given)
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
@@ -86,7 +92,7 @@ def reading(
 
         seen = stack.enter_context(
             capture(
-                loaded.model, told=told, words=loaded.tokenizer, backend=engine.backend,
+                loaded.model, told=told, words=words, backend=engine.backend,
                 device=engine.device, threads=engine.threads,
             )
         )  # fmt: skip
@@ -102,10 +108,11 @@ def reading(
         if page.target and not page.target.replaces_report:
             output.say_wrote(page.target.path, page.target.names)
         raise typer.Exit(int(failed))
-    report = many_report(
-        many, head=elements.head, asked=asked, fail_on=verdicts.fail_on,
-        full=full, sources=[source], facts=_facts(loaded, batch), warnings=loaded.warnings,
+    how: dict[str, Any] = dict(
+        head=elements.head, asked=asked, fail_on=verdicts.fail_on, full=full, sources=[source],
+        facts=_facts(loaded, batch), warnings=loaded.warnings,
     )  # fmt: skip
+    report = probe_report(many, probe, **how) if probe else many_report(many, **how)
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
 
@@ -126,6 +133,15 @@ def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     return some
 
 
+def _demand_one_way(given: own.Given, probed: own.Probed) -> None:
+    """Raise InputError where what the model reads is said twice."""
+    said = {"--text": given.text, "--ids": given.ids, "--probe": probed.probe}
+    flags = [flag for flag, value in said.items() if value is not None]
+    if len(flags) > 1:
+        ways = " and ".join(flags[:2])
+        raise InputError(f"{ways} are two ways to say what the model reads", "choose one")
+
+
 def _batch(loaded: "Loaded", given: own.Given) -> dict[str, Any]:
     """Return what the model reads."""
     from attncli import files
@@ -133,8 +149,6 @@ def _batch(loaded: "Loaded", given: own.Given) -> dict[str, Any]:
 
     if given.ids is None:
         return loading.read_texts(loaded, [loading.text_of(one) for one in given.text or ()])
-    if given.text is not None:
-        raise InputError("--text and --ids are two ways to say what the model reads", "choose one")
     return loading.read_ids(loaded, files.read_tensor(given.ids))
 
 

@@ -106,7 +106,7 @@ class Seed(Group, panel=HEALTH):
         int,
         option(
             metavar="N", callback=at_least_zero,
-            help="Of the upstream gradient, of samples and of --sweep-dim (default: 0).",
+            help="Of the upstream gradient, of samples, --probe and --sweep-dim (default: 0).",
         ),
     ] = 0  # fmt: skip
 
@@ -133,6 +133,19 @@ class Given(Group, panel=MODEL):
     ] = None
     ids: Annotated[
         Text, option(metavar="REF", help="Token ids, (L) or (B, L), in place of --text.")
+    ] = None
+
+
+class Probed(Group, panel=MODEL):
+    """What a model reads that is no text."""
+
+    probe: Annotated[
+        Text,
+        option(
+            metavar="repeat[:N]",
+            help="N random tokens twice (default: 40) in place of --text: which heads find "
+            "repeats (induction, duplicate token, previous token).",
+        ),
     ] = None
 
 
@@ -214,8 +227,8 @@ class Many(
 
 
 class Everything(
-    Problem, HeadDim, Architecture, Given, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine,
-    Layers, Elements, Picked, Map,
+    Problem, HeadDim, Architecture, Given, Probed, Changes, Sweep, Verdicts, Placed, Seed, Header,
+    Engine, Layers, Elements, Picked, Map,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""
 
