@@ -59,6 +59,7 @@ def inspect(
       attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
       attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
+      attncli inspect SmolLM2/ --probe repeat
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:
@@ -68,10 +69,11 @@ def inspect(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
-    if asked.text is not None or asked.ids is not None:
+    reads = asked.reads.said
+    if reads:
         if not bundle or len(bundle) > 1:
             raise InputError(
-                f"--text is for one model, and there are {len(bundle or ())}",
+                f"{reads[0]} is for one model, and there are {len(bundle or ())}",
                 "attncli inspect FOLDER --text 'the cat sat'",
             )
         return call.run(reading, source=bundle[0])

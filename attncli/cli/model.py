@@ -11,7 +11,6 @@ import typer
 
 from attncli.cli import groups, output
 from attncli.cli.groups import inspect as own
-from attncli.cli.groups.model import Given
 from attncli.cli.options import mode
 from attncli.errors import InputError
 from attncli.render import LINES
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
     from attncli.studies.model.loading import Loaded
 
 
-@mode("a model that reads a text (--text, --ids)")
+@mode("a model that reads a text (--text, --ids, --probe)")
 def reading(
     source: str,
     *,
     bundle: own.Bundles,
-    given: Given,
+    given: own.Reads,
     dtype: str | None,
     verdicts: own.Verdicts,
     where: own.Layers,
@@ -50,15 +49,21 @@ def reading(
     from attncli import render
     from attncli.cli.given import model as reads
     from attncli.reports.many import asked_of_heads, layer_report, many_report
+    from attncli.reports.probe import probe_report
     from attncli.reports.selection import selection
     from attncli.studies.captures import Capture
     from attncli.studies.many import Many
     from attncli.studies.model import loading
     from attncli.studies.model.capture import capture
+    from attncli.studies.model.probe import parse, read_probe, words_of
 
     output.keep_inputs(page.target, reads.sources(source, given))
     asked = asked_of_heads(filters=picked.filter or (), sort=picked.sort, map=map)
     limits = verdicts.limits()
+    probe = None if given.probe is None else parse(given.probe)
+    if len(given.said) > 1 and probe:
+        ways = " and ".join(given.said[:2])
+        raise InputError(f"{ways} are two ways to say what the model reads", "choose one")
     failed = False
     with ExitStack() as stack:
         target, kept = page.target, None
@@ -66,7 +71,8 @@ def reading(
             kept = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
         progress = stack.enter_context(render.progress("layers"))
         loaded = loading.load(source, dtype=dtype, device=engine.device)
-        batch = reads.read(loaded, given)
+        words = words_of(loaded) if probe else loaded.tokenizer
+        batch = read_probe(loaded, probe, seed) if probe else reads.read(loaded, given)
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
@@ -89,7 +95,7 @@ def reading(
 
         seen = stack.enter_context(
             capture(
-                loaded.model, told=told, words=loaded.tokenizer, backend=engine.backend,
+                loaded.model, told=told, words=words, backend=engine.backend,
                 device=engine.device, threads=engine.threads,
             )
         )  # fmt: skip
@@ -105,10 +111,11 @@ def reading(
         if page.target and not page.target.replaces_report:
             output.say_wrote(page.target.path, page.target.names)
         raise typer.Exit(int(failed))
-    report = many_report(
-        many, head=elements.head, asked=asked, fail_on=verdicts.fail_on,
-        full=full, sources=[source], facts=_facts(loaded, batch), warnings=loaded.warnings,
+    how: dict[str, Any] = dict(
+        head=elements.head, asked=asked, fail_on=verdicts.fail_on, full=full, sources=[source],
+        facts=_facts(loaded, batch), warnings=loaded.warnings,
     )  # fmt: skip
+    report = probe_report(many, probe, **how) if probe else many_report(many, **how)
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
 

@@ -146,8 +146,13 @@ class Evidence:
 
     @cached_property
     def repeated(self) -> Array:
-        """Which rows with a choice see an earlier occurrence of their token, ``(B, H, Lq)``."""
+        """Which rows with a choice see another occurrence of their token, ``(B, H, Lq)``."""
         return np.asarray(self.chosen & (self.repeats.occurrences[..., 0] > 0))
+
+    @cached_property
+    def followed(self) -> Array:
+        """Which of them see what came after an earlier occurrence, ``(B, H, Lq)``."""
+        return np.asarray(self.chosen & (self.repeats.occurrences[..., 1] > 0))
 
     def known(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return those of the statistics of which this run says enough."""

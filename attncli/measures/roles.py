@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attncli.measures.statistic import STATISTICS
 from attncli.measures.sweep import weights_at
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ MOST = 4  # keys, and offsets, that are looked at
 LOCAL = 0.6  # of the mass within sweep.NEAR positions
 BROAD = 0.7  # of the largest entropy there is
 OFFSETS = {-1: "previous token", 0: "self", 1: "next token"}
-#: Statistics of the rows whose token occurs earlier, what they are called, and which of their keys
+#: Statistics of the rows whose token occurs again, what they are called, and which of their keys
 #: ``Sweep.occurrences`` counts, if any.
 DETECTORS = {
     "induction_mass": ("induction", 1),
@@ -105,8 +106,8 @@ def looks_at(
     offsets = [] if at is None else _offsets(now, b, h, at[b], even)
     fixed = _union(now, b, h, _telling([*keys, *offsets]), 0 if at is None else at[b])
     seen = _telling([*(_labelled(now, b, h, keys, tokens, even) if tokens else keys), *offsets])
-    named = [place.role for place in seen]
-    found = _detected(now, own, b, h, {role.name for role in named}) if self_attention else []
+    found = detected(now, own, b, h, {one.role.name for one in seen}) if self_attention else []
+    named = [one.role for one in seen if not (found and at and _repeats(now, b, h, one, at[b]))]
     local, spread = _mean(own, "local_mass"), own["normalized_entropy"]["median"]
     if not found and not (named and named[0].share >= LOCAL):
         if local >= LOCAL and 9 * even <= local / 1.5 and self_attention:
@@ -199,22 +200,34 @@ def _union(now: Evidence, b: int, h: int, places: Sequence[_Place], at: int) -> 
     return min(total, 1.0)
 
 
-def _detected(now: Evidence, own: Mapping[str, Any], b: int, h: int, named: set[str]) -> list[Role]:
-    """Return what the rows whose token occurs earlier look at, the most first."""
-    rows = int(now.repeated[b, h].sum()) if now.words is not None else 0
-    if rows < FEW:
+def detected(now: Evidence, own: Mapping[str, Any], b: int, h: int, named: set[str]) -> list[Role]:
+    """Return what the rows whose token occurs again look at, the most first."""
+    if now.words is None:
         return []
-    seen, n = now.repeats.occurrences[b, h][now.repeated[b, h]], now.rows.n[b, h]
-    n = n[now.repeated[b, h]]
     roles = []
     for statistic, (name, which) in DETECTORS.items():
-        if statistic not in own:
+        of = getattr(now, STATISTICS[statistic].over)[b, h]
+        rows = int(of.sum())
+        if statistic not in own or rows < FEW:
             continue
-        share = _mean(own, statistic)
-        even = float(np.mean((1 if which is None else seen[:, which]) / n))
+        share, n = _mean(own, statistic), now.rows.n[b, h, of]
+        seen = 1 if which is None else now.repeats.occurrences[b, h, of, which]
+        even = float(np.mean(seen / n))
         if share >= max(SHARE, LIFT * even) and not (which is None and OFFSETS[-1] in named):
             roles.append(Role(name, share, rows=rows))
     return sorted(roles, key=lambda role: -role.share)
+
+
+def _repeats(now: Evidence, b: int, h: int, place: _Place, at: int) -> bool:
+    """Whether an offset is nothing but the distance to a repeat, which a detector names."""
+    if place.offset is None or place.role.name in OFFSETS.values() or now.words is None:
+        return False
+    own, others = (one[b] for one in now.words)
+    i = np.flatnonzero(now.chosen[b, h])
+    j = i + at + place.offset
+    i, j = i[(j >= 1) & (j < len(others))], j[(j >= 1) & (j < len(others))]
+    alike = (own[i] == others[j]) | ((own[i] == others[j - 1]) & (j < i + at))
+    return bool(alike.mean() > SURE) if alike.size else False
 
 
 def _mean(found: Mapping[str, Any], name: str) -> float:

@@ -37,8 +37,8 @@ class Sweep:
     p < 2⁻²⁴, and all of them; near ``(B, H, Lq, 2·NEAR + 1)``: the weight of key i + d at d + NEAR;
     rows ``(B, H)``: how many rows were chosen, those whose lse is not finite left out; diagonals
     ``(B, H, Lq + Lk − 1)``: Σ_i p_ij over the chosen rows of the cells with j = i + n − (Lq − 1),
-    where i counts from 0; repeats ``(B, H, Lq, 2)``: the mass on earlier occurrences of the row's
-    own token, and on the keys after them; occurrences, alike: how many such keys the row sees.
+    where i counts from 0; repeats ``(B, H, Lq, 2)``: the mass on other occurrences of the row's own
+    token, and on the keys after earlier ones; occurrences, alike: how many such keys the row sees.
     """
 
     received: Array
@@ -58,19 +58,19 @@ def mean_distance(placed: Sweep) -> Array:
     return placed.distance
 
 
-@statistic("row", source="Clark et al. 2019")
+@statistic("row", source="Clark et al. 2019", heading="self", kind="percent")
 def diagonal_mass(placed: Sweep) -> Array:
     """The weight of the own position, ``(B, H, Lq)``."""
     return np.asarray(placed.near[..., NEAR])
 
 
-@statistic("row", source="Clark et al. 2019")
+@statistic("row", source="Clark et al. 2019", heading="previous token", kind="percent")
 def previous_mass(placed: Sweep) -> Array:
     """The weight of the position before, ``(B, H, Lq)``."""
     return np.asarray(placed.near[..., NEAR - 1])
 
 
-@statistic("row", source="Clark et al. 2019")
+@statistic("row", source="Clark et al. 2019", heading="next token", kind="percent")
 def next_mass(placed: Sweep) -> Array:
     """The weight of the position after, ``(B, H, Lq)``."""
     return np.asarray(placed.near[..., NEAR + 1])
@@ -99,21 +99,26 @@ def offset_mass(placed: Sweep) -> Array:
     return np.where(known, most / np.maximum(placed.rows, 1), np.nan)
 
 
-@statistic("row", source="Olsson et al. 2022", heading="induction", over="repeated")
+@statistic("row", source="Olsson et al. 2022", heading="induction", kind="percent", over="followed")
 def induction_mass(repeats: Sweep) -> Array:
     """The weight of keys after earlier occurrences of the row's own token, ``(B, H, Lq)``."""
     return np.asarray(repeats.repeats[..., 1])
 
 
-@statistic("row", source="Wang et al. 2022", heading="duplicate token", over="repeated")
+@statistic(
+    "row", source="Wang et al. 2022", heading="duplicate token", kind="percent", over="repeated"
+)
 def duplicate_mass(repeats: Sweep) -> Array:
-    """The weight of earlier occurrences of the row's own token, ``(B, H, Lq)``."""
+    """The weight of other occurrences of the row's own token, ``(B, H, Lq)``."""
     return np.asarray(repeats.repeats[..., 0])
 
 
-@statistic("row", source="Olsson et al. 2022", heading="previous of a repeat", over="repeated")
+@statistic(
+    "row", source="Olsson et al. 2022", heading="previous of a repeat", kind="percent",
+    over="repeated",
+)  # fmt: skip
 def repeat_previous_mass(repeats: Sweep) -> Array:
-    """The weight of the position before, in rows whose token occurs earlier, ``(B, H, Lq)``."""
+    """The weight of the position before, in rows whose token occurs again, ``(B, H, Lq)``."""
     return np.asarray(repeats.near[..., NEAR - 1])
 
 
@@ -316,13 +321,14 @@ class _Walk:
         self.diagonals[start : start + len(sums)] += sums
 
     def _repeats(self, rows: _Rows, e: Array, j0: int, keep: Array | None) -> None:
-        """Add what goes to earlier occurrences of the rows' tokens, and to the keys after them."""
+        """Add the mass on other occurrences of the tokens, and on the keys after earlier ones."""
         assert self.words and self.offset is not None
         own, others = self.words
         for n in range(2):  # 0: the occurrence itself, 1: the key after it
             j = np.arange(j0, j0 + e.shape[1])
             r, c = np.nonzero(own[rows.i0 : rows.i1, None] == others[np.maximum(j - n, 0)])
-            counts = (j[c] >= n) & (j[c] < r + rows.i0 + self.offset)  # earlier than the row
+            place = r + rows.i0 + self.offset
+            counts = (j[c] >= 1) & (j[c] < place) if n else j[c] != place
             if keep is not None:
                 counts &= keep[r, c]
             r, c = r[counts], c[counts]

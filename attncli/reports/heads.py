@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -41,10 +42,10 @@ class Shown:
 
     def cell(self, own: Mapping[str, Any]) -> Any:
         """Return the cell of a head with these statistics (see ``statistic.of_head``)."""
-        low = _known(own[self.name], self.quantile)
+        low = _known(own.get(self.name, math.nan), self.quantile)
         if not self.is_range:
             return low
-        high = _known(own[self.to or self.name], self.high or self.quantile)
+        high = _known(own.get(self.to or self.name, math.nan), self.high or self.quantile)
         return None if low is None or high is None else (low, high)
 
     def column(

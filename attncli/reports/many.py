@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,22 +51,26 @@ def many_report(
     sources: Sequence[str] = (),
     facts: Sequence[str] = (),
     warnings: Sequence[str] = (),
+    lens: Lens | None = None,
 ) -> Report:
     """Return the report on the heads of all layers.
 
     ``layer`` and ``head`` select numbers, as ``0:4,7``; ``asked`` picks among these; its map is of
     the entropy unless it says otherwise. ``fail_on`` is watch or critical: a head that bad makes
     the exit code 1. ``full``: every head is a row. ``sources`` are the files and ``facts`` words of
-    the first line on where all this comes from. Raises InputError where a selection hits nothing.
+    the first line on where all this comes from; ``lens``: what is looked for. Raises InputError
+    where a selection hits nothing.
     """
-    every, asked = many.heads, asked or Picking(STATISTICS)
+    every, asked, lens = many.heads, asked or Picking(STATISTICS), lens or Lens()
     heads = asked.pick(_selected(every, layer, head), facts_of)
+    if lens.first and not asked.sort:
+        heads.sort(key=lens.first)
     count = Counter(one.verdict.level for one in heads)
     seen = _map(heads, asked.map) if asked.map else None
     blocks: list[Block] = []
     if heads:
-        blocks = [*_summary(heads), (seen or _map(heads, MAP)).table]
-        blocks += [_head_table(heads, full, asked)]
+        blocks = [*lens.summary(heads), (seen or _map(heads, lens.map)).table]
+        blocks += [_head_table(heads, full, asked, lens)]
         blocks += reasons(heads, lambda one: one.name, _gravity, TELLING)
     worst = max((LEVELS.index(one.verdict.level) for one in heads), default=0)
     told = [*warnings, *_warnings(many.layers), *_unjudged(heads, bool(asked.tests))]
@@ -185,6 +190,21 @@ def _summary(heads: Sequence[Head]) -> list[Block]:
     return [Text("", lines)] if lines else []
 
 
+@dataclass(frozen=True)
+class Lens:
+    """What a report on heads looks for: its map, its columns, and what is said of all heads.
+
+    ``first`` sorts the heads, also for programs; without it they stand in their order, and in the
+    table the most telling come first. ``words`` say which these are.
+    """
+
+    map: Name = MAP
+    columns: Sequence[Shown] = COLUMNS
+    summary: Callable[[Sequence[Head]], list[Block]] = _summary
+    first: Callable[[Head], Any] | None = None
+    words: str = "the most telling"
+
+
 def _map(heads: Sequence[Head], name: Name) -> Mapped:
     """Return a statistic as a row a layer, the layers of one batch element together."""
     places = sorted({(one.batch or 0, one.at) for one in heads})
@@ -204,12 +224,12 @@ def _map(heads: Sequence[Head], name: Name) -> Mapped:
     return found
 
 
-def _head_table(heads: Sequence[Head], full: bool, asked: Picking) -> Table:
-    ordered = heads if asked.sort or full else sorted(heads, key=_interest)
+def _head_table(heads: Sequence[Head], full: bool, asked: Picking, lens: Lens) -> Table:
+    ordered = heads if asked.sort or lens.first or full else sorted(heads, key=_interest)
     some = ordered if full else ordered[:TELLING]
-    told = asked.shown(COLUMNS)
+    told = asked.shown(lens.columns)
     rows = [[one.verdict.level, *cells(told, facts_of(one)), looks(one.roles)] for one in some]
-    what = asked.words or "the most telling"
+    what = asked.words or lens.words
     part = f"{len(some)} of {counted(len(heads), 'head')}, {what}" if len(some) < len(heads) else ""
     return Table(
         title="batch/layer.head" if heads[0].batch is not None else "layer.head",

@@ -14,7 +14,7 @@ from attncli.engines import DEFAULT
 from attncli.measures.evidence import Evidence
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.pooled import pooled
-from attncli.measures.roles import CONTENT, SHARE, Role
+from attncli.measures.roles import CONTENT, SHARE, Role, detected
 from attncli.measures.statistic import Summaries, of_head
 from attncli.models.finding import telling_parts
 from attncli.models.layouts import numbers
@@ -256,29 +256,33 @@ def _pooled(
         rows = [int(each.sweep.rows[head.batch, h]) for head in own]
         total = sum(rows) or 1
         placed = sum(head.placed * n for head, n in zip(own, rows, strict=True)) / total
-        verdict = judge(together.judged(found, 0, h), placed, policy)
-        judged.append(health.Head(0, h, verdict, _together(own, rows), placed))
+        facts = together.judged(found, 0, h)
+        roles = _together(own, rows)
+        seen = detected(together, facts, 0, h, {role.name for role in roles})
+        places = [role for role in roles if not (seen and role.name in CONTENT)]
+        verdict = judge(facts, placed, policy)
+        judged.append(health.Head(0, h, verdict, (*seen, *places)[:MOST_ROLES], placed))
     return found, tuple(judged)
 
 
 def _together(heads: Sequence[health.Head], rows: Sequence[int]) -> tuple[Role, ...]:
-    """Return the roles that a head has in all batch elements: of the mean of their shares.
+    """Return the places of a head in all batch elements: of the mean of their shares.
 
-    A text in which a place is not named counts as nothing there. That a head looks broadly, or by
-    content, is said where it has no place, as of most rows.
+    A place has its token where that is the same in all. A text in which a place is not named counts
+    as nothing there. That a head looks broadly, or by content, is said where it has no place, as of
+    most rows.
     """
-    summed: dict[tuple[str, str | None], list[tuple[Role, int]]] = {}
+    summed: dict[str, list[tuple[Role, int]]] = {}
     for head, n in zip(heads, rows, strict=True):
         for role in head.roles:
-            summed.setdefault((role.name, role.token), []).append((role, n))
+            if role.rows is None:  # those of repeats are of all rows together
+                summed.setdefault(role.name, []).append((role, n))
     total = sum(rows) or 1
     found, content = [], []
-    for (name, token), some in summed.items():
-        counted = [role.rows for role, _ in some if role.rows is not None]
-        if counted:  # of the rows where it can show
-            share = sum(role.share * (role.rows or 0) for role, _ in some) / sum(counted)
-            found.append(Role(name, share, token, some[0][0].sink, sum(counted)))
-        elif name in CONTENT:
+    for name, some in summed.items():
+        tokens = {role.token for role, _ in some}
+        token = tokens.pop() if len(tokens) == 1 else None
+        if name in CONTENT:
             there = sum(n for _, n in some)
             mean = sum(role.share * n for role, n in some) / max(there, 1)
             content.append((there, Role(name, mean)))
@@ -286,7 +290,7 @@ def _together(heads: Sequence[health.Head], rows: Sequence[int]) -> tuple[Role, 
             share = sum(role.share * n for role, n in some) / total
             found.append(Role(name, share, token, some[0][0].sink))
     found = [role for role in found if role.share >= SHARE]
-    found.sort(key=lambda role: (role.rows is None, -role.share))
+    found.sort(key=lambda role: -role.share)
     if not found and content:
         found = [max(content, key=lambda one: one[0])[1]]
-    return tuple(found[:MOST_ROLES])
+    return tuple(found)

@@ -150,7 +150,7 @@ def test_masses_of_repeats_are_their_definitions(data: Any, mask: str) -> None:
     stage = definition.stages(problem, 0, 0)
     p, keep = stage["weights"], stage["keep"]
     for i in range(length):
-        same = [j for j in range(i) if tokens[j] == tokens[i] and keep[i, j]]
+        same = [j for j in range(length) if j != i and tokens[j] == tokens[i] and keep[i, j]]
         after = [j + 1 for j in range(i - 1) if tokens[j] == tokens[i] and keep[i, j + 1]]
         assert done.repeats[0, 0, i] == pytest.approx([p[i, same].sum(), p[i, after].sum()])
         assert done.occurrences[0, 0, i].tolist() == [len(same), len(after)]

@@ -27,6 +27,7 @@ from attncli.cli.groups.multihead import Architecture, HeadDim
 from attncli.cli.options import (
     FILE,
     HEALTH,
+    MODEL,
     SHOW,
     Group,
     at_least_zero,
@@ -106,7 +107,7 @@ class Seed(Group, panel=HEALTH):
         int,
         option(
             metavar="N", callback=at_least_zero,
-            help="Of the upstream gradient, of samples and of --sweep-dim (default: 0).",
+            help="Of the upstream gradient, of samples, --probe and --sweep-dim (default: 0).",
         ),
     ] = 0  # fmt: skip
 
@@ -117,6 +118,19 @@ class Header(Group, panel=FILE):
     header: Annotated[
         bool, option("--header", help="Shapes, dtypes and bytes alone: no data read.")
     ] = False
+
+
+class Reads(Given, panel=MODEL):
+    """What a model reads: of somebody's, or the standard probe."""
+
+    probe: Annotated[
+        Text,
+        option(
+            metavar="repeat[:N]",
+            help="N random tokens twice (default: 40) in place of --text: which heads find "
+            "repeats (induction, duplicate token, previous token).",
+        ),
+    ] = None
 
 
 class Picked(Group, panel=SHOW):
@@ -197,10 +211,15 @@ class Many(
 
 
 class Everything(
-    Problem, HeadDim, Architecture, Given, Changes, Sweep, Verdicts, Placed, Seed, Header, Engine,
-    Layers, Elements, Picked, Map,
+    Problem, HeadDim, Architecture, Reads, Changes, Sweep, Verdicts, Placed, Seed, Header,
+    Engine, Layers, Elements, Picked, Map,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""
+
+    @property
+    def reads(self) -> Reads:
+        """What a model is to read."""
+        return Reads(**vars(self))
 
 
 DIFFERING = {

@@ -24,6 +24,11 @@ class Given(Group, panel=MODEL):
     ] = None
 
     @property
+    def said(self) -> list[str]:
+        """The flags that say what a model reads."""
+        return [f"--{name}" for name in type(self).members if getattr(self, name) is not None]
+
+    @property
     def anything(self) -> bool:
         """Whether a model is to be run."""
-        return any(value is not None for value in vars(self).values())
+        return bool(self.said)

@@ -249,7 +249,7 @@ def read_ids(loaded: Loaded, ids: Array) -> dict[str, Any]:
 
 def _given(loaded: Loaded, ids: Array, mask: Array, made: Mapping[str, Any]) -> dict[str, Any]:
     torch, config = import_module("torch"), loaded.model.config
-    most = _positions(loaded)
+    most = positions_of(loaded)
     if ids.shape[1] > most:
         raise InputError(
             f"the text has {counted(ids.shape[1], 'token')}, and {type(loaded.model).__name__} "
@@ -270,7 +270,7 @@ def _given(loaded: Loaded, ids: Array, mask: Array, made: Mapping[str, Any]) -> 
     return {name: torch.from_numpy(np.asarray(a, np.int64)).to(device) for name, a in given.items()}
 
 
-def _positions(loaded: Loaded) -> int:
+def positions_of(loaded: Loaded) -> int:
     """Return how many tokens the model has positions for."""
     text = loaded.model.config.get_text_config()
     most = getattr(text, "max_position_embeddings", None) or UNSAID
