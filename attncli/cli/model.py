@@ -63,11 +63,11 @@ def reading(
             kept = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
         progress = stack.enter_context(render.progress("layers"))
         loaded = loading.load(source, dtype=dtype, device=engine.device)
-        batch = _batch(loaded, given)
+        batch = batch_of(loaded, given)
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
-            if chosen is not None and path not in chosen:
+            if some is not None and path not in some:
                 return
             one = many.add(
                 path, problem, labels, batches=selection("--batch", elements.batch, problem.batch)
@@ -94,7 +94,7 @@ def reading(
             policy=limits, seed=seed, backend=engine.backend, device=engine.device,
             threads=engine.threads, among=list(seen.short),
         )  # fmt: skip
-        chosen = _chosen(list(seen.short), where.layer)
+        some = chosen(list(seen.short), where.layer)
         loading.run(loaded, batch)
     if kept and page.target:
         page = replace(page, target=replace(page.target, path=kept.written))
@@ -110,7 +110,7 @@ def reading(
     output.finish(report, page, printed)
 
 
-def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
+def chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     """Return the modules that --layer means, by the numbers in their paths or their places."""
     if layer is None or not paths:
         return None
@@ -126,7 +126,7 @@ def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     return some
 
 
-def _batch(loaded: "Loaded", given: own.Given) -> dict[str, Any]:
+def batch_of(loaded: "Loaded", given: own.Given) -> dict[str, Any]:
     """Return what the model reads."""
     from attncli import files
     from attncli.studies.model import loading
