@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from attncli.attention.view import Labels
     from attncli.cli.given.many import Source, Sources
     from attncli.studies.changes import Paired
-    from attncli.studies.model.loading import Loaded
 
 CAPTURE, CHECKPOINT = "a capture", "a checkpoint"
 WAYS = "expected two captures, two checkpoints, or two folders of transformers with --text"
@@ -54,7 +53,7 @@ def _side(ref: str) -> "tuple[str, Any]":
     return CAPTURE, of_references([ref])
 
 
-@mode("two captures (--compare)")
+@mode("a comparison of two captures")
 def compared(
     before: "Sources",
     after: "Sources",
@@ -69,7 +68,8 @@ def compared(
     page = output.page_of(printed)
 
     from attncli import render
-    from attncli.reports.changes import RUNS, asked_of_changes, changes_report
+    from attncli.reports.changed_heads import RUNS, asked_of_changes
+    from attncli.reports.changes import changes_report
     from attncli.reports.selection import selection
     from attncli.resources import stages
     from attncli.studies.changes import Changes, paired
@@ -147,7 +147,7 @@ def _notes(belong: "Paired", layers: Sequence[Any]) -> list[str]:
     return [*notes, *dict.fromkeys(read)]
 
 
-@mode("two checkpoints (--compare)", "leave it out, or add --text to run both models")
+@mode("a comparison of two checkpoints", "leave it out, or add --text to run both models")
 def compared_weights(
     before: "files.Bundle",
     after: "files.Bundle",
@@ -169,7 +169,8 @@ def compared_weights(
 
     from attncli import render
     from attncli.models import finding
-    from attncli.reports.changes import WEIGHTS, asked_of_changes, changes_report
+    from attncli.reports.changed_heads import WEIGHTS, asked_of_changes
+    from attncli.reports.changes import changes_report
     from attncli.studies.changes import paired
     from attncli.studies.weight_changes import unseen_tensors, weight_changes
 
@@ -208,7 +209,7 @@ def compared_weights(
     output.finish(report, page, printed)
 
 
-@mode("two models that read a text (--compare with --text, --ids)")
+@mode("a comparison of two models that read a text")
 def compared_models(
     source: str,
     *,
@@ -230,7 +231,8 @@ def compared_models(
     page = output.page_of(printed)
 
     from attncli import render
-    from attncli.reports.changes import RUNS, asked_of_changes, changes_report
+    from attncli.reports.changed_heads import RUNS, asked_of_changes
+    from attncli.reports.changes import changes_report
     from attncli.reports.selection import selection
     from attncli.resources import readable_bytes
     from attncli.studies.changes import Changes, Side, Waiting, numbered_call, paired
@@ -289,7 +291,8 @@ def compared_models(
     ]  # fmt: skip
     report = changes_report(
         changes.heads, RUNS, layers=changes.layers, head=elements.head, asked=asked,
-        fail_on=limit, full=full, sources=sources, facts=_facts(loaded, ids["attention_mask"]),
+        fail_on=limit, full=full, sources=sources,
+        facts=[type(loaded.model).__name__, loaded.dtype],
         notes=[*_notes(belong, changes.layers),
                f"{size} of queries, keys and values of {source} waited in a temporary file"],
         warnings=warnings,
@@ -310,7 +313,3 @@ def _demand_same_ids(ids: Any, batch: Any, sources: tuple[str, str]) -> None:
                 f"the text is not the same tokens for both models: {' and '.join(sizes)}{at}",
                 "give what both read by --ids in place of --text",
             )
-
-
-def _facts(loaded: "Loaded", mask: Any) -> list[str]:
-    return [type(loaded.model).__name__, f"{int(mask.sum())} tokens", loaded.dtype]

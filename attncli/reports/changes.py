@@ -5,76 +5,35 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from attncli.errors import InputError, counted, listed
-from attncli.measures.changes import CHANGES, WEIGHT_CHANGES
 from attncli.measures.policy import LEVELS
-from attncli.measures.statistic import STATISTICS, Statistic, flat_names, flat_values
-from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
+from attncli.reports.blocks import Block, Column, Report, Table, sentences
+from attncli.reports.changed_heads import (
+    BEFORE,
+    DIFFERENCE,
+    Kind,
+    facts_of,
+    head_data,
+    records_of,
+)
 from attncli.reports.heads import Shown, cells, reasons
-from attncli.reports.many import COLUMNS, SCHEMA
-from attncli.reports.picking import Mapped, Name, Picking, mapped, picking
+from attncli.reports.many import SCHEMA
+from attncli.reports.picking import Mapped, Name, Picking, mapped
 from attncli.reports.selection import selection
-from attncli.reports.weights import HEAD, REGISTRY
-from attncli.studies.changes import PLACES, Change, LayerChange
-from attncli.studies.health import TOLD
+from attncli.studies.changes import Change, LayerChange
 
 TELLING = 12  # heads that are shown unless all are asked for
 NOTABLE = 0.1  # a change from which on heads are counted, where --fail-on says no other
 MAP = Name("change")
-BEFORE, DIFFERENCE = "_before", "_difference"  # behind the name of a statistic; nothing: after
 MEANING = {
     "runs": "change: the larger of weights (mean Jensen–Shannon distance of a row's weights, 0 to "
     "1) and output (‖o_B − o_A‖/‖o_A‖)",
     "weights": "change: the larger of those of the QK and the OV circuit, ‖M_B − M_A‖_F/‖M_A‖_F, "
     "norm gains and biases of queries and keys within",
 }
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What is compared: the statistics of the change, those of the heads, and what tables show."""
-
-    name: str
-    own: Mapping[str, Statistic]
-    statistics: Mapping[str, Statistic]
-    shown: tuple[Shown, ...]
-    compared: tuple[Shown, ...]
-
-    @property
-    def registry(self) -> dict[str, Statistic]:
-        """All that --filter, --sort and --map know: a statistic is meant as it is after."""
-        found = {**self.own, **self.statistics}
-        for name, one in self.statistics.items():
-            found[name + BEFORE] = replace(one, name=name + BEFORE, heading=f"{one.heading} before")
-            if name not in PLACES:
-                found[name + DIFFERENCE] = replace(
-                    one, name=name + DIFFERENCE, heading=f"{one.heading} difference", kind="number"
-                )
-        return found
-
-
-RUNS = Kind(
-    "runs", CHANGES, {name: STATISTICS[name] for name in TOLD},
-    (Shown("change", keep=20), Shown("js", "mean", sub="JS mean", keep=18),
-     Shown("js", "p95", keep=8), Shown("output_change", keep=17)),
-    COLUMNS,
-)  # fmt: skip
-WEIGHTS = Kind(
-    "weights", WEIGHT_CHANGES, REGISTRY,
-    (Shown("change", keep=20), Shown("qk_change", keep=18), Shown("ov_change", keep=17)),
-    HEAD[:4],
-)  # fmt: skip
-
-
-def asked_of_changes(kind: Kind, **asked: Any) -> Picking:
-    """Return what --filter, --sort and --map ask (see `picking`) of what became of heads.
-
-    Raises InputError for a name that no head has, and for what is no expression.
-    """
-    return picking(kind.registry, ("layer", "batch", "head"), **asked)
 
 
 def changes_report(
@@ -108,9 +67,9 @@ def changes_report(
     words = _sentence(heads, limit, same)
     blocks: list[Block] = []
     if heads and same and not (asked.map or asked.sort or full):
-        blocks = [Text("", [words])]
+        blocks = [sentences(words)]
     elif heads:
-        blocks = [Text("", [words, *_summary(heads)]), seen.table]
+        blocks = [sentences(words, *_summary(heads)), seen.table]
         blocks.append(_head_table(ordered, kind, full, asked))
         turned = [one for one in ordered if one.verdict.level != one.before.verdict.level]
         blocks += reasons(turned, lambda one: one.label, _gravity, TELLING)
@@ -133,25 +92,15 @@ def changes_report(
         command="inspect",
         headline=[
             f"{sources[0]} → {sources[1]}", counted(count, "layer"),
-            f"{counted(len(heads), 'head')}{of}", *facts,
+            f"{counted(len(heads), 'head')}{of}", *_length(layers), *facts,
         ],
         blocks=blocks,
         data=data,
-        records=lambda: seen.records if asked.map else _records(ordered, kind),
+        records=lambda: seen.records if asked.map else records_of(ordered, kind),
         warnings=told,
         notes=said,
         exit_code=int(_fails(heads, fail_on)),
     )  # fmt: skip
-
-
-def facts_of(head: Change, kind: Kind) -> dict[str, Any]:
-    """Return what --filter, --sort and --map know of a head."""
-    before = {name + BEFORE: value for name, value in head.before.statistics.items()}
-    apart = {name + DIFFERENCE: value for name, value in head.difference.items()}
-    return {
-        **before, **head.after.statistics, **apart, **head.found, "layer": head.index,
-        "batch": head.batch or 0, "head": head.head, "verdict": head.verdict.level,
-    }  # fmt: skip
 
 
 def _fails(heads: Sequence[Change], fail_on: str | float | None) -> bool:
@@ -200,11 +149,15 @@ def _sentence(heads: Sequence[Change], limit: float, same: bool) -> str:
         return f"no weights and no outputs changed; these statistics did: {names}"
     layers = _by_layer(heads)
     first = max(layers, key=lambda name: layers[name]["mean"])
-    size = f"{layers[first]['mean']:.3g} on average"
+    size = f"{_size(layers[first]['mean'])} on average"
     named = f"layer {first} changed most ({size}); " if len(layers) > 1 else ""
     above = sum(one.amount > limit for one in known)
     rest = f"{above} of {counted(len(heads), 'head')} changed more than {limit:g}"
-    return f"{named}{rest}, most of all {most.label} ({most.amount:.3g})"
+    return f"{named}{rest}, most of all {most.label} ({_size(most.amount)})"
+
+
+def _size(number: float) -> str:
+    return f"{number:.3g}" if math.isfinite(number) else "∞"
 
 
 def _by_layer(heads: Sequence[Change]) -> dict[str, dict[str, float]]:
@@ -268,6 +221,20 @@ def _warnings(layers: Sequence[LayerChange]) -> list[str]:
     return [*told]
 
 
+def _length(layers: Sequence[LayerChange]) -> list[str]:
+    """Return '19 tokens', or '3 queries, 19 keys', where all layers have as many."""
+    sizes = {(one.before.queries, one.before.keys) for one in layers}
+    if len(sizes) != 1:
+        return []
+    queries, keys = sizes.pop()
+    same = queries == keys
+    return [
+        counted(queries, "token")
+        if same
+        else f"{counted(queries, 'query', 'queries')}, {keys:,} keys"
+    ]
+
+
 def _differences(layers: Sequence[LayerChange]) -> list[str]:
     """Return what else is not the same, as in 'scale 0.125 → 1 (2 layers)'."""
     found: Counter[str] = Counter()
@@ -315,17 +282,17 @@ def _head_table(ordered: Sequence[Change], kind: Kind, full: bool, asked: Pickin
     """Return a row a head: how much changed, then statistics before, after and the difference."""
     some = ordered if full else ordered[:TELLING]
     told = asked.shown((*kind.shown, *_compared(kind)))
-    registry = kind.registry
+    roles = any(map(_roles, some))
     rows = [
-        [*cells(told, facts_of(one, kind)), _verdict(one), _roles(one)] for one in some
+        [*cells(told, facts_of(one, kind)), _verdict(one), *([_roles(one)] * roles)] for one in some
     ]  # fmt: skip
     what = asked.words or "those that changed most"
     part = f"{len(some)} of {counted(len(ordered), 'head')}, {what}"
     return Table(
         title="batch/layer.head" if ordered[0].batch is not None else "layer.head",
         columns=[
-            *(_column(one, registry, kind) for one in told),
-            Column("verdict", "text", keep=16), Column("looks at", "text", keep=15),
+            *(_column(one, kind) for one in told),
+            Column("verdict", "text", keep=96), *([Column("roles", "text", keep=95)] * roles),
         ],
         rows=rows,
         labels=[one.label for one in some],
@@ -337,21 +304,19 @@ def _head_table(ordered: Sequence[Change], kind: Kind, full: bool, asked: Pickin
 
 
 def _compared(kind: Kind) -> list[Shown]:
+    """Return the columns of statistics; where there is little room the difference stays longest."""
+    ends = (BEFORE, "before"), ("", "after"), (DIFFERENCE, "differ.")
     return [
-        replace(one, name=one.name + end, sub=word)
-        for one in kind.compared
-        for end, word in ((BEFORE, "before"), ("", "after"), (DIFFERENCE, "differ."))
+        replace(one, name=one.name + end, sub=word, keep=3 * (one.keep or n) + place)
+        for n, one in zip(range(len(kind.compared), 0, -1), kind.compared, strict=True)
+        for place, (end, word) in enumerate(ends)
     ]
 
 
-def _column(one: Shown, registry: Mapping[str, Statistic], kind: Kind) -> Column:
-    """Return a column; after and difference stand below the heading of before."""
-    found = one.column(registry, False, False, False)
+def _column(one: Shown, kind: Kind) -> Column:
     name = one.name.removesuffix(DIFFERENCE).removesuffix(BEFORE)
-    if one.sub not in ("before", "after", "differ."):
-        return found
-    title = kind.statistics[name].heading if one.sub == "before" else ""
-    return replace(found, title=title)
+    found = one.column(kind.registry, False, False, False)
+    return replace(found, title=kind.statistics[name].heading) if name in kind.statistics else found
 
 
 def _verdict(head: Change) -> str:
@@ -380,57 +345,3 @@ def _summary_data(heads: Sequence[Change], limit: float, same: bool, words: str)
         "verdicts": dict(Counter(filter(None, map(_turned, heads)))),
         "layers": [{"layer": name, **own} for name, own in _by_layer(heads).items()],
     }  # fmt: skip
-
-
-def head_data(head: Change) -> dict[str, Any]:
-    """Return what JSON says of a head.
-
-    verdict, reasons, roles and statistics are those after, ``before`` holds them before.
-    """
-    batch = {} if head.batch is None else {"batch": head.batch}
-    return {
-        "name": head.label, "layer": head.layer, "layer_index": head.index, **batch,
-        "head": head.head, **head.found,
-        "verdict": head.verdict.level, "reasons": head.verdict.reasons,
-        "roles": [role.data for role in head.after.roles],
-        "roles_gained": [role.data for role in head.gained],
-        "roles_lost": [role.data for role in head.lost],
-        "statistics": head.after.statistics, "difference": head.difference,
-        "before": {
-            "verdict": head.before.verdict.level, "reasons": head.before.verdict.reasons,
-            "roles": [role.data for role in head.before.roles],
-            "statistics": head.before.statistics,
-        },
-    }  # fmt: skip
-
-
-def _records(heads: Sequence[Change], kind: Kind) -> Records:
-    """Return a row a head: what changed, then each statistic before, after and the difference."""
-    apart = any(one.batch is not None for one in heads)
-    place = ["layer", "layer_index", *(["batch"] if apart else []), "head"]
-    words = ["verdict_before", "verdict", "reasons", "roles_before", "roles"]
-    known: dict[str, None] = {}  # layers may differ in what is known, as of repeated tokens
-    for one in heads:
-        known |= dict.fromkeys(_flat(one, kind))
-
-    def row(one: Change) -> list[Any]:
-        own = _flat(one, kind)
-        return [
-            one.layer, one.index, *([one.batch] if apart else []), one.head,
-            one.before.verdict.level, one.verdict.level, "; ".join(one.verdict.reasons),
-            ", ".join(role.words for role in one.before.roles),
-            ", ".join(role.words for role in one.after.roles),
-            *(own.get(name) for name in known),
-        ]  # fmt: skip
-
-    return Records([*place, *words, *known], map(row, heads))
-
-
-def _flat(head: Change, kind: Kind) -> dict[str, Any]:
-    """Return the numbers of a head by the names that --filter knows: entropy_difference_p05, …"""
-    facts = facts_of(head, kind)
-    names = [*kind.own] + [
-        name + end for name in kind.statistics for end in (BEFORE, "", DIFFERENCE)
-    ]
-    own = {name: facts[name] for name in names if name in facts}
-    return dict(zip(flat_names(own), flat_values(own), strict=True))
