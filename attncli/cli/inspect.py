@@ -8,8 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from attncli.cli import groups, output
+from attncli.cli.comparing import (
+    CHECKPOINT,
+    compared,
+    compared_models,
+    compared_weights,
+    two_of,
+)
 from attncli.cli.groups import inspect as own
-from attncli.cli.layers import many
+from attncli.cli.layers import many, problems_inside
 from attncli.cli.model import reading
 from attncli.cli.options import Call, Mode, command, mode
 from attncli.errors import InputError
@@ -47,6 +54,10 @@ def inspect(
     BUNDLEs, a folder of them, or one with layers (layers.3.query, …): one report on all heads. A
     head is layer.head; -o saves all as one capture, which compute --layer reads, too.
 
+    BUNDLE --compare OTHER (two captures, checkpoints, or models with --text): what became of each
+    head, largest change first. Change is the larger of the mean Jensen–Shannon distance of its
+    weights and the relative change of its output; of checkpoints, of its QK and OV circuits.
+
     BUNDLE of any other kind, or with --header, --filter GLOB or --sort by what tensors have: a row
     a tensor with shape, dtype, range, NaN, and room in float16.
 
@@ -60,6 +71,7 @@ def inspect(
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
       attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
       attncli inspect SmolLM2/ --probe repeat
+      attncli inspect before.safetensors --compare after.safetensors --fail-on change=0.1
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:
@@ -70,6 +82,9 @@ def inspect(
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
     reads = asked.reads.said
+    if asked.compare is not None:
+        return _compare(call, bundle or [], asked.compare, bool(reads))
+    own.refuse_change(asked.fail_on)
     if reads:
         if not bundle or len(bundle) > 1:
             raise InputError(
@@ -77,7 +92,7 @@ def inspect(
                 "attncli inspect FOLDER --text 'the cat sat'",
             )
         return call.run(reading, source=bundle[0])
-    inside = [] if not bundle or len(bundle) > 1 else _problems_inside(bundle[0])
+    inside = [] if not bundle or len(bundle) > 1 else problems_inside(bundle[0])
     only = inside[0] if len(inside) == 1 else bundle[0] if bundle else None
     listing = header if asked.header else tensors if _about_tensors(asked) else None
     if bundle and (len(bundle) > 1 or (len(inside) > 1 and not listing)):
@@ -112,16 +127,18 @@ def inspect(
     run(found, source=source, hint=None if found is health else _no_query(source))
 
 
-def _problems_inside(path: str) -> list[str]:
-    """Return the files of a folder that may hold problems; none of a checkpoint or a dump."""
-    import os
-
-    if not os.path.isdir(path):
-        return []
-    from attncli import files
-    from attncli.files.sglang import is_dump
-
-    return [] if is_dump(path) else files.captures_in(path)
+def _compare(call: Call, bundle: list[str], other: str, reads: bool) -> None:
+    """Compare one BUNDLE with another; ``reads``: as models that are given a text."""
+    if len(bundle) != 1:
+        raise InputError(
+            f"--compare is for one BUNDLE, and there are {len(bundle)}",
+            "attncli inspect A --compare B; A and B may be folders",
+        )
+    if reads:
+        return call.run(compared_models, source=bundle[0])
+    kind, before, after = two_of(bundle[0], other)
+    mode = compared_weights if kind == CHECKPOINT else compared
+    call.run(mode, before=before, after=after)
 
 
 def _about_tensors(asked: own.Picked) -> bool:

@@ -87,6 +87,18 @@ def many(
     output.finish(report, page, printed)
 
 
+def problems_inside(path: str) -> list[str]:
+    """Return the files of a folder that may hold problems; none of a checkpoint or a dump."""
+    import os
+
+    if not os.path.isdir(path):
+        return []
+    from attncli import files
+    from attncli.files.sglang import is_dump
+
+    return [] if is_dump(path) else files.captures_in(path)
+
+
 def _keep_inputs(page: output.Page, sources: Sequence[str]) -> None:
     """Raise FileError where a capture would overwrite what is read, in one file or in several."""
     from attncli.files.folders import index_of

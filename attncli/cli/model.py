@@ -55,15 +55,12 @@ def reading(
     from attncli.studies.many import Many
     from attncli.studies.model import loading
     from attncli.studies.model.capture import capture
-    from attncli.studies.model.probe import parse, read_probe, words_of
+    from attncli.studies.model.probe import parse, words_of
 
     output.keep_inputs(page.target, reads.sources(source, given))
     asked = asked_of_heads(filters=picked.filter or (), sort=picked.sort, map=map)
     limits = verdicts.limits()
     probe = None if given.probe is None else parse(given.probe)
-    if len(given.said) > 1 and probe:
-        ways = " and ".join(given.said[:2])
-        raise InputError(f"{ways} are two ways to say what the model reads", "choose one")
     failed = False
     with ExitStack() as stack:
         target, kept = page.target, None
@@ -72,11 +69,11 @@ def reading(
         progress = stack.enter_context(render.progress("layers"))
         loaded = loading.load(source, dtype=dtype, device=engine.device)
         words = words_of(loaded) if probe else loaded.tokenizer
-        batch = read_probe(loaded, probe, seed) if probe else reads.read(loaded, given)
+        batch = batch_of(loaded, given, seed)
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
-            if chosen is not None and path not in chosen:
+            if some is not None and path not in some:
                 return
             one = many.add(
                 path, problem, labels, batches=selection("--batch", elements.batch, problem.batch)
@@ -103,7 +100,7 @@ def reading(
             policy=limits, seed=seed, backend=engine.backend, device=engine.device,
             threads=engine.threads, among=list(seen.short),
         )  # fmt: skip
-        chosen = _chosen(list(seen.short), where.layer)
+        some = chosen(list(seen.short), where.layer)
         loading.run(loaded, batch)
     if kept and page.target:
         page = replace(page, target=replace(page.target, path=kept.written))
@@ -120,7 +117,7 @@ def reading(
     output.finish(report, page, printed)
 
 
-def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
+def chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     """Return the modules that --layer means, by the numbers in their paths or their places."""
     if layer is None or not paths:
         return None
@@ -134,6 +131,19 @@ def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
         there = ", ".join(map(str, sorted({*numbers})))
         raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
     return some
+
+
+def batch_of(loaded: "Loaded", given: own.Reads, seed: int) -> dict[str, Any]:
+    """Return what the model is given; InputError for what does not go together."""
+    from attncli.cli.given import model as reads
+    from attncli.studies.model.probe import parse, read_probe
+
+    if given.probe is None:
+        return reads.read(loaded, given)
+    if len(given.said) > 1:
+        ways = " and ".join(given.said[:2])
+        raise InputError(f"{ways} are two ways to say what the model reads", "choose one")
+    return read_probe(loaded, parse(given.probe), seed)
 
 
 def _facts(loaded: "Loaded", batch: dict[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -221,6 +221,33 @@ def layer_facts(layer: Layer) -> WeightFacts:
 
 def circuits_of(layer: Layer) -> Circuits:
     """Return the weights of a layer by head, decomposed."""
+    q, k, v, o, lost, sizes = parts_of(layer)
+    own = np.arange(layer.heads) // (layer.heads // layer.kv_heads)
+    qk = _values(_factors(q), _factors(k)[own])
+    right = _factors(v)[own]
+    ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
+    cosine, other = _similarity(q, k, own)
+    return Circuits(layer, sizes, lost, qk, ov, cosine, other)
+
+
+class Parts(NamedTuple):
+    """The weights of a layer by head, the norm before them and the biases within.
+
+    ``query`` ``(H, D, E + 1)``, ``key`` ``(G, D, Ek + 1)``, ``value`` ``(G, Dv, Ev)``, ``output``
+    ``(H, Dv, Eo)`` or None; ``lost`` and ``sizes`` as of Circuits. Where numbers were lost, 0
+    stands for what is not finite.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    output: Array | None
+    lost: Array
+    sizes: tuple[Array, Array, Array, Array]
+
+
+def parts_of(layer: Layer) -> Parts:
+    """Return the weights of a layer by head."""
     made = layer.projections()
     heads, groups = layer.heads, layer.kv_heads
     q = made.query.reshape(heads, -1, made.query.shape[1])  # (H, D, E)
@@ -240,11 +267,7 @@ def circuits_of(layer: Layer) -> Circuits:
     if lost.any():  # they would stop the decompositions
         q, k, v = (np.nan_to_num(part, nan=0, posinf=0, neginf=0) for part in (q, k, v))
         o = None if o is None else np.nan_to_num(o, nan=0, posinf=0, neginf=0)
-    qk = _values(_factors(q), _factors(k)[own])
-    right = _factors(v)[own]
-    ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
-    cosine, other = _similarity(q, k, own)
-    return Circuits(layer, sizes, lost, qk, ov, cosine, other)
+    return Parts(q, k, v, o, lost, sizes)
 
 
 def _folded(

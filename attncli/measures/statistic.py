@@ -80,14 +80,18 @@ def statistic(
     over: str = "chosen",
     spread: bool = False,
     inner: bool = False,
+    table: dict[str, Statistic] | None = None,
 ) -> Callable[[Formula], Formula]:
-    """Register the formula below as a statistic, by its own name unless another is given."""
+    """Register the formula below as a statistic, by its own name unless another is given.
+
+    ``table`` stands in for STATISTICS and WEIGHTS.
+    """
 
     def register(formula: Formula) -> Formula:
         called = name or formula.__name__
-        table = WEIGHTS if of == "weights" else STATISTICS
-        assert called not in table, f"two statistics are called {called}"
-        table[called] = Statistic(
+        known = (WEIGHTS if of == "weights" else STATISTICS) if table is None else table
+        assert called not in known, f"two statistics are called {called}"
+        known[called] = Statistic(
             called, of, formula, tuple(signature(formula).parameters), unit, source,
             heading or called.replace("_", " "), kind, keep, over, spread, inner,
         )  # fmt: skip

@@ -45,7 +45,7 @@ class Capture:
         self._format = format or os.path.splitext(path)[1].lower()
         self._most = shard if self._format == SHARDED and path != "-" else None
         self._stack = ExitStack()
-        self._spools: list[_Spool] = []
+        self._spools: list[Spool] = []
         self._options: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
@@ -72,13 +72,13 @@ class Capture:
         except OSError as error:
             raise os_error(error, self.path, "write") from None
 
-    def _spool(self) -> _Spool:
+    def _spool(self) -> Spool:
         """Return what the next problem waits in."""
         last = self._spools[-1] if self._spools else None
         if last is None or (self._most is not None and last.size >= self._most):
             folder = os.path.dirname(os.path.realpath(self.path)) if self.path != "-" else None
             stream = self._stack.enter_context(tempfile.TemporaryFile(dir=folder))  # noqa: SIM115
-            last = _Spool(stream)
+            last = Spool(stream)
             self._spools.append(last)
         return last
 
@@ -116,8 +116,8 @@ class Capture:
         return {} if WRITABLE[self._format].options else self._options
 
 
-class _Spool:
-    """Arrays in a temporary file, by name."""
+class Spool:
+    """Arrays in a temporary file, by name; ``size`` in bytes."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self.size = stream, 0

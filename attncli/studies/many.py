@@ -21,7 +21,7 @@ from attncli.models.layouts import numbers
 from attncli.resources import Progress
 from attncli.studies import health
 from attncli.studies.attend import Ran
-from attncli.studies.health import TOLD, examine
+from attncli.studies.health import TOLD, Examination, examine
 
 MOST_ROLES = 3  # of a head, as of one text
 
@@ -122,11 +122,23 @@ class Many:
         all of them together. A name that was there before, as of a layer that is called twice, gets
         a number behind it. Raises AttnError for what cannot be run.
         """
-        labels, p = labels or Labels(), problem
-        done = self._examine(
+        return self.keep(name, self.examine(problem, labels, progress), notes, batches=batches)
+
+    def examine(
+        self, problem: Problem, labels: Labels | None = None, progress: Progress | None = None
+    ) -> Examination:
+        """Return all that is known of a problem; see ``add``."""
+        labels = labels or Labels()
+        return self._examine(
             problem, tokens=labels.key, query_tokens=labels.query, progress=progress
         )
-        found, heads = done.found, done.heads
+
+    def keep(
+        self, name: str, done: Examination, notes: Collection[str] = (), *,
+        batches: Sequence[int] | None = None,
+    ) -> LayerHealth:  # fmt: skip
+        """Keep what an examination says of the heads; see ``add``."""
+        found, heads, p = done.found, done.heads, done.result.problem
         if batches is not None:
             at = list(batches)
             found = {name: _some(values, at) for name, values in found.items()}

@@ -31,14 +31,15 @@ from attncli.cli.options import (
     SHOW,
     Group,
     at_least_zero,
-    one_of,
     option,
     said,
 )
+from attncli.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from attncli.measures.policy import Rule
 
+LEVELS = ("watch", "critical")
 SAVED = ("row_statistics",)
 CAPTURED = ("query", "key", "value")
 
@@ -78,13 +79,50 @@ class Sweep(Group, panel=HEALTH):
     ] = None
 
 
+def _failing(param: typer.CallbackParam, word: str | None) -> str | None:
+    """Let watch, critical, change=NUMBER and None pass."""
+    if word is not None and word not in LEVELS and change_of(word) is None:
+        raise InputError(
+            f"unknown {param.opts[0]} '{word}'",
+            nearest(word, LEVELS, "expected watch, critical or, with --compare, change=0.1"),
+        )
+    return word
+
+
+def change_of(word: str | None) -> float | None:
+    """Return the number of ``change=0.1``, None of anything else."""
+    name, _, number = (word or "").partition("=")
+    try:
+        limit = float(number) if name == "change" else -1.0
+    except ValueError:
+        return None
+    return limit if 0 <= limit < float("inf") else None
+
+
+def limit_of(word: str | None) -> str | float | None:
+    """Return what --fail-on says: a number of a change, a level, or None."""
+    change = change_of(word)
+    return word if change is None else change
+
+
+def refuse_change(word: str | None) -> None:
+    """Raise InputError for a limit of changes where nothing is compared."""
+    if change_of(word) is not None:
+        raise InputError(f"--fail-on {word} has no use without --compare", "add --compare OTHER")
+
+
 class Verdicts(Group, panel=HEALTH):
     """What is sick."""
 
     fail_on: Annotated[
         Text,
-        option(**one_of("watch", "critical"), help="Exit with 1 when a head is as bad as that."),
-    ] = None
+        option(
+            metavar="watch|critical|change=N", callback=_failing,
+            autocompletion=lambda: [*LEVELS, "change=0.1"],
+            help="Exit with 1 when a head is as bad as that; with --compare also when one changed "
+            "by more than N.",
+        ),
+    ] = None  # fmt: skip
     policy: Annotated[
         Text,
         option(
@@ -186,6 +224,21 @@ class Placed(Group, panel=HEALTH):
     ] = None  # fmt: skip
 
 
+class Compared(Group, panel=HEALTH):
+    """What else there is."""
+
+    compare: Annotated[
+        Text,
+        option(
+            metavar="OTHER",
+            help="What became of each head from BUNDLE to OTHER, largest change first: two "
+            "captures, folders of them or checkpoints, or two models with --text or --ids. "
+            "Statistics are those of OTHER; entropy_before, entropy_difference, change, js, "
+            "output_change are names for --sort, --filter and --map.",
+        ),
+    ] = None
+
+
 class Model(Heads, HeadDim, Architecture):
     """How the weights of a checkpoint are to be understood."""
 
@@ -211,7 +264,7 @@ class Many(
 
 
 class Everything(
-    Problem, HeadDim, Architecture, Reads, Changes, Sweep, Verdicts, Placed, Seed, Header,
+    Problem, HeadDim, Architecture, Reads, Compared, Changes, Sweep, Verdicts, Placed, Seed, Header,
     Engine, Layers, Elements, Picked, Map,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""

@@ -1,0 +1,89 @@
+"""Two checkpoints: what became of each head, by the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from attncli.errors import InputError
+from attncli.measures.changes import changes_of_weights
+from attncli.measures.circuits import judged, weight_facts
+from attncli.measures.policy import POLICY, Rule, judge
+from attncli.models.finding import labels as labels_of_layers
+from attncli.models.layer import Layer
+from attncli.resources import Job, Progress, processors, run_jobs, stages
+from attncli.studies.changes import Change, State
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def weight_changes(
+    before: Sequence[Layer], after: Sequence[Layer], *, policy: Sequence[Rule] = POLICY,
+    threads: int | None = None, progress: Progress | None = None,
+) -> list[Change]:  # fmt: skip
+    """Return what became of each head by the weights alone; layers belong together by their places.
+
+    ``threads`` pairs of layers are in memory at a time. Raises InputError where two are not of one
+    size.
+    """
+    for was, now in zip(before, after, strict=True):
+        _demand_alike_weights(was, now)
+    part = stages(progress, (1, 1, 1))
+    sides = []
+    for layers in (before, after):
+        facts = weight_facts(layers, threads=threads, progress=next(part))
+        sides.append([
+            [State({**one.of_head(h), **found}, judge(found, 0.0, policy))
+             for h, found in enumerate(some)]
+            for one, some in zip(facts, judged(facts), strict=True)
+        ])  # fmt: skip
+    found: dict[int, dict[str, Array]] = {}
+
+    def compare(n: int) -> None:
+        found[n] = changes_of_weights(before[n], after[n])
+
+    jobs: list[Job] = [partial(compare, n) for n in range(len(before))]
+    run_jobs(jobs, threads or processors(), limit_blas=True, progress=next(part))
+    labels = labels_of_layers(before)
+    return [
+        Change(
+            f"{labels[n]}.{h}", layer.name, layer.index, n, None, h,
+            {name: array[h].item() for name, array in found[n].items()},
+            sides[0][n][h], sides[1][n][h],
+        )
+        for n, layer in enumerate(before) for h in range(layer.heads)
+    ]  # fmt: skip
+
+
+def _demand_alike_weights(before: Layer, after: Layer) -> None:
+    sizes = [
+        {"heads": one.heads, "head_dim": one.head_dim, "value_dim": one.value_dim,
+         "inputs": one.model_dim, "key inputs": one.key_input, "value inputs": one.value_input,
+         "outputs": one.output_dim}
+        for one in (before, after)
+    ]  # fmt: skip
+    apart = [name for name in sizes[0] if sizes[0][name] != sizes[1][name]]
+    if apart:
+        words = [", ".join(f"{name} {own[name]}" for name in apart) for own in sizes]
+        raise InputError(
+            f"{before.name} has {words[0]} before and {words[1]} after",
+            "expected two checkpoints of one architecture",
+        )
+
+
+def unseen_tensors(before: Layer, after: Layer) -> list[str]:
+    """Return the roles of tensors that differ, or that one has alone, of two layers.
+
+    For layers whose circuits are the same: what `change` does not count, such as output biases.
+    """
+    roles = dict.fromkeys([*before.tensors, *after.tensors])
+    return [
+        role for role in roles
+        if (role in before.tensors) != (role in after.tensors)
+        or not np.array_equal(
+            before.tensor(before.tensors[role]), after.tensor(after.tensors[role]), equal_nan=True
+        )
+    ]  # fmt: skip
