@@ -176,7 +176,10 @@ class Evidence:
         """What whole rows of weights say."""
         from attncli.measures.sample import sample
 
-        return sample(self.problem, self.chosen, seed=self.seed, progress=next(self._stages))
+        return sample(
+            self.problem, self.chosen, seed=self.seed, threads=self.threads,
+            progress=next(self._stages),
+        )  # fmt: skip
 
     @property
     def distances(self) -> Array:

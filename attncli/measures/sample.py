@@ -6,6 +6,7 @@ The largest eigenvalue of the softmax's Jacobian, and how alike the heads are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ import numpy as np
 from attncli.attention.definition import stages
 from attncli.attention.problem import Problem
 from attncli.measures.statistic import statistic
-from attncli.resources import Progress
+from attncli.resources import Job, Progress, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CELLS = 1 << 20  # weights of a head that are looked at
 FEWEST = 8  # rows, however long they are
 PAIR_CELLS = 1 << 26  # weights that all pairs of heads compare
-STEPS = 64  # halvings: down to the last bit of a float64
+PIECE = 1 << 15  # cells that are worked on at once: they stay in a processor's cache
+STEPS = 64  # of an iteration that needs six
+TINY = 1e-300  # has a logarithm, and is lost beside any weight
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,12 @@ class Sample:
 def largest_eigenvalues(p: Array) -> Array:
     """The largest eigenvalue of diag(p) − ppᵀ for each row of ``(n, k)`` probabilities.
 
-    It is the largest root of the secular equation Σ p_i²/(p_i − λ) = 1 (Golub 1973), which lies
-    between p₂ and min(½, p₁(1 − p₁ + p₂)): there the sum grows with λ, so that halving finds it.
-    The term of p₁ less the 1 is (λ − p₁(1 − p₁))/(p₁ − λ), 1 − p₁ the sum of the others.
+    It is the largest root λ of the secular equation Σ p_i²/(p_i − λ) = 1 (Golub 1973), which lies
+    between p₂ and min(½, p₁(1 − p₁ + p₂)). There ψ(λ) = Σ' p_i²/(λ − p_i), of the keys other than
+    the top one, is (λ − p₁(1 − p₁))/(p₁ − λ), 1 − p₁ being the sum of the others. Each step puts
+    r + s/(λ − p₂) with the value and the slope of ψ in its place and solves the quadratic equation
+    (Bunch, Nielsen & Sorensen 1978): it lies above ψ, so that every step ends above the root and
+    the next one below it, closer by squares.
     """
     p = np.array(p, np.float64)
     if not p.shape[1]:
@@ -57,31 +63,54 @@ def largest_eigenvalues(p: Array) -> Array:
     rows, top = np.arange(len(p)), p.argmax(1)
     p1 = p[rows, top]
     p[rows, top] = 0
-    others, low = p.sum(1), p.max(1)
-    high = np.maximum(np.minimum(0.5, p1 * (others + low)), low)
-    squares = p * p
     with np.errstate(all="ignore"):
+        others, p2 = p.sum(1), p.max(1)
+        gaps = p2[:, None] - p  # how far each is below p₂, where t = λ − p₂ is measured from
+        apart = p1 - p2
+        t = np.minimum(0.5, p1 * (others + p2)) - p2
+        within = p2 - p1 * others
+        share = np.empty_like(p)
         for _ in range(STEPS):
-            middle = (low + high) / 2
-            terms = np.divide(squares, p - middle[:, None])
-            sums = np.where(squares > 0, terms, 0).sum(1)
-            above = sums + (middle - p1 * others) / (p1 - middle) > 0
-            high, low = np.where(above, middle, high), np.where(above, low, middle)
-            if np.all(high - low <= np.spacing(high)):
+            np.add(gaps, t[:, None], out=share)
+            np.divide(p, share, out=share)
+            slope = np.vecdot(share, share)
+            r, s = np.vecdot(p, share) - slope * t, slope * t * t
+            half = within - r * apart + s
+            root = np.sqrt(half * half + 4 * (1 + r) * s * apart)
+            after = np.where(half > 0, 2 * s * apart / (half + root), (root - half) / (2 + 2 * r))
+            moved = t - after
+            t = np.where(moved > 0, after, t)  # NaN and rounding move nothing
+            if not np.any(moved > 2 * np.spacing(p2 + t)):
                 break
-    return np.asarray((low + high) / 2)
+        return np.asarray(p2 + np.where(t > 0, t, 0) + 0 * p1)
 
 
-def jensen_shannon(p: Array, q: Array, entropy_p: Array, entropy_q: Array) -> Array:
-    """The Jensen–Shannon distance, 0 to 1, of each row of two ``(n, k)``; entropies ``(n,)``."""
-    nats = np.maximum(entropies((p + q) / 2) - (entropy_p + entropy_q) / 2, 0)
-    return np.asarray(np.sqrt(np.minimum(nats / np.log(2), 1)))
+def all_distances(p: Array) -> Array:
+    """The Jensen–Shannon distance, 0 to 1, of every two heads in each row.
 
+    p ``(H, n, k)`` → ``(H, H, n)``; NaN in rows that hold one. It is the root of
+    ½ Σ a ln a + ½ Σ b ln b − Σ m ln m with m = (a + b)/2, in bits.
+    """
+    heads, n, width = p.shape
+    p = p + TINY  # 0 ln 0 is 0
+    some = max(1, PIECE // max(1, n * width))
+    sums, logs = np.empty((2, min(some, heads), n, width))
 
-def entropies(p: Array) -> Array:
-    """−Σ p ln p of each row of ``(n, k)``."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(-np.where(p > 0, p * np.log(p), np.where(p == 0, 0, np.nan)).sum(-1))
+    def of_sums(a: Array, b: Array) -> Array:
+        """Return Σ s ln s with s = a + b, ``(…, n)``."""
+        s = np.add(a, b, out=sums[: len(a)])
+        return np.asarray(np.vecdot(s, np.log(s, out=logs[: len(a)])))
+
+    starts = range(0, heads, some)
+    own = np.concatenate([of_sums(p[at : at + some], p[at : at + some]) for at in starts])
+    found = np.zeros((heads, heads, n))
+    for a in range(1, heads):
+        for at in range(0, a, some):
+            to = min(at + some, a)
+            nats = (own[at:to] + own[a]) / 4 - of_sums(p[at:to], p[a]) / 2
+            distance = np.sqrt(np.clip(nats / np.log(2), 0, 1))
+            found[a, at:to] = found[at:to, a] = distance
+    return found
 
 
 @statistic("row", source="Golub 1973", heading="largest eigenvalue", keep=1)
@@ -115,35 +144,53 @@ def _known(distances: Array) -> Array:
 
 
 def sample(
-    problem: Problem, chosen: Array, *, seed: int = 0, progress: Progress | None = None
-) -> Sample:
+    problem: Problem, chosen: Array, *, seed: int = 0, threads: int | None = None,
+    progress: Progress | None = None,
+) -> Sample:  # fmt: skip
     """Look at whole rows of weights. chosen: bool ``(B, H, Lq)``, the rows that may be sampled."""
     p = problem
     pairs = max(1, p.heads * (p.heads - 1) // 2)
     most = max(FEWEST, min(CELLS, PAIR_CELLS // pairs) // max(1, p.keys))
     spectral = np.full((p.batch, p.heads, p.queries), np.nan)
-    distances = np.full((p.batch, p.heads, p.heads), np.nan)
-    rng, looked, total = np.random.default_rng(seed), 0, 0
+    total, blocks = 0, []
+    rng = np.random.default_rng(seed)
+    some = max(FEWEST, PIECE // max(1, p.keys))
     for b in range(p.batch):
         rows = np.flatnonzero(chosen[b].any(0))
         total += len(rows)
         if len(rows) > most:
             rows = np.sort(rng.choice(rows, most, replace=False))
-        looked += len(rows)
-        if not len(rows):
-            continue
-        weights = []
-        for h in range(p.heads):
-            found = _probabilities(p, b, h, rows)
-            ours = chosen[b, h, rows]
-            spectral[b, h, rows[ours]] = largest_eigenvalues(found[ours])
-            weights.append(found)
-            if progress:
-                progress((b + (h + 1) / p.heads / 2) / p.batch)
-        distances[b] = _all_distances(weights, chosen[b][:, rows])
-        if progress:
-            progress((b + 1) / p.batch)
+        blocks += [_Block(p, b, rows[at : at + some]) for at in range(0, len(rows), some)]
+    looked = sum(len(block.rows) for block in blocks)
+    tiny = looked * p.heads * p.keys <= 1 << 16
+    jobs: list[Job] = [partial(block.run, chosen, spectral) for block in blocks]
+    run_jobs(jobs, 1 if tiny else threads or processors(), not tiny, progress)
+    summed, count = np.zeros((2, p.batch, p.heads, p.heads))
+    for block in blocks:  # in order, so that threads change nothing
+        summed[block.b] += block.summed
+        count[block.b] += block.count
+    distances = np.where(count > 0, summed / np.maximum(count, 1), np.nan)
     return Sample(spectral, distances, looked, total, seed)
+
+
+class _Block:
+    """Some rows of a batch element: the distances of all heads, summed, and of how many rows."""
+
+    def __init__(self, p: Problem, b: int, rows: Array) -> None:
+        self.p, self.b, self.rows = p, b, rows
+        self.summed = np.zeros((p.heads, p.heads))
+        self.count = np.zeros((p.heads, p.heads), np.int64)
+
+    def run(self, chosen: Array, spectral: Array) -> None:
+        p, rows = self.p, self.rows
+        ours = chosen[self.b][:, rows]
+        weights = np.stack([_probabilities(p, self.b, h, rows) for h in range(p.heads)])
+        for h, own in enumerate(ours):
+            spectral[self.b, h, rows[own]] = largest_eigenvalues(weights[h, own])
+        apart = all_distances(weights)
+        both = ours[:, None] & ours & np.isfinite(apart)
+        both[np.diag_indices(p.heads)] = False
+        self.summed, self.count = np.where(both, apart, 0).sum(-1), both.sum(-1)
 
 
 def _probabilities(p: Problem, b: int, h: int, rows: Array) -> Array:
@@ -152,18 +199,3 @@ def _probabilities(p: Problem, b: int, h: int, rows: Array) -> Array:
     if p.sink is None:
         return weights
     return np.column_stack([weights, np.maximum(1 - weights.sum(1), 0)])
-
-
-def _all_distances(weights: list[Array], chosen: Array) -> Array:
-    """Return the mean distance of every pair of heads, ``(H, H)``; chosen: ``(H, n)``."""
-    found = np.full((len(weights), len(weights)), np.nan)
-    own = [entropies(p) for p in weights]
-    for a in range(len(weights)):
-        for c in range(a):
-            both = chosen[a] & chosen[c] & np.isfinite(own[a]) & np.isfinite(own[c])
-            if both.any():
-                apart = jensen_shannon(
-                    weights[a][both], weights[c][both], own[a][both], own[c][both]
-                )
-                found[a, c] = found[c, a] = apart.mean()
-    return found
