@@ -52,6 +52,11 @@ def weights_in(bundle: Bundle, said: bool = False) -> dict[str, Bundle]:
             if not _is_word(name) or looks_like_weights(bundle.tensors[name], square=False)
         }  # fmt: skip
     notes = bundle.notes
+    if said and not bundle.tensors:
+        raise FileError(
+            f"{bundle.source} holds no tensor",
+            "models give their attentions with attn_implementation='eager' alone",
+        )
     if not named:
         nameless = all(part.isdecimal() for name in bundle.tensors for part in _parts(name))
         looks = nameless and bundle.tensors and all(_likely(bundle))
@@ -69,7 +74,7 @@ def weights_in(bundle: Bundle, said: bool = False) -> dict[str, Bundle]:
     for name, layer in named.items():
         own = {other.rpartition(".")[2]: other for other in others if _goes_along(other, name)}
         alone = _alone(replace(bundle, notes=notes), name, own)
-        for number, one in _split(alone, bundle.tensors[name] if bundle.tensors else None):
+        for number, one in _split(alone, bundle.tensors[name]):
             found[".".join(filter(None, (layer, number)))] = one
     return found
 
@@ -146,9 +151,9 @@ def _alone(bundle: Bundle, name: str, own: Mapping[str, str]) -> Bundle:
     )  # fmt: skip
 
 
-def _split(bundle: Bundle, array: Array | None) -> Iterator[tuple[str, Bundle]]:
+def _split(bundle: Bundle, array: Array) -> Iterator[tuple[str, Bundle]]:
     """Yield the layers of weights ``(layers, B, H, Lq, Lk)`` by number; others as they are."""
-    if array is None or array.ndim != LAYERS:
+    if array.ndim != LAYERS:
         yield "", bundle
         return
     assert isinstance(bundle.tensors, Lazy)

@@ -28,7 +28,7 @@ def headline(result: Result) -> list[str]:
     if problem.sink is not None and problem.scored:
         sinks = sorted(set(problem.sink.tolist()))
         facts.append(f"sink {sinks[0]:.4g}" if len(sinks) == 1 else "a sink per head")
-    if not problem.mask.trivial:
+    if not problem.mask.trivial and (problem.scored or problem.mask.text):
         lengths = problem.mask.extent.lengths
         said = [f"mask {problem.mask.text}"] if problem.mask.text else []
         said += [f"kv lengths {', '.join(map(str, lengths))}"] if lengths else []

@@ -140,7 +140,7 @@ class Many:
             self._new(name),
             p.shapes, p.batch, p.queries, p.keys, p.kv_heads, p.scale if p.scored else None,
             p.scale_source, p.softcap,
-            p.mask.text or ("" if p.mask.trivial or extent.lengths else "given"),
+            p.mask.text or ("given" if p.scored and not (p.mask.trivial or extent.lengths) else ""),
             done.result.engine, (done.sample.rows, done.sample.total), done.missing, found, heads,
             None if batches is None else tuple(batches), tuple(done.result.warnings), tuple(notes),
         )  # fmt: skip
