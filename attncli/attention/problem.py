@@ -85,6 +85,7 @@ class Problem:
     cache: Family | None = None  # of past_key and past_value, where it was not the query's
     unturned: tuple[Array, Array] | None = None  # query and key before RoPE, where there is one
     real: Array | None = None  # which queries are no padding, (B, Lq), where somebody said it
+    scored: bool = True  # False: only the weights are known, and query, key and value stand in
 
     @property
     def caches(self) -> Family:
@@ -118,6 +119,15 @@ class Problem:
     @property
     def value_width(self) -> int:
         return int(self.value.shape[3])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of what is known by name, as they came in."""
+        if self.scored:
+            names = ("query", "key", "value")
+            return {name: self.family.restore(getattr(self, name)).shape for name in names}
+        whole = np.broadcast_to(0, (self.batch, self.heads, self.queries, self.keys))
+        return {"weights": self.family.restore_rows(whole).shape}
 
     @property
     def real_rows(self) -> Array:

@@ -58,6 +58,9 @@ def inspect(
     head, largest change first. Change is the larger of the mean Jensen–Shannon distance of its
     weights and the relative change of its output; of checkpoints, of its QK and OV circuits.
 
+    BUNDLE with attention weights alone (output_attentions=True, BertViz, a matrix in CSV): what
+    needs no scores, and which mask their zeros look like.
+
     BUNDLE of any other kind, or with --header, --filter GLOB or --sort by what tensors have: a row
     a tensor with shape, dtype, range, NaN, and room in float16.
 
@@ -76,6 +79,13 @@ def inspect(
     """
     if asked.sweep_dim is not None:
         return call.run(sweep)
+    if asked.attention_weights is not None:
+        if bundle or asked.query is not None:
+            raise InputError(
+                "--attention-weights is all that is inspected, and there is another input",
+                f"leave it out: attncli inspect --attention-weights {asked.attention_weights}",
+            )
+        bundle = [asked.attention_weights]
     if not bundle and asked.query is None:
         raise InputError(
             "nothing to inspect: no BUNDLE and no --query",
@@ -94,6 +104,7 @@ def inspect(
         return call.run(reading, source=bundle[0])
     inside = [] if not bundle or len(bundle) > 1 else problems_inside(bundle[0])
     only = inside[0] if len(inside) == 1 else bundle[0] if bundle else None
+    weights = asked.attention_weights is not None
     listing = header if asked.header else tensors if _about_tensors(asked) else None
     if bundle and (len(bundle) > 1 or (len(inside) > 1 and not listing)):
         call.check(many)
@@ -119,11 +130,16 @@ def inspect(
     if source is None or asked.query is not None:
         return run(health, source=source)
     fewest = 2 if asked.layer is None else 1  # of layers, that they are spoken of as such
+    from attncli.files.attentions import weights_in
+
     found = _recognised(source, fewest)
-    if found is many:
+    alone = weights_in(source, weights) if weights or found is tensors else {}
+    if found is many or len(alone) >= fewest:
         from attncli.cli.given.many import of_bundle
 
-        return call.run(many, **vars(of_bundle(source, fewest)))
+        return call.run(many, **vars(of_bundle(source, fewest, weights)))
+    if alone:
+        found, source = health, next(iter(alone.values()))
     run(found, source=source, hint=None if found is health else _no_query(source))
 
 
@@ -225,10 +241,8 @@ def _answering(
     asked: own.Asked, page: output.Page, full: bool = False
 ) -> "Callable[..., tuple[Report, Labels]]":
     """Return what makes the report on one bundle; policy and what-ifs are read here, once."""
-    from dataclasses import replace
-
-    from attncli.cli.given import attention
     from attncli.cli.given.view import view
+    from attncli.cli.given.weights import gather, posed
     from attncli.reports.health import inspect_report
     from attncli.reports.selection import select
     from attncli.studies import what_if
@@ -242,12 +256,9 @@ def _answering(
     def answer(
         source: "files.Bundle | None", progress: Callable[[float], None] | None = None
     ) -> "tuple[Report, Labels]":
-        given = attention.gather(source, asked)
+        given = gather(source, asked)
         output.keep_inputs(page.target, given.sources)
-        problem = given.pose()
-        if asked.query_start is not None:
-            problem = replace(problem, mask=problem.mask.placed(asked.query_start))
-        labels = given.labels(problem)
+        problem, labels, notes = posed(given, asked.query_start)
         seen = view(problem, asked, full=full)
         examined = examine(
             problem, tokens=labels.key, query_tokens=labels.query,
@@ -257,7 +268,7 @@ def _answering(
         )  # fmt: skip
         report = inspect_report(
             examined, labels, seen, asked=picked, fail_on=asked.fail_on,
-            include=include, notes=given.notes,
+            include=include, notes=notes,
         )  # fmt: skip
         return report, labels
 
@@ -406,9 +417,4 @@ def _tensors(source: "files.Bundle", **how: Any) -> "Report":
     if roles and "query" not in source.by_role:
         missing = f"{' and '.join(roles)} but no query: its tensors, not its attention (-q REF)"
         report = replace(report, notes=(*report.notes, missing))
-    if list(source.tensors) == [""] and not how["header"]:
-        from attncli.cli.given.looks import WEIGHTS_NOTE, looks_like_weights
-
-        if looks_like_weights(source.tensors[""]):
-            report = replace(report, notes=(*report.notes, WEIGHTS_NOTE))
     return report

@@ -132,7 +132,7 @@ def _examined(
     capture: "Capture | None", progress: "Progress",
 ) -> "Iterator[LayerHealth | AttnError]":  # fmt: skip
     """Yield each problem when it is examined and saved, or the error that names it."""
-    from attncli.cli.given import attention
+    from attncli.cli.given.weights import gather, posed
     from attncli.reports.selection import selection
     from attncli.resources import stages
 
@@ -140,14 +140,11 @@ def _examined(
     for source in found:
         part = next(parts, None)
         try:
-            given = attention.gather(source.load(), asked.problem)
+            given = gather(source.load(), asked.problem)
             _keep_inputs(page, given.sources)
-            problem = given.pose()
-            if asked.query_start is not None:
-                problem = replace(problem, mask=problem.mask.placed(asked.query_start))
-            labels = given.labels(problem)
+            problem, labels, notes = posed(given, asked.query_start)
             one = together.add(
-                source.name, problem, labels, given.notes, progress=part,
+                source.name, problem, labels, notes, progress=part,
                 batches=selection("--batch", asked.batch, problem.batch),
             )  # fmt: skip
             if capture:

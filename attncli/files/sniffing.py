@@ -40,6 +40,10 @@ def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> 
         traces.refuse_definition(options, source)
         if traces.is_workload(options):
             return traces.posed(found)
+    if row.name in ("json", "html"):
+        from attncli.files import bertviz
+
+        return bertviz.of_view(found)
     if row.name == "torch":
         from attncli.files import sglang
 

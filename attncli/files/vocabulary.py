@@ -113,7 +113,10 @@ ROLES: Mapping[str, Role] = {
     ),
     # -- results, which are no input to the next command
     "head_outputs": Role(("heads",)),
-    "weights": Role(("weights", "attn_weights")),
+    "weights": Role(
+        ("weights", "attn_weights", "attentions", "attention_weights", "attention_probs",
+         "encoder_attentions", "decoder_attentions", "cross_attentions", "hook_pattern")
+    ),
     "output": Role(("output", "out", "o")),
     "lse": Role(("lse", "softmax_lse", "logsumexp")),
     "grad_output": Role(("grad_output", "dout", "do")),

@@ -15,7 +15,7 @@ import numpy as np
 from attncli.attention.definition import stages
 from attncli.attention.problem import Problem
 from attncli.measures.circuits import Parts, parts_of
-from attncli.measures.sample import CELLS, FEWEST, PAIR_CELLS, entropies, jensen_shannon
+from attncli.measures.sample import CELLS, FEWEST, PAIR_CELLS, all_distances
 from attncli.measures.statistic import Statistic, statistic
 from attncli.models.layer import Layer
 
@@ -123,7 +123,7 @@ def _apart(before: Array, after: Array) -> Array:
     """Return the distance of each row of two ``(n, k)``."""
     known = [np.isfinite(one).all(1) for one in (before, after)]
     with np.errstate(invalid="ignore"):
-        found = jensen_shannon(before, after, entropies(before), entropies(after))
+        found = all_distances(np.stack([before, after]))[0, 1]
     return np.where(known[0] & known[1], found, np.where(known[0] | known[1], 1, np.nan))
 
 

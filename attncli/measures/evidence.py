@@ -96,6 +96,12 @@ class Evidence:
         """The running sums in float64."""
         return self.sums.astype(np.float64)
 
+    @property
+    def scored(self) -> Rows:
+        """The same, of what depends on the scores themselves."""
+        assert self.problem.scored, "nothing says the scores of this run"
+        return self.rows
+
     @cached_property
     def real(self) -> Array:
         """Which rows are no padding, ``(B, H, Lq)``."""
@@ -156,20 +162,29 @@ class Evidence:
 
     def known(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return those of the statistics of which this run says enough."""
+        names = tuple(names)
+        missing = self.missing(names)
+        return tuple(name for name in names if name not in missing)
+
+    def missing(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the others by name, and what each would need that this run does not say."""
         said = {
             "repeats": self.words, "repeated": self.words, "norms": self.norms or None,
             "floor": self.floor, "added": self.added, "output": self.output, "sweep": self.lse,
-            "placed": self.lse,
+            "placed": self.lse, "scored": self.problem.scored or None,
         }  # fmt: skip
         unsaid = {need for need, what in said.items() if what is None}
 
-        def enough(name: str) -> bool:
-            needs = STATISTICS[name].needs
-            return all(need not in unsaid for need in needs) and all(
-                enough(need) for need in needs if need in STATISTICS and not hasattr(self, need)
-            )
+        def lacks(name: str) -> str | None:
+            for need in STATISTICS[name].needs:
+                if need in unsaid:
+                    return need
+                inner = need in STATISTICS and not hasattr(type(self), need)
+                if inner and (lack := lacks(need)):
+                    return lack
+            return None
 
-        return tuple(filter(enough, names))
+        return {name: lack for name in names if (lack := lacks(name))}
 
     @cached_property
     def sample(self) -> Sample:
@@ -194,7 +209,8 @@ class Evidence:
         if name not in self._made:
             one = STATISTICS[name]
             with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-                self._made[name] = one.formula(*map(self._needed, one.needs))
+                spare = {name: self._needed(name) for name in self.known(one.spare)}
+                self._made[name] = one.formula(*map(self._needed, one.needs), **spare)
         return self._made[name]
 
     def _needed(self, name: str) -> Any:
@@ -231,5 +247,5 @@ class Evidence:
 
     def judged(self, found: Summaries, b: int, h: int) -> dict[str, Any]:
         """Return what ``policy.judge`` takes of one head: what is told, and what is judged only."""
-        inner = {one.name: self.values(one.name) for one in STATISTICS.values() if one.inner}
-        return of_head(found | inner, b, h)
+        inner = self.known(one.name for one in STATISTICS.values() if one.inner)
+        return of_head(found | {name: self.values(name) for name in inner}, b, h)

@@ -150,15 +150,18 @@ def nonfinite_outputs(output: Array, real: Array) -> Array:
 
 
 @statistic("head", unit="rows", kind="count")
-def nonfinite_scores(rows: Rows, real: Array) -> Array:
+def nonfinite_scores(scored: Rows, real: Array) -> Array:
     """How many rows have such a score, before softcap and bias, ``(B, H)``."""
-    return np.asarray((real & ~np.isfinite(rows.amax)).sum(-1))
+    return np.asarray((real & ~np.isfinite(scored.amax)).sum(-1))
 
 
 @statistic("head", kind="percent", inner=True)
 def nonfinite_share(
-    nonfinite: Array, nonfinite_outputs: Array, nonfinite_scores: Array, real: Array
-) -> Array:
+    nonfinite: Array, real: Array, nonfinite_outputs: Array | None = None,
+    nonfinite_scores: Array | None = None,
+) -> Array:  # fmt: skip
     """Share of the rows with any of these three, the most frequent, ``(B, H)``."""
-    lost = np.maximum(np.maximum(nonfinite, nonfinite_outputs), nonfinite_scores)
+    lost = nonfinite
+    for others in (nonfinite_outputs, nonfinite_scores):
+        lost = lost if others is None else np.maximum(lost, others)
     return np.asarray(lost / np.maximum(real.sum(-1), 1))

@@ -111,11 +111,11 @@ def first_key_mass(rows: Rows) -> Array:
 
 
 @of_rows(source="Derrida 1981")
-def logit_std_ratio(rows: Rows) -> Array:
+def logit_std_ratio(scored: Rows) -> Array:
     """σ/√(2 ln n) of the row's visible scores; above 1 a few of n random ones take all."""
-    n = np.maximum(rows.n, 2)
-    spread = np.sqrt(np.maximum(rows.m2, 0) / n)
-    return np.where(rows.n > 1, spread / np.sqrt(2 * np.log(n)), np.nan)
+    n = np.maximum(scored.n, 2)
+    spread = np.sqrt(np.maximum(scored.m2, 0) / n)
+    return np.where(scored.n > 1, spread / np.sqrt(2 * np.log(n)), np.nan)
 
 
 @statistic("head", unit="rows", heading="saturated", kind="percent", keep=8)
@@ -125,17 +125,17 @@ def saturated_share(max_weight: Array, chosen: Array) -> Array:
 
 
 @statistic("head", source="Kimi K2 2025", heading="max logit", keep=8)
-def logit_max(rows: Rows, real: Array) -> Array:
+def logit_max(scored: Rows, real: Array) -> Array:
     """The largest magnitude of a visible score (scaled, before softcap and bias), ``(B, H)``."""
-    seen = real & (rows.n > 0)
-    largest = np.where(seen, rows.amax, 0).max(-1, initial=0)
+    seen = real & (scored.n > 0)
+    largest = np.where(seen, scored.amax, 0).max(-1, initial=0)
     return np.where(seen.any(-1), largest, np.nan)
 
 
 @statistic("head", keep=4)
-def logit_std(rows: Rows, real: Array) -> Array:
+def logit_std(scored: Rows, real: Array) -> Array:
     """Standard deviation of the visible scores, ``(B, H)``."""
-    return pooled_std(rows, real & (rows.n > 0))
+    return pooled_std(scored, real & (scored.n > 0))
 
 
 @statistic("head", inner=True, keep=9)

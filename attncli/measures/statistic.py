@@ -34,7 +34,8 @@ WEIGHTS: dict[str, Statistic] = {}
 class Statistic:
     """What is known of one statistic.
 
-    ``formula`` takes what its parameters name: evidence, or other statistics. It makes
+    ``formula`` takes what its parameters name: evidence, or other statistics; those of ``spare``,
+    which have the default None, only where they are known. It makes
     ``(B, H, Lq)`` of rows, ``(B, G, Lk)`` of keys, ``(B, H)`` of heads and ``(H,)`` of weights.
     ``over`` names the rows or keys that are summed up: chosen (they have a choice), real (no
     padding) or keys; ``spread`` adds the coefficient of variation. ``heading`` and ``kind`` are
@@ -46,6 +47,7 @@ class Statistic:
     of: Of
     formula: Callable[..., Any]
     needs: tuple[str, ...]
+    spare: tuple[str, ...]
     unit: str
     source: str
     heading: str
@@ -91,8 +93,10 @@ def statistic(
         called = name or formula.__name__
         known = (WEIGHTS if of == "weights" else STATISTICS) if table is None else table
         assert called not in known, f"two statistics are called {called}"
+        asked = signature(formula).parameters.values()
         known[called] = Statistic(
-            called, of, formula, tuple(signature(formula).parameters), unit, source,
+            called, of, formula, tuple(p.name for p in asked if p.default is p.empty),
+            tuple(p.name for p in asked if p.default is None), unit, source,
             heading or called.replace("_", " "), kind, keep, over, spread, inner,
         )  # fmt: skip
         return formula

@@ -19,15 +19,16 @@ LONGEST_MASK = 48
 def headline(result: Result) -> list[str]:
     """Return the facts of the first line: shapes in words, scale, mask, engine."""
     problem, engine = result.problem, result.engine
-    facts = [_shapes_in_words(problem), _scale_in_words(problem)]
+    scale = _scale_in_words(problem) if problem.scored else problem.scale_source
+    facts = [_shapes_in_words(problem), scale]
     if problem.rope is not None:
         facts.append(f"RoPE {problem.rope.text}")
     if problem.softcap is not None:
         facts.append(f"softcap {problem.softcap:.4g}")
-    if problem.sink is not None:
+    if problem.sink is not None and problem.scored:
         sinks = sorted(set(problem.sink.tolist()))
         facts.append(f"sink {sinks[0]:.4g}" if len(sinks) == 1 else "a sink per head")
-    if not problem.mask.trivial:
+    if not problem.mask.trivial and (problem.scored or problem.mask.text):
         lengths = problem.mask.extent.lengths
         said = [f"mask {problem.mask.text}"] if problem.mask.text else []
         said += [f"kv lengths {', '.join(map(str, lengths))}"] if lengths else []
@@ -54,7 +55,10 @@ def _shapes_in_words(problem: Problem) -> str:
         parts.append(text)
     rows, keys = counted(problem.queries, "query", "queries"), counted(problem.keys, "key")
     past = f" ({problem.past} of them past)" if problem.past else ""
-    parts += [f"{rows} × {keys}{past}", f"width {problem.width}"]
+    parts.append(f"{rows} × {keys}{past}")
+    if not problem.scored:
+        return ", ".join(parts)
+    parts.append(f"width {problem.width}")
     if problem.value_width != problem.width:
         parts.append(f"values of width {problem.value_width}")
     return ", ".join(parts)
@@ -76,17 +80,14 @@ def facts_of(result: Result) -> dict[str, Any]:
             "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
             "threads": engine.threads, "kernel": engine.kernel,
         },
-        "shapes": {
-            name: list(problem.family.restore(getattr(problem, name)).shape)
-            for name in ("query", "key", "value")
-        },
-        "scale": problem.scale,
+        "shapes": {name: list(shape) for name, shape in problem.shapes.items()},
+        "scale": problem.scale if problem.scored else None,
         "scale_source": problem.scale_source,
         "softcap": problem.softcap,
         "mask": problem.mask.text or None,
         "warnings": list(result.warnings),
     }  # fmt: skip
-    if problem.sink is not None:
+    if problem.sink is not None and problem.scored:
         data["sink"] = problem.sink
     if problem.rope is not None:  # no option's name: a query that is read back is turned already
         data["rope_applied"] = problem.rope.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -42,10 +41,10 @@ class Shown:
 
     def cell(self, own: Mapping[str, Any]) -> Any:
         """Return the cell of a head with these statistics (see ``statistic.of_head``)."""
-        low = _known(own.get(self.name, math.nan), self.quantile)
+        low = _known(own.get(self.name), self.quantile)
         if not self.is_range:
             return low
-        high = _known(own.get(self.to or self.name, math.nan), self.high or self.quantile)
+        high = _known(own.get(self.to or self.name), self.high or self.quantile)
         return None if low is None or high is None else (low, high)
 
     def column(
@@ -83,9 +82,14 @@ def cells(shown: Sequence[Shown], own: Mapping[str, Any]) -> list[Any]:
     return [one.cell(own) for one in shown]
 
 
+def known(shown: Sequence[Shown], found: Sequence[Mapping[str, Any]]) -> tuple[Shown, ...]:
+    """Return the columns of what some of these heads, by their statistics, know."""
+    return tuple(one for one in shown if any(one.name in own for own in found))
+
+
 def _known(value: Any, quantile: str) -> Any:
     number = value[quantile] if isinstance(value, Mapping) else value
-    return None if number != number else number
+    return None if number is None or number != number else number
 
 
 def alike(own: Mapping[str, Any], name: str) -> str | None:

@@ -25,10 +25,12 @@ from attncli.reports.heads import (
     columns,
     first,
     head_name,
+    known,
     looks,
     reasons,
     telling,
 )
+from attncli.reports.missing import demand_known, in_words, not_known
 from attncli.reports.picking import Picking, mapped
 from attncli.reports.selection import select
 from attncli.studies.effects import OVERALL, Effect, Overall
@@ -68,6 +70,7 @@ def inspect_report(
     """
     problem = examined.result.problem
     chosen, asked = set(select(problem, view).pairs), asked or Picking(STATISTICS)
+    demand_known(asked, [examined.found], examined.missing)
     facts = partial(_facts, examined)
     heads = [head for head in examined.heads if (head.batch, head.head) in chosen]
     heads = asked.pick(heads, facts)
@@ -81,7 +84,7 @@ def inspect_report(
         blocks.append(_head_table(examined, heads, view, asked))
         blocks += reasons(heads, partial(_name, examined), _gravity, LINES)
         scale, what_ifs = _over(examined, heads)
-        blocks += [_scale_table(scale), sentences(scale_sentence(scale))]
+        blocks += [_scale_table(scale), sentences(scale_sentence(scale))] if scale else []
         blocks += [_what_if_table(scale[examined.today], what_ifs)] if what_ifs else []
     arrays = _row_statistics(examined) if "row_statistics" in include else {}
     worst = max((LEVELS.index(head.verdict.level) for head in heads), default=0)
@@ -129,17 +132,24 @@ def _first_line(problem: Problem, heads: Sequence[Head], count: Counter[str]) ->
 
 
 def _how(examined: Examination) -> list[str]:
-    """Return how gradients and samples were made."""
-    kind, _, seed = examined.grad_output.partition(":")
-    made = f"a random normal upstream gradient dO (seed {seed or 0})" if kind == "random" else kind
-    lines = [f"gradients for {made}"]
+    """Return how gradients and samples were made, and which statistics are not known."""
+    lines = _gradients(examined) if examined.result.problem.scored else []
     sample = examined.sample
     if not sample.whole:
-        lines[0] += (
-            f" · Jacobian's largest eigenvalue and head similarity from {sample.rows:,} of "
+        looked = (
+            f"Jacobian's largest eigenvalue and head similarity from {sample.rows:,} of "
             f"{sample.total:,} rows (seed {sample.seed})"
         )
+        lines = [" · ".join([*lines, looked])]
+    if not examined.result.problem.scored:
+        lines += not_known(examined.missing)
     return lines
+
+
+def _gradients(examined: Examination) -> list[str]:
+    kind, _, seed = examined.grad_output.partition(":")
+    made = f"a random normal upstream gradient dO (seed {seed or 0})" if kind == "random" else kind
+    return [f"gradients for {made}"]
 
 
 # -- the heads --------------------------------------------------------------------------------
@@ -191,7 +201,7 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked:
         shown, part, gap = first(heads, asked.words, view.full)
     else:
         shown, part, gap = telling(heads, ill, _gravity, what, view.full)
-    told = asked.shown(HEAD)
+    told = known(asked.shown(HEAD), [examined.found])
     rows = [
         [
             head.verdict.level,
@@ -334,16 +344,19 @@ def _data(
         "command": "inspect",
         **facts_of(result),
         "notes": list(notes),
-        "grad_output": examined.grad_output,
+        "grad_output": examined.grad_output if result.problem.scored else None,
         "sample": {"rows": sample.rows, "of": sample.total, "seed": sample.seed},
         "summary": {level: count[level] for level in LEVELS}
         | {"findings": findings_of(heads), "looks_at": places_of(heads)},
         "heads": [_head_data(examined, head) for head in heads],
         "scale_effect": [_effect_data(one, heads, "scale") for one in examined.scale if heads],
-        "scale_sentence": scale_sentence(_over(examined, heads)[0]) if heads else None,
+        "scale_sentence": scale_sentence(_over(examined, heads)[0])
+        if heads and examined.scale else None,
     }  # fmt: skip
     if examined.what_ifs:
         data["what_if"] = [_effect_data(effect, heads, "what") for effect in examined.what_ifs]
+    if not result.problem.scored:
+        data["missing"] = {name: in_words(n) for name, n in examined.missing.items()}
     if "row_statistics" in include:
         data["row_statistics"] = _row_statistics(examined)
     return data

@@ -14,8 +14,9 @@ from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import CONTENT, DETECTORS
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
-from attncli.reports.heads import Shown, cells, columns, looks, reasons
+from attncli.reports.heads import Shown, cells, columns, known, looks, reasons
 from attncli.reports.health import findings_of, places_of
+from attncli.reports.missing import demand_known, in_words, not_known
 from attncli.reports.picking import Mapped, Name, Picking, mapped, picking
 from attncli.reports.selection import selection
 from attncli.studies.health import TOLD
@@ -62,6 +63,7 @@ def many_report(
     where a selection hits nothing.
     """
     every, asked, lens = many.heads, asked or Picking(STATISTICS), lens or Lens()
+    demand_known(asked, *_found(many.layers))
     heads = asked.pick(_selected(every, layer, head), facts_of)
     if lens.first and not asked.sort:
         heads.sort(key=lens.first)
@@ -78,7 +80,8 @@ def many_report(
     def data() -> Mapping[str, Any]:
         return {
             "schema": SCHEMA, "command": "inspect", "sources": list(sources),
-            "warnings": told, "notes": _notes(many), "grad_output": f"random:{many.seed}",
+            "warnings": told, "notes": _notes(many),
+            "grad_output": f"random:{many.seed}" if _scored(many.layers) else None,
             "summary": {level: count[level] for level in LEVELS}
             | {"findings": findings_of(heads), "looks_at": places_of(heads)},
             "layers": [layer_data(one) for one in many.layers],
@@ -110,6 +113,8 @@ def layer_report(
     What other layers there are is not known yet: ``asked`` picks among its own heads.
     """
     every = heads_of(layer, label, index)
+    if asked:
+        demand_known(asked, *_found([layer]))
     heads = (asked or Picking(STATISTICS)).pick(_selected(every, None, head), facts_of)
     count = Counter(one.verdict.level for one in heads)
     worst = max((LEVELS.index(one.verdict.level) for one in heads), default=0)
@@ -177,7 +182,8 @@ def _span(numbers: Sequence[int], one: str, many: str) -> str:
 
 
 def _engines(layers: Sequence[LayerHealth]) -> list[str]:
-    return list(dict.fromkeys(f"{one.engine.backend} {one.engine.dtype}" for one in layers))
+    alone = [] if _scored(layers) else ["attention weights alone"]
+    return [*alone, *dict.fromkeys(f"{one.engine.backend} {one.engine.dtype}" for one in layers)]
 
 
 def _summary(heads: Sequence[Head]) -> list[Block]:
@@ -227,7 +233,7 @@ def _map(heads: Sequence[Head], name: Name) -> Mapped:
 def _head_table(heads: Sequence[Head], full: bool, asked: Picking, lens: Lens) -> Table:
     ordered = heads if asked.sort or lens.first or full else sorted(heads, key=_interest)
     some = ordered if full else ordered[:TELLING]
-    told = asked.shown(lens.columns)
+    told = known(asked.shown(lens.columns), [one.layer.found for one in heads])
     rows = [[one.verdict.level, *cells(told, facts_of(one)), looks(one.roles)] for one in some]
     what = asked.words or lens.words
     part = f"{len(some)} of {counted(len(heads), 'head')}, {what}" if len(some) < len(heads) else ""
@@ -270,16 +276,31 @@ def _interest(head: Head) -> tuple[Any, ...]:
 
 def _notes(many: Many) -> list[str]:
     lines = list(dict.fromkeys(note for layer in many.layers for note in layer.notes))
-    made = f"gradients for a random normal upstream gradient dO (seed {many.seed})"
+    alone = [one for one in many.layers if one.scale is None]
+    made = [f"gradients for a random normal upstream gradient dO (seed {many.seed})"]
+    made *= _scored(many.layers)
     looked, total = (sum(one.sampled[n] for one in many.layers) for n in range(2))
     if looked < total:
-        made += (
-            f" · Jacobian's largest eigenvalue and head similarity from {looked:,} of {total:,} "
-            "rows"
+        made.append(
+            f"Jacobian's largest eigenvalue and head similarity from {looked:,} of {total:,} rows"
         )
     if any(one.batch > 1 and one.batches is None for one in many.layers):
-        made += " · rows of all batch elements together (--batch takes them apart)"
-    return [*lines, made]
+        made.append("rows of all batch elements together (--batch takes them apart)")
+    lines += [" · ".join(made)] if made else []
+    return [*lines, *dict.fromkeys(text for one in alone for text in not_known(one.missing))]
+
+
+def _scored(layers: Sequence[LayerHealth]) -> bool:
+    """Whether any layer is more than attention weights alone."""
+    return not layers or any(one.scale is not None for one in layers)
+
+
+def _found(layers: Sequence[LayerHealth]) -> tuple[list[Mapping[str, Any]], Mapping[str, str]]:
+    """Return the statistics of each layer, and what the others of layers of weights alone need."""
+    alone = [one.missing for one in layers if one.scale is None]
+    return [one.found for one in layers], {
+        name: why for some in alone for name, why in some.items()
+    }
 
 
 def _warnings(layers: Sequence[LayerHealth]) -> list[str]:
@@ -319,8 +340,12 @@ def layer_data(layer: LayerHealth) -> dict[str, Any]:
                    "kernel": layer.engine.kernel},
         "shapes": {name: list(shape) for name, shape in layer.shapes.items()},
         "scale": layer.scale, "scale_source": layer.scale_source, "softcap": layer.softcap,
-        "mask": layer.mask or None,
+        "mask": layer.mask or None, **({"missing": _missing(layer)} if layer.scale is None else {}),
     }  # fmt: skip
+
+
+def _missing(layer: LayerHealth) -> dict[str, str]:
+    return {name: in_words(need) for name, need in layer.missing.items()}
 
 
 def head_data(head: Head) -> dict[str, Any]:

@@ -111,9 +111,8 @@ class Result:
     def evidence(self) -> Evidence:
         """What statistics are made from; only of a result with row_statistics."""
         assert self.rows is not None
-        return Evidence(
-            self.problem, self.rows, self.attended.lse, self.attended.output, self.gradient_norms
-        )
+        output = self.attended.output if self.problem.scored else None
+        return Evidence(self.problem, self.rows, self.attended.lse, output, self.gradient_norms)
 
     @cached_property
     def gradients(self) -> Gradients | None:

@@ -17,7 +17,7 @@ import numpy as np
 from attncli import files
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
-from attncli.errors import FileError
+from attncli.errors import FileError, InputError
 from attncli.files.folders import index_of, shard_name
 from attncli.files.formats import WRITABLE
 from attncli.files.formats.entry import native, os_error
@@ -58,6 +58,11 @@ class Capture:
 
     def add(self, name: str, problem: Problem, labels: Labels | None = None) -> None:
         """Keep the tensors of a problem below the prefix ``name``, which must be new."""
+        if not problem.scored:
+            raise InputError(
+                f"{name} is attention weights alone: it has no {', '.join(self.include)} to save",
+                "leave -o out",
+            )
         along = carried(problem, self.include, past_apart=False)
         if name in self._options:
             raise FileError(f"{self.path}: two problems are called '{name}'", "rename one of them")

@@ -11,6 +11,7 @@ import numpy as np
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
 from attncli.engines import DEFAULT
+from attncli.errors import InputError
 from attncli.measures import outputs, rows, sample, sweep
 from attncli.measures.evidence import Evidence, told, words_of
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
@@ -22,7 +23,7 @@ from attncli.studies import what_if
 from attncli.studies.attend import Result
 from attncli.studies.effects import VANISHED, Effect, effect
 from attncli.studies.part import Part, part_of
-from attncli.studies.runs import median_gradient, run_both_ways, run_rounded
+from attncli.studies.runs import median_gradient, run_both_ways, run_forward, run_rounded
 from attncli.studies.what_if import WhatIf
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -65,6 +66,11 @@ class Examination:
         return self.evidence.row_values(self.found)
 
     @property
+    def missing(self) -> Mapping[str, str]:
+        """The statistics that are not told, and what each would need."""
+        return self.evidence.missing(TOLD)
+
+    @property
     def sample(self) -> Sample:
         """What whole rows of weights said, and how many were looked at."""
         return self.evidence.sample
@@ -93,24 +99,35 @@ def examine(
     verdict depends on them. ``changed`` are the (batch, head) pairs whose scale is changed, and
     that what-ifs are about (default: all); what depends on that is NaN of others. Without
     ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``.
+    Of attention weights alone there are no effects, no what-ifs and no gradients.
     Problems of at most EXACT cells are computed in float64, since float32 cannot hold the gradient
     of a saturated row. Raises AttnError for what cannot be run.
     """
     p = problem
+    effects = effects and p.scored
     if p.batch * p.heads * p.queries * p.keys <= EXACT:
         p = replace(p, dtype=np.dtype(np.float64))
-    auto = what_if.with_scale(p, "auto")
+    auto = what_if.with_scale(p, "auto") if p.scored else p
     scales: dict[float, Problem] = {}
     for one in (auto, *([what_if.with_scale(p, "none")] if effects else ()), p):
         scales.setdefault(one.scale, one)
     # the runs, then what their statistics need, about as long as a run, then the what-ifs
     stage = stages(progress, [1] * (len(scales) + 1 + len(what_ifs)))
 
+    if what_ifs and not p.scored:
+        raise InputError(
+            f"what if {what_ifs[0].text}? Of attention weights alone nobody knows",
+            "give query and key, or leave it out",
+        )
     part = part_of(p, changed)
     upward = upstream(grad_output, p)
     everything = part_of(p)
 
     def run(one: Problem, of: Part = part) -> Result:
+        if not one.scored:
+            return run_forward(
+                one, backend=backend, device=device, threads=threads, progress=next(stage)
+            )
         return run_both_ways(
             of.problem(one), of.of(upward), backend=backend, device=device, threads=threads,
             progress=next(stage),
@@ -121,8 +138,9 @@ def examine(
         scale: (result if scale == p.scale else run(one)).evidence for scale, one in scales.items()
     }
     parts = {scale: everything if scale == p.scale else part for scale in runs}
-    floor = _floor(problem, runs[auto.scale], parts[auto.scale])
-    runs = {scale: replace(one, floor=parts[scale].of(floor)) for scale, one in runs.items()}
+    if p.scored:
+        floor = _floor(problem, runs[auto.scale], parts[auto.scale])
+        runs = {scale: replace(one, floor=parts[scale].of(floor)) for scale, one in runs.items()}
     apart = p.mask.extent.apart
     queries = query_tokens or (tokens if p.queries == p.keys else None)
     runs[p.scale] = now = replace(

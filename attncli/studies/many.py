@@ -31,7 +31,8 @@ class LayerHealth:
     """What is known of one problem: ``heads`` are judged, ``found`` their statistics by name.
 
     ``batches`` are the batch elements that these are of, ``(len(batches), H)``, or None where all
-    are taken together, ``(1, H)``. ``shapes`` are those of query, key and value as they came in;
+    are taken together, ``(1, H)``. ``missing`` are the statistics that are not there, and what each
+    would need. ``shapes`` are those of query, key and value, or of the weights, as they came in;
     ``queries`` and ``keys`` how many there are, ``batch`` how many batch elements.
     """
 
@@ -41,12 +42,13 @@ class LayerHealth:
     queries: int
     keys: int
     kv_heads: int
-    scale: float
+    scale: float | None
     scale_source: str
     softcap: float | None
     mask: str
     engine: Ran
     sampled: tuple[int, int]
+    missing: Mapping[str, str]
     found: Summaries
     heads: tuple[health.Head, ...]
     batches: tuple[int, ...] | None
@@ -145,13 +147,13 @@ class Many:
             heads = tuple(head for b in at for head in heads if head.batch == b)
         elif p.batch > 1:
             found, heads = _pooled(done.evidence, heads, self._policy)
-        family, extent = p.family, p.mask.extent
+        extent = p.mask.extent
         layer = LayerHealth(
             self._new(name),
-            {n: family.restore(getattr(p, n)).shape for n in ("query", "key", "value")},
-            p.batch, p.queries, p.keys, p.kv_heads, p.scale, p.scale_source, p.softcap,
-            p.mask.text or ("" if p.mask.trivial or extent.lengths else "given"),
-            done.result.engine, (done.sample.rows, done.sample.total), found, heads,
+            p.shapes, p.batch, p.queries, p.keys, p.kv_heads, p.scale if p.scored else None,
+            p.scale_source, p.softcap,
+            p.mask.text or ("given" if p.scored and not (p.mask.trivial or extent.lengths) else ""),
+            done.result.engine, (done.sample.rows, done.sample.total), done.missing, found, heads,
             None if batches is None else tuple(batches), tuple(done.result.warnings), tuple(notes),
         )  # fmt: skip
         self.layers.append(layer)

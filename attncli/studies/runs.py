@@ -16,7 +16,20 @@ from attncli.studies.attend import Result, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-WANT = ("output", "lse", "row_statistics", "gradients", "gradient_norms")
+FORWARD = ("output", "lse", "row_statistics")
+WANT = (*FORWARD, "gradients", "gradient_norms")
+
+
+def run_forward(
+    problem: Problem, *, backend: str = DEFAULT, device: str = "auto", threads: int | None = None,
+    progress: Progress | None = None,
+) -> Result:  # fmt: skip
+    """Run attention without its gradients, in the arithmetic's precision."""
+    result = run(
+        replace(problem, result_dtype=problem.dtype), backend=backend, device=device,
+        threads=threads, want=FORWARD, progress=progress,
+    )  # fmt: skip
+    return replace(result, problem=problem)
 
 
 def run_both_ways(

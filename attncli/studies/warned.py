@@ -24,9 +24,17 @@ def warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
         found.append(
             f"{int(dead.sum())} of {dead.size} rows see no key; their output is 0 and they are "
             f"left out of the statistics. The first is (batch, head, query) {_first(dead)}"
+            if problem.scored
+            else f"{int(dead.sum())} of {dead.size} rows are all 0: they see no key and are left "
+            f"out of the statistics. The first is (batch, head, query) {_first(dead)}"
         )
     lost = np.isnan(lse) | np.isposinf(lse)
-    if not found and known_lse and lost.any():
+    if not problem.scored and lost.any():
+        found.append(
+            f"{int(lost.sum())} of {lost.size} rows have weights that are NaN or infinite. The "
+            f"first is (batch, head, query) {_first(lost)}"
+        )
+    elif not found and known_lse and lost.any():
         found.append(
             f"{int(lost.sum())} of {lost.size} rows have scores that are NaN or infinite, though "
             f"query and key are finite: they overflow {problem.dtype.name}, or the mask adds such "

@@ -36,7 +36,7 @@ VALUES = {
     ), "rtol": "0", "atol": "0",
     "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
-    "text": "a", "ids": "positions.npy", "probe": "repeat:4",
+    "text": "a", "ids": "positions.npy", "probe": "repeat:4", "attention_weights": "weights.npy",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what
@@ -66,6 +66,7 @@ def write_files(folder: Path) -> None:
     (folder / "x.ndjson").write_text(f"{x}\n{x}\n")
     many = {f"layers.{n}.{name}": array * (n + 1) for n in range(2) for name, array in qkv.items()}
     np.savez(folder / "layers.npz", **many)
+    np.save(folder / "weights.npy", np.full((2, 3, 3), 1 / 3))
     layer = {name: rng.normal(size=(8, 8)) for name in ("wq", "wk", "wv", "wo")}
     np.savez(folder / "layer.npz", **layer)
     (folder / "config.json").write_text('{"num_attention_heads": 4}')  # beside the layer

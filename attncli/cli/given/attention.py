@@ -19,13 +19,13 @@ from attncli.cli.given import calls
 from attncli.cli.given import names as given_names
 from attncli.cli.given.expected import Theirs, expected_of
 from attncli.cli.given.expressions import maskers_of
-from attncli.cli.given.looks import WEIGHTS_NOTE, looks_like_weights
 from attncli.cli.given.names import DTYPES, without_role
 from attncli.cli.given.reader import Array, Reader, is_number, is_word, numbers
 from attncli.cli.given.rope import rope_of
 from attncli.cli.given.sequences import Call
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.errors import InputError
+from attncli.files.attentions import NO_QUERY, looks_like_weights
 from attncli.files.bundle import Bundle
 
 
@@ -127,7 +127,7 @@ def _note_what_is_missing(reader: Reader, call: Call) -> None:
         both = "key and value are" if call.value is None else "key is"
         reader.notes.append(f"{both} missing: the query is used")
         if call.value is None and looks_like_weights(call.query):
-            reader.notes.append(WEIGHTS_NOTE)
+            reader.notes.append(NO_QUERY)
     elif call.value is None:
         reader.notes.append("value is missing: the key is used")
 

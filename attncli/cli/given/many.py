@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 
 from attncli import files
 from attncli.errors import AttnError, FileError, InputError, listed, nearest, numbered
+from attncli.files.attentions import ROLE, weights_in
 from attncli.files.bundle import Bundle, path_of, prefixes
 from attncli.studies.many import indices_of, labels_of
 
@@ -30,9 +31,13 @@ class Sources:
     warnings: tuple[str, ...] = ()
 
 
-def of_bundle(bundle: Bundle, fewest: int = 2) -> Sources:
-    """Return the problems of one file of layers, by what stands before their tensors."""
-    layers = files.problems_of(bundle, fewest)
+def of_bundle(bundle: Bundle, fewest: int = 2, weights: bool = False) -> Sources:
+    """Return the problems of one file of layers, by what stands before their tensors.
+
+    ``weights``: somebody said that its tensors are attention weights.
+    """
+    layers = {} if weights else files.problems_of(bundle, fewest)
+    layers = layers or {name or ROLE: one for name, one in weights_in(bundle, weights).items()}
     found = tuple(Source(name, partial(layers.__getitem__, name)) for name in layers)
     return Sources(found, (path_of(bundle),))
 
@@ -53,7 +58,10 @@ def of_references(references: Sequence[str]) -> Sources:
 
     @lru_cache(1)  # the layers of a file come one after the other
     def opened(path: str) -> dict[str, Bundle]:
-        return files.problems_of(files.read(path))
+        return layers_of(files.read(path))
+
+    def layers_of(bundle: Bundle) -> dict[str, Bundle]:
+        return files.problems_of(bundle) or weights_in(bundle)
 
     def layer_of(path: str, layer: str) -> Bundle:
         return opened(path)[layer]
@@ -62,10 +70,10 @@ def of_references(references: Sequence[str]) -> Sources:
     warnings = []
     for path, name in zip(paths, names, strict=True):
         bundle = files.read(path)
-        layers = files.problems_of(bundle)
-        if layers:
+        layers = layers_of(bundle)
+        if len(layers) > 1:
             found += [Source(f"{name}.{one}", partial(layer_of, path, one)) for one in layers]
-        elif path not in optional or _holds_problem(bundle):
+        elif layers or path not in optional or _holds_problem(bundle):
             found.append(Source(name, partial(files.read, path)))
         else:
             warnings.append(f"{path} is not read: it has no query")

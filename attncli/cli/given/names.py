@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 from attncli import files
 from attncli.errors import InputError, listed, numbered
+from attncli.files.attentions import weights_in
 from attncli.files.bundle import Bundle, path_of, prefixes
 from attncli.files.vocabulary import BYSTANDERS, PLAYED, RESULTS, ROLES, TENSOR, slips
 
@@ -114,6 +115,11 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
             f"{bundle.source} is a result of {command} without its query: "
             f"it holds {listed(names) or 'no tensors'}",
             "write it with --include query,key,value",
+        )
+    if weights_in(bundle):
+        return InputError(
+            f"{bundle.source} has attention weights and no query",
+            f"what they say alone: attncli inspect {path_of(bundle)}",
         )
     return InputError(
         f"{bundle.source} has no tensor named query (or q, hidden_states, x); "

@@ -29,6 +29,7 @@ from attncli.cli.options import (
     HEALTH,
     MODEL,
     SHOW,
+    TENSORS,
     Group,
     at_least_zero,
     option,
@@ -158,6 +159,19 @@ class Header(Group, panel=FILE):
     ] = False
 
 
+class Weights(Group, panel=TENSORS):
+    """What is left where nobody has kept queries and keys."""
+
+    attention_weights: Annotated[
+        Text,
+        option(
+            metavar="REF",
+            help="Attention weights alone, whatever they are called, in place of BUNDLE: (Lq, Lk), "
+            "(H, Lq, Lk), (B, H, Lq, Lk), all layers (N, B, H, Lq, Lk), or a tensor a layer.",
+        ),
+    ] = None
+
+
 class Reads(Given, panel=MODEL):
     """What a model reads: of somebody's, or the standard probe."""
 
@@ -247,13 +261,13 @@ class Health(Changes, Verdicts, Placed, Seed):
     """What is asked of attention."""
 
 
-class Asked(Problem, Health, Engine, Elements, Picked, Map):
+class Asked(Problem, Weights, Health, Engine, Elements, Picked, Map):
     """All that one answer depends on."""
 
 
 class Many(
-    Layout, Heads, Mask, Padding, Polarity, Attention, Rope, Labels, Verdicts, Placed, Seed, Engine,
-    Layers, Elements, Picked, Map,
+    Weights, Layout, Heads, Mask, Padding, Polarity, Attention, Rope, Labels, Verdicts, Placed,
+    Seed, Engine, Layers, Elements, Picked, Map,
 ):  # fmt: skip
     """All that a report on many layers depends on: what it says of one, it says of each."""
 
@@ -264,7 +278,8 @@ class Many(
 
 
 class Everything(
-    Problem, HeadDim, Architecture, Reads, Compared, Changes, Sweep, Verdicts, Placed, Seed, Header,
+    Problem, Weights, HeadDim, Architecture, Reads, Compared, Changes, Sweep, Verdicts, Placed,
+    Seed, Header,
     Engine, Layers, Elements, Picked, Map,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""

@@ -76,6 +76,7 @@ _CSV = re.compile(
     rb"(?:\xef\xbb\xbf)?\s*" + _NUMBER + rb"(?:[ \t]*[,;\t\n\r]|[ ]+)\s*" + rb"[\d.+\-ni]",
     re.IGNORECASE,
 )
+_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:script|div|!doctype|html|body|head)\b", re.IGNORECASE)
 #: The fields of a TensorProto that come first: dims one by one, then a data_type.
 _ONNX = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])*\x10[\x01-\x17][\x22-\x72]", re.DOTALL)
 
@@ -110,6 +111,10 @@ FORMATS = (
     Format(
         "csv", "CSV", (".csv", ".tsv"), lambda head, _: bool(_CSV.match(head)), binary=False,
         writes=False, many=False,
+    ),
+    Format(
+        "html", "HTML of BertViz", (".html",), lambda head, _: bool(_HTML.match(head)),
+        binary=False, writes=False,
     ),
     Format(
         "onnx", "ONNX tensors", (".pb",), lambda head, _: bool(_ONNX.match(head)), writes=False,
