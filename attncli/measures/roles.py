@@ -32,12 +32,13 @@ MOST = 4  # keys, and offsets, that are looked at
 LOCAL = 0.6  # of the mass within sweep.NEAR positions
 BROAD = 0.7  # of the largest entropy there is
 OFFSETS = {-1: "previous token", 0: "self", 1: "next token"}
+PREVIOUS_OF_REPEAT = "previous token of a repeat"
 #: Statistics of the rows whose token occurs again, what they are called, and which of their keys
 #: ``Sweep.occurrences`` counts, if any.
 DETECTORS = {
     "induction_mass": ("induction", 1),
     "duplicate_mass": ("duplicate token", 0),
-    "repeat_previous_mass": ("previous token of a repeat", None),
+    "repeat_previous_mass": (PREVIOUS_OF_REPEAT, None),
 }
 CONTENT = ("broad", "by content")
 
@@ -106,8 +107,9 @@ def looks_at(
     offsets = [] if at is None else _offsets(now, b, h, at[b], even)
     fixed = _union(now, b, h, _telling([*keys, *offsets]), 0 if at is None else at[b])
     seen = _telling([*(_labelled(now, b, h, keys, tokens, even) if tokens else keys), *offsets])
-    found = detected(now, own, b, h, {one.role.name for one in seen}) if self_attention else []
-    named = [one.role for one in seen if not (found and at and _repeats(now, b, h, one, at[b]))]
+    found = detected(now, own, b, h) if self_attention else []
+    also = set() if not found or at is None else _of_repeats(now, b, h, found, seen, at[b])
+    named = [one.role for one in seen if one.offset is None or one.offset not in also]
     local, spread = _mean(own, "local_mass"), own["normalized_entropy"]["median"]
     if not found and not (named and named[0].share >= LOCAL):
         if local >= LOCAL and 9 * even <= local / 1.5 and self_attention:
@@ -200,8 +202,12 @@ def _union(now: Evidence, b: int, h: int, places: Sequence[_Place], at: int) -> 
     return min(total, 1.0)
 
 
-def detected(now: Evidence, own: Mapping[str, Any], b: int, h: int, named: set[str]) -> list[Role]:
-    """Return what the rows whose token occurs again look at, the most first."""
+def detected(now: Evidence, own: Mapping[str, Any], b: int, h: int) -> list[Role]:
+    """Return what the rows whose token occurs again look at, the most first.
+
+    Each is told by LIFT from what shows nothing: equal weights, or of the previous token what the
+    other rows give it.
+    """
     if now.words is None:
         return []
     roles = []
@@ -210,24 +216,39 @@ def detected(now: Evidence, own: Mapping[str, Any], b: int, h: int, named: set[s
         rows = int(of.sum())
         if statistic not in own or rows < FEW:
             continue
-        share, n = _mean(own, statistic), now.rows.n[b, h, of]
-        seen = 1 if which is None else now.repeats.occurrences[b, h, of, which]
-        even = float(np.mean(seen / n))
-        if share >= max(SHARE, LIFT * even) and not (which is None and OFFSETS[-1] in named):
+        share = _mean(own, statistic)
+        if which is None:
+            count = int(now.sweep.rows[b, h])
+            others = _mean(own, "previous_mass") * count - share * rows
+            even = others / (count - rows) if count > rows else share
+        else:
+            seen = now.repeats.occurrences[b, h, of, which]
+            even = float(np.mean(seen / now.rows.n[b, h, of]))
+        if share >= max(SHARE, LIFT * even):
             roles.append(Role(name, share, rows=rows))
     return sorted(roles, key=lambda role: -role.share)
 
 
-def _repeats(now: Evidence, b: int, h: int, place: _Place, at: int) -> bool:
-    """Whether an offset is nothing but the distance to a repeat, which a detector names."""
-    if place.offset is None or place.role.name in OFFSETS.values() or now.words is None:
-        return False
+def _of_repeats(
+    now: Evidence, b: int, h: int, found: Sequence[Role], seen: Sequence[_Place], at: int
+) -> set[int]:
+    """Return the offsets that are nothing but what was detected: mostly the distance to a repeat.
+
+    at: the position of query 0 among the keys.
+    """
+    assert now.words is not None
     own, others = (one[b] for one in now.words)
-    i = np.flatnonzero(now.chosen[b, h])
-    j = i + at + place.offset
-    i, j = i[(j >= 1) & (j < len(others))], j[(j >= 1) & (j < len(others))]
-    alike = (own[i] == others[j]) | ((own[i] == others[j - 1]) & (j < i + at))
-    return bool(alike.mean() > SURE) if alike.size else False
+    offsets = {-1} if any(role.name == PREVIOUS_OF_REPEAT for role in found) else set()
+    for place in seen:
+        if place.offset is None or place.offset in OFFSETS:
+            continue
+        i = np.flatnonzero(now.chosen[b, h])
+        i = i[(i + at + place.offset >= 1) & (i + at + place.offset < len(others))]
+        j = i + at + place.offset
+        alike = (own[i] == others[j]) | ((own[i] == others[j - 1]) & (j < i + at))
+        if 2 * np.count_nonzero(alike) > len(i):
+            offsets.add(place.offset)
+    return offsets
 
 
 def _mean(found: Mapping[str, Any], name: str) -> float:

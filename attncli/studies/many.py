@@ -271,9 +271,8 @@ def _pooled(
         total = sum(rows) or 1
         placed = sum(head.placed * n for head, n in zip(own, rows, strict=True)) / total
         facts = together.judged(found, 0, h)
-        roles = _together(own, rows)
-        seen = detected(together, facts, 0, h, {role.name for role in roles})
-        places = [role for role in roles if not (seen and role.name in CONTENT)]
+        seen = detected(together, facts, 0, h)
+        places = [one for one in _together(own, rows) if not (seen and one.name in CONTENT)]
         verdict = judge(facts, placed, policy)
         judged.append(health.Head(0, h, verdict, (*seen, *places)[:MOST_ROLES], placed))
     return found, tuple(judged)
