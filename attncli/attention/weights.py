@@ -28,7 +28,9 @@ SHAPES = "(queries, keys), (heads, queries, keys) or (batch, heads, queries, key
 CLOSE = 4e-3  # of a sum to 1: two roundings to bfloat16
 SCATTER = 0.2  # of the mean sum of rows from 1 that dropout leaves
 LARGEST = 4.0  # weight that dropout leaves: of a rate of 0.75
-FEW = 0.05  # of the cells of a pattern: 0 in every head by underflow
+#: Of the cells of a pattern: 0 in every head by underflow, and in float16 that comes close to it.
+FEW, MORE = 0.05, 0.25
+TINY = 2.0**-20
 LEAST = 1e-30  # what a sink takes of a row that lacks nothing
 HIDDEN = -1e3  # in place of ln 0: its exponential is 0, and no number is infinite
 
@@ -69,7 +71,8 @@ class Found:
 
     sums ``(B, H, Lq)``; seen: bool ``(B, Lq, Lk)``, cells with weight in any head; even: bool
     ``(B, Lq)``, rows in which all keys have one weight, in every head; ``low``, ``high``: the
-    smallest and the largest number that is finite.
+    smallest and the largest number that is finite; ``few``: the share of what is seen that may be 0
+    in every head all the same.
     """
 
     sums: Array
@@ -77,6 +80,7 @@ class Found:
     even: Array
     low: float
     high: float
+    few: float
 
 
 def of_weights(
@@ -145,7 +149,7 @@ def _look(array: Array) -> Found:
     sums = np.empty((batch, heads, queries))
     seen = np.zeros((batch, queries, keys), bool)
     even = np.ones((batch, queries), bool)
-    low, high = np.inf, -np.inf
+    low, high, least = np.inf, -np.inf, np.inf
     for b, h in np.ndindex(batch, heads):
         plane = array[b, h].astype(np.float64)
         with np.errstate(invalid="ignore"):
@@ -154,7 +158,9 @@ def _look(array: Array) -> Found:
         even[b] &= (plane == plane[:, :1]).all(-1) & (plane[:, 0] > 0)
         finite = plane[np.isfinite(plane)]
         low, high = min(low, finite.min(initial=low)), max(high, finite.max(initial=high))
-    return Found(sums, seen, even, float(low), float(high))
+        least = min(least, plane[plane > 0].min(initial=least))
+    few = MORE if array.dtype == np.float16 and least < TINY else FEW
+    return Found(sums, seen, even, float(low), float(high), few)
 
 
 # -- what are no weights ----------------------------------------------------------------------
@@ -257,7 +263,7 @@ def _recognised(found: Found, said: Mask, notes: list[str]) -> Mask:
         )
         keep = keep & real[:, None] & counted_rows[..., None]
         empty = keep & ~seen
-        if not (seen & ~keep).any() and empty.sum() <= FEW * keep.sum():
+        if not (seen & ~keep).any() and empty.sum() <= found.few * keep.sum():
             mask = pattern & padding if padding else pattern
             if mask.text:
                 notes.append(f"the zeros look like the mask {mask.text} (--mask says another)")

@@ -131,9 +131,11 @@ def inspect(
         return run(health, source=source)
     fewest = 2 if asked.layer is None else 1  # of layers, that they are spoken of as such
     from attncli.files.attentions import weights_in
+    from attncli.files.bundle import TUPLE
 
     found = _recognised(source, fewest)
-    alone = weights_in(source, weights) if weights or found is tensors else {}
+    doubtful = found is tensors or tuple(source.tensors) == tuple(TUPLE)
+    alone = weights_in(source, weights) if weights or doubtful else {}
     if found is many or len(alone) >= fewest:
         from attncli.cli.given.many import of_bundle
 

@@ -30,6 +30,7 @@ NO_QUERY = (
     "its rows are ≥ 0 and sum to 1: these look like attention weights, not like queries; attncli "
     "inspect reads them as what they are"
 )
+NO_ATTENTIONS = "models give their attentions with attn_implementation='eager' alone"
 NOTE = (
     "no name says what it is: its rows are ≥ 0 and sum to 1, so these look like attention weights "
     "and are read as such (--header lists the tensors)"
@@ -53,10 +54,7 @@ def weights_in(bundle: Bundle, said: bool = False) -> dict[str, Bundle]:
         }  # fmt: skip
     notes = bundle.notes
     if said and not bundle.tensors:
-        raise FileError(
-            f"{bundle.source} holds no tensor",
-            "models give their attentions with attn_implementation='eager' alone",
-        )
+        raise FileError(f"{bundle.source} holds no tensor", NO_ATTENTIONS)
     if not named:
         nameless = all(part.isdecimal() for name in bundle.tensors for part in _parts(name))
         looks = nameless and bundle.tensors and all(_likely(bundle))
@@ -135,19 +133,14 @@ def _goes_along(name: str, weights: str) -> bool:
 def _alone(bundle: Bundle, name: str, own: Mapping[str, str]) -> Bundle:
     """Return a bundle of the weights called ``name`` and what goes along, by short names."""
     assert isinstance(bundle.tensors, Lazy)
-    whole = {NAME: name, **{short: other for short, other in own.items() if short != NAME}}
-    tensors = {
-        short: bundle.tensors.entry(other)
-        for short, other in whole.items() if other in bundle.tensors
-    }  # fmt: skip
-    options = {short: bundle.options[other] for short, other in whole.items()
-               if other in bundle.options}  # fmt: skip
+    inside = {NAME: name, **{short: other for short, other in own.items() if short != NAME}}
+    tensors = {s: bundle.tensors.entry(n) for s, n in inside.items() if n in bundle.tensors}
+    options = {s: bundle.options[n] for s, n in inside.items() if n in bundle.options}
+    referred = {s: bundle.referred[n] for s, n in inside.items() if n in bundle.referred}
     return replace(
-        bundle, tensors=Lazy(tensors), options=MappingProxyType(options), whole=whole,
-        referred=MappingProxyType(
-            {short: bundle.referred[other] for short, other in whole.items()
-             if other in bundle.referred}
-        ),
+        bundle, tensors=Lazy(tensors), options=MappingProxyType(options),
+        referred=MappingProxyType(referred),
+        whole={short: bundle.whole.get(other, other) for short, other in inside.items()},
     )  # fmt: skip
 
 

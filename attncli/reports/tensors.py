@@ -10,6 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 from attncli.errors import FileError, InputError, listed, nearest
+from attncli.files.attentions import NO_ATTENTIONS
 from attncli.files.bundle import Bundle
 from attncli.measures.tensors import TensorFacts, header_facts, tensor_facts
 from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
@@ -91,8 +92,10 @@ def _chosen(bundles: Bundle | Sequence[Bundle], filter: str | Sequence[str] | No
     every = [(bundle, name) for bundle in bundles for name in bundle.tensors]
     if not every:
         sources = " and ".join(bundle.source for bundle in bundles)
+        text = any(bundle.kind == "json" for bundle in bundles)
         raise FileError(
-            f"{sources} holds no tensor", "a tensor in JSON is a nested list of numbers"
+            f"{sources} holds no tensor",
+            "a tensor in JSON is a nested list of numbers" if text else NO_ATTENTIONS,
         )
     if filter is None:
         return every

@@ -60,7 +60,7 @@ class Capture:
         """Keep the tensors of a problem below the prefix ``name``, which must be new."""
         if not problem.scored:
             raise InputError(
-                f"{name} is attention weights alone: it has no {', '.join(self.include)} to save",
+                f"attention weights alone have no {', '.join(self.include)} to save",
                 "leave -o out",
             )
         along = carried(problem, self.include, past_apart=False)

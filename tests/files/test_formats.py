@@ -304,7 +304,8 @@ def test_a_row_and_its_module_say_the_same() -> None:
 
 def test_what_messages_say_of_the_table() -> None:
     assert formats.READABLE == (
-        "readable are .npy, .npz, .safetensors, JSON, NDJSON, PyTorch files, CSV and ONNX tensors"
+        "readable are .npy, .npz, .safetensors, JSON, NDJSON, PyTorch files, CSV, "
+        "HTML of BertViz and ONNX tensors"
     )
     assert tuple(formats.WRITABLE) == (".npz", ".safetensors", ".json", ".npy")
     assert formats.SEVERAL == ".npz, .safetensors or .json"

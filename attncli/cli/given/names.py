@@ -106,6 +106,15 @@ def _near(roles: Collection[str]) -> dict[str, str]:
     return slips([name for role in roles for name in ROLES[role].names if len(name) > 2])
 
 
+def refuse_weights(bundle: Bundle) -> None:
+    """Raise InputError where attention weights are all there is, which inspect alone reads."""
+    if weights_in(bundle):
+        raise InputError(
+            f"{bundle.source} has attention weights and no query",
+            f"what they say alone: attncli inspect {path_of(bundle)}",
+        )
+
+
 def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
     """Return what to say when nothing in the bundle, or more than one tensor, may be the query."""
     names = list(bundle.tensors)
@@ -116,11 +125,7 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
             f"it holds {listed(names) or 'no tensors'}",
             "write it with --include query,key,value",
         )
-    if weights_in(bundle):
-        return InputError(
-            f"{bundle.source} has attention weights and no query",
-            f"what they say alone: attncli inspect {path_of(bundle)}",
-        )
+    refuse_weights(bundle)
     return InputError(
         f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
         f"it holds {listed(names) or 'no tensors'}",

@@ -16,7 +16,7 @@ from attncli.cli import groups
 from attncli.cli.given.attention import kv_lengths_of, scale_of, sink_of
 from attncli.cli.given.expected import Theirs, expected_of
 from attncli.cli.given.expressions import said_of
-from attncli.cli.given.names import without_role
+from attncli.cli.given.names import refuse_weights, without_role
 from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
 from attncli.cli.given.rope import PARTS, no_rope, rope_of
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
@@ -180,6 +180,8 @@ class StateReader(Reader):
             found = self.tensor("output")
         if found is None:
             rest = without_role(self.bundle)
+            if rest != [""]:
+                refuse_weights(self.bundle)
             if len(rest) != 1:
                 names = listed(self.bundle.tensors) or "no tensors"
                 raise InputError(

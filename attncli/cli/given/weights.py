@@ -98,11 +98,14 @@ def _weights(bundle: Bundle, flags: groups.Problem) -> Inputs:
     found = reader.tensor("weights")
     assert found, "a bundle of weights has them"
     name = bundle.whole.get(NAME) or "weights"
+    apart = bool(CROSS.search(name))
+    if apart:
+        reader.notes.append("cross-attention, by its name: a query has no place among the keys")
     masks = maskers_of(reader, flags)
     tokens = tokens_of(reader)
     reader.warn_of_unread()
     return Inputs(
         reader.noted(name, *found), name, tuple(masks), not said_of(flags),
-        bool(CROSS.search(name)), tokens, tuple(dict.fromkeys(reader.notes)),
+        apart, tokens, tuple(dict.fromkeys(reader.notes)),
         tuple(dict.fromkeys(reader.sources)), tuple(dict.fromkeys(reader.warnings)),
     )  # fmt: skip
