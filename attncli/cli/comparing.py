@@ -195,7 +195,7 @@ def compared_weights(
     was, now = ([side[pair[n]] for pair in belong.pairs] for n, side in enumerate(layers))
     with render.progress("layers") as progress:
         changes = weight_changes(
-            was, now, policy=limits, threads=threads, progress=progress
+            was, now, policy=limits, sources=sources, threads=threads, progress=progress
         )  # fmt: skip
     for at, (one, other) in enumerate(zip(was, now, strict=True)):
         if not any(change.amount for change in changes if change.at == at):

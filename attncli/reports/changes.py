@@ -153,6 +153,9 @@ def _sentence(heads: Sequence[Change], limit: float, same: bool) -> str:
     first = max(layers, key=lambda name: layers[name]["mean"])
     size = f"{_size(layers[first]['mean'])} on average"
     named = f"layer {first} changed most ({size}); " if len(layers) > 1 else ""
+    start = next(name for name, own in layers.items() if own["max"])
+    if start != next(iter(layers)):
+        named += f"nothing changed before layer {start}; "
     above = sum(one.amount > limit for one in known)
     rest = f"{above} of {counted(len(heads), 'head')} changed more than {limit:g}"
     return f"{named}{rest}, most of all {most.label} ({_size(most.amount)})"
