@@ -36,8 +36,8 @@ def numbered(names: Iterable[str]) -> str:
 
 
 def series(words: Sequence[str], last: str = "and") -> str:
-    """Return two or more words as a sentence has them: 'a, b and c'."""
-    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+    """Return words as a sentence has them: 'a, b and c'."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}" if len(words) > 1 else "".join(words)
 
 
 def closest(word: str, words: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:

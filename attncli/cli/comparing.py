@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from attncli.attention.problem import Problem
     from attncli.attention.view import Labels
     from attncli.cli.given.many import Source, Sources
+    from attncli.models.layer import Layer
     from attncli.studies.changes import Paired
 
 CAPTURE, CHECKPOINT = "a capture", "a checkpoint"
@@ -37,7 +38,7 @@ def two_of(before: str, after: str) -> "tuple[str, Any, Any]":
 def _side(ref: str) -> "tuple[str, Any]":
     """Return what a reference is, and its problems or its tensors."""
     from attncli import files
-    from attncli.cli.given.many import of_bundle, of_references
+    from attncli.cli.given.many import of_bundle, of_one, of_references
     from attncli.cli.layers import problems_inside
     from attncli.models.finding import holds_layers
 
@@ -50,7 +51,7 @@ def _side(ref: str) -> "tuple[str, Any]":
         return CAPTURE, of_bundle(bundle, 1)
     if not {"query", "qkv"} & files.unwrapped(bundle).by_role.keys():
         raise InputError(f"{ref} holds neither a query nor the weights of attention", WAYS)
-    return CAPTURE, of_references([ref])
+    return CAPTURE, of_one(bundle)
 
 
 @mode("a comparison of two captures")
@@ -101,7 +102,7 @@ def compared(
                 )  # fmt: skip
     report = changes_report(
         changes.heads, RUNS, layers=changes.layers, head=asked.head, asked=picked, fail_on=limit,
-        full=full, sources=sources, notes=_notes(belong, changes.layers),
+        full=full, seed=asked.seed, sources=sources, notes=_notes(belong, changes.layers),
         warnings=[*before.warnings, *after.warnings, *_alone(belong, sources)],
     )  # fmt: skip
     render.show_warnings(report.warnings)
@@ -194,7 +195,7 @@ def compared_weights(
     was, now = ([side[pair[n]] for pair in belong.pairs] for n, side in enumerate(layers))
     with render.progress("layers") as progress:
         changes = weight_changes(
-            was, now, policy=limits, threads=threads, progress=progress
+            was, now, policy=limits, sources=sources, threads=threads, progress=progress
         )  # fmt: skip
     for at, (one, other) in enumerate(zip(was, now, strict=True)):
         if not any(change.amount for change in changes if change.at == at):
@@ -203,10 +204,23 @@ def compared_weights(
                 warnings.append(f"{one.name}: not counted as a change: {listed(unseen)} differ")
     report = changes_report(
         changes, WEIGHTS, layer=where.layer, head=head, asked=asked, fail_on=limit, full=full,
-        sources=sources, notes=_notes(belong, ()), warnings=[*warnings, *_alone(belong, sources)],
+        sources=sources, notes=[*_about(layers), *_notes(belong, ())],
+        warnings=[*warnings, *_alone(belong, sources)],
     )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
+
+
+def _about(sides: "Sequence[Sequence[Layer]]") -> list[str]:
+    """Return the architectures and what the numbers hold: 'llama · RoPE at distance 0'."""
+    from attncli.reports.layers import family_of
+    from attncli.reports.weights import asides
+
+    words = [
+        " · ".join([*sorted({family_of(one) for one in side} - {""}), *asides(side)])
+        for side in sides
+    ]
+    return list(filter(None, [" → ".join(dict.fromkeys(words))]))
 
 
 @mode("a comparison of two models that read a text")
@@ -291,7 +305,7 @@ def compared_models(
     ]  # fmt: skip
     report = changes_report(
         changes.heads, RUNS, layers=changes.layers, head=elements.head, asked=asked,
-        fail_on=limit, full=full, sources=sources,
+        fail_on=limit, full=full, seed=seed, sources=sources,
         facts=[type(loaded.model).__name__, loaded.dtype],
         notes=[*_notes(belong, changes.layers),
                f"{size} of queries, keys and values of {source} waited in a temporary file"],

@@ -79,13 +79,13 @@ def head_data(head: Change) -> dict[str, Any]:
     verdict, reasons, roles and statistics are those after, ``before`` holds them before.
     """
     batch = {} if head.batch is None else {"batch": head.batch}
-    found, like = dict(head.found), None
+    found, like = dict(head.found), {}
     if "like_head" in found:
         at, distance = found.pop("like_head"), found.pop("like_distance")
-        like = {"head": at, "distance": distance} if at >= 0 else None
+        like = {"like": {"head": at, "distance": distance} if at >= 0 else None}
     return {
         "name": head.label, "layer": head.layer, "layer_index": head.index, **batch,
-        "head": head.head, **_known(found), "like": like,
+        "head": head.head, **_known(found), **like,
         "verdict": head.verdict.level, "reasons": head.verdict.reasons,
         "roles": [role.data for role in head.after.roles],
         "roles_gained": [role.data for role in head.gained],

@@ -46,6 +46,7 @@ def changes_report(
     asked: Picking | None = None,
     fail_on: str | float | None = None,
     full: bool = False,
+    seed: int = 0,
     sources: tuple[str, str] = ("before", "after"),
     facts: Sequence[str] = (),
     notes: Sequence[str] = (),
@@ -56,7 +57,8 @@ def changes_report(
     ``layers`` are what the heads are of, where both sides ran. ``layer`` and ``head`` select
     numbers, ``asked`` picks among these; its map is of the change unless it says otherwise.
     ``fail_on`` makes the exit code 1: watch or critical, where a head is that bad after; a number,
-    where one changed by more. Raises InputError where a selection hits nothing.
+    where one changed by more. ``seed`` is that of gradients and samples. Raises InputError where a
+    selection hits nothing.
     """
     asked = asked or Picking(kind.registry)
     heads = asked.pick(_selected(every, layer, head), lambda one: facts_of(one, kind))
@@ -75,7 +77,7 @@ def changes_report(
         blocks += reasons(turned, lambda one: one.label, _gravity, TELLING)
     told = list(warnings) + _warnings(layers)
     told += [] if heads else ["no head passes --filter" if every else "there are no heads"]
-    said = [*notes, *_differences(layers), *_sampled(layers), MEANING[kind.name]]
+    said = [*notes, *_differences(layers), *_made(layers, seed), MEANING[kind.name]]
 
     def data() -> Mapping[str, Any]:
         return {
@@ -92,7 +94,7 @@ def changes_report(
         command="inspect",
         headline=[
             f"{sources[0]} → {sources[1]}", counted(count, "layer"),
-            f"{counted(len(heads), 'head')}{of}", *_length(layers), *facts,
+            f"{counted(len(heads), 'head')}{of}", *_length(layers), *facts, *_engines(layers),
         ],
         blocks=blocks,
         data=data,
@@ -151,6 +153,9 @@ def _sentence(heads: Sequence[Change], limit: float, same: bool) -> str:
     first = max(layers, key=lambda name: layers[name]["mean"])
     size = f"{_size(layers[first]['mean'])} on average"
     named = f"layer {first} changed most ({size}); " if len(layers) > 1 else ""
+    start = next(name for name, own in layers.items() if own["max"])
+    if start != next(iter(layers)):
+        named += f"nothing changed before layer {start}; "
     above = sum(one.amount > limit for one in known)
     rest = f"{above} of {counted(len(heads), 'head')} changed more than {limit:g}"
     return f"{named}{rest}, most of all {most.label} ({_size(most.amount)})"
@@ -257,9 +262,18 @@ def _plain(value: Any) -> str:
     return "none" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _sampled(layers: Sequence[LayerChange]) -> list[str]:
+def _made(layers: Sequence[LayerChange], seed: int) -> list[str]:
+    """Return what the numbers were made with."""
     looked, total = (sum(one.looked[n] for one in layers) for n in range(2))
-    return [f"weights compared in {looked:,} of {total:,} rows"] if looked < total else []
+    made = [f"gradients for a random normal upstream gradient dO (seed {seed})"] if layers else []
+    return made + [f"weights compared in {looked:,} of {total:,} rows"] * (looked < total)
+
+
+def _engines(layers: Sequence[LayerChange]) -> list[str]:
+    return [*dict.fromkeys(
+        f"{side.engine.backend} {side.engine.dtype}" for one in layers
+        for side in (one.before, one.after)
+    )]  # fmt: skip
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -341,7 +355,7 @@ def _summary_data(heads: Sequence[Change], limit: float, same: bool, words: str)
         **{level: count[level] for level in LEVELS},
         "words": words, "nothing_changed": same,
         "limit": limit, "above_limit": sum(one.amount > limit for one in known),
-        "most_changed": most.label if most else None,
+        "most_changed": most.label if most and most.amount else None,
         "verdicts": dict(Counter(filter(None, map(_turned, heads)))),
         "layers": [{"layer": name, **own} for name, own in _by_layer(heads).items()],
     }  # fmt: skip

@@ -234,7 +234,8 @@ class Mapped:
         low, high = min(known, default=0.0), max(known, default=0.0)
         spread = high - low or 1.0
         shades = [
-            [0.0 if v is None else ((v - low) / spread) ** 2 for v in row] for row in self.values
+            [0.0 if v is None else min(max((v - low) / spread, 0), 1) ** 2 for v in row]
+            for row in self.values
         ]
         heads = max(map(len, self.values), default=0)
         return Table(

@@ -15,6 +15,7 @@ from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged,
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
+from attncli.models.layer import Layer
 from attncli.reports.blocks import Block, Column, Records, Report, Table
 from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
@@ -107,7 +108,7 @@ def weights_report(
     blocks.append(_head_table(every, full, asked))
     blocks += reasons(every, lambda head: head.name, _gravity, WHOLE)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
-    notes = [" · ".join([*families, f"scale {_scales(facts)}", *_asides(facts)]), MEANING]
+    notes = [" · ".join([*families, f"scale {_scales(facts)}", *asides(layers)]), MEANING]
     warnings = [f"not read: {why}" for why in skipped]
     warnings += dict.fromkeys(
         f"{lack.what}: its norm, if any, is not folded in"
@@ -159,9 +160,8 @@ def _scales(facts: Sequence[WeightFacts]) -> str:
     return next(iter(found)) if len(found) == 1 else f"of each layer ({len(found)})"
 
 
-def _asides(facts: Sequence[WeightFacts]) -> list[str]:
-    """Return what these numbers hold and leave out."""
-    layers = [one.layer for one in facts]
+def asides(layers: Sequence[Layer]) -> list[str]:
+    """Return what numbers of weights alone hold and leave out."""
     found = ["norm gains within"] if any(a.input_norm for a in layers) else []
     biases = {"query_bias", "qkv_bias", "q_bias"}
     found += ["biases within"] if any(biases & a.tensors.keys() for a in layers) else []

@@ -13,7 +13,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
-from attncli.errors import InputError, listed
+from attncli.errors import InputError, counted, listed, series
 from attncli.measures import changes as measures
 from attncli.measures.policy import POLICY, Rule, Verdict
 from attncli.measures.pooled import folded
@@ -22,13 +22,16 @@ from attncli.measures.statistic import Summaries, of_head, summarize
 from attncli.resources import Progress, stages
 from attncli.studies.captures import Spool
 from attncli.studies.health import Examination
-from attncli.studies.many import Head, LayerHealth, Many, heads_of, indices_of, labels_of
+from attncli.studies.many import Head, LayerHealth, Many, heads_of, labels_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 #: What is a number of a head or a place, so that a difference of two means nothing.
 PLACES = frozenset({"similar_head", "sink_key", "top_offset"})
-SIZES = ("batch elements", "heads", "queries", "keys", "wide values")
+SIZES = (
+    ("batch element", None), ("head", None), ("query", "queries"), ("key", None),
+    ("channel of values", "channels of values"),
+)  # fmt: skip
 
 
 class Side(NamedTuple):
@@ -141,10 +144,7 @@ def paired(before: Sequence[str], after: Sequence[str]) -> Paired:
     """
     if len(before) == len(after) == 1:
         return Paired(((0, 0),), ((), ()))
-    ways: tuple[Callable[[Sequence[str]], list[str]], ...] = (
-        list, labels_of, lambda names: [*map(str, indices_of(names))],
-    )  # fmt: skip
-    for by, way in zip(("name", "number", "number"), ways, strict=True):
+    for by, way in (("name", list), ("number", labels_of)):
         was, now = way(before), way(after)
         if len({*was}) < len(was) or len({*now}) < len(now) or not {*was} & {*now}:
             continue
@@ -228,8 +228,10 @@ class Changes:
         if sizes[0] == sizes[1]:
             return
         words = [
-            ", ".join(f"{own} {what}" for own, other, what in zip(*both, SIZES, strict=True)
-                      if own != other)
+            series([
+                counted(own, *what)
+                for own, other, what in zip(*both, SIZES, strict=True) if own != other
+            ])
             for both in (sizes, sizes[::-1])
         ]  # fmt: skip
         raise InputError(

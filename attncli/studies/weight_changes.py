@@ -22,15 +22,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def weight_changes(
     before: Sequence[Layer], after: Sequence[Layer], *, policy: Sequence[Rule] = POLICY,
-    threads: int | None = None, progress: Progress | None = None,
+    sources: tuple[str, str] = ("before", "after"), threads: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Change]:  # fmt: skip
     """Return what became of each head by the weights alone; layers belong together by their places.
 
     ``threads`` pairs of layers are in memory at a time. Raises InputError where two are not of one
-    size.
+    size, in words of ``sources``.
     """
     for was, now in zip(before, after, strict=True):
-        _demand_alike_weights(was, now)
+        _demand_alike(was, now, sources)
     part = stages(progress, (1, 1, 1))
     sides = []
     for layers in (before, after):
@@ -58,18 +59,22 @@ def weight_changes(
     ]  # fmt: skip
 
 
-def _demand_alike_weights(before: Layer, after: Layer) -> None:
+def _demand_alike(before: Layer, after: Layer, sources: tuple[str, str]) -> None:
+    """Raise InputError unless the weights of both have the same sizes."""
     sizes = [
-        {"heads": one.heads, "head_dim": one.head_dim, "value_dim": one.value_dim,
-         "inputs": one.model_dim, "key inputs": one.key_input, "value inputs": one.value_input,
-         "outputs": one.output_dim}
+        {
+            "heads": one.heads, "head_dim": one.head_dim, "value_dim": one.value_dim,
+            "inputs": one.model_dim, "key inputs": one.key_input, "value inputs": one.value_input,
+            "outputs": one.output_dim, "output projections": int("output" in one.tensors),
+        }
         for one in (before, after)
     ]  # fmt: skip
     apart = [name for name in sizes[0] if sizes[0][name] != sizes[1][name]]
     if apart:
         words = [", ".join(f"{name} {own[name]}" for name in apart) for own in sizes]
         raise InputError(
-            f"{before.name} has {words[0]} before and {words[1]} after",
+            f"{before.name or 'the layer'} has {words[0]} in {sources[0]} and {words[1]} in "
+            f"{sources[1]}",
             "expected two checkpoints of one architecture",
         )
 

@@ -45,8 +45,13 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "inspect checkpoint": (("checkpoint",), "inspect layer.npz"),
     "inspect many": (("many",), "inspect layers.npz"),
     "inspect reading": (("reading",), "inspect llama --ids positions.npy"),
-}
-READ = {"text", "ids", "probe"}
+    "inspect compared": (("compared",), "inspect qkv.npz --compare more.npz"),
+    "inspect compared_weights": (("compared_weights",), "inspect layer.npz --compare layer.npz"),
+    "inspect compared_models": (
+        ("compared_models",), "inspect llama --ids positions.npy --compare llama",
+    ),
+}  # fmt: skip
+READ = {"text", "ids", "probe", "compare"}
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},
@@ -58,12 +63,17 @@ CHOOSES = {
     "inspect checkpoint": {"query", "header", "filter", "sort", *READ},
     "inspect lines": {"query", *READ},
     "inspect many": {"query", "header", *READ},
+    "inspect header": {"compare"},
+    "inspect reading": READ,
+    "inspect compared": READ,
+    "inspect compared_weights": READ,
 }
 #: What leaves no trace where an answer is right.
 UNSEEN = {
     "compute judge_folder": {"dtype", "softmax_dtype"},
     "compute judge_command": {"dtype", "softmax_dtype", "timeout"},
     "inspect many": {"map"},  # of the entropy, as without it
+    "inspect compared": {"dtype"},  # of results: in more digits than the table has
     "inspect reading": {"map"},  # it is the one that is shown
 }
 
@@ -71,7 +81,7 @@ UNSEEN = {
 @pytest.fixture(autouse=True)
 def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     write_files(tmp_path)
-    if " reading" in request.node.name:
+    if {"inspect reading", "inspect compared_models"} & {request.node.name.partition("[")[2][:-1]}:
         pytest.importorskip("transformers")
         write_model(tmp_path / "llama")
     monkeypatch.chdir(tmp_path)

@@ -36,7 +36,8 @@ VALUES = {
     ), "rtol": "0", "atol": "0",
     "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
-    "text": "a", "ids": "positions.npy", "probe": "repeat:4", "attention_weights": "weights.npy",
+    "compare": "more.npz", "text": "a", "ids": "positions.npy", "probe": "repeat:4",
+    "attention_weights": "weights.npy",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what

@@ -42,6 +42,12 @@ def of_bundle(bundle: Bundle, fewest: int = 2, weights: bool = False) -> Sources
     return Sources(found, (path_of(bundle),))
 
 
+def of_one(bundle: Bundle) -> Sources:
+    """Return the one problem of a file that holds no layers."""
+    path = path_of(bundle)
+    return Sources((Source(_names([path])[0], partial(_same, bundle)),), (path,))
+
+
 def of_references(references: Sequence[str]) -> Sources:
     """Return the problems of files and folders; several in a file are called ``FILE.LAYER``.
 
