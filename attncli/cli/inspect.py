@@ -70,7 +70,7 @@ def inspect(
       attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
       attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
-      attncli inspect before.safetensors --compare after.safetensors --fail-on change=0.1
+      attncli inspect before.npz --compare after.npz --fail-on change=0.1
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:
