@@ -136,8 +136,8 @@ def _compare(call: Call, bundle: list[str], other: str, reads: bool) -> None:
     if reads:
         return call.run(compared_models, source=bundle[0])
     kind, before, after = two_of(bundle[0], other)
-    mode = compared_weights if kind == CHECKPOINT else compared
-    call.run(mode, before=before, after=after)
+    of_kind = compared_weights if kind == CHECKPOINT else compared
+    call.run(of_kind, before=before, after=after)
 
 
 def _about_tensors(asked: own.Picked) -> bool:
