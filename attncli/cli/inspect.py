@@ -74,7 +74,7 @@ def inspect(
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
       attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
       attncli inspect SmolLM2/ --probe repeat
-      attncli inspect before.safetensors --compare after.safetensors --fail-on change=0.1
+      attncli inspect before.npz --compare after.npz --fail-on change=0.1
       attncli inspect model.safetensors --filter '*.q_proj.*' --sort max
     """
     if asked.sweep_dim is not None:
@@ -155,8 +155,8 @@ def _compare(call: Call, bundle: list[str], other: str, reads: bool) -> None:
     if reads:
         return call.run(compared_models, source=bundle[0])
     kind, before, after = two_of(bundle[0], other)
-    mode = compared_weights if kind == CHECKPOINT else compared
-    call.run(mode, before=before, after=after)
+    of_kind = compared_weights if kind == CHECKPOINT else compared
+    call.run(of_kind, before=before, after=after)
 
 
 def _about_tensors(asked: own.Picked) -> bool:

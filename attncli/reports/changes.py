@@ -166,9 +166,9 @@ def _size(number: float) -> str:
 
 
 def _by_layer(heads: Sequence[Change]) -> dict[str, dict[str, float]]:
-    """Return the mean and the largest change of the heads of each layer, by its short name."""
+    """Return the mean and the largest change of the heads of each layer, in the order of layers."""
     found: dict[str, list[float]] = {}
-    for one in heads:
+    for one in sorted(heads, key=lambda head: head.at):
         if not math.isnan(one.amount):
             found.setdefault(_layer_label(one), []).append(one.amount)
     return {name: {"mean": sum(some) / len(some), "max": max(some)} for name, some in found.items()}
