@@ -43,6 +43,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "inspect header": (("header",), "inspect qkv.npz --header"),
     "inspect checkpoint": (("checkpoint",), "inspect layer.npz"),
     "inspect many": (("many",), "inspect layers.npz"),
+    "inspect weights": (("health",), "inspect weights.npy"),
     "inspect reading": (("reading",), "inspect llama --ids positions.npy"),
 }
 READ = {"text", "ids"}
@@ -52,6 +53,7 @@ CHOOSES = {
     "compute one": {"candidate"},
     "compute lines": {"candidate"},
     "inspect health": {"header", "filter", "sort", *READ},
+    "inspect weights": {"header", "filter", "sort", *READ},
     "inspect tensors": {"query", "header", *READ},
     "inspect checkpoint": {"query", "header", "filter", "sort", *READ},
     "inspect lines": {"query", *READ},
@@ -62,6 +64,7 @@ UNSEEN = {
     "compute judge_folder": {"dtype", "softmax_dtype"},
     "compute judge_command": {"dtype", "softmax_dtype", "timeout"},
     "inspect many": {"map"},  # of the entropy, as without it
+    "inspect weights": {"seed"},  # there is no gradient, and nothing is sampled
     "inspect reading": {"map"},  # it is the one that is shown
 }
 
