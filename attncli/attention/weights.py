@@ -265,7 +265,7 @@ def _recognised(found: Found, said: Mask, notes: list[str]) -> Mask:
         empty = keep & ~seen
         if not (seen & ~keep).any() and empty.sum() <= found.few * keep.sum():
             mask = pattern & padding if padding else pattern
-            if mask.text:
+            if text or (padding and said.said_real is None):
                 notes.append(f"the zeros look like the mask {mask.text} (--mask says another)")
             if empty.any():
                 notes.append(

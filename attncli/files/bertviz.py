@@ -35,7 +35,8 @@ def of_view(bundle: Bundle) -> Bundle:
     parts = [part for name in bundle.tensors if (part := _ATTENTION.fullmatch(name))]
     if not parts or not all(_text(bundle, part[1], "left_text") for part in parts):
         return bundle
-    numbers = bundle.options.get("include_layers")
+    said = bundle.tensors.get("include_layers")  # a list of integers
+    numbers = [] if said is None else said.tolist()
     entries: dict[str, Entry] = {}
     options: dict[str, Any] = {}
     cut = []
@@ -51,8 +52,8 @@ def of_view(bundle: Bundle) -> Bundle:
                 f"{bundle.source}: {part[0]} has shape {array.shape}",
                 "expected BertViz's attention, (layers, heads, queries, keys)",
             )
-        fits = isinstance(numbers, list) and len(numbers) == len(array)
-        for n, number in enumerate(numbers if fits and numbers else range(len(array))):
+        fits = len(numbers) == len(array)
+        for n, number in enumerate(numbers if fits else range(len(array))):
             entries[f"{outer}.{number}.{NAME}"] = Entry(partial(array.__getitem__, n))
         for text, role in TEXTS.items():
             options[f"{outer}.{role}"] = _text(bundle, part[1], text)

@@ -44,6 +44,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "inspect header": (("header",), "inspect qkv.npz --header"),
     "inspect checkpoint": (("checkpoint",), "inspect layer.npz"),
     "inspect many": (("many",), "inspect layers.npz"),
+    "inspect weights": (("health",), "inspect weights.npy"),
     "inspect reading": (("reading",), "inspect llama --ids positions.npy"),
     "inspect compared": (("compared",), "inspect qkv.npz --compare more.npz"),
     "inspect compared_weights": (("compared_weights",), "inspect layer.npz --compare layer.npz"),
@@ -59,6 +60,7 @@ CHOOSES = {
     "compute lines": {"candidate", *READ},
     "compute reading": {"candidate"},
     "inspect health": {"header", "filter", "sort", *READ},
+    "inspect weights": {"header", "filter", "sort", *READ},
     "inspect tensors": {"query", "header", *READ},
     "inspect checkpoint": {"query", "header", "filter", "sort", *READ},
     "inspect lines": {"query", *READ},
@@ -74,6 +76,7 @@ UNSEEN = {
     "compute judge_command": {"dtype", "softmax_dtype", "timeout"},
     "inspect many": {"map"},  # of the entropy, as without it
     "inspect compared": {"dtype"},  # of results: in more digits than the table has
+    "inspect weights": {"seed"},  # there is no gradient, and nothing is sampled
     "inspect reading": {"map"},  # it is the one that is shown
 }
 
