@@ -120,6 +120,22 @@ class Evidence:
         return np.broadcast_to(real[:, None], (p.batch, p.kv_heads, p.keys))
 
     @cached_property
+    def first(self) -> Array:
+        """The logit of the first key that is no padding, ``(B, H, Lq)``; −∞ where it is hidden."""
+        from attncli.measures.sweep import weights_at
+
+        p, found, lse = self.problem, self.rows.first, self.rows.lse
+        start = self.keys.argmax(-1) if p.keys else np.zeros((0, 0))
+        if not start.any():
+            return found
+        found, rows = found.copy(), np.arange(p.queries)
+        for b, h in np.ndindex(p.batch, p.heads):
+            if j := int(start[b, p.group(h)]):
+                weight = weights_at(p, b, h, lse[b, h], rows, np.full_like(rows, j))
+                found[b, h] = np.log(weight) + lse[b, h]
+        return found
+
+    @cached_property
     def _stages(self) -> Iterator[Progress | None]:
         return stages(self.progress, (1, 1))  # the sweep and the sample, if both are asked for
 

@@ -43,6 +43,10 @@ class Pooled(Evidence):
         return folded(self._each.keys)
 
     @cached_property
+    def first(self) -> Array:
+        return folded(self._each.first)
+
+    @cached_property
     def sweep(self) -> Sweep:
         one = self._each.sweep
         return Sweep(

@@ -105,9 +105,9 @@ def jacobian_spectral_high(rows: Rows) -> Array:
 
 
 @of_rows(source="Xiao et al. 2024", heading="first key", keep=2)
-def first_key_mass(rows: Rows) -> Array:
-    """Weight of key 0."""
-    return _weight(rows, rows.first)
+def first_key_mass(rows: Rows, first: Array) -> Array:
+    """Weight of key 0, or of the first that is no padding."""
+    return _weight(rows, first)
 
 
 @of_rows(source="Derrida 1981")
