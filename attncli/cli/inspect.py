@@ -68,10 +68,10 @@ def inspect(
             "nothing to inspect: no BUNDLE and no --query",
             "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
-    if asked.text is not None or asked.ids is not None:
+    if asked.runs_model:
         if not bundle or len(bundle) > 1:
             raise InputError(
-                f"--text is for one model, and there are {len(bundle or ())}",
+                f"--text and the like are for one model, and there are {len(bundle or ())}",
                 "attncli inspect FOLDER --text 'the cat sat'",
             )
         return call.run(reading, source=bundle[0])

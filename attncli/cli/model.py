@@ -5,7 +5,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -19,6 +19,7 @@ from attncli.render import LINES
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
     from attncli.attention.view import Labels
+    from attncli.cli.given.model import Read
     from attncli.studies.model.loading import Loaded
 
 
@@ -66,7 +67,7 @@ def reading(
             kept = stack.enter_context(Capture(target.path, target.names, format=target.suffix))
         progress = stack.enter_context(render.progress("layers"))
         loaded = loading.load(source, dtype=dtype, device=engine.device)
-        batch = reads.read(loaded, given)
+        it_reads = reads.read(loaded, given)
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
@@ -98,7 +99,7 @@ def reading(
             threads=engine.threads, among=list(seen.short),
         )  # fmt: skip
         chosen = _chosen(list(seen.short), where.layer)
-        loading.run(loaded, batch)
+        loading.run(loaded, it_reads.batch)
     if kept and page.target:
         page = replace(page, target=replace(page.target, path=kept.written))
     if page.shown == LINES:
@@ -107,7 +108,7 @@ def reading(
         raise typer.Exit(int(failed))
     report = many_report(
         many, head=elements.head, asked=asked, fail_on=verdicts.fail_on,
-        full=full, sources=[source], facts=_facts(loaded, batch), warnings=loaded.warnings,
+        full=full, sources=[source], facts=_facts(loaded, it_reads), warnings=it_reads.warnings,
     )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
@@ -129,10 +130,10 @@ def _chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     return some
 
 
-def _facts(loaded: "Loaded", batch: dict[str, Any]) -> list[str]:
-    """Return what the first line says besides the sizes: what ran, and how much is padding."""
-    facts = [type(loaded.model).__name__]
+def _facts(loaded: "Loaded", it_reads: "Read") -> list[str]:
+    """Return what the first line says besides the sizes: what ran, and on what."""
+    batch, facts = it_reads.batch, [type(loaded.model).__name__, *it_reads.notes]
     real = batch.get("attention_mask")
-    if real is not None and not real.all():
+    if "input_ids" in batch and real is not None and not real.all():
         facts.append(f"{int(real.sum())} tokens without padding")
     return [*facts, f"its attention computed here, the rest by transformers in {loaded.dtype}"]

@@ -46,7 +46,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "inspect many": (("many",), "inspect layers.npz"),
     "inspect reading": (("reading",), "inspect llama --ids positions.npy"),
 }
-READ = {"text", "ids"}
+READ = {"text", "ids", "image", "audio"}
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},

@@ -36,7 +36,7 @@ VALUES = {
     ), "rtol": "0", "atol": "0",
     "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
-    "text": "a", "ids": "positions.npy",
+    "text": "a", "ids": "positions.npy", "image": "a.png", "audio": "a.wav",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what
