@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -259,19 +259,19 @@ def compared_models(
     sources = source, compare
     with Waiting() as waiting, render.progress("layers") as progress:
         loaded = loading.load(source, dtype=dtype, device=engine.device)
-        batch = batch_of(loaded, given, seed)
-        warnings = [*loaded.warnings]
+        it_reads = batch_of(loaded, given, seed)
+        warnings = [*it_reads.warnings]
         with capture(loaded.model, told=waiting.add, words=loaded.tokenizer, **how) as seen:
             paths = [[*seen.short]]
             some = chosen(paths[0], where.layer)
-            loading.run(loaded, batch)
-        read = _arrays(batch)
-        del loaded, batch, seen  # one model is in memory at a time
+            loading.run(loaded, it_reads.batch)
+        read = _arrays(it_reads.batch)
+        del loaded, it_reads, seen  # one model is in memory at a time
 
         loaded = loading.load(compare, dtype=dtype, device=engine.device)
-        batch = batch_of(loaded, given, seed)
-        _demand_same(read, _arrays(batch), sources)
-        warnings += [one for one in loaded.warnings if one not in warnings]
+        it_reads = batch_of(loaded, given, seed)
+        _demand_same(read, _arrays(it_reads.batch), sources)
+        warnings += [one for one in it_reads.warnings if one not in warnings]
         changes = Changes(sources=sources, policy=limits, seed=seed, among=paths[0], **how)
         after: set[str] = set()
         taken: set[str] = set()
@@ -295,7 +295,7 @@ def compared_models(
             paths.append([*seen.short])
             belong = paired(*paths)
             partners = {paths[1][b]: paths[0][a] for a, b in belong.pairs}
-            loading.run(loaded, batch)
+            loading.run(loaded, it_reads.batch)
         size = readable_bytes(waiting.size)
         left = [name for name in waiting.names if name not in taken]
     lone = left, belong.alone[1]
@@ -315,7 +315,7 @@ def compared_models(
     output.finish(report, page, printed)
 
 
-def _arrays(batch: dict[str, Any]) -> dict[str, Any]:
+def _arrays(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a model is given, of any device, as arrays."""
     return {name: one.cpu().numpy() for name, one in batch.items()}
 

@@ -101,7 +101,7 @@ def compute(
         return _judge(call, judge_command if command else judge_folder, bundle)
     page = output.page_of(printed, saved)
     output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
-    if given.anything:
+    if given.runs_model:
         return call.run(reading, source=bundle, page=page)
     if bundle is None and asked.query is None:
         raise InputError("nothing to compute: no BUNDLE and no --query", f"try: {EXAMPLE}")
@@ -167,7 +167,7 @@ def reading(
     output.demand_place(page, "csv")
     if source is None:
         raise InputError(
-            "--text is for a model, and there is none",
+            "--text and the like are for a model, and there is none",
             "attncli compute FOLDER --text 'the cat sat' --layer 0",
         )
 

@@ -18,6 +18,7 @@ from attncli.render import LINES
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
     from attncli.attention.view import Labels
+    from attncli.cli.given.model import Read
     from attncli.studies.model.loading import Loaded
 
 
@@ -69,7 +70,7 @@ def reading(
         progress = stack.enter_context(render.progress("layers"))
         loaded = loading.load(source, dtype=dtype, device=engine.device)
         words = words_of(loaded) if probe else loaded.tokenizer
-        batch = batch_of(loaded, given, seed)
+        it_reads = batch_of(loaded, given, seed)
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
@@ -101,7 +102,7 @@ def reading(
             threads=engine.threads, among=list(seen.short),
         )  # fmt: skip
         some = chosen(list(seen.short), where.layer)
-        loading.run(loaded, batch)
+        loading.run(loaded, it_reads.batch)
     if kept and page.target:
         page = replace(page, target=replace(page.target, path=kept.written))
     if page.shown == LINES:
@@ -110,7 +111,7 @@ def reading(
         raise typer.Exit(int(failed))
     how: dict[str, Any] = dict(
         head=elements.head, asked=asked, fail_on=verdicts.fail_on, full=full, sources=[source],
-        facts=_facts(loaded, batch), warnings=loaded.warnings,
+        facts=_facts(loaded, it_reads), warnings=it_reads.warnings,
     )  # fmt: skip
     report = probe_report(many, probe, **how) if probe else many_report(many, **how)
     render.show_warnings(report.warnings)
@@ -133,23 +134,23 @@ def chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     return some
 
 
-def batch_of(loaded: "Loaded", given: own.Reads, seed: int) -> dict[str, Any]:
+def batch_of(loaded: "Loaded", given: own.Reads, seed: int) -> "Read":
     """Return what the model is given; InputError for what does not go together."""
-    from attncli.cli.given import model as reads
+    from attncli.cli.given.model import Read, read
     from attncli.studies.model.probe import parse, read_probe
 
     if given.probe is None:
-        return reads.read(loaded, given)
+        return read(loaded, given)
     if len(given.said) > 1:
         ways = " and ".join(given.said[:2])
         raise InputError(f"{ways} are two ways to say what the model reads", "choose one")
-    return read_probe(loaded, parse(given.probe), seed)
+    return Read(read_probe(loaded, parse(given.probe), seed), (), loaded.warnings)
 
 
-def _facts(loaded: "Loaded", batch: dict[str, Any]) -> list[str]:
-    """Return what the first line says besides the sizes: what ran, and how much is padding."""
-    facts = [type(loaded.model).__name__]
+def _facts(loaded: "Loaded", it_reads: "Read") -> list[str]:
+    """Return what the first line says besides the sizes: what ran, and on what."""
+    batch, facts = it_reads.batch, [type(loaded.model).__name__, *it_reads.notes]
     real = batch.get("attention_mask")
-    if real is not None and not real.all():
+    if "input_ids" in batch and real is not None and not real.all():
         facts.append(f"{int(real.sum())} tokens without padding")
     return [*facts, f"its attention computed here, the rest by transformers in {loaded.dtype}"]

@@ -52,7 +52,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
         ("compared_models",), "inspect llama --ids positions.npy --compare llama",
     ),
 }  # fmt: skip
-READ = {"text", "ids", "probe", "compare"}
+READ = {"text", "ids", "image", "audio", "probe", "compare"}
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},

@@ -36,7 +36,8 @@ VALUES = {
     ), "rtol": "0", "atol": "0",
     "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
-    "compare": "more.npz", "text": "a", "ids": "positions.npy", "probe": "repeat:4",
+    "compare": "more.npz", "text": "a", "ids": "positions.npy", "image": "a.png", "audio": "a.wav",
+    "probe": "repeat:4",
     "attention_weights": "weights.npy",
 }  # fmt: skip
 

@@ -32,18 +32,41 @@ def sources(source: str, given: Given) -> list[str]:
     """Return the files that are read: those of the model, and those that options name."""
     inside = [entry.path for entry in os.scandir(source)] if os.path.isdir(source) else []
     texts = [text[1:] for text in given.text or () if text.startswith("@")]
-    return [*inside, *texts, *([given.ids] if given.ids else [])]
+    named = [*(given.image or ()), *(given.audio or ()), *([given.ids] if given.ids else [])]
+    return [*inside, *texts, *named]
 
 
-def read(loaded: Loaded, given: Given) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What a model is given, by the names that it has for it, and what there is to say of it."""
+
+    batch: Mapping[str, Any]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def read(loaded: Loaded, given: Given) -> Read:
     """Return what the model is given; InputError for what does not go together."""
-    from attncli.studies.model import loading
+    from attncli.studies.model import loading, media
 
-    if given.ids is None:
-        return loading.read_texts(loaded, [loading.text_of(one) for one in given.text or ()])
-    if given.text is not None:
+    if given.ids is not None and given.text is not None:
         raise InputError("--text and --ids are two ways to say what the model reads", "choose one")
-    return loading.read_ids(loaded, files.read_tensor(given.ids))
+    found = []
+    if given.image is not None:
+        found.append(media.read_images(loaded, given.image))
+    if given.audio is not None:
+        found.append(media.read_audio(loaded, given.audio))
+    words = {}
+    if given.ids is not None:
+        words = loading.read_ids(loaded, files.read_tensor(given.ids))
+    elif given.text is not None:
+        words = loading.read_texts(loaded, [loading.text_of(one) for one in given.text])
+    batch = media.together(loaded, words, *found)
+    return Read(
+        batch,
+        tuple(note for one in found for note in one.notes),
+        (*loaded.warnings, *(text for one in found for text in one.warnings)),
+    )
 
 
 # -- one call ---------------------------------------------------------------------------------
@@ -95,12 +118,14 @@ def call(
             f"--layer: one of {listed(many.labels_of(names), 60)}",
         )
     reader = Reader(None, flags)
-    name, problem, labels = _choose(loaded, read(loaded, given), names, layer, progress)
+    it_reads = read(loaded, given)
+    name, problem, labels = _choose(loaded, it_reads.batch, names, layer, progress)
     notes = (
         f"{name} of {type(loaded.model).__name__}, the rest by transformers in {loaded.dtype}",
+        *it_reads.notes,
     )
     return Called(
-        replace(problem, warnings=(*loaded.warnings, *problem.warnings)), labels,
+        replace(problem, warnings=(*it_reads.warnings, *problem.warnings)), labels,
         tokens_of(reader), notes, tuple(sources(source, given)), expected_of(reader),
     )  # fmt: skip
 

@@ -23,12 +23,29 @@ class Given(Group, panel=MODEL):
         Text, option(metavar="REF", help="Token ids, (L) or (B, L), in place of --text.")
     ] = None
 
+    image: Annotated[
+        list[str] | None,
+        option(
+            metavar="FILE",
+            help="An image, or its pixel values (C, H, W) as .npy; with --text where the model "
+            "takes both. Repeatable.",
+        ),
+    ] = None
+    audio: Annotated[
+        list[str] | None,
+        option(
+            metavar="FILE",
+            help="A recording, WAV at the model's rate, or samples (T) or features (M, T) as .npy; "
+            "--text is then what a decoder writes. Repeatable.",
+        ),
+    ] = None
+
     @property
     def said(self) -> list[str]:
         """The flags that say what a model reads."""
         return [f"--{name}" for name in type(self).members if getattr(self, name) is not None]
 
     @property
-    def anything(self) -> bool:
+    def runs_model(self) -> bool:
         """Whether a model is to be run."""
         return bool(self.said)

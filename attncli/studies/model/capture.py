@@ -25,6 +25,7 @@ from attncli.studies.health import EXACT, TOLD, Head, head_of
 from attncli.studies.many import call_name, labels_of
 from attncli.studies.model import interface
 from attncli.studies.model.interface import LISTENERS, NAME, Place
+from attncli.studies.model.patches import patch_names
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -34,6 +35,8 @@ Told = Callable[[str, Problem, Labels], Result | None]
 
 #: Parameters of attention modules by which keys come from another sequence.
 MEMORY = ("key_value_states", "encoder_hidden_states")
+#: What a part is given that hears.
+SOUNDS = ("input_features", "input_values")
 NEEDS = "pip install 'attncli[hf]' (transformers and PyTorch)"
 
 
@@ -62,6 +65,13 @@ class Frame:
     ids: Array | None
     real: Array | None
     memory: Array | None  # which keys of the other sequence are real
+    image: tuple[int, int] | None = None  # its height and width
+    sound: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether it reads something else than the words that others were given."""
+        return self.ids is None and (self.sound or self.image is not None)
 
 
 @dataclass(eq=False)
@@ -80,6 +90,7 @@ class Seen:
     frames: list[Frame] = field(default_factory=list)
     read: list[Array] = field(default_factory=list)  # ids of parts that have run
     apart: set[Any] = field(default_factory=set)
+    ran: bool = False
 
     # -- a Listener -------------------------------------------------------------------------------
 
@@ -89,6 +100,8 @@ class Seen:
         apart = module in self.apart
         real_queries = real_keys = ids = read = None
         if frame is not None:
+            if frame.apart:
+                return self._pictured(frame, module, batch, queries, keys)
             real_queries, ids = (_last(one, batch, queries) for one in (frame.real, frame.ids))
             if apart:
                 real_keys = _sized(frame.memory, batch, keys)
@@ -99,6 +112,15 @@ class Seen:
                 real_keys, read = (_sized(one, batch, keys) for one in (frame.real, frame.ids))
         labels = Labels(self._words(ids), self._words(read))
         return Place(self.names[module], real_queries, real_keys, apart, labels)
+
+    def _pictured(self, frame: Frame, module: Any, batch: int, queries: int, keys: int) -> Place:
+        """Return where a module stands that sees an image or hears a sound."""
+        named = (
+            frame.image and patch_names(frame.module.config, frame.image, count)
+            for count in (queries, keys)
+        )
+        labels = Labels(*((one,) * batch if one else None for one in named))
+        return Place(self.names[module], apart=module in self.apart, labels=labels)
 
     def answer(self, module: Any, place: Place, problem: Problem) -> Array:
         """Compute a call, and keep what its statistics say."""
@@ -118,7 +140,9 @@ class Seen:
 
     def _frame(self) -> Frame | None:
         """Return the innermost part that runs and was told of a sequence."""
-        found = (f for f in reversed(self.frames) if f.ids is not None or f.real is not None)
+        found = (
+            f for f in reversed(self.frames) if f.apart or f.ids is not None or f.real is not None
+        )
         return next(found, None)
 
     def _words(self, ids: Array | None) -> tuple[tuple[str, ...], ...] | None:
@@ -135,15 +159,19 @@ class Seen:
             _plane(given.get(name))
             for name in ("input_ids", "attention_mask", "encoder_attention_mask")
         )
+        pixels = getattr(given.get("pixel_values"), "shape", ())
         self.frames.append(
             Frame(module, ids, None if real is None else real != 0,
-                  None if memory is None else memory != 0)
+                  None if memory is None else memory != 0,
+                  tuple(pixels[-2:]) if len(pixels) == 4 else None,
+                  any(given.get(name) is not None for name in SOUNDS))
         )  # fmt: skip
 
     def leave(self, module: Any, *_: Any) -> None:
         """Forget it, and keep what it read."""
         while self.frames and self.frames[-1].module is not module:
             self.frames.pop()  # parts that an exception has left
+        self.ran = True
         if self.frames and (ids := self.frames.pop().ids) is not None:
             self.read.append(ids)
             del self.read[:-4]
@@ -206,10 +234,10 @@ def capture(
             hook.remove()
         for config, implementation in before:
             config._attn_implementation_internal = implementation
-    if finished and seen.read and not seen.calls:
+    if finished and seen.ran and not seen.calls:
         raise InputError(
             f"{type(model).__name__} ran, and none of its attention went through transformers' "
-            "interface", "it cannot be seen: its code computes attention by itself",
+            "interface", "it cannot be seen: its code computes attention by itself, if any",
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import glob
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,21 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 FOUND = {"local_files_only": True, "trust_remote_code": False}
+#: What models call what they are given, by the option that gives it.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "text": ("input_ids", "decoder_input_ids"),
+    "image": ("pixel_values",),
+    "audio": ("input_features", "input_values"),
+}
+NAMES = tuple(name for names in KINDS.values() for name in names)
+DECODED = "decoder_input_ids"
+#: Of a model of two encoders, by what it is given alone.
+ALONE = {
+    "input_ids": "get_text_features",
+    "pixel_values": "get_image_features",
+    "input_features": "get_audio_features",
+}
+POSITIONS = ("max_position_embeddings", "max_target_positions")
 #: The longest text that tokenizers claim to take when nobody told them.
 UNSAID = 1 << 24
 
@@ -31,6 +47,7 @@ class Loaded:
     """A model that is ready to run; ``body`` is it without the head of its task."""
 
     source: str
+    folder: str
     model: Any
     body: Any
     tokenizer: Any | None
@@ -57,19 +74,25 @@ def _load(source: str, dtype: str | None, device: str) -> Loaded:
     _demand_own_code(source, config)
     _check_memory(source, folder, config, dtype)
     kind = _class_of(transformers, config)
-    with _quiet(transformers), _said(source):
+    with quiet(transformers), _said(source):
         model, told = kind.from_pretrained(
             folder, dtype=dtype or "auto", output_loading_info=True, **FOUND
         )
-    model = model.to(_device(device)).eval()
+        model = model.to(_device(device)).eval()
     missing = [*told["missing_keys"]]
     warnings = [
         f"{counted(len(missing), 'weight')} of {source} are not there and random: {missing[0]}, …"
     ] if missing else []  # fmt: skip
     return Loaded(
-        source, model, model.base_model, _tokenizer(transformers, folder),
+        source, folder, model, _body(model), _tokenizer(transformers, folder),
         str(model.dtype).removeprefix("torch."), tuple(warnings),
     )  # fmt: skip
+
+
+def _body(model: Any) -> Any:
+    """Return a model without the head of its task, if what is left can be given something."""
+    body = model.base_model
+    return body if {*NAMES} & {*signature(body.forward).parameters} else model
 
 
 def _transformers() -> Any:
@@ -169,7 +192,7 @@ def _tokenizer(transformers: Any, folder: str) -> Any | None:
         glob(os.path.join(folder, one)) for one in ("token*", "vocab*", "*.model", "spiece*")
     ):
         return None
-    with _quiet(transformers):
+    with quiet(transformers):
         try:
             return transformers.AutoTokenizer.from_pretrained(folder, **FOUND)
         except (OSError, ValueError, KeyError, ImportError):
@@ -177,7 +200,7 @@ def _tokenizer(transformers: Any, folder: str) -> Any | None:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keep transformers' notes and bars off standard error."""
     logging = transformers.utils.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -213,12 +236,42 @@ def _first(error: Exception) -> str:
 # -- what it reads ------------------------------------------------------------------------------
 
 
+def takes(loaded: Loaded) -> frozenset[str]:
+    """Return the names of what the model can be given."""
+    return frozenset(signature(loaded.body.forward).parameters)
+
+
+def demand(loaded: Loaded, option: str) -> str:
+    """Return what the model calls a text, an image or audio; InputError where it takes none."""
+    known = takes(loaded)
+    found = next((name for name in KINDS[option] if name in known), None)
+    if found is None:
+        others = [f"--{one}" for one, names in KINDS.items() if known & {*names}]
+        raise InputError(
+            f"{type(loaded.model).__name__} takes no {option}", f"it takes {' and '.join(others)}"
+        )
+    return found
+
+
+def is_of_two(loaded: Loaded) -> bool:
+    """Whether the model has an encoder for texts and another one, and needs not both."""
+    return hasattr(loaded.body, ALONE["input_ids"])
+
+
+def first_token(loaded: Loaded) -> int:
+    """Return what a decoder begins with."""
+    config = loaded.model.config
+    named = (getattr(config, one, None) for one in ("decoder_start_token_id", "bos_token_id"))
+    return int(next((one for one in named if one is not None), 0))
+
+
 def read_texts(loaded: Loaded, texts: Sequence[str]) -> dict[str, Any]:
     """Return what the model is given for texts: a batch, padded as its tokenizer pads.
 
     Special tokens are the tokenizer's. Raises InputError without a tokenizer, for an empty text
     and for one that is longer than the model's positions.
     """
+    demand(loaded, "text")
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         raise InputError(
@@ -237,10 +290,11 @@ def read_texts(loaded: Loaded, texts: Sequence[str]) -> dict[str, Any]:
 
 def read_ids(loaded: Loaded, ids: Array) -> dict[str, Any]:
     """Return what the model is given for token ids, integers ``(L)`` or ``(B, L)``."""
+    demand(loaded, "text")
     if ids.ndim not in (1, 2) or not ids.size or not np.array_equal(ids, np.floor(ids)):
         raise InputError(f"ids are {ids.dtype} {ids.shape}", "expected integers (L) or (B, L)")
     ids = np.atleast_2d(ids).astype(np.int64)
-    rows = loaded.model.get_input_embeddings().weight.shape[0]
+    rows = _vocabulary(loaded)
     wrong = ids[(ids < 0) | (ids >= rows)]
     if wrong.size:
         raise InputError(f"ids hold {wrong[0]}", f"the model has the tokens 0 to {rows - 1}")
@@ -248,7 +302,7 @@ def read_ids(loaded: Loaded, ids: Array) -> dict[str, Any]:
 
 
 def _given(loaded: Loaded, ids: Array, mask: Array, made: Mapping[str, Any]) -> dict[str, Any]:
-    torch, config = import_module("torch"), loaded.model.config
+    torch = import_module("torch")
     most = positions_of(loaded)
     if ids.shape[1] > most:
         raise InputError(
@@ -257,23 +311,34 @@ def _given(loaded: Loaded, ids: Array, mask: Array, made: Mapping[str, Any]) -> 
         )  # fmt: skip
     if not ids.shape[1]:
         raise InputError("the text has no tokens", "give --text some words")
-    given = {"input_ids": ids, "attention_mask": mask}
+    known = takes(loaded)
+    given = {"input_ids": ids, "attention_mask": mask} if "input_ids" in known else {}
     if "token_type_ids" in made:
         given["token_type_ids"] = np.asarray(made["token_type_ids"])
-    if config.is_encoder_decoder:  # it reads what it shall write, shifted right
-        start = config.decoder_start_token_id
-        start = config.bos_token_id if start is None else start
-        first = np.full((len(ids), 1), start if start is not None else 0)
-        given["decoder_input_ids"] = np.concatenate([first, ids[:, :-1]], 1)
-        given["decoder_attention_mask"] = np.concatenate([np.ones_like(first), mask[:, :-1]], 1)
+    if DECODED in known:  # an encoder–decoder reads what it shall write, shifted right
+        start = first_token(loaded)
+        if not (ids[:, 0] == start).all():
+            first = np.full((len(ids), 1), start)
+            ids = np.concatenate([first, ids[:, :-1]], 1)
+            mask = np.concatenate([np.ones_like(first), mask[:, :-1]], 1)
+        given |= {DECODED: ids, "decoder_attention_mask": mask}
     device = loaded.model.device
     return {name: torch.from_numpy(np.asarray(a, np.int64)).to(device) for name, a in given.items()}
+
+
+def _vocabulary(loaded: Loaded) -> int:
+    """Return how many tokens the model knows."""
+    text = loaded.model.config.get_text_config(decoder=True)
+    return int(
+        getattr(text, "vocab_size", 0) or loaded.model.get_input_embeddings().weight.shape[0]
+    )
 
 
 def positions_of(loaded: Loaded) -> int:
     """Return how many tokens the model has positions for."""
     text = loaded.model.config.get_text_config()
-    most = getattr(text, "max_position_embeddings", None) or UNSAID
+    said = (getattr(text, name, None) for name in POSITIONS)
+    most = next((one for one in said if one), UNSAID)
     for name, module in loaded.model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None):
             most = min(most, module.num_embeddings - module.padding_idx - 1)  # RoBERTa's
@@ -281,10 +346,33 @@ def positions_of(loaded: Loaded) -> int:
 
 
 def run(loaded: Loaded, given: Mapping[str, Any]) -> None:
-    """Run the model once, without the head of its task and without gradients."""
-    torch = import_module("torch")
-    with torch.inference_mode(), _quiet(_transformers()):
-        loaded.body(**given)
+    """Run the model once, without the head of its task and without gradients.
+
+    Raises InputError for what the model does not take.
+    """
+    torch, body = import_module("torch"), loaded.body
+    alone = [way for name, way in ALONE.items() if name in given]
+    entry = getattr(body, alone[0]) if is_of_two(loaded) and len(alone) == 1 else body
+    with torch.inference_mode(), quiet(_transformers()):
+        try:
+            entry(**given)
+        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+            if _is_ours(error.__traceback__):
+                raise
+            shapes = (f"{name} {tuple(given[name].shape)}" for name in NAMES if name in given)
+            raise InputError(
+                f"{type(loaded.model).__name__} does not run on {', '.join(shapes)}: "
+                f"{_first(error)}", "that is what the model's own code says",
+            ) from None  # fmt: skip
+
+
+def _is_ours(traceback: Any) -> bool:
+    """Whether an exception came out of code of this package that the model called."""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+        if str(traceback.tb_frame.f_globals.get("__name__", "")).startswith("attncli."):
+            return True
+    return False
 
 
 def text_of(said: str) -> str:
