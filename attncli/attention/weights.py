@@ -308,11 +308,13 @@ def _patterns(extent: Extent, seen: Array) -> list[str]:
     """Return expressions of masks that show at least what is ``seen``, the widest first."""
     if extent.apart or not seen.any():
         return [""]
-    _, i, j = np.nonzero(seen)
     square = extent.queries == extent.keys
     corner = "" if square else "(bottom_right)"
     offset = extent.keys - extent.queries
-    left, right = (int(n.max()) for n in (i + offset - j, j - i - offset))
+    b, i = np.nonzero(seen.any(-1))
+    first, last = seen.argmax(-1), extent.keys - 1 - seen[..., ::-1].argmax(-1)  # (B, Lq)
+    left = int((i + offset - first[b, i]).max())
+    right = int((last[b, i] - i - offset).max())
     texts = ["", f"causal{corner}"]
     if left >= 0 and right >= 0 and min(left, right) < extent.keys - 1:
         texts.append(f"window({left}, {right}{'' if square else ', bottom_right'})")

@@ -106,13 +106,11 @@ def _near(roles: Collection[str]) -> dict[str, str]:
     return slips([name for role in roles for name in ROLES[role].names if len(name) > 2])
 
 
-def refuse_weights(bundle: Bundle) -> None:
-    """Raise InputError where attention weights are all there is, which inspect alone reads."""
-    if weights_in(bundle):
-        raise InputError(
-            f"{bundle.source} has attention weights and no query",
-            f"what they say alone: attncli inspect {path_of(bundle)}",
-        )
+def of_weights(bundle: Bundle) -> str | None:
+    """Return what to say to attention weights alone, which ``inspect`` reads; None to others."""
+    if not weights_in(bundle):
+        return None
+    return f"what attention weights say alone: attncli inspect {path_of(bundle)}"
 
 
 def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
@@ -125,11 +123,10 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
             f"it holds {listed(names) or 'no tensors'}",
             "write it with --include query,key,value",
         )
-    refuse_weights(bundle)
     return InputError(
         f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
         f"it holds {listed(names) or 'no tensors'}",
-        _which(bundle, candidates),
+        of_weights(bundle) or _which(bundle, candidates),
     )
 
 

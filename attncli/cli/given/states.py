@@ -16,7 +16,7 @@ from attncli.cli import groups
 from attncli.cli.given.attention import kv_lengths_of, scale_of, sink_of
 from attncli.cli.given.expected import Theirs, expected_of
 from attncli.cli.given.expressions import said_of
-from attncli.cli.given.names import refuse_weights, without_role
+from attncli.cli.given.names import of_weights, without_role
 from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
 from attncli.cli.given.rope import PARTS, no_rope, rope_of
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
@@ -180,15 +180,14 @@ class StateReader(Reader):
             found = self.tensor("output")
         if found is None:
             rest = without_role(self.bundle)
-            if rest != [""]:
-                refuse_weights(self.bundle)
-            if len(rest) != 1:
+            weights = None if rest == [""] else of_weights(self.bundle)
+            if len(rest) != 1 or weights:
                 names = listed(self.bundle.tensors) or "no tensors"
+                which = f"say which it is: {self.bundle.source}::{rest[0]}" if rest else None
                 raise InputError(
                     f"{self.bundle.source} has no tensor named hidden_states or x; it holds "
                     f"{names}",
-                    f"say which it is: {self.bundle.source}::{rest[0]}" if rest else
-                    'expected at least {"x": [[…], …]}, a row for each token',
+                    weights or which or 'expected at least {"x": [[…], …]}, a row for each token',
                 )  # fmt: skip
             self.taken.add(rest[0])
             found = self.bundle.tensors[rest[0]], self.bundle.kind
