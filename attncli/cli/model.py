@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from attncli.studies.model.loading import Loaded
 
 
-@mode("a model that reads a text (--text, --ids)")
+@mode("a model that reads (--text, --ids, --image, --audio)")
 def reading(
     source: str,
     *,
