@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from attncli.studies.model.loading import Loaded
 
 
-@mode("a model that reads a text (--text, --ids, --probe)")
+@mode(f"a model that reads ({', '.join(f'--{name}' for name in own.Reads.members)})")
 def reading(
     source: str,
     *,

@@ -18,12 +18,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = """
+WORDS = tuple(
+    """
     a and ant apple bear bed bee big bird black blue boat book box boy bread bus cake cat chair cow
     cup day dog door duck egg fish fox frog girl goat green hat hen horse house ice in jam key kite
     lamp leaf lion milk moon mouse on pen pig rain red sea sheep ship shoe sky small snow star sun
     the tree water white wind wolf yellow
-""".split()
+    """.split()  # noqa: SIM905 - a list to be read
+)
 LENGTH, BATCH, STEPS, RATE = 64, 64, 800, 3e-3
 PERIODS = range(8, 25)
 
@@ -54,9 +56,16 @@ def texts(count: int) -> torch.Tensor:
 def train(steps: int = STEPS) -> LlamaForCausalLM:
     """Train a new model; prints its loss on tokens that can be known."""
     config = LlamaConfig(
-        vocab_size=2 + len(WORDS), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=512, bos_token_id=0,
-        eos_token_id=None, tie_word_embeddings=True,
+        vocab_size=2 + len(WORDS),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        bos_token_id=0,
+        eos_token_id=None,
+        tie_word_embeddings=True,
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)

@@ -120,7 +120,10 @@ class Seen:
             for count in (queries, keys)
         )
         labels = Labels(*((one,) * batch if one else None for one in named))
-        return Place(self.names[module], apart=module in self.apart, labels=labels)
+        return Place(
+            self.names[module], _heard(frame, batch, queries), _heard(frame, batch, keys),
+            module in self.apart, labels,
+        )  # fmt: skip
 
     def answer(self, module: Any, place: Place, problem: Problem) -> Array:
         """Compute a call, and keep what its statistics say."""
@@ -296,6 +299,17 @@ def _plane(tensor: Any) -> Array | None:
     if getattr(tensor, "ndim", 0) != 2 or tensor.is_floating_point():
         return None
     return np.asarray(tensor.detach().cpu().numpy())
+
+
+def _heard(frame: Frame, batch: int, length: int) -> Array | None:
+    """Return which frames of a batch of sounds are real, ``(B, L)``, of which samples are."""
+    if frame.real is None or frame.real.shape == (batch, length):
+        return frame.real
+    of_samples = getattr(frame.module, "_get_feature_vector_attention_mask", None)
+    if of_samples is None or not frame.sound:
+        return None
+    real = of_samples(length, import_module("torch").from_numpy(frame.real))
+    return _sized(np.asarray(real.cpu().numpy() != 0), batch, length)
 
 
 def _sized(array: Array | None, batch: int, length: int) -> Array | None:

@@ -123,8 +123,6 @@ def problem_of(
     maskers: list[Masker] = []
     if mask is not None:
         told = _four(array_of(mask))
-        if told.dtype == bool and queries == keys and not place.apart and place.real_keys is None:
-            place = _with_padding(told, place, int(batch))
         extent = Extent(int(batch), int(heads), int(queries), keys)
         maskers = _read(told, extent, place, sliding_window)
     elif queries > 1:
@@ -203,12 +201,6 @@ def _same(told: Array, maskers: Sequence[Masker], extent: Extent) -> bool:
         for i in range(0, extent.queries, STEP)
         if len(rows := whole[b, 0, i : i + STEP])
     )
-
-
-def _with_padding(told: Array, place: Place, batch: int) -> Place:
-    """Return a place of which nobody said what is padding: what no query of its own sees is."""
-    real = np.broadcast_to(told.any((1, 2)), (batch, told.shape[3]))
-    return place if real.all() else replace(place, real_queries=real, real_keys=real)
 
 
 def _padding(real: Array) -> Masker:

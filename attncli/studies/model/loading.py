@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from glob import glob
 from importlib import import_module
 from inspect import signature
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -71,18 +72,19 @@ def _load(source: str, dtype: str | None, device: str) -> Loaded:
     transformers = _transformers()
     folder = _folder(source)
     config = read_config(os.path.join(folder, "config.json"))
-    _demand_own_code(source, config)
+    warnings = _demand_own_code(source, config)
+    _demand_known_quantisation(source, config)
     _check_memory(source, folder, config, dtype)
     kind = _class_of(transformers, config)
-    with quiet(transformers), _said(source):
+    with quiet(transformers), _said(source, config):
         model, told = kind.from_pretrained(
             folder, dtype=dtype or "auto", output_loading_info=True, **FOUND
         )
         model = model.to(_device(device)).eval()
     missing = [*told["missing_keys"]]
-    warnings = [
-        f"{counted(len(missing), 'weight')} of {source} are not there and random: {missing[0]}, …"
-    ] if missing else []  # fmt: skip
+    if missing:
+        many = f"{counted(len(missing), 'weight')} of {source} are not there and random"
+        warnings.append(f"{many}: {missing[0]}, …")
     return Loaded(
         source, folder, model, _body(model), _tokenizer(transformers, folder),
         str(model.dtype).removeprefix("torch."), tuple(warnings),
@@ -133,12 +135,13 @@ def _folder(source: str) -> str:
     return os.path.dirname(str(found))
 
 
-def _demand_own_code(source: str, config: Mapping[str, Any]) -> None:
-    """Raise InputError for a model that needs code of its folder."""
+def _demand_own_code(source: str, config: Mapping[str, Any]) -> list[str]:
+    """Return a warning of code of the folder that is not run; InputError where it is needed."""
     known = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
     kind = config.get("model_type")
     if kind in known:
-        return
+        own = f"{source} has code of its own (auto_map), which is never run here: transformers' is"
+        return [own] if config.get("auto_map") else []
     if config.get("auto_map"):
         raise InputError(
             f"{source} is a model with code of its own (auto_map), which is never run here",
@@ -148,6 +151,18 @@ def _demand_own_code(source: str, config: Mapping[str, Any]) -> None:
         f"transformers knows no model_type '{kind}' (config.json of {source})",
         "it may need a newer transformers: pip install -U transformers",
     )
+
+
+def _demand_known_quantisation(source: str, config: Mapping[str, Any]) -> None:
+    """Raise InputError for a quantisation that transformers would pass over in silence."""
+    told = config.get("quantization_config") or {}
+    known = import_module("transformers.quantizers.auto").AUTO_QUANTIZATION_CONFIG_MAPPING
+    method = told.get("quant_method")
+    if told and method not in known and not any("load_in_" in name for name in told):
+        raise InputError(
+            f"{source} is quantised by '{method}', which transformers does not know",
+            "it may need a newer transformers, or give weights that are not quantised",
+        )
 
 
 def _check_memory(source: str, folder: str, config: Mapping[str, Any], dtype: str | None) -> None:
@@ -169,7 +184,7 @@ def _check_memory(source: str, folder: str, config: Mapping[str, Any], dtype: st
         raise TooLarge(
             f"{source} needs {readable_bytes(asked)} as {dtype or stored}; "
             f"{readable_bytes(room)} are free",
-            f"--dtype bfloat16 needs {readable_bytes(less)}" if less < asked
+            f"--dtype bfloat16 needs {readable_bytes(less)}" if less <= room
             else "attncli inspect without --text reads its weights, one layer at a time",
         )  # fmt: skip
 
@@ -215,13 +230,23 @@ def quiet(transformers: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _said(source: str) -> Iterator[None]:
+def _said(source: str, config: Mapping[str, Any]) -> Iterator[None]:
     """Turn what transformers raises into an error of ours."""
+    quantised = (config.get("quantization_config") or {}).get("quant_method")
     try:
         yield
     except ImportError as error:
-        raise Unavailable(f"{source} needs a package: {_first(error)}", "install it") from None
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        what = f"is quantised ({quantised})" if quantised else "needs a package"
+        others = ", or give weights that are not quantised" if quantised else ""
+        raise Unavailable(
+            f"{source} {what}: {_first(error)}", f"install what is missing{others}"
+        ) from None
+    except UnpicklingError:
+        raise InputError(
+            f"the weights of {source} hold more than tensors: objects of Python, never made here",
+            "expected tensors alone, as in .safetensors",
+        ) from None
+    except Exception as error:  # whatever code and files of others come up with
         raise InputError(
             f"transformers cannot load {source}: {_first(error)}",
             "it loads what AutoModel.from_pretrained loads",
