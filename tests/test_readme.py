@@ -18,6 +18,7 @@ from tests.support.readme import (
     README,
     TABLES,
     WALKTHROUGHS,
+    can_run,
     rounded_alike,
     run,
     workshop,
@@ -42,8 +43,9 @@ def test_console_blocks_are_what_is_printed(command: str, shown: str) -> None:
 def test_walkthroughs_go_as_they_are_told(document: Path) -> None:
     with workshop() as folder:
         for command, shown in BLOCK.findall(document.read_text("utf-8")):
-            printed = run(command, folder)
-            assert printed == shown or rounded_alike(printed, shown), command
+            if can_run(command):
+                printed = run(command, folder)
+                assert printed == shown or rounded_alike(printed, shown), command
 
 
 def test_outputs_are_alike_but_for_rounding_errors() -> None:
