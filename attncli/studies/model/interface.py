@@ -8,9 +8,11 @@ mask.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from importlib import import_module
+from operator import and_
 from typing import Any, Protocol
 
 import numpy as np
@@ -122,9 +124,8 @@ def problem_of(
     keys = int(k.shape[2])
     maskers: list[Masker] = []
     if mask is not None:
-        told = _four(array_of(mask))
         extent = Extent(int(batch), int(heads), int(queries), keys)
-        maskers = _read(told, extent, place, sliding_window)
+        maskers = [*_read(mask, extent, place, sliding_window)]
     elif queries > 1:
         if sliding_window is not None and keys > sliding_window:
             raise InputError(
@@ -164,43 +165,85 @@ def _four(tensor: Array) -> Array:
 # -- masks --------------------------------------------------------------------------------------
 
 
-def _read(told: Array, extent: Extent, place: Place, window: int | None) -> list[Masker]:
-    """Return the mask tensor as what it is: an expression where it says just that, or itself."""
+def _read(mask: Any, extent: Extent, place: Place, window: int | None) -> list[Masker]:
+    """Return a mask as what it is: an expression where it says just that, or itself.
+
+    mask: what broadcasts to ``(B, H, Lq, Lk)``, or an ``asked.Asked``, which is as wide and never
+    made.
+    """
+    real = place.real_keys
+    if hasattr(mask, "asked"):
+        local = mask.asked.get("local_size")
+        known = window if local is None else local, None if real is None else real.tobytes()
+        if known not in mask.read:  # the layers of a model share it
+            mask.read[known] = _of_asked(mask, extent, real, known[0])
+        return mask.read[known]  # type: ignore[no-any-return]
+    told = _four(array_of(mask))
     if told.dtype != bool:
         return [tensor_masker(told, name="attention_mask")]
-    real = place.real_keys
-    padded = real is not None and not real.all()
-    hidden = padded and not (told & ~real[:, None, None]).any()  # type: ignore[index]
-    padding = [_padding(real)] if hidden and real is not None else []
+    if real is not None and (real.all() or (told & ~real[:, None, None]).any()):
+        real = None  # there is no padding, or it is seen
     if told.shape[1] == 1:
-        for words in _likely(extent, window):
-            found = [*map(masker, words), *padding]
-            if _same(told, found, extent):
-                return found
+        whole = np.broadcast_to(told, (extent.batch, 1, extent.queries, extent.keys))
+        found = _said(lambda i0, i1: whole[:, 0, i0:i1], extent, real, window)
+        if found is not None:
+            return found
+    padding = [] if real is None else [_padding(real)]
     return [tensor_masker(told, name="attention_mask"), *padding]
 
 
-def _likely(extent: Extent, window: int | None) -> Sequence[tuple[str, ...]]:
+def _said(
+    rows: Callable[[int, int], Array], extent: Extent, real: Array | None, window: int | None
+) -> list[Masker] | None:
+    """Return the expressions that keep just what a mask keeps, if there are such.
+
+    rows of it, ``(B, i1 - i0, Lk)`` from i0 to i1.
+    """
+    padding = [] if real is None or real.all() else [_padding(real)]
+    likely = [[*map(masker, words), *padding] for words in _likely(extent, window, real)]
+    masks = [reduce(and_, (one(extent) for one in some), Mask(extent)) for some in likely]
+    left = list(range(len(masks)))
+    for i0 in range(0, extent.queries, STEP):
+        told = rows(i0, i1 := min(i0 + STEP, extent.queries))
+        left = [
+            n for n in left
+            if all(
+                np.array_equal(told[b], masks[n].keep(b, 0, i0, i1, 0, extent.keys))
+                for b in range(extent.batch)
+            )
+        ]  # fmt: skip
+        if not left:
+            return None
+    return likely[left[0]]
+
+
+def _likely(extent: Extent, window: int | None, real: Array | None) -> Sequence[tuple[str, ...]]:
     """Return the expressions that models mean most."""
-    if extent.queries != extent.keys:
-        return ((),)
-    sides = [] if window is None else [window - 1, window, window // 2]  # as models count theirs
-    backward = [("causal", f"window({side})") for side in sides]
-    return [(), ("causal",), *backward, *((f"window({side}, {side})",) for side in sides)]
+    corner = "" if extent.queries == extent.keys else ", bottom_right"
+    causal = f"causal({corner[2:]})" if corner else "causal"
+    if window is None:
+        return [(), (causal,)]
+    sides = window - 1, window, window // 2  # as models count theirs
+    backward = [(causal, f"window({side}{corner})") for side in sides]
+    around = [(f"window({side}, {side}{corner})",) for side in sides]
+    first = () if real is None else real.argmax(-1).tolist()  # Llama 4 counts from there
+    chunks = [f"chunks({', '.join(map(str, (window, *some)))}{corner})" for some in ((), first)]
+    return [(), (causal,), *backward, *around, *((one,) for one in chunks)]
 
 
-def _same(told: Array, maskers: Sequence[Masker], extent: Extent) -> bool:
-    """Whether masks keep just what a bool tensor ``(B or 1, 1, Lq or 1, Lk)`` keeps."""
-    mask = Mask(extent)
-    for one in maskers:
-        mask = mask & one(extent)
-    whole = np.broadcast_to(told, (extent.batch, 1, extent.queries, extent.keys))
-    return all(
-        np.array_equal(whole[b, 0, i : i + STEP], mask.keep(b, 0, i, i + len(rows), 0, extent.keys))
-        for b in range(extent.batch)
-        for i in range(0, extent.queries, STEP)
-        if len(rows := whole[b, 0, i : i + STEP])
-    )
+def _of_asked(mask: Any, extent: Extent, real: Array | None, window: int | None) -> list[Masker]:
+    """Return what an ``asked.Asked`` keeps: an expression, or itself and what padding it hides."""
+
+    def rows(i0: int, i1: int) -> Array:
+        return np.asarray(mask.block(i0, i1, 0, extent.keys))
+
+    for some in (real, None):
+        if (found := _said(rows, extent, some, window)) is not None:
+            return found
+    tiles = ((i, min(i + STEP, extent.queries)) for i in range(0, extent.queries, STEP))
+    if real is None or real.all() or any((rows(*at) & ~real[:, None]).any() for at in tiles):
+        return [mask.masker("attention_mask")]
+    return [mask.masker("attention_mask"), _padding(real)]
 
 
 def _padding(real: Array) -> Masker:
@@ -214,10 +257,10 @@ def _padding(real: Array) -> Masker:
 
 
 def register() -> None:
-    """Tell transformers of NAME, and that its masks are SDPA's (without which there are none)."""
-    masks = import_module("transformers.masking_utils").ALL_MASK_ATTENTION_FUNCTIONS
+    """Tell transformers of NAME, and what its masks are (without which there are none)."""
     transformers = import_module("transformers")
-    transformers.AttentionMaskInterface.register(NAME, masks["sdpa"])
+    asked_mask = import_module("attncli.studies.model.asked").asked_mask
+    transformers.AttentionMaskInterface.register(NAME, asked_mask)
     transformers.AttentionInterface.register(NAME, import_module("torch").compiler.disable(forward))
 
 
