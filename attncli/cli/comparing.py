@@ -249,7 +249,8 @@ def compared_models(
     from attncli.reports.changes import changes_report
     from attncli.reports.selection import selection
     from attncli.resources import readable_bytes
-    from attncli.studies.changes import Changes, Side, Waiting, numbered_call, paired
+    from attncli.studies.changes import Changes, Side, Waiting, paired
+    from attncli.studies.many import new_name
     from attncli.studies.model import loading
     from attncli.studies.model.capture import capture
 
@@ -277,7 +278,7 @@ def compared_models(
         taken: set[str] = set()
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
-            call = numbered_call(path, after.__contains__)
+            call = new_name(path, after)
             after.add(call)
             name = partners.get(path, path) + call.removeprefix(path)
             if name not in waiting:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,7 +22,7 @@ from attncli.measures.statistic import Summaries, of_head, summarize
 from attncli.resources import Progress, stages
 from attncli.studies.captures import Spool
 from attncli.studies.health import Examination
-from attncli.studies.many import Head, LayerHealth, Many, heads_of, labels_of
+from attncli.studies.many import Head, LayerHealth, Many, heads_of, labels_of, new_name
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -328,7 +328,7 @@ class Waiting:
 
         Its mask stays in memory.
         """
-        name = numbered_call(name, self._problems.__contains__)
+        name = new_name(name, self._problems)
         kept = {one: getattr(problem, one) for one in ("query", "key", "value")}
         for one, array in kept.items():
             self._spool.add(f"{name}.{one}", array)
@@ -344,12 +344,3 @@ class Waiting:
         }
         side = self._problems[name]
         return side._replace(problem=replace(side.problem, **mapped))
-
-
-def numbered_call(name: str, there: Callable[[str], bool]) -> str:
-    """Return the name, with a number behind it where there is one already: ``x.call2``."""
-    again, n = name, 1
-    while there(again):
-        n += 1
-        again = f"{name}.call{n}"
-    return again

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 from attncli.attention.problem import Problem
@@ -160,10 +161,7 @@ class Many:
         return layer
 
     def _new(self, name: str) -> str:
-        again, n = name, 1
-        while again in self._names:
-            n += 1
-            again = call_name(name, n)
+        again = new_name(name, self._names)
         self._names.add(again)
         if again not in self._among:
             self._among.append(again)
@@ -208,6 +206,11 @@ def heads_of(layer: LayerHealth, label: str, index: int, at: int = 0) -> list[He
 def call_name(name: str, n: int) -> str:
     """Return what the ``n``-th call of a layer is called, from 1 on."""
     return name if n == 1 else f"{name}.call{n}"
+
+
+def new_name(name: str, known: Container[str]) -> str:
+    """Return what the next call of a layer is called, of which some calls may be known."""
+    return next(again for n in count(1) if (again := call_name(name, n)) not in known)
 
 
 def labels_of(names: Sequence[str]) -> list[str]:
