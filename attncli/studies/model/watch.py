@@ -12,7 +12,7 @@ from inspect import signature
 from typing import Any
 
 from attncli.errors import InputError, Unavailable, counted
-from attncli.measures.policy import POLICY, Rule
+from attncli.measures.policy import PLACED, POLICY, Rule
 from attncli.studies.model.interface import HARMLESS, LISTENERS, REFUSED
 
 #: By layer (path of the module), by statistic, a number a head.
@@ -32,8 +32,9 @@ UNMINDED = {
 JUDGED = {rule.statistic: rule for rule in POLICY if rule.name in ("large_logits", "saturated")}
 NEEDS = "pip install 'attncli[torch]'"
 
-#: Who watches a module.
+#: Who watches a module, and whose next pass is told.
 WATCHED: dict[Any, Watch] = {}
+TELLING: set[Watch] = set()
 
 
 def watch(model: Any, every: int = 100, log: Log | None = None) -> Watch:
@@ -47,13 +48,15 @@ def watch(model: Any, every: int = 100, log: Log | None = None) -> Watch:
 
     Every ``every``-th forward pass in training mode, from the first on, ``log(step, record)`` is
     told: ``step`` counts these passes from 0, and ``record`` is
-    ``{layer: {"logit_max": […], "entropy": […], "saturated_share": […]}}``, one float a head over
-    the rows of the batch, padding left out where the model is given a 2-D attention_mask:
-    the largest magnitude of a score (scaled, before softcap and mask; NaN and inf where a score
-    is), the mean entropy in nats, and the share of rows with max weight > 0.99, both of rows that
-    see two keys or more, before dropout. A layer is called by the path of its module; ``.call2`` is
-    its second call in a pass. Without ``log``, a line on standard error for each layer beyond the
-    limits of ``measures.policy``, or one for all. ``records`` has the newest 1000.
+    ``{layer: {"logit_max": […], "entropy": […], "saturated_share": […], "placed_share": […]}}``,
+    one float a head over the rows of the batch, padding left out where the model is given a 2-D
+    attention_mask: the largest magnitude of a score (scaled, before softcap and mask; NaN and inf
+    where a score is); of rows that see two keys or more, before dropout, the mean entropy in nats,
+    the share of rows with max weight > 0.99, and the share of the mass on few places: keys, as a
+    sink, and offsets, as the previous token. A layer is called by the path of its module;
+    ``.call2`` is its second call in a pass. Without ``log``, a line on standard error for each
+    layer beyond the limits of ``measures.policy``, which excuse heads on fixed places, or one for
+    all. ``records`` has the newest 1000.
 
     The model computes what it always does, by the implementation it has: nothing is replaced, no
     graph is kept, and the step is the same to the last bit. Scores are computed again beside it, on
@@ -68,10 +71,12 @@ def watch(model: Any, every: int = 100, log: Log | None = None) -> Watch:
       matmul and softmax, flex_attention, and functions that other packages compile are not seen.
 
     What a forward pass computes again in the backward pass (checkpointing) is not told twice.
+    What is compiled, before or after, is compiled once more, and runs without its graph in passes
+    that are told; with fullgraph=True PyTorch refuses to watch it.
     Raises Unavailable without PyTorch; InputError for what is no module, for ``every`` < 1, a model
-    that is watched or captured already, one that is compiled, or one whose implementation cannot be
-    read; at the first pass, for one of whose attention nothing was seen, or a call that is not
-    measured here.
+    that is watched or captured already, DataParallel on several devices, or a model whose
+    implementation cannot be read (flash, flex); at the first pass, for one of whose attention
+    nothing was seen, or a call that is not measured here.
     """
     try:
         module = import_module("torch").nn.Module
@@ -90,10 +95,14 @@ class Watch:
     """A model that is watched; ``records`` are pairs ``(step, record)``, see ``watch``."""
 
     def __init__(self, model: Any, every: int, log: Log) -> None:
+        model = getattr(model, "_orig_mod", model)  # torch.compile's
         self.model, self.every, self.log = model, every, log
         self.records: deque[tuple[int, Record]] = deque(maxlen=KEPT)
         self.passes = 0  # in training mode
-        self.names = {module: name or "model" for name, module in model.named_modules()}
+        self.names = {
+            module: name.replace("._orig_mod", "").replace("_orig_mod.", "") or "model"
+            for name, module in model.named_modules()
+        }
         self.parts = _parts(model, self.names)
         self._on = False
         self._sums: dict[str, Any] = {}
@@ -103,21 +112,35 @@ class Watch:
         if self.parts and not any(one.parts for one in WATCHED.values()):
             _install()
         WATCHED.update(dict.fromkeys(self.names, self))
+        self._compiler = import_module("torch").compiler
+        apart = self._compiler.disable  # of a graph, that hooks break off
         self._root = [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.register_forward_hook(self._end, always_call=True),
+            model.register_forward_pre_hook(apart(self._begin), with_kwargs=True),
+            model.register_forward_hook(apart(self._end), always_call=True),
         ]
+        self._compiler.reset()  # graphs that know nothing of hooks
+        self._tell(True)
 
     def remove(self) -> None:
         """Stop watching; the model is as before."""
         self._stop()
+        self._tell(False)
         for hook in self._root:
             hook.remove()
         watched = [module for module in self.names if WATCHED.get(module) is self]
         for module in watched:
             del WATCHED[module]
-        if watched and self.parts and not any(one.parts for one in WATCHED.values()):
-            _uninstall()
+        if watched:
+            self._compiler.reset()
+            if self.parts and not any(one.parts for one in WATCHED.values()):
+                _uninstall()
+
+    def _tell(self, following: bool) -> None:
+        """Note whether the pass that follows is told: no graph may run in its place."""
+        before = bool(TELLING)
+        (TELLING.add if following else TELLING.discard)(self)
+        if before != bool(TELLING):
+            self._compiler.set_stance("force_eager" if TELLING else "default")
 
     def __enter__(self) -> Watch:
         return self
@@ -147,6 +170,8 @@ class Watch:
             self._mode = mode.__enter__()
 
     def _end(self, model: Any, _: Any, output: Any) -> None:
+        if model.training:
+            self._tell(self.passes % self.every == 0)
         if not self._on:
             return
         self._stop()
@@ -185,6 +210,7 @@ class Watch:
         """Measure a call of transformers' attention, if this pass is told."""
         if not self._on:
             return
+        _demand_read(args[0], implementation)
         given = signature(function).bind(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         module, query, key, _, mask = list(given.values())[:5]
@@ -236,11 +262,14 @@ class Watch:
 
 def _told(sums: Any) -> dict[str, list[float]]:
     """Return what is told of a call; this is where the host waits for the device."""
-    largest, entropy, saturated, rows = sums.double().cpu().tolist()
-    shares = [[a / n if n else math.nan for a, n in zip(one, rows, strict=True)]
-              for one in (entropy, saturated)]  # fmt: skip
+    largest, *summed, rows = sums.double().cpu().tolist()
+    shares = [[a / n if n else math.nan for a, n in zip(one, rows, strict=True)] for one in summed]
     largest = [math.nan if one == -math.inf else one for one in largest]
-    return {"logit_max": largest, "entropy": shares[0], "saturated_share": shares[1]}
+    placed = [min(one, 1.0) for one in shares[2]]  # a cell may lie on two places
+    return {
+        "logit_max": largest, "entropy": shares[0], "saturated_share": shares[1],
+        "placed_share": placed,
+    }  # fmt: skip
 
 
 def _four(tensor: Any, lead: Any) -> Any:
@@ -267,8 +296,11 @@ def _parts(model: Any, modules: Mapping[Any, str]) -> list[Any]:
     if any(module in LISTENERS for module in modules):
         raise InputError(f"{kind} is captured", "leave the block of attncli.capture before")
     for module in modules:
-        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
-            raise InputError(f"{kind} is compiled", "watch the model before torch.compile")
+        if type(module).__name__ == "DataParallel" and len(module.device_ids) > 1:
+            raise InputError(
+                f"{kind} runs copies on {len(module.device_ids)} devices (DataParallel)",
+                "nothing sees inside the copies: use DistributedDataParallel",
+            )
     if "transformers" not in sys.modules:  # then none of it is here
         return []
     base = import_module("transformers").PreTrainedModel
@@ -280,13 +312,16 @@ def _parts(model: Any, modules: Mapping[Any, str]) -> list[Any]:
                 "and does not ask transformers' AttentionInterface",
                 "there is no way to see its scores",
             )
-        how = part.config._attn_implementation
-        if how not in READ:
-            raise InputError(
-                f"{type(part).__name__} computes attention by '{how}', which is not read here",
-                'model.set_attn_implementation("sdpa")',
-            )
+        _demand_read(part, part.config._attn_implementation)
     return parts
+
+
+def _demand_read(module: Any, how: str) -> None:
+    if how not in READ:
+        raise InputError(
+            f"{type(module).__name__} computes attention by '{how}', which is not read here",
+            'model.set_attn_implementation("sdpa")',
+        )
 
 
 # -- transformers' side ---------------------------------------------------------------------------
@@ -297,11 +332,13 @@ _BEFORE: list[Any] = []
 def _install() -> None:
     """Let watched modules be told of what AttentionInterface gives out: the same functions."""
     kind = import_module("transformers").AttentionInterface
-    before = kind.get_interface
+    before, compiling = kind.get_interface, import_module("torch").compiler.is_compiling
     _BEFORE.append(before)
 
     def get_interface(self: Any, attn_implementation: str, default: Any) -> Any:
-        return partial(_call, attn_implementation, before(self, attn_implementation, default))
+        function = before(self, attn_implementation, default)
+        # no graph runs in a pass that is told: none needs to hold this
+        return function if compiling() else partial(_call, attn_implementation, function)
 
     kind.get_interface = get_interface
 
@@ -331,7 +368,10 @@ def _beyond(record: Record) -> Iterator[str]:
         reasons = []
         for name, rule in JUDGED.items():
             values = found[name]
-            heads = [h for h, value in enumerate(values) if _passes(rule, value)]
+            heads = [
+                h for h, value in enumerate(values)
+                if _passes(rule, value) and not (rule.placed and _placed(found, h))
+            ]  # fmt: skip
             if heads:
                 worst = max(heads, key=lambda h: (not math.isfinite(values[h]), values[h]))
                 of = (
@@ -346,6 +386,13 @@ def _passes(rule: Rule, value: float) -> bool:
     """Whether a value is beyond a limit, or a logit that is not finite."""
     broken = rule.statistic == "logit_max" and not math.isfinite(value)
     return broken or rule.limit(value) is not None
+
+
+def _placed(found: Mapping[str, list[float]], h: int) -> bool:
+    """Whether a head is sharp on fixed places, with logits that are not large, as healthy ones."""
+    large = JUDGED["logit_max"].hint
+    calm = large is None or not found["logit_max"][h] > large
+    return calm and found["placed_share"][h] >= PLACED
 
 
 def _words(rule: Rule, value: float) -> str:
