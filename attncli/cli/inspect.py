@@ -89,7 +89,9 @@ def inspect(
     if not bundle and asked.query is None:
         raise InputError(
             "nothing to inspect: no BUNDLE and no --query",
-            "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
+            f"attncli inspect FOLDER {asked.reads.said[0]} … has a model read it"
+            if asked.reads.said
+            else "try: attncli inspect FILE, or attncli inspect --sweep-dim 8,64,512",
         )
     reads = asked.reads.said
     if asked.compare is not None:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from attncli.studies.model import loading  # noqa: E402
+from attncli.studies.model import folder as folders  # noqa: E402
 from tests.support.model import tokenizer, write_model  # noqa: E402
 from tests.support.program import Door  # noqa: E402
 
@@ -151,7 +151,7 @@ def test_too_large_says_how_large(
     door: Door, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = (folder / "model.safetensors").stat().st_size
-    monkeypatch.setattr(loading, "available_memory", lambda: size // 2 + 100)
+    monkeypatch.setattr(folders, "available_memory", lambda: size // 2 + 100)
     ran = door("inspect", folder, "--text", "the cat")
     assert ran.code == 2 and "--dtype bfloat16 needs" in " ".join(ran.err.split())
     ran = door("inspect", folder, "--text", "the cat", "--dtype", "bfloat16")

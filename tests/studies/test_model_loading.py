@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
 from attncli.errors import InputError, TooLarge, Unavailable  # noqa: E402
+from attncli.studies.model import folder as folders  # noqa: E402
 from attncli.studies.model import loading  # noqa: E402
 from attncli.studies.model.media import Media, together  # noqa: E402
 from tests.support.families import build  # noqa: E402
@@ -86,11 +87,11 @@ def test_the_hint_of_a_model_too_big_works(
 ) -> None:
     size = (folder / "model.safetensors").stat().st_size
     asked = (*command, folder, "--text", "the cat")
-    monkeypatch.setattr(loading, "available_memory", lambda: size // 2 + 100)
+    monkeypatch.setattr(folders, "available_memory", lambda: size // 2 + 100)
     ran = door(*asked)
     assert ran.code == 2 and "--dtype bfloat16 needs" in " ".join(ran.err.split())
     assert door(*asked, "--dtype", "bfloat16").code == 0
-    monkeypatch.setattr(loading, "available_memory", lambda: size // 4)
+    monkeypatch.setattr(folders, "available_memory", lambda: size // 4)
     ran = door(*asked)
     assert ran.code == 2 and "bfloat16" not in ran.err  # it would not fit, either
     assert "attncli inspect without --text" in " ".join(ran.err.split())
@@ -100,7 +101,7 @@ def test_the_hint_of_a_model_too_big_works(
 def test_too_large_is_said_before_anything_is_loaded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "available_memory", lambda: 10)
+    monkeypatch.setattr(folders, "available_memory", lambda: 10)
     monkeypatch.setattr(loading, "_class_of", None)
     with pytest.raises(TooLarge):
         loading.load(str(folder))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from attncli import files
+from attncli.cli.given.names import of_model
 from attncli.errors import AttnError, FileError, InputError, listed, nearest, numbered
 from attncli.files.attentions import ROLE, weights_in
 from attncli.files.bundle import Bundle, path_of, prefixes
@@ -110,8 +111,9 @@ def choose(bundle: Bundle | None, layer: str) -> Bundle:
     if not bundle or not found:
         where = bundle.source if bundle else "--query"
         raise InputError(
-            f"--layer {layer}: {where} holds no layers",
-            "leave it out, or give a file with layers.0.query, layers.1.query and so on",
+            f"--layer {layer}: {where} holds no layers of queries and keys",
+            (bundle and of_model(bundle))
+            or "leave it out, or give a file with layers.0.query, layers.1.query and so on",
         )
     return found[named([*found], layer, bundle.source)]
 
@@ -121,7 +123,11 @@ def named(names: Sequence[str], layer: str, source: str) -> str:
 
     Raises InputError where that is none of them, or several.
     """
-    labels, numbers = labels_of(names), [*map(str, indices_of(names))]
+    indices = indices_of(names)
+    labels, numbers = labels_of(names), [*map(str, indices)]
+    if layer.startswith("-") and layer[1:].isdecimal():  # from the end, as --head -1
+        there = sorted({*indices})
+        layer = str(there[int(layer)]) if 0 < int(layer[1:]) <= len(there) else layer
     for called in (names, labels, numbers):
         hits = [name for name, own in zip(names, called, strict=True) if own == layer]
         if len(hits) == 1:

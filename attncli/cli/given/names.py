@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection
 
 from attncli import files
@@ -9,6 +10,7 @@ from attncli.errors import InputError, listed, numbered
 from attncli.files.attentions import weights_in
 from attncli.files.bundle import Bundle, path_of, prefixes
 from attncli.files.vocabulary import BYSTANDERS, PLAYED, RESULTS, ROLES, TENSOR, slips
+from attncli.models.finding import holds_layers
 
 DTYPES = ("dtype", "softmax_dtype")
 #: Roles that change the result: a name that nearly spells one is a slip, not a bystander.
@@ -113,6 +115,14 @@ def of_weights(bundle: Bundle) -> str | None:
     return f"what attention weights say alone: attncli inspect {path_of(bundle)}"
 
 
+def of_model(bundle: Bundle) -> str | None:
+    """Return what to say to the weights of a model in its folder; None to others."""
+    folder = os.path.dirname(path_of(bundle)) or "."
+    if not os.path.isfile(os.path.join(folder, "config.json")) or not holds_layers(bundle):
+        return None
+    return f"its model computes it: attncli compute {folder} --text 'the cat sat' --layer 0"
+
+
 def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
     """Return what to say when nothing in the bundle, or more than one tensor, may be the query."""
     names = list(bundle.tensors)
@@ -126,7 +136,7 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
     return InputError(
         f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
         f"it holds {listed(names) or 'no tensors'}",
-        of_weights(bundle) or _which(bundle, candidates),
+        of_weights(bundle) or of_model(bundle) or _which(bundle, candidates),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import glob
 from importlib import import_module
@@ -14,16 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import FileError, InputError, TooLarge, Unavailable, counted
+from attncli.errors import AttnError, FileError, InputError, Unavailable, counted, listed
 from attncli.models.finding import read_config
-from attncli.resources import available_memory, readable_bytes, uncollected
+from attncli.resources import uncollected
 from attncli.studies.model.capture import NEEDS
+from attncli.studies.model.folder import (
+    FOUND,
+    check_memory,
+    demand_known_quantisation,
+    demand_own_code,
+    find_folder,
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SIZES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-FOUND = {"local_files_only": True, "trust_remote_code": False}
 #: What models call what they are given, by the option that gives it.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "text": ("input_ids", "decoder_input_ids"),
@@ -54,6 +58,7 @@ class Loaded:
     tokenizer: Any | None
     dtype: str
     warnings: tuple[str, ...] = ()
+    unread: Exception | None = None  # why there is no tokenizer
 
 
 def load(source: str, *, dtype: str | None = None, device: str = "auto") -> Loaded:
@@ -70,25 +75,45 @@ def load(source: str, *, dtype: str | None = None, device: str = "auto") -> Load
 
 def _load(source: str, dtype: str | None, device: str) -> Loaded:
     transformers = _transformers()
-    folder = _folder(source)
+    folder = find_folder(source)
     config = read_config(os.path.join(folder, "config.json"))
-    warnings = _demand_own_code(source, config)
-    _demand_known_quantisation(source, config)
-    _check_memory(source, folder, config, dtype)
-    kind = _class_of(transformers, config)
-    with quiet(transformers), _said(source, config):
+    warnings = demand_own_code(source, config)
+    demand_known_quantisation(source, config)
+    check_memory(source, folder, config, dtype)
+    kind, place = _class_of(transformers, config), _device(device)
+    torch = import_module("torch")
+    with quiet(transformers), _said(source, config), torch.random.fork_rng():
+        torch.manual_seed(0)  # weights that the folder lacks are the same in every run
         model, told = kind.from_pretrained(
-            folder, dtype=dtype or "auto", output_loading_info=True, **FOUND
-        )
-        model = model.to(_device(device)).eval()
-    missing = [*told["missing_keys"]]
-    if missing:
-        many = f"{counted(len(missing), 'weight')} of {source} are not there and random"
-        warnings.append(f"{many}: {missing[0]}, …")
+            folder, dtype=dtype or "auto", output_loading_info=True, ignore_mismatched_sizes=True,
+            attn_implementation="eager",  # whatever its config.json asks for: none of it runs
+            **FOUND,
+        )  # fmt: skip
+        model = model.to(place).eval()
+    warnings += _weights_told(source, type(model).__name__, told)
+    tokenizer, unread = _tokenizer(transformers, folder)
     return Loaded(
-        source, folder, model, _body(model), _tokenizer(transformers, folder),
-        str(model.dtype).removeprefix("torch."), tuple(warnings),
+        source, folder, model, _body(model), tokenizer,
+        str(model.dtype).removeprefix("torch."), tuple(warnings), unread,
     )  # fmt: skip
+
+
+def _weights_told(source: str, name: str, told: Mapping[str, Any]) -> list[str]:
+    """Return warnings of weights that lack or have no use; InputError where their shapes differ."""
+    for weight, stored, wanted in sorted(told["mismatched_keys"]):
+        raise InputError(
+            f"{weight} of {source} is {tuple(stored)}, and its config.json makes it "
+            f"{tuple(wanted)}", "expected a config.json and weights of one model",
+        )  # fmt: skip
+    missing, spare = (sorted(told[f"{one}_keys"]) for one in ("missing", "unexpected"))
+    warnings = []
+    if missing:
+        of = counted(len(missing), "weight")
+        warnings.append(f"{source} lacks {of} of {name}, random here: {listed(missing, 1)}")
+    if spare:
+        of = counted(len(spare), "tensor")
+        warnings.append(f"{source} has {of} that {name} does not use: {listed(spare, 1)}")
+    return warnings
 
 
 def _body(model: Any) -> Any:
@@ -107,111 +132,32 @@ def _transformers() -> Any:
         raise Unavailable(f"a model needs transformers and PyTorch: {error}", NEEDS) from None
 
 
-def is_model(source: str) -> bool:
-    """Whether this is a folder with the config.json of a model."""
-    return os.path.isfile(os.path.join(source, "config.json"))
-
-
-def _folder(source: str) -> str:
-    """Return the folder of a model."""
-    if is_model(source):
-        return source
-    if os.path.isdir(source):
-        raise FileError(f"{source} has no config.json", "expected a folder of transformers")
-    if os.path.exists(source):
-        raise FileError(f"{source} is no folder", "expected the folder that holds config.json")
-    if source.count("/") != 1 or source[0] in "./~":
-        raise FileError(f"there is no folder {source}", "expected a folder of transformers")
-    hub = import_module("transformers.utils")
-    try:
-        found = hub.cached_file(source, "config.json", **FOUND)
-    except (OSError, ValueError):
-        found = None
-    if found is None:
-        raise FileError(
-            f"there is no folder {source}, and no model of that name in the local cache of "
-            "Hugging Face", f"nothing is downloaded here: hf download {source} does it",
-        )  # fmt: skip
-    return os.path.dirname(str(found))
-
-
-def _demand_own_code(source: str, config: Mapping[str, Any]) -> list[str]:
-    """Return a warning of code of the folder that is not run; InputError where it is needed."""
-    known = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
-    kind = config.get("model_type")
-    if kind in known:
-        own = f"{source} has code of its own (auto_map), which is never run here: transformers' is"
-        return [own] if config.get("auto_map") else []
-    if config.get("auto_map"):
-        raise InputError(
-            f"{source} is a model with code of its own (auto_map), which is never run here",
-            "run it yourself: with attncli.capture(model) as seen: …",
-        )
-    raise InputError(
-        f"transformers knows no model_type '{kind}' (config.json of {source})",
-        "it may need a newer transformers: pip install -U transformers",
-    )
-
-
-def _demand_known_quantisation(source: str, config: Mapping[str, Any]) -> None:
-    """Raise InputError for a quantisation that transformers would pass over in silence."""
-    told = config.get("quantization_config") or {}
-    known = import_module("transformers.quantizers.auto").AUTO_QUANTIZATION_CONFIG_MAPPING
-    method = told.get("quant_method")
-    if told and method not in known and not any("load_in_" in name for name in told):
-        raise InputError(
-            f"{source} is quantised by '{method}', which transformers does not know",
-            "it may need a newer transformers, or give weights that are not quantised",
-        )
-
-
-def _check_memory(source: str, folder: str, config: Mapping[str, Any], dtype: str | None) -> None:
-    """Raise TooLarge where the weights do not fit, FileError where there are none."""
-    files = next((some for one in WEIGHTS if (some := glob(os.path.join(folder, one)))), [])
-    if not files:
-        raise FileError(f"{source} holds no weights", f"expected {' or '.join(WEIGHTS)}")
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    if config.get("quantization_config"):
-        stored = dtype or stored  # how much it becomes is transformers' affair
-    size = sum(map(os.path.getsize, files))
-    need = {
-        name: size * SIZES[name] // SIZES.get(stored, 4) for name in (dtype or stored, "bfloat16")
-        if name in SIZES
-    }  # fmt: skip
-    asked, room = need.get(dtype or stored, size), available_memory()
-    if room is not None and asked > room:
-        less = need["bfloat16"]
-        raise TooLarge(
-            f"{source} needs {readable_bytes(asked)} as {dtype or stored}; "
-            f"{readable_bytes(room)} are free",
-            f"--dtype bfloat16 needs {readable_bytes(less)}" if less <= room
-            else "attncli inspect without --text reads its weights, one layer at a time",
-        )  # fmt: skip
-
-
 def _class_of(transformers: Any, config: Mapping[str, Any]) -> Any:
     """Return the class of the architecture that config.json names, or AutoModel."""
-    names = config.get("architectures") or []
-    found = next((getattr(transformers, name, None) for name in names), None)
-    return found if hasattr(found, "from_pretrained") else transformers.AutoModel
+    told = config.get("architectures") or []
+    names = told if isinstance(told, list) else [told]
+    found = getattr(transformers, str(names[0]), None) if names else None
+    own = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if own else transformers.AutoModel
 
 
 def _device(device: str) -> str:
-    if device not in ("auto", "cpu") and not import_module("torch").cuda.is_available():
-        raise Unavailable(f"the device '{device}' is not there", "--device cpu")
-    return "cpu" if device == "auto" else device
+    """Return where the model runs; what ``find_device`` raises for what is no device."""
+    find_device = import_module("attncli.engines.torch.device").find_device
+    return str(find_device("cpu" if device == "auto" else device))
 
 
-def _tokenizer(transformers: Any, folder: str) -> Any | None:
+def _tokenizer(transformers: Any, folder: str) -> tuple[Any | None, Exception | None]:
+    """Return the tokenizer of a folder, or None and why there is none."""
     if not any(
         glob(os.path.join(folder, one)) for one in ("token*", "vocab*", "*.model", "spiece*")
     ):
-        return None
+        return None, None
     with quiet(transformers):
         try:
-            return transformers.AutoTokenizer.from_pretrained(folder, **FOUND)
-        except (OSError, ValueError, KeyError, ImportError):
-            return None
+            return transformers.AutoTokenizer.from_pretrained(folder, **FOUND), None
+        except Exception as error:  # whatever code and files of others come up with
+            return None, error
 
 
 @contextmanager
@@ -254,8 +200,9 @@ def _said(source: str, config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Return the first line of what an error says, and the next where it announces that."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]) if lines else type(error).__name__
 
 
 # -- what it reads ------------------------------------------------------------------------------
@@ -272,8 +219,10 @@ def demand(loaded: Loaded, option: str) -> str:
     found = next((name for name in KINDS[option] if name in known), None)
     if found is None:
         others = [f"--{one}" for one, names in KINDS.items() if known & {*names}]
+        own = "run it yourself: with attncli.capture(model) as seen: …"
         raise InputError(
-            f"{type(loaded.model).__name__} takes no {option}", f"it takes {' and '.join(others)}"
+            f"{type(loaded.model).__name__} takes no {option}",
+            f"it takes {' and '.join(others)}" if others else own,
         )
     return found
 
@@ -299,8 +248,9 @@ def read_texts(loaded: Loaded, texts: Sequence[str]) -> dict[str, Any]:
     demand(loaded, "text")
     tokenizer = loaded.tokenizer
     if tokenizer is None:
-        raise InputError(
-            f"{loaded.source} has no tokenizer that can be read",
+        why = f": {_first(loaded.unread)}" if loaded.unread else ""
+        raise (Unavailable if isinstance(loaded.unread, ImportError) else InputError)(
+            f"{loaded.source} has no tokenizer that can be read{why}",
             "give token ids in place of --text: --ids ids.npy, integers (L) or (B, L)",
         )
     empty = next((n for n, text in enumerate(texts) if not text.strip()), None)
@@ -308,21 +258,22 @@ def read_texts(loaded: Loaded, texts: Sequence[str]) -> dict[str, Any]:
         which = f" number {empty + 1}" if len(texts) > 1 else ""
         raise InputError(f"the text{which} is empty", "give --text some words")
     if tokenizer.pad_token is None and len(texts) > 1:  # hidden by the mask: any will do
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        any_token = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or any_token
     made = tokenizer(list(texts), padding=len(texts) > 1, return_tensors="np", verbose=False)
-    return _given(loaded, np.asarray(made["input_ids"]), np.asarray(made["attention_mask"]), made)
+    ids = np.asarray(made["input_ids"])
+    _demand_known(loaded, ids, f"the tokenizer of {loaded.source} makes the token")
+    return _given(loaded, ids, np.asarray(made["attention_mask"]), made)
 
 
 def read_ids(loaded: Loaded, ids: Array) -> dict[str, Any]:
     """Return what the model is given for token ids, integers ``(L)`` or ``(B, L)``."""
     demand(loaded, "text")
-    if ids.ndim not in (1, 2) or not ids.size or not np.array_equal(ids, np.floor(ids)):
+    whole = ids.dtype.kind in "iuf" and np.array_equal(ids, np.floor(ids))
+    if ids.ndim not in (1, 2) or not ids.size or not whole:
         raise InputError(f"ids are {ids.dtype} {ids.shape}", "expected integers (L) or (B, L)")
+    _demand_known(loaded, ids, "ids hold")
     ids = np.atleast_2d(ids).astype(np.int64)
-    rows = _vocabulary(loaded)
-    wrong = ids[(ids < 0) | (ids >= rows)]
-    if wrong.size:
-        raise InputError(f"ids hold {wrong[0]}", f"the model has the tokens 0 to {rows - 1}")
     return _given(loaded, ids, np.ones_like(ids), {})
 
 
@@ -351,17 +302,34 @@ def _given(loaded: Loaded, ids: Array, mask: Array, made: Mapping[str, Any]) -> 
     return {name: torch.from_numpy(np.asarray(a, np.int64)).to(device) for name, a in given.items()}
 
 
+def _demand_known(loaded: Loaded, ids: Array, found: str) -> None:
+    """Raise InputError for ids that the model has no token for."""
+    rows = _vocabulary(loaded)
+    wrong = ids[(ids < 0) | (ids >= rows)]
+    if wrong.size:
+        raise InputError(f"{found} {wrong[0]:.20g}", f"the model has the tokens 0 to {rows - 1}")
+
+
 def _vocabulary(loaded: Loaded) -> int:
     """Return how many tokens the model knows."""
-    text = loaded.model.config.get_text_config(decoder=True)
-    return int(
-        getattr(text, "vocab_size", 0) or loaded.model.get_input_embeddings().weight.shape[0]
-    )
+    if rows := getattr(_config_of_text(loaded, decoder=True), "vocab_size", 0):
+        return int(rows)
+    with suppress(NotImplementedError, AttributeError):
+        return int(loaded.model.get_input_embeddings().weight.shape[0])
+    return UNSAID  # characters, as CANINE reads
+
+
+def _config_of_text(loaded: Loaded, **which: bool) -> Any:
+    config = loaded.model.config
+    try:
+        return config.get_text_config(**which)
+    except ValueError:  # there are two, as in MusicGen, whose decoder reads codes of sound
+        return getattr(config, "text_encoder", config)
 
 
 def positions_of(loaded: Loaded) -> int:
     """Return how many tokens the model has positions for."""
-    text = loaded.model.config.get_text_config()
+    text = _config_of_text(loaded)
     said = (getattr(text, name, None) for name in POSITIONS)
     most = next((one for one in said if one), UNSAID)
     for name, module in loaded.model.named_modules():
@@ -381,7 +349,9 @@ def run(loaded: Loaded, given: Mapping[str, Any]) -> None:
     with torch.inference_mode(), quiet(_transformers()):
         try:
             entry(**given)
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:
+        except (AttnError, MemoryError):
+            raise
+        except Exception as error:  # whatever code of others comes up with
             if _is_ours(error.__traceback__):
                 raise
             shapes = (f"{name} {tuple(given[name].shape)}" for name in NAMES if name in given)
@@ -410,4 +380,7 @@ def text_of(said: str) -> str:
     except UnicodeDecodeError:
         raise FileError(f"{said[1:]} is no UTF-8 text", "expected a text") from None
     except OSError as error:
-        raise FileError(f"{said[1:]}: {(error.strerror or str(error)).lower()}") from None
+        raise FileError(
+            f"{said[1:] or '@'}: {(error.strerror or str(error)).lower()}",
+            "@FILE is a file that holds the text; a text that begins with @ goes into one",
+        ) from None

@@ -23,7 +23,8 @@ from attncli.files.formats import SUFFIXES
 from attncli.files.formats.entry import demand_regular
 from attncli.files.references import split
 from attncli.studies.model import loading
-from attncli.studies.model.loading import DECODED, FOUND, Loaded, demand, takes
+from attncli.studies.model.folder import FOUND
+from attncli.studies.model.loading import DECODED, Loaded, demand, takes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
