@@ -215,7 +215,7 @@ def test_a_capture_says_what_its_format_has_no_place_for(door: Door, folder: Pat
         ran = door(*read, "-o", "bare.npz", "--quiet", "--format", format)
         said = " ".join(ran.err.split())
         assert ran.code == 0 and "bare.npz holds no options, nor tokens: read it with" in said
-    flags = said.split("read it with ")[1].split(" (")[0].split()
+    flags = ran.err.split("read it with ")[1].splitlines()[0].split()
     there, bare, typed = (
         [
             {name: one["statistics"][name] for name in ("entropy", "max_weight")}
@@ -238,3 +238,12 @@ def test_a_change_that_nan_hides_fails(door: Door, folder: Path) -> None:
     said = " ".join(ran.out.split())
     assert ran.code == 1 and "heads cannot be compared, for NaN" in said
     assert "these statistics did: change" not in said
+
+
+def test_files_that_differ_by_suffix_have_names_of_their_own(door: Door, folder: Path) -> None:
+    for suffix in ("safetensors", "json"):
+        door("inspect", folder, "--text", "the cat", "-o", f"a.{suffix}", "--quiet")
+    names = [
+        one["layer"] for one in door("inspect", "a.json", "a.safetensors", "--json").data["heads"]
+    ]
+    assert len({*names}) == 6 and not any("call" in name for name in names)
