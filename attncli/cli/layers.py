@@ -73,7 +73,7 @@ def many(
                     raise one
     if capture and page.target:
         page = replace(page, target=replace(page.target, path=capture.written))
-        warnings = [*warnings, *_lost(capture)]
+        warnings = [*warnings, *lost(capture)]
     if page.shown == LINES:
         render.show_warnings(warnings)
         if page.target and not page.target.replaces_report:
@@ -185,16 +185,21 @@ def _no_report(page: output.Page) -> bool:
     return page.target is not None and (page.target.replaces_report or page.quiet)
 
 
-def _lost(capture: "Capture") -> list[str]:
+def lost(capture: "Capture") -> list[str]:
     """Return a warning of what the format has no place for."""
     from attncli.studies.bundle import flags_of
 
-    lost = {name: flags_of(said) for name, said in capture.lost.items() if said}
-    if not lost:
+    flags: dict[str, str] = {}
+    labels: dict[str, None] = {}
+    for name, said in capture.lost.items():
+        flags[name] = flags_of({n: value for n, value in said.items() if not n.endswith("tokens")})
+        labels |= dict.fromkeys(n for n in said if n.endswith("tokens"))
+    if not (labels or any(flags.values())):
         return []
-    name, flags = next(iter(lost.items()))
-    alike = len({*lost.values()}) == 1
+    name, first = next(((name, own) for name, own in flags.items() if own), ("", ""))
+    alike = len({*flags.values()}) == 1
     return [
-        f"{capture.written} holds no options: read it with {flags}"
+        f"{capture.written} holds {', nor '.join(['no options', *labels])}"
+        + f": read it with {first}" * bool(first)
         + ("" if alike else f" for {name}, others for others (.safetensors holds them)")
     ]

@@ -49,6 +49,7 @@ def reading(
 
     from attncli import render
     from attncli.cli.given import model as reads
+    from attncli.cli.layers import lost
     from attncli.reports.many import asked_of_heads, layer_report, many_report
     from attncli.reports.probe import probe_report
     from attncli.reports.selection import selection
@@ -105,13 +106,15 @@ def reading(
         loading.run(loaded, it_reads.batch)
     if kept and page.target:
         page = replace(page, target=replace(page.target, path=kept.written))
+    unsaid = lost(kept) if kept else []
     if page.shown == LINES:
+        render.show_warnings(unsaid)
         if page.target and not page.target.replaces_report:
             output.say_wrote(page.target.path, page.target.names)
         raise typer.Exit(int(failed))
     how: dict[str, Any] = dict(
         head=elements.head, asked=asked, fail_on=verdicts.fail_on, full=full, sources=[source],
-        facts=_facts(loaded, it_reads), warnings=it_reads.warnings,
+        facts=_facts(loaded, it_reads), warnings=[*it_reads.warnings, *unsaid],
     )  # fmt: skip
     report = probe_report(many, probe, **how) if probe else many_report(many, **how)
     render.show_warnings(report.warnings)

@@ -107,9 +107,14 @@ def changes_report(
 
 def _fails(heads: Sequence[Change], fail_on: str | float | None) -> bool:
     if isinstance(fail_on, float):
-        return any(one.amount > fail_on for one in heads)
+        return any(one.amount > fail_on or _is_unknown(one) for one in heads)
     worst = max((LEVELS.index(one.verdict.level) for one in heads), default=0)
     return fail_on is not None and worst >= LEVELS.index(fail_on)
+
+
+def _is_unknown(head: Change) -> bool:
+    """Whether numbers that are not finite hide what became of a head."""
+    return math.isnan(head.amount) and head.verdict.level == LEVELS[-1]
 
 
 def _selected(every: Sequence[Change], layer: str | None, head: str | None) -> list[Change]:
@@ -146,9 +151,12 @@ def _sentence(heads: Sequence[Change], limit: float, same: bool) -> str:
     most = max(known, key=lambda one: one.amount, default=None)
     if most is None:
         return "nothing can be said: no head has finite numbers before or after"
+    hidden = sum(map(_is_unknown, heads))
+    rest = f"; {hidden} of {counted(len(heads), 'head')} cannot be compared, for NaN" * bool(hidden)
     if not most.amount:
         names = listed(dict.fromkeys(name for one in heads for name in one.differing), 4)
-        return f"no weights and no outputs changed; these statistics did: {names}"
+        told = f"; these statistics did: {names}" if names else ""
+        return f"no weights and no outputs changed{told}{rest}"
     layers = _by_layer(heads)
     first = max(layers, key=lambda name: layers[name]["mean"])
     size = f"{_size(layers[first]['mean'])} on average"
@@ -157,8 +165,8 @@ def _sentence(heads: Sequence[Change], limit: float, same: bool) -> str:
     if start != next(iter(layers)):
         named += f"nothing changed before layer {start}; "
     above = sum(one.amount > limit for one in known)
-    rest = f"{above} of {counted(len(heads), 'head')} changed more than {limit:g}"
-    return f"{named}{rest}, most of all {most.label} ({_size(most.amount)})"
+    named += f"{above} of {counted(len(heads), 'head')} changed more than {limit:g}"
+    return f"{named}, most of all {most.label} ({_size(most.amount)}){rest}"
 
 
 def _size(number: float) -> str:

@@ -205,3 +205,45 @@ def test_what_a_models_own_code_raises_is_said(
     monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaMLP, "forward", broken)
     ran = door("inspect", folder, "--text", "the cat")
     assert ran.code == 2 and "does not run on input_ids (1, 3): 'grid_thw'" in ran.err
+
+
+def test_a_capture_says_what_its_format_has_no_place_for(door: Door, folder: Path) -> None:
+    read = ("inspect", folder, "--text", "the cat sat on the mat")
+    whole = door(*read, "-o", "whole.safetensors", "--quiet")
+    assert whole.code == 0 and "warning" not in whole.err
+    for format in ("table", "ndjson"):
+        ran = door(*read, "-o", "bare.npz", "--quiet", "--format", format)
+        said = " ".join(ran.err.split())
+        assert ran.code == 0 and "bare.npz holds no options, nor tokens: read it with" in said
+    flags = ran.err.split("read it with ")[1].splitlines()[0].split()
+    there, bare, typed = (
+        [
+            {name: one["statistics"][name] for name in ("entropy", "max_weight")}
+            for one in door("inspect", *arguments, "--json").data["heads"]
+        ]
+        for arguments in (("whole.safetensors",), ("bare.npz",), ("bare.npz", *flags))
+    )
+    assert there == typed != bare
+
+
+def test_a_change_that_nan_hides_fails(door: Door, folder: Path) -> None:
+    def change(found: dict[str, Any]) -> None:
+        found[QUERY] = found[QUERY].copy()
+        found[QUERY][0, 0] = np.nan
+
+    same = ("inspect", folder, "--compare", folder, "--text", "the cat", "--fail-on", "change=0.1")
+    assert door(*same).code == 0
+    weights(change)(folder)
+    ran = door(*same)
+    said = " ".join(ran.out.split())
+    assert ran.code == 1 and "heads cannot be compared, for NaN" in said
+    assert "these statistics did: change" not in said
+
+
+def test_files_that_differ_by_suffix_have_names_of_their_own(door: Door, folder: Path) -> None:
+    for suffix in ("safetensors", "json"):
+        door("inspect", folder, "--text", "the cat", "-o", f"a.{suffix}", "--quiet")
+    names = [
+        one["layer"] for one in door("inspect", "a.json", "a.safetensors", "--json").data["heads"]
+    ]
+    assert len({*names}) == 6 and not any("call" in name for name in names)

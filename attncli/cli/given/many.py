@@ -148,8 +148,9 @@ def _holds_problem(bundle: Bundle) -> bool:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Return the names of files without folder and suffix, where these tell them apart."""
+    """Return the names of files, without folder and suffix where that tells them apart."""
     stems = [path.removesuffix(".index.json") for path in paths]
     stems = [os.path.splitext(stem)[0] for stem in stems]
     short = [os.path.basename(stem) or stem for stem in stems]
-    return short if len({*short}) == len(short) else stems
+    ways = short, stems, [*map(os.path.basename, paths)], [*paths]
+    return next((some for some in ways if len({*some}) == len(paths)), [*paths])
