@@ -260,6 +260,6 @@ def _answer(
     judged = checked(problem, given.expected, asked, upstream, explain=explain)
     report = compute_report(
         result, labels, part, page.names, notes=given.notes, progress=progress, judged=judged,
-        name=name_of(judged, given.expected),
+        name=name_of(judged, given.expected), machine=page.machine,
     )  # fmt: skip
     return report, labels
