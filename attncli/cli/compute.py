@@ -4,7 +4,8 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attncli.cli import groups, output
 from attncli.cli.groups import compute as own
@@ -15,8 +16,11 @@ from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli import files
-    from attncli.attention.view import Labels
+    from attncli.attention.problem import Problem
+    from attncli.attention.view import Labels, View
+    from attncli.cli.given.attention import Inputs
     from attncli.reports.blocks import Report
+    from attncli.studies.attend import Result
 
 
 EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -"""
@@ -147,15 +151,24 @@ def lines(
 ) -> None:
     """Print a line of JSON for each line that holds a problem."""
     output.demand_lines(answers.format)
+    from attncli.cli.given.alike import Ahead
+
     explained = other.Explained(asked.explain)
+    ahead = Ahead(
+        partial(_ask, asked=asked, page=page, drawn={}, machine=True),
+        backend=asked.backend, device=asked.device, threads=asked.threads,
+    )  # fmt: skip
 
     def answer(one: "files.Bundle") -> "Report":
+        found = ahead.answer(one)
+        if found:
+            return _report(*found, page, machine=True)
         kind = one.options.get("kind")
         report = _answer(one, asked, page, {}, machine=True, explain=explained.wants(kind))[0]
         explained.saw(kind, failed=bool(report.exit_code))
         return report
 
-    output.stream_answers(records, answer)
+    output.stream_answers(records, answer, ahead=None if asked.time else ahead.look)
 
 
 @mode("a test set (--cases)", "leave it out: --cases writes problems of its own")
@@ -225,23 +238,29 @@ def _judge(call: Call, chosen: Mode, bundle: str | None) -> None:
         call.run(chosen, source=source)
 
 
-def _answer(
+class Asking(NamedTuple):
+    """What one answer is made from: what was given, the problem, and what is wanted of it."""
+
+    given: "Inputs"
+    problem: "Problem"
+    labels: "Labels"
+    part: "View"
+    upstream: Any
+    want: set[str]
+
+
+def _ask(
     source: "files.Bundle | None",
     asked: Lined,
     page: output.Page,
     drawn: Mapping[str, Any],
     *,
     machine: bool,
-    explain: bool = True,
-    progress: Callable[[float], None] | None = None,
-) -> "tuple[Report, Labels]":
-    """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
+) -> Asking:
+    """Read and pose one problem, whose answer is for a ``machine`` or a reader."""
     from attncli.cli.given import attention
-    from attncli.cli.given.expected import checked, name_of
     from attncli.cli.given.view import view
     from attncli.reports import arrays
-    from attncli.reports.compute import compute_report
-    from attncli.studies import attend
 
     given = attention.gather(source, asked)
     output.keep_inputs(page.target, given.sources)
@@ -253,13 +272,41 @@ def _answer(
         upstream = attention.upstream(asked.grad_output)
     ours = machine and not given.expected  # whole arrays, though nobody named them
     want = arrays.wanted(problem, part, page.names, ours, upstream is not None)
+    return Asking(given, problem, labels, part, upstream, want)
+
+
+def _answer(
+    source: "files.Bundle | None",
+    asked: Lined,
+    page: output.Page,
+    drawn: Mapping[str, Any],
+    *,
+    machine: bool,
+    explain: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> "tuple[Report, Labels]":
+    """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
+    from attncli.cli.given.expected import checked, name_of
+    from attncli.studies import attend
+
+    asking = _ask(source, asked, page, drawn, machine=machine)
+    problem, expected, upstream = asking.problem, asking.given.expected, asking.upstream
     result = attend.solve(
-        problem, backend=asked.backend, device=asked.device, threads=asked.threads, want=want,
-        grad_output="ones" if upstream is None else upstream, progress=progress,
+        problem, backend=asked.backend, device=asked.device, threads=asked.threads,
+        want=asking.want, grad_output="ones" if upstream is None else upstream, progress=progress,
     )  # fmt: skip
-    judged = checked(problem, given.expected, asked, upstream, explain=explain)
-    report = compute_report(
-        result, labels, part, page.names, notes=given.notes, progress=progress, judged=judged,
-        name=name_of(judged, given.expected), machine=page.machine,
+    judged = checked(problem, expected, asked, upstream, explain=explain)
+    report = _report(
+        asking, result, page, machine=machine, judged=judged, name=name_of(judged, expected),
+        progress=progress,
     )  # fmt: skip
-    return report, labels
+    return report, asking.labels
+
+
+def _report(asking: Asking, result: "Result", page: output.Page, **more: Any) -> "Report":
+    """Return the report on a result; ``more`` are further arguments of ``compute_report``."""
+    from attncli.reports.compute import compute_report
+
+    return compute_report(
+        result, asking.labels, asking.part, page.names, notes=asking.given.notes, **more
+    )

@@ -89,27 +89,36 @@ def demand_lines(format: str | None) -> None:
 
 
 def stream_answers(
-    records: "files.Records", answer: "Callable[[files.Bundle], Report]", command: str = "compute"
+    records: "files.Records",
+    answer: "Callable[[files.Bundle], Report]",
+    command: str = "compute",
+    ahead: "Callable[[Sequence[files.Bundle]], None] | None" = None,
 ) -> None:
-    """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed."""
+    """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed.
+
+    ``ahead`` hears of lines that are there already before the first of them is to be answered.
+    """
     from attncli import render
 
     failed = False
     try:
-        for record in records:
-            which: dict[str, Any] = {"line": records.line}
-            try:
-                if isinstance(record, AttnError):
-                    raise record
-                which |= {"id": record.options["id"]} if "id" in record.options else {}
-                report = answer(record)
-            except AttnError as error:
-                failed = True
-                render.show_error(error, json=True, command=command, **which)
-            else:
-                render.show_warnings([f"line {records.line}: {w}" for w in report.warnings])
-                render.show(report, "ndjson", which=which)
-                failed = failed or bool(report.exit_code)
+        for some in records.together():
+            if ahead:
+                ahead([record for _, record in some if not isinstance(record, AttnError)])
+            for line, record in some:
+                which: dict[str, Any] = {"line": line}
+                try:
+                    if isinstance(record, AttnError):
+                        raise record
+                    which |= {"id": record.options["id"]} if "id" in record.options else {}
+                    report = answer(record)
+                except AttnError as error:
+                    failed = True
+                    render.show_error(error, json=True, command=command, **which)
+                else:
+                    render.show_warnings([f"line {line}: {w}" for w in report.warnings])
+                    render.show(report, "ndjson", which=which)
+                    failed = failed or bool(report.exit_code)
     except BrokenPipeError:
         pass  # nobody reads any more: what happened so far decides
     finally:

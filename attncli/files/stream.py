@@ -17,8 +17,7 @@ from attncli.files.formats.entry import reading
 from attncli.files.references import with_references
 from attncli.files.sniffing import read_as, read_whole
 
-
-AHEAD = 64  # lines that are read before the first of them is answered
+AHEAD = 256  # lines that are read before the first of them is answered
 AHEAD_BYTES = 1 << 20  # of text, beyond which no further line is
 CHUNK = 1 << 16
 

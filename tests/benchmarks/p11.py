@@ -30,7 +30,7 @@ TARGET = 3.0
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
-LOOP = r'''
+LOOP = r"""
 import json, math, sys
 import torch
 torch.set_num_threads(1)
@@ -111,7 +111,7 @@ with torch.inference_mode(), open(sys.argv[1]) as lines:
             "shapes": {"query": shape, "key": shape, "value": shape, "output": shape},
             "heads": heads, **small,
         }))
-'''
+"""
 
 CELLS = {
     "1 head 8 x 16": [(1, 8, 16, None)],

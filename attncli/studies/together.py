@@ -1,0 +1,125 @@
+"""Small problems that differ in the numbers of their tensors alone: one call answers them all."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from attncli.attention.masks import Mask
+from attncli.attention.pose import canonical, pose
+from attncli.attention.problem import STAGES, Problem
+from attncli.studies.attend import Result, run
+from attncli.studies.warned import warnings
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TENSORS = ("query", "key", "value")
+CELLS = 1 << 16  # scores of one call: engines take as many without threads
+WANTED = frozenset(("output", "lse", "row_statistics", *STAGES))  # the same in any company
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Result):
+    """The answer to one of the problems of a ``whole``: its batch elements from ``start`` on."""
+
+    whole: Result | None = None
+    start: int = 0
+
+    @property
+    def _at(self) -> slice:
+        return slice(self.start, self.start + self.problem.batch)
+
+    @cached_property
+    def summaries(self) -> dict[str, Any]:
+        assert self.whole is not None
+        return {
+            name: {quantile: one[self._at] for quantile, one in values.items()}
+            if isinstance(values, Mapping)
+            else values[self._at]
+            for name, values in self.whole.summaries.items()
+        }
+
+    @cached_property
+    def statistics_by_head(self) -> list[list[dict[str, Any]]]:
+        assert self.whole is not None
+        return self.whole.statistics_by_head[self._at]
+
+
+def at_most(problem: Problem) -> int:
+    """Return how many problems of this size are worth one call."""
+    cells = problem.batch * problem.heads * problem.queries * max(problem.keys, problem.value_width)
+    return CELLS // max(1, cells)
+
+
+def stacked(
+    problem: Problem, arguments: Mapping[str, Any], others: Sequence[Mapping[str, Array]]
+) -> Problem | None:
+    """Return several problems as one, a batch element or more each; None where they are not.
+
+    ``problem`` is what ``pose`` makes of ``arguments``; each of ``others`` holds tensors of the
+    same shapes and dtypes in place of theirs. They are not one where the mask is another one for
+    another batch element. Raises AttnError for what does not fit a batch.
+    """
+    counts = {"query": arguments["heads"]}
+    family, own = problem.family, arguments["kv_heads"] or arguments["heads"]
+    together = {
+        name: np.concatenate(
+            [canonical(name, one[name], family, counts.get(name, own)) for one in others]
+        )
+        for name in others[0]
+    }
+    whole = pose(**{**arguments, **together, "heads": None, "kv_heads": None, "family": family})
+    return whole if _same_mask(whole.mask, problem.mask) else None
+
+
+def _same_mask(whole: Mask, one: Mask) -> bool:
+    """Whether a mask is the other one, which does not vary, for every batch element."""
+    if whole.trivial and one.trivial:
+        return True
+    if whole.varies.batch or one.varies.batch or whole.notes != one.notes:
+        return False
+    e = one.extent
+    cells = 0, e.queries, 0, e.keys
+    padding = one.padding()
+    return (
+        all(
+            np.array_equal(whole.keep(0, h, *cells), one.keep(0, h, *cells))
+            and np.array_equal(whole.bias(0, h, *cells), one.bias(0, h, *cells))  # type: ignore[arg-type]
+            for h in range(e.heads)
+        )
+        and bool((padding == padding[:1]).all())
+        and bool((whole.padding() == padding[:1]).all())
+    )
+
+
+def solve(problem: Problem, whole: Problem, *, want: Collection[str], **how: Any) -> list[Result]:
+    """Return the answers to the problems of which ``stacked`` made a whole.
+
+    ``how`` are further arguments of ``run``, and so is what is raised.
+    """
+    result = run(whole, want=want, **how)
+    done, size = result.attended, problem.batch
+    odd = len(result.warnings) > len(whole.warnings)
+    answers: list[Result] = []
+    for start in range(0, whole.batch, size):
+        at = slice(start, start + size)
+        own = replace(problem, query=whole.query[at], key=whole.key[at], value=whole.value[at])
+        stages = {name: one[at] for name, one in done.stages.items()}
+        attended = replace(done, output=done.output[at], lse=done.lse[at], rows=None, stages=stages)
+        said = warnings(own, attended.lse, known_lse=True) if odd else ()
+        answers.append(
+            Part(
+                own,
+                result.engine,
+                attended,
+                None,
+                (*problem.warnings, *said),
+                whole=result,
+                start=start,
+            )
+        )
+    return answers
