@@ -22,6 +22,7 @@ from attncli.files.formats.nested import described, flat, is_tensor, to_array
 STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
 
 UNUSUAL = re.compile(r"[^\x00-\x7e]")
+USUAL = bytes([*b"\n", *range(0x20, 0x7F)])
 
 
 def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
@@ -156,7 +157,7 @@ def dumps(obj: Any, *, pretty: bool = False) -> bytes:
 
     layout = orjson.OPT_INDENT_2 if pretty else 0
     text = orjson.dumps(_plain(obj, pretty), option=layout | orjson.OPT_SERIALIZE_NUMPY)
-    if text.isascii() and b"\x7f" not in text:
+    if text.translate(None, USUAL).decode().isprintable():
         return text
     return UNUSUAL.sub(_escaped, text.decode()).encode()
 
@@ -170,28 +171,41 @@ def _escaped(found: re.Match[str]) -> str:
 
 def _plain(value: Any, pretty: bool) -> Any:
     """``value`` in terms that orjson writes as they should be."""
-    import orjson
-
+    kind = type(value)
+    if kind is float:
+        return value if math.isfinite(value) else _non_finite(value)
+    if kind is dict:
+        return {
+            name if type(name) is str and name.isascii() else _plain(str(name), pretty): member
+            if type(member) is float and math.isfinite(member)
+            else _plain(member, pretty)
+            for name, member in value.items()
+        }
+    if kind is bool or value is None:
+        return value
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, np.ndarray | np.generic):
         return _plain_array(np.asarray(value), pretty)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _non_finite(value)
-    if value is None or isinstance(value, bool):
-        return value
     if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else orjson.Fragment(str(value))
+        return value if -(2**63) <= value < 2**64 else _fragment(str(value))
+    if isinstance(value, float):
+        return _plain(float(value), pretty)
     if isinstance(value, Mapping):
-        return {_plain(str(name), pretty): _plain(member, pretty) for name, member in value.items()}
+        return _plain(dict(value), pretty)
     if isinstance(value, list | tuple):
         return [_plain(item, pretty) for item in value]
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    raise TypeError(f"{kind.__name__} has no JSON form")
+
+
+def _fragment(text: str | bytes) -> Any:
+    """What orjson writes as it is."""
+    import orjson
+
+    return orjson.Fragment(text)
 
 
 def _plain_array(array: Array, pretty: bool) -> Any:
-    import orjson
-
     dtype = array.dtype
     if dtype.kind == "U":
         return _plain(array.tolist(), pretty)
@@ -203,6 +217,8 @@ def _plain_array(array: Array, pretty: bool) -> Any:
     finite = native.dtype.kind != "f" or bool(np.isfinite(native).all())
     if finite and native.ndim and not pretty:
         return native
+    import orjson
+
     text = orjson.dumps(native.reshape(native.shape or 1), option=orjson.OPT_SERIALIZE_NUMPY)
     if not finite:
         odd = native[~np.isfinite(native)]
@@ -211,7 +227,7 @@ def _plain_array(array: Array, pretty: bool) -> Any:
         pieces: list[bytes] = [b""] * (2 * len(parts) - 1)
         pieces[::2], pieces[1::2] = parts, names.tolist()
         text = b"".join(pieces)
-    return orjson.Fragment(text if native.ndim else text[1:-1])
+    return _fragment(text if native.ndim else text[1:-1])
 
 
 def _non_finite(value: float) -> str:
