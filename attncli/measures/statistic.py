@@ -17,6 +17,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from attncli.files.formats.json import Plain
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Formula = TypeVar("Formula", bound=Callable[..., Any])
 Of = Literal["row", "key", "head", "weights"]
@@ -186,30 +188,32 @@ def of_heads(found: Mapping[str, Any], computed: Array) -> list[list[dict[str, A
     It does not where no row has a choice, nor a place of nothing, below 0; of heads whose numbers
     are all ``computed``, bool ``(B, H)``, NaN is what came out.
     """
-    names: list[Any] = []
-    columns: list[Any] = []
-    for name, values in found.items():
-        many = isinstance(values, Mapping)
-        names.append((name, tuple(values) if many else ()))
-        columns.append([_known(v, computed) for v in (values.values() if many else [values])])
     batch, heads = computed.shape
-    made: list[dict[str, Any]] = [{} for _ in range(batch * heads)]
-    for (name, quantiles), some in zip(names, columns, strict=True):
-        if quantiles:
-            for one, numbers in zip(made, zip(*some, strict=True), strict=True):
-                one[name] = dict(zip(quantiles, numbers, strict=True))
+    flat = [v for one in found.values() for v in (one.values() if _is_many(one) else (one,))]
+    finite = all(np.isfinite(values).all() for values in flat)
+    kind = Plain if finite else dict
+    columns = iter([_known(values, computed) for values in flat])
+    made: list[dict[str, Any]] = [kind() for _ in range(batch * heads)]
+    for name, values in found.items():
+        if _is_many(values):
+            numbers = zip(*(next(columns) for _ in values), strict=True)
+            for one, some in zip(made, numbers, strict=True):
+                one[name] = kind(zip(values, some, strict=True))
         else:
-            for one, number in zip(made, some[0], strict=True):
+            for one, number in zip(made, next(columns), strict=True):
                 one[name] = number
     return [made[start : start + heads] for start in range(0, len(made), heads)]
+
+
+def _is_many(values: Any) -> bool:
+    return isinstance(values, Mapping)
 
 
 def _known(values: Array, computed: Array) -> list[Any]:
     """Return the numbers of all heads in order, None for those that do not exist."""
     unknown = (values < 0) if values.dtype.kind == "i" else np.isnan(values)
-    unknown &= ~computed
     if unknown.any():
-        values = np.where(unknown, None, values.astype(object))
+        values = np.where(unknown & ~computed, None, values.astype(object))
     return list(values.ravel().tolist())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from attncli.attention.masks import Mask
 from attncli.attention.pose import canonical, pose
 from attncli.attention.problem import STAGES, Problem
+from attncli.engines import Attended
 from attncli.studies.attend import Result, run
 from attncli.studies.warned import warnings
 
@@ -109,7 +110,10 @@ def solve(problem: Problem, whole: Problem, *, want: Collection[str], **how: Any
         at = slice(start, start + size)
         own = replace(problem, query=whole.query[at], key=whole.key[at], value=whole.value[at])
         stages = {name: one[at] for name, one in done.stages.items()}
-        attended = replace(done, output=done.output[at], lse=done.lse[at], rows=None, stages=stages)
+        attended = Attended(
+            done.output[at], done.lse[at], None, stages, done.kernel, done.threads, done.device,
+            done.seconds,
+        )  # fmt: skip
         said = warnings(own, attended.lse, known_lse=True) if odd else ()
         answers.append(
             Part(

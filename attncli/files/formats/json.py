@@ -147,6 +147,10 @@ def _json_errors(source: str, several_lines: bool) -> Iterator[None]:
         raise FileError(f"{source} is no valid JSON: {where}") from None
 
 
+class Plain(dict[str, Any]):
+    """An object that is written as it is: no name in it is unusual, no number not finite."""
+
+
 def dumps(obj: Any, *, pretty: bool = False) -> bytes:
     """Strict JSON (RFC 8259) of anything that holds arrays; non-finite numbers become strings.
 
@@ -181,7 +185,7 @@ def _plain(value: Any, pretty: bool) -> Any:
             else _plain(member, pretty)
             for name, member in value.items()
         }
-    if kind is bool or value is None:
+    if kind is bool or kind is Plain or value is None:
         return value
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="replace").decode()
@@ -209,10 +213,11 @@ def _plain_array(array: Array, pretty: bool) -> Any:
     dtype = array.dtype
     if dtype.kind == "U":
         return _plain(array.tolist(), pretty)
-    if dtype.name.startswith(("bfloat16", "float8")) or dtype.name == "float16":
-        array = array.astype(np.float32)
-    elif dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise InputError(f"JSON cannot hold {dtype.name} numbers")
+    if dtype.char not in "fd" and dtype.kind not in "biu":
+        if dtype.name.startswith(("bfloat16", "float8")) or dtype.name == "float16":
+            array = array.astype(np.float32)
+        elif dtype.kind != "f" or dtype.itemsize > 8:
+            raise InputError(f"JSON cannot hold {dtype.name} numbers")
     native = np.asarray(array, array.dtype.newbyteorder("="), order="C")
     finite = native.dtype.kind != "f" or bool(np.isfinite(native).all())
     if finite and native.ndim and not pretty:
