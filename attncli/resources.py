@@ -90,6 +90,19 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
 
 
 @contextmanager
+def rare_collections() -> Iterator[None]:
+    """Look for cycles a hundredth as often: of many objects that make none, to look costs a fifth."""
+    import gc
+
+    often, *others = gc.get_threshold()
+    gc.set_threshold(100 * often, *others)
+    try:
+        yield
+    finally:
+        gc.set_threshold(often, *others)
+
+
+@contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Hold BLAS to one thread: threads that wait for small products cost more than they save."""
     global _blas

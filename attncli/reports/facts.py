@@ -9,6 +9,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.errors import counted
+from attncli.files.formats.json import Plain
 from attncli.measures.statistic import of_head
 from attncli.studies.attend import Result
 from attncli.studies.bundle import tokens_of as tokens_of
@@ -72,14 +73,14 @@ def facts_of(result: Result) -> dict[str, Any]:
     """Return what JSON says of any attention: engine, shapes, scale, mask, warnings."""
     problem, engine = result.problem, result.engine
     data: dict[str, Any] = {
-        "engine": {
-            "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
-            "threads": engine.threads, "kernel": engine.kernel,
-        },
-        "shapes": {
-            name: list(problem.family.restore(getattr(problem, name)).shape)
+        "engine": Plain(
+            backend=engine.backend, device=engine.device, dtype=engine.dtype,
+            threads=engine.threads, kernel=engine.kernel,
+        ),
+        "shapes": Plain(
+            (name, list(problem.family.restore(getattr(problem, name)).shape))
             for name in ("query", "key", "value")
-        },
+        ),
         "scale": problem.scale,
         "scale_source": problem.scale_source,
         "softcap": problem.softcap,
