@@ -91,7 +91,7 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Look for cycles a hundredth as often: of many objects that make none, to look costs a fifth."""
+    """Look for cycles a hundredth as often, where many objects come and go and make none."""
     import gc
 
     often, *others = gc.get_threshold()

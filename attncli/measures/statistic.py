@@ -213,7 +213,8 @@ def _known(values: Array, computed: Array) -> list[Any]:
     """Return the numbers of all heads in order, None for those that do not exist."""
     unknown = (values < 0) if values.dtype.kind == "i" else np.isnan(values)
     if unknown.any():
-        values = np.where(unknown & ~computed, None, values.astype(object))
+        values = values.astype(object)
+        values[unknown & ~computed] = None
     return list(values.ravel().tolist())
 
 

@@ -128,7 +128,11 @@ class Result:
     @cached_property
     def statistics_by_head(self) -> list[list[dict[str, Any]]]:
         """The statistics of each head, ``[b][h]``; None for a number that does not exist."""
-        return of_heads(self.summaries, np.isnan(self.attended.lse).any(-1))
+        return self.by_head(self.summaries)
+
+    def by_head(self, found: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+        """Return some statistics of each head likewise."""
+        return of_heads(found, np.asarray(np.isnan(self.attended.lse).any(-1)))
 
     @cached_property
     def gradients(self) -> Gradients | None:

@@ -25,7 +25,10 @@ WANTED = frozenset(("output", "lse", "row_statistics", *STAGES))  # the same in 
 
 @dataclass(frozen=True, eq=False)
 class Part(Result):
-    """The answer to one of the problems of a ``whole``: its batch elements from ``start`` on."""
+    """The answer to one of the problems of a ``whole``: its batch elements from ``start`` on.
+
+    The running sums stay there (``rows`` is None), and what is made of them is.
+    """
 
     whole: Result | None = None
     start: int = 0
@@ -33,6 +36,12 @@ class Part(Result):
     @property
     def _at(self) -> slice:
         return slice(self.start, self.start + self.problem.batch)
+
+    @cached_property
+    def row_values(self) -> dict[str, Array] | None:
+        assert self.whole is not None
+        values = self.whole.row_values
+        return values and {name: one[self._at] for name, one in values.items()}
 
     @cached_property
     def summaries(self) -> dict[str, Any]:
