@@ -226,12 +226,13 @@ class Evidence:
     def _sum_up(self, some: Iterable[Statistic]) -> None:
         """Sum up those of small problems that are over the same rows, all at once."""
         alike = [one.name for one in some if one.of == "row" and _is_plain(one)]
-        b, h, length = self.chosen.shape
         if len(alike) < 2 or self.chosen.size > TOGETHER:
             return
+        b, *others = self.chosen.shape
         values = np.stack([self.values(name) for name in alike])  # (S, B, H, Lq)
-        chosen = np.broadcast_to(self.chosen, values.shape).reshape(-1, h, length)
-        found = summarize(values.reshape(-1, h, length), chosen)
+        shape = len(alike) * b, *others
+        chosen = np.broadcast_to(self.chosen, values.shape).reshape(shape)
+        found = summarize(values.reshape(shape), chosen)
         for at, name in enumerate(alike):
             part = slice(at * b, (at + 1) * b)
             self._summed[name] = {quantile: one[part] for quantile, one in found.items()}
