@@ -191,14 +191,13 @@ def of_heads(found: Mapping[str, Any], computed: Array) -> list[list[dict[str, A
     batch, heads = computed.shape
     flat = [v for one in found.values() for v in (one.values() if _is_many(one) else (one,))]
     finite = all(np.isfinite(values).all() for values in flat)
-    kind = Plain if finite else dict
     columns = iter([_known(values, computed) for values in flat])
-    made: list[dict[str, Any]] = [kind() for _ in range(batch * heads)]
+    made: list[dict[str, Any]] = [Plain() if finite else {} for _ in range(batch * heads)]
     for name, values in found.items():
         if _is_many(values):
             numbers = zip(*(next(columns) for _ in values), strict=True)
             for one, some in zip(made, numbers, strict=True):
-                one[name] = kind(zip(values, some, strict=True))
+                one[name] = dict(zip(values, some, strict=True))
         else:
             for one, number in zip(made, next(columns), strict=True):
                 one[name] = number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -112,27 +112,29 @@ def solve(problem: Problem, whole: Problem, *, want: Collection[str], **how: Any
     ``how`` are further arguments of ``run``, and so is what is raised.
     """
     result = run(whole, want=want, **how)
-    done, size = result.attended, problem.batch
-    odd = len(result.warnings) > len(whole.warnings)
+    odd = len(result.warnings) > len(whole.warnings)  # else nothing is odd in any of them
+    known_lse = not {"lse", "row_statistics"}.isdisjoint(want)
     answers: list[Result] = []
-    for start in range(0, whole.batch, size):
-        at = slice(start, start + size)
-        own = replace(problem, query=whole.query[at], key=whole.key[at], value=whole.value[at])
-        stages = {name: one[at] for name, one in done.stages.items()}
-        attended = Attended(
-            done.output[at], done.lse[at], None, stages, done.kernel, done.threads, done.device,
-            done.seconds,
-        )  # fmt: skip
-        said = warnings(own, attended.lse, known_lse=True) if odd else ()
-        answers.append(
-            Part(
-                own,
-                result.engine,
-                attended,
-                None,
-                (*problem.warnings, *said),
-                whole=result,
-                start=start,
-            )
-        )
+    for start in range(0, whole.batch, problem.batch):
+        at = slice(start, start + problem.batch)
+        own = _part(problem, whole, at)
+        attended = _attended(result.attended, at)
+        said = warnings(own, attended.lse, known_lse) if odd else ()
+        said = *problem.warnings, *said
+        answers.append(Part(own, result.engine, attended, None, said, whole=result, start=start))
     return answers
+
+
+def _part(problem: Problem, whole: Problem, at: slice) -> Problem:
+    """Return the problem with the tensors of these batch elements of a whole."""
+    unturned = whole.unturned and (whole.unturned[0][at], whole.unturned[1][at])
+    tensors = {name: getattr(whole, name)[at] for name in TENSORS}
+    return Problem(**{**vars(problem), **tensors, "unturned": unturned})
+
+
+def _attended(done: Attended, at: slice) -> Attended:
+    """Return what an engine made of these batch elements, but the running sums."""
+    return Attended(
+        done.output[at], done.lse[at], None, {name: one[at] for name, one in done.stages.items()},
+        done.kernel, done.threads, done.device, done.seconds,
+    )  # fmt: skip
