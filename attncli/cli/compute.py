@@ -159,16 +159,20 @@ def lines(
         backend=asked.backend, device=asked.device, threads=asked.threads,
     )  # fmt: skip
 
-    def answer(one: "files.Bundle") -> "Report":
-        found = ahead.answer(one)
-        if found:
-            return _report(*found, page, machine=True)
+    def alone(one: "files.Bundle") -> "Report":
         kind = one.options.get("kind")
         report = _answer(one, asked, page, {}, machine=True, explain=explained.wants(kind))[0]
         explained.saw(kind, failed=bool(report.exit_code))
         return report
 
-    output.stream_answers(records, answer, ahead=None if asked.time else ahead.look)
+    def answer(one: "files.Bundle") -> "Report":
+        found = ahead.answer(one)
+        return _report(*found, page, machine=True) if found else alone(one)
+
+    if asked.time:
+        output.stream_answers(records, alone)
+    else:
+        output.stream_answers(records, answer, heard=ahead.hear)
 
 
 @mode("a test set (--cases)", "leave it out: --cases writes problems of its own")

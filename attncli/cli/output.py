@@ -93,18 +93,16 @@ def stream_answers(
     records: "files.Records",
     answer: "Callable[[files.Bundle], Report]",
     command: str = "compute",
-    ahead: "Callable[[Sequence[files.Bundle]], None] | None" = None,
+    heard: "Callable[[files.Bundle], None]" = lambda line: None,
 ) -> None:
     """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed.
 
-    ``ahead`` hears of lines that are there already, before the first of them is to be answered.
+    ``heard`` takes each line as it is read, several before the first of them is answered.
     """
     failed = False
     try:
         with rare_collections():
-            for some in records.together():
-                if ahead:
-                    ahead([record for _, record in some if not isinstance(record, AttnError)])
+            for some in records.together(heard):
                 for line, record in some:
                     good = _print_answer(line, record, answer, command)
                     failed = failed or not good

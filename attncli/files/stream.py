@@ -110,19 +110,23 @@ class Records(Iterator["Bundle | AttnError"]):
                 except AttnError as error:
                     return error
 
-    def together(self) -> Iterator[list[tuple[int, Bundle | AttnError]]]:
+    def together(
+        self, heard: Callable[[Bundle], None] = lambda line: None
+    ) -> Iterator[list[tuple[int, Bundle | AttnError]]]:
         """Yield all with the numbers of their lines, several at once where they are there already.
 
         Nothing waits for a line that is still to come; at most ``AHEAD`` lines are yielded, and
-        none follows ``AHEAD_BYTES`` of text.
+        none follows ``AHEAD_BYTES`` of text. ``heard`` takes each good one as it is read.
         """
-        for first in self:
-            some = [(self.line, first)]
-            while len(some) < AHEAD and self._bytes < AHEAD_BYTES and self._is_next():
-                one = next(self)
-                some.append((self.line, one))
-            self._bytes = 0
+        some: list[tuple[int, Bundle | AttnError]] = []
+        for one in self:
+            some.append((self.line, one))
+            if isinstance(one, Bundle):
+                heard(one)
+            if len(some) < AHEAD and self._bytes < AHEAD_BYTES and self._is_next():
+                continue
             yield some
+            some, self._bytes = [], 0
 
     def _is_next(self) -> bool:
         """Pass by the blank lines that are there; return whether another line is."""

@@ -43,52 +43,49 @@ class Ahead(Generic[One]):
     def __init__(self, ask: Callable[[Bundle], One], **how: Any) -> None:
         self._ask = ask
         self._how = how
-        self._groups: dict[int, tuple[list[Bundle], int]] = {}
+        self._alike: dict[Hashable, list[Bundle]] = {}
+        self._waiting: dict[int, list[Bundle]] = {}  # for each line it and those alike, in order
         self._answers: dict[int, tuple[One, Result]] = {}
 
-    def look(self, lines: Sequence[Bundle]) -> None:
-        """Hear which lines come next."""
-        found: dict[Hashable, list[Bundle]] = {}
-        for line in lines if len(lines) > 1 else ():
-            key = _likeness(line)
-            if key is not None:
-                found.setdefault(key, []).append(line)
-        self._answers = {}
-        self._groups = {
-            id(line): (some, at) for some in found.values() for at, line in enumerate(some)
-        }
+    def hear(self, line: Bundle) -> None:
+        """Take a line that will be asked for after those before it."""
+        key = _likeness(line)
+        if key is not None:
+            some = self._alike.setdefault(key, [])
+            some.append(line)
+            self._waiting[id(line)] = some
 
     def answer(self, line: Bundle) -> tuple[One, Result] | None:
         """Return what is asked and the answer, or None where the line has to be read by itself."""
         if id(line) not in self._answers:
-            some, at = self._groups.get(id(line), ((), 0))
-            self._solve(some[at:])
+            self._alike = {}  # what is heard from now on belongs to later lines
+            some = self._waiting.get(id(line), [])
+            answers = self._solve(some)
+            done = some[: len(answers)] or some[:]
+            self._answers |= zip(map(id, done), answers, strict=False)
+            for one in done:
+                del self._waiting[id(one)]
+            del some[: len(done)]
         return self._answers.pop(id(line), None)
 
-    def _solve(self, lines: Sequence[Bundle]) -> None:
-        """Answer as many of the lines as one call takes, if they are alike; what fails waits."""
+    def _solve(self, lines: Sequence[Bundle]) -> list[tuple[One, Result]]:
+        """Answer the lines together, as many as one call takes; none where they are not alike."""
         if len(lines) < 2:
-            return
+            return []
         try:
             first = self._ask(lines[0])
             names = _tensors(lines[0], first.given)
             some = lines[: together.at_most(first.problem)]
             if names is None or len(some) < 2 or not together.WANTED.issuperset(first.want):
-                return self._forget(lines)
+                return []
             others = [{role: one.tensors[name] for role, name in names.items()} for one in some]
             whole = together.stacked(first.problem, first.given.arguments, others)
             if whole is None:
-                return self._forget(lines)
+                return []
             answers = together.solve(first.problem, whole, want=first.want, **self._how)
         except AttnError:  # each says it in its place
-            return self._forget(lines)
-        self._answers |= {
-            id(line): (first, answer) for line, answer in zip(some, answers, strict=True)
-        }
-
-    def _forget(self, lines: Sequence[Bundle]) -> None:
-        for line in lines:
-            self._groups.pop(id(line), None)
+            return []
+        return [(first, answer) for answer in answers]
 
 
 def _likeness(line: Bundle) -> Hashable:

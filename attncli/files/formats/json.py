@@ -104,8 +104,11 @@ def refuse_twins(data: bytes, value: Any, source: str) -> None:
     Each member that is written has a colon of its own, so as many colons as members prove that none
     was lost; only where strings hold colons too are the members in the text counted.
     """
+    colons = data.count(b":")
+    if isinstance(value, dict) and colons <= len(value):
+        return
     kept = _members(value)
-    if data.count(b":") > kept and STRINGS.findall(data).count(b":") > kept:
+    if colons > kept and STRINGS.findall(data).count(b":") > kept:
         import json
 
         json.loads(data, object_pairs_hook=lambda pairs: _unique(pairs, source))
@@ -151,6 +154,9 @@ class Plain(dict[str, Any]):
     """An object that is written as it is: no name in it is unusual, no number not finite."""
 
 
+AS_IS = frozenset({bool, type(None), Plain})
+
+
 def dumps(obj: Any, *, pretty: bool = False) -> bytes:
     """Strict JSON (RFC 8259) of anything that holds arrays; non-finite numbers become strings.
 
@@ -176,25 +182,23 @@ def _escaped(found: re.Match[str]) -> str:
 def _plain(value: Any, pretty: bool) -> Any:
     """``value`` in terms that orjson writes as they should be."""
     kind = type(value)
-    if kind is float:
-        return value if math.isfinite(value) else _non_finite(value)
     if kind is dict:
         return {
             name if type(name) is str and name.isascii() else _plain(str(name), pretty): member
-            if type(member) is float and math.isfinite(member)
+            if type(member) in AS_IS
             else _plain(member, pretty)
             for name, member in value.items()
         }
-    if kind is bool or kind is Plain or value is None:
+    if kind in AS_IS:
         return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _non_finite(value)
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, np.ndarray | np.generic):
         return _plain_array(np.asarray(value), pretty)
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**64 else _fragment(str(value))
-    if isinstance(value, float):
-        return _plain(float(value), pretty)
     if isinstance(value, Mapping):
         return _plain(dict(value), pretty)
     if isinstance(value, list | tuple):
