@@ -96,8 +96,11 @@ class Records(Iterator["Bundle | AttnError"]):
 
     def __next__(self) -> Bundle | AttnError:
         while True:
-            with reading(self.source):
+            try:
                 line = next(self._lines, b"")
+            except Exception:
+                with reading(self.source):
+                    raise
             if not line:
                 self.close()
                 raise StopIteration

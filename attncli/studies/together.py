@@ -53,7 +53,7 @@ class Part(Result):
             for name, values in self.whole.summaries.items()
         }
 
-    @cached_property
+    @property
     def statistics_by_head(self) -> list[list[dict[str, Any]]]:
         assert self.whole is not None
         return self.whole.statistics_by_head[self._at]

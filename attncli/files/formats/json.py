@@ -183,12 +183,15 @@ def _plain(value: Any, pretty: bool) -> Any:
     """``value`` in terms that orjson writes as they should be."""
     kind = type(value)
     if kind is dict:
-        return {
-            name if type(name) is str and name.isascii() else _plain(str(name), pretty): member
-            if type(member) in AS_IS
-            else _plain(member, pretty)
-            for name, member in value.items()
-        }
+        made = {}
+        for name, member in value.items():
+            if type(name) is not str or not name.isascii():
+                name = _plain(str(name), pretty)
+            kind = type(member)
+            if kind not in AS_IS and not (kind is str and member.isascii()):
+                member = _plain(member, pretty)
+            made[name] = member
+        return made
     if kind in AS_IS:
         return value
     if isinstance(value, float):
