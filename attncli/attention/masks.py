@@ -280,10 +280,21 @@ class Mask:
         )
         return replace(self, extent=extent)
 
+    @cached_property
+    def _last_kept(self) -> dict[tuple[int, ...], Array]:
+        """The block that ``keep`` returned last: the next head, or batch element, may ask again."""
+        return {}
+
     def keep(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
         """Return bool ``(i1 - i0, j1 - j0)``: True = the query sees the key."""
-        block = self.predicate.block(b, h, i0, i1, j0, j1)
-        return np.broadcast_to(block, (i1 - i0, j1 - j0))
+        varies = self.keep_varies
+        at = b if varies.batch else 0, h if varies.head else 0, i0, i1, j0, j1
+        block = self._last_kept.get(at)
+        if block is None:
+            block = np.broadcast_to(self.predicate.block(*at), (i1 - i0, j1 - j0))
+            self._last_kept.clear()
+            self._last_kept[at] = block
+        return block
 
     def bias(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array | None:
         """Return the sum of the biases, float ``(i1 - i0, j1 - j0)``, or None without any."""

@@ -4,7 +4,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from attncli.cli import groups, output
 from attncli.cli.groups import compute as own
@@ -16,10 +16,12 @@ from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli import files
-    from attncli.attention.view import Labels
+    from attncli.attention.problem import Problem
+    from attncli.attention.view import Labels, View
     from attncli.cli.given.attention import Inputs
     from attncli.cli.given.model import Called
     from attncli.reports.blocks import Report
+    from attncli.studies.attend import Result
 
 
 EXAMPLE = """echo '{"query": [[1, 0]], "key": [[1, 0], [0, 1]]}' | attncli compute -"""
@@ -204,16 +206,28 @@ def lines(
     """Print a line of JSON for each line that holds a problem."""
     output.demand_lines(answers.format)
     from attncli.cli.given import attention
+    from attncli.cli.given.alike import Ahead
 
     explained = other.Explained(asked.explain)
+    ahead = Ahead(
+        lambda one: _ask(attention.gather(one, asked), asked, page, {}, machine=True),
+        backend=asked.backend, device=asked.device, threads=asked.threads,
+    )  # fmt: skip
 
-    def answer(one: "files.Bundle") -> "Report":
+    def alone(one: "files.Bundle") -> "Report":
         kind, given = one.options.get("kind"), attention.gather(one, asked)
         report = _answer(given, asked, page, {}, machine=True, explain=explained.wants(kind))[0]
         explained.saw(kind, failed=bool(report.exit_code))
         return report
 
-    output.stream_answers(records, answer)
+    def answer(one: "files.Bundle") -> "Report":
+        found = ahead.answer(one)
+        return _report(*found, page, machine=True) if found else alone(one)
+
+    if asked.time:
+        output.stream_answers(records, alone)
+    else:
+        output.stream_answers(records, answer, heard=ahead.hear)
 
 
 @mode("a test set (--cases)", "leave it out: --cases writes problems of its own")
@@ -283,6 +297,45 @@ def _judge(call: Call, chosen: Mode, bundle: str | None) -> None:
         call.run(chosen, source=source)
 
 
+G = TypeVar("G", bound="Inputs | Called")
+
+
+class Asking(NamedTuple, Generic[G]):
+    """What one answer is made from: what was given, the problem, and what is wanted of it."""
+
+    given: G
+    problem: "Problem"
+    labels: "Labels"
+    part: "View"
+    upstream: Any
+    want: set[str]
+
+
+def _ask(
+    given: G,
+    asked: Answered,
+    page: output.Page,
+    drawn: Mapping[str, Any],
+    *,
+    machine: bool,
+) -> Asking[G]:
+    """Pose one problem, whose answer is for a ``machine`` or a reader."""
+    from attncli.cli.given.attention import upstream as upstream_of
+    from attncli.cli.given.view import view
+    from attncli.reports import arrays
+
+    output.keep_inputs(page.target, given.sources)
+    problem = given.pose()
+    labels = given.labels(problem)
+    part = view(problem, asked, top=asked.top, time=asked.time, **drawn)
+    upstream = given.grad_output
+    if asked.grad_output is not None:
+        upstream = upstream_of(asked.grad_output)
+    ours = machine and not given.expected  # whole arrays, though nobody named them
+    want = arrays.wanted(problem, part, page.names, ours, upstream is not None)
+    return Asking(given, problem, labels, part, upstream, want)
+
+
 def _answer(
     given: "Inputs | Called",
     asked: Answered,
@@ -294,29 +347,27 @@ def _answer(
     progress: Callable[[float], None] | None = None,
 ) -> "tuple[Report, Labels]":
     """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
-    from attncli.cli.given.attention import upstream as upstream_of
     from attncli.cli.given.expected import checked, name_of
-    from attncli.cli.given.view import view
-    from attncli.reports import arrays
-    from attncli.reports.compute import compute_report
     from attncli.studies import attend
 
-    output.keep_inputs(page.target, given.sources)
-    problem = given.pose()
-    labels = given.labels(problem)
-    part = view(problem, asked, top=asked.top, time=asked.time, **drawn)
-    upstream = given.grad_output
-    if asked.grad_output is not None:
-        upstream = upstream_of(asked.grad_output)
-    ours = machine and not given.expected  # whole arrays, though nobody named them
-    want = arrays.wanted(problem, part, page.names, ours, upstream is not None)
+    asking = _ask(given, asked, page, drawn, machine=machine)
+    problem, expected, upstream = asking.problem, asking.given.expected, asking.upstream
     result = attend.solve(
-        problem, backend=asked.backend, device=asked.device, threads=asked.threads, want=want,
-        grad_output="ones" if upstream is None else upstream, progress=progress,
+        problem, backend=asked.backend, device=asked.device, threads=asked.threads,
+        want=asking.want, grad_output="ones" if upstream is None else upstream, progress=progress,
     )  # fmt: skip
-    judged = checked(problem, given.expected, asked, upstream, explain=explain)
-    report = compute_report(
-        result, labels, part, page.names, notes=given.notes, progress=progress, judged=judged,
-        name=name_of(judged, given.expected),
+    judged = checked(problem, expected, asked, upstream, explain=explain)
+    report = _report(
+        asking, result, page, machine=machine, judged=judged, name=name_of(judged, expected),
+        progress=progress,
     )  # fmt: skip
-    return report, labels
+    return report, asking.labels
+
+
+def _report(asking: Asking[Any], result: "Result", page: output.Page, **more: Any) -> "Report":
+    """Return the report on a result; ``more`` are further arguments of ``compute_report``."""
+    from attncli.reports.compute import compute_report
+
+    return compute_report(
+        result, asking.labels, asking.part, page.names, notes=asking.given.notes, **more
+    )

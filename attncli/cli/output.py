@@ -14,6 +14,7 @@ from attncli.cli.groups import Format, Printed, Saved
 from attncli.errors import AttnError, FileError, InputError, nearest
 from attncli.render import LINES
 from attncli.reports.words import INCLUDABLE
+from attncli.resources import rare_collections
 
 if TYPE_CHECKING:
     from attncli import files
@@ -89,32 +90,50 @@ def demand_lines(format: str | None) -> None:
 
 
 def stream_answers(
-    records: "files.Records", answer: "Callable[[files.Bundle], Report]", command: str = "compute"
+    records: "files.Records",
+    answer: "Callable[[files.Bundle], Report]",
+    command: str = "compute",
+    heard: "Callable[[files.Bundle], None]" = lambda line: None,
 ) -> None:
-    """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed."""
-    from attncli import render
+    """Print one line of JSON for each record, in order and as it comes; exit 1 if any failed.
 
+    ``heard`` takes each line as it is read, several before the first of them is answered.
+    """
     failed = False
     try:
-        for record in records:
-            which: dict[str, Any] = {"line": records.line}
-            try:
-                if isinstance(record, AttnError):
-                    raise record
-                which |= {"id": record.options["id"]} if "id" in record.options else {}
-                report = answer(record)
-            except AttnError as error:
-                failed = True
-                render.show_error(error, json=True, command=command, **which)
-            else:
-                render.show_warnings([f"line {records.line}: {w}" for w in report.warnings])
-                render.show(report, "ndjson", which=which)
-                failed = failed or bool(report.exit_code)
+        with rare_collections():
+            for some in records.together(heard):
+                for line, record in some:
+                    good = _print_answer(line, record, answer, command)
+                    failed = failed or not good
     except BrokenPipeError:
         pass  # nobody reads any more: what happened so far decides
     finally:
         records.close()
     raise typer.Exit(1 if failed else 0)
+
+
+def _print_answer(
+    line: int,
+    record: "files.Bundle | AttnError",
+    answer: "Callable[[files.Bundle], Report]",
+    command: str,
+) -> bool:
+    """Print the answer to a line, or the error in its place; return whether all is well."""
+    from attncli import render
+
+    which: dict[str, Any] = {"line": line}
+    try:
+        if isinstance(record, AttnError):
+            raise record
+        which |= {"id": record.options["id"]} if "id" in record.options else {}
+        report = answer(record)
+    except AttnError as error:
+        render.show_error(error, json=True, command=command, **which)
+        return False
+    render.show_warnings([f"line {line}: {w}" for w in report.warnings])
+    render.show(report, "ndjson", which=which)
+    return not report.exit_code
 
 
 def save(target: Target, report: "Report", labels: "Labels") -> None:

@@ -67,7 +67,10 @@ class Lazy(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._made:
-            self._made[name] = self._entries[name].load()
+            entry = self._entries[name]
+            made = self._made[name] = entry.load()
+            if entry.header is None:  # it was made of lists, which take more room
+                self._entries[name] = Entry(lambda: made)
         return self._made[name]
 
     def __contains__(self, name: object) -> bool:

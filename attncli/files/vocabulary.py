@@ -150,11 +150,12 @@ ROLES: Mapping[str, Role] = {
     ),
 }  # fmt: skip
 
+#: What a line is called, of which nothing in its answer depends but its ``id``.
+CALLED = frozenset({"id", "name", "kind", "catches"})
 #: What is in results besides, and what of a call changes none of its numbers.
-BYSTANDERS = frozenset({
+BYSTANDERS = CALLED | frozenset({
     "scores", "softcapped", "masked", "present_key", "present_value", "row_statistics", "concat",
-    "rope_applied",
-    "id", "name", "kind", "catches", "schema", "max_seqlen", "max_seqlen_q", "max_seqlen_k",
+    "rope_applied", "schema", "max_seqlen", "max_seqlen_q", "max_seqlen_k",
     "deterministic", "enable_gqa", "return_attn_probs", "return_softmax_lse", "num_splits",
     "page_size", "format", "lse_base",
 })  # fmt: skip

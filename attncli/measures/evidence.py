@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+TOGETHER = 1 << 14  # rows up to which calls of NumPy cost more than what they do
+
+
+def _is_plain(one: Statistic) -> bool:
+    """Whether it is summed up over the rows with a choice, and without its spread."""
+    return one.over == "chosen" and not one.spread
+
+
 def told(*files: ModuleType) -> tuple[str, ...]:
     """Return the names of the statistics of these files, in the order of reports."""
     return tuple(
@@ -251,7 +259,23 @@ class Evidence:
 
     def summaries(self, names: Iterable[str]) -> Summaries:
         """Return the statistics of heads by name."""
+        names = tuple(names)
+        self._sum_up([STATISTICS[name] for name in names if name not in self._summed])
         return {name: self.summary(name) for name in names}
+
+    def _sum_up(self, some: Iterable[Statistic]) -> None:
+        """Sum up those of small problems that are over the same rows, all at once."""
+        alike = [one.name for one in some if one.of == "row" and _is_plain(one)]
+        if len(alike) < 2 or self.chosen.size > TOGETHER:
+            return
+        b, *others = self.chosen.shape
+        values = np.stack([self.values(name) for name in alike])  # (S, B, H, Lq)
+        shape = len(alike) * b, *others
+        chosen = np.broadcast_to(self.chosen, values.shape).reshape(shape)
+        found = summarize(values.reshape(shape), chosen)
+        for at, name in enumerate(alike):
+            part = slice(at * b, (at + 1) * b)
+            self._summed[name] = {quantile: one[part] for quantile, one in found.items()}
 
     def row_values(self, names: Iterable[str]) -> dict[str, Array]:
         """Return by name, ``(B, H, Lq)``, those of the statistics that are of every row."""

@@ -10,12 +10,14 @@ and documentation read it here; ``evidence`` makes what the formula asks for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+
+from attncli.files.formats.json import Plain
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Formula = TypeVar("Formula", bound=Callable[..., Any])
@@ -118,21 +120,33 @@ def summarize(values: Array, chosen: Array, spread: bool = False) -> dict[str, A
     ``nonfinite``).
     """
     chosen = chosen & np.isfinite(values)
-    shape = values.shape[:2]
-    summary = {name: np.full(shape, np.nan) for name in SUMMARY}
-    for b, h in np.ndindex(shape):
-        some = values[b, h][chosen[b, h]]
+    shape, length = values.shape[:2], values.shape[-1]
+    flat = values.reshape(shape[0] * shape[1], length)
+    summary = {name: np.full(len(flat), np.nan) for name in SUMMARY}
+    for heads, rows in _choices(chosen.reshape(flat.shape)):
+        some = np.compress(rows, flat[heads], -1)  # (heads, rows)
         if some.size:
             with np.errstate(over="ignore"):
-                mean = some.mean()
-            summary["mean"][b, h] = mean if np.isfinite(mean) else (some / some.size).sum()
-            summary["min"][b, h], summary["max"][b, h] = some.min(), some.max()
-            some.sort()
-            for name, share in QUANTILES.items():
-                summary[name][b, h] = quantile(some, share)
+                mean = some.mean(-1)
+            if not np.isfinite(mean).all():
+                mean = np.where(np.isfinite(mean), mean, (some / some.shape[-1]).sum(-1))
+            some.sort(-1)
+            inner = (quantile(some, share) for share in QUANTILES.values())
+            for name, one in zip(SUMMARY, (mean, *inner, some[:, 0], some[:, -1]), strict=True):
+                summary[name][heads] = one
+    found = {name: one.reshape(shape) for name, one in summary.items()}
     if spread:
-        summary["cv"] = _variation(values, chosen, summary["mean"])
-    return summary
+        found["cv"] = _variation(values, chosen, found["mean"])
+    return found
+
+
+def _choices(chosen: Array) -> Iterator[tuple[slice, Array]]:
+    """Yield heads that choose the same rows, and these, ``(L,)``; chosen: bool ``(heads, L)``."""
+    if len(chosen) and (chosen == chosen[0]).all():
+        yield slice(None), chosen[0]
+        return
+    for head, rows in enumerate(chosen):
+        yield slice(head, head + 1), rows
 
 
 def _variation(values: Array, chosen: Array, mean: Array) -> Array:
@@ -144,14 +158,16 @@ def _variation(values: Array, chosen: Array, mean: Array) -> Array:
         return np.asarray(np.sqrt((share**2).sum(-1) / count) * np.sign(mean))
 
 
-def quantile(ordered: Array, share: float) -> float:
-    """Return a quantile of ``(n,)`` ascending numbers, interpolated as np.quantile does.
+def quantile(ordered: Array, share: float) -> Any:
+    """Return a quantile of ``(…, n)`` ascending numbers, ``(…)``, interpolated as np.quantile does.
 
     Which would import numpy.ma, 15 ms at the start of the program.
     """
-    at = (len(ordered) - 1) * share
-    low = min(int(at), len(ordered) - 1)
-    a, b, t = float(ordered[low]), float(ordered[min(low + 1, len(ordered) - 1)]), at - low
+    last = ordered.shape[-1] - 1
+    at = last * share
+    low = min(int(at), last)
+    a, b = (np.float64(ordered[..., n]) for n in (low, min(low + 1, last)))
+    t = at - low
     return a + (b - a) * t if t < 0.5 else b - (b - a) * (1 - t)
 
 
@@ -172,6 +188,41 @@ def of_head(found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
         else values[b, h].item()
         for name, values in found.items()
     }
+
+
+def of_heads(found: Mapping[str, Any], computed: Array) -> list[list[dict[str, Any]]]:
+    """Return the statistics of every head ``[b][h]``; a number that does not exist is None.
+
+    It does not where no row has a choice, nor a place of nothing, below 0; of heads whose numbers
+    are all ``computed``, bool ``(B, H)``, NaN is what came out.
+    """
+    batch, heads = computed.shape
+    flat = [v for one in found.values() for v in (one.values() if _is_many(one) else (one,))]
+    finite = all(np.isfinite(values).all() for values in flat)
+    columns = iter([_known(values, computed) for values in flat])
+    made: list[dict[str, Any]] = [Plain() if finite else {} for _ in range(batch * heads)]
+    for name, values in found.items():
+        if _is_many(values):
+            numbers = zip(*(next(columns) for _ in values), strict=True)
+            for one, some in zip(made, numbers, strict=True):
+                one[name] = dict(zip(values, some, strict=True))
+        else:
+            for one, number in zip(made, next(columns), strict=True):
+                one[name] = number
+    return [made[start : start + heads] for start in range(0, len(made), heads)]
+
+
+def _is_many(values: Any) -> bool:
+    return isinstance(values, Mapping)
+
+
+def _known(values: Array, computed: Array) -> list[Any]:
+    """Return the numbers of all heads in order, None for those that do not exist."""
+    unknown = (values < 0) if values.dtype.kind == "i" else np.isnan(values)
+    if unknown.any():
+        values = values.astype(object)
+        values[unknown & ~computed] = None
+    return list(values.ravel().tolist())
 
 
 def flat_names(found: Mapping[str, Any]) -> list[str]:

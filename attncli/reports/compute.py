@@ -10,15 +10,10 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
-from attncli.measures.statistic import quantile, summarize
+from attncli.measures.statistic import quantile
 from attncli.reports.arrays import array_of, left_out, saved, top_data
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
-from attncli.reports.facts import (
-    facts_of,
-    headline,
-    statistics_of,
-    tokens_of,
-)
+from attncli.reports.facts import facts_of, headline, tokens_of
 from attncli.reports.matrices import (
     output_tables,
     top_tables,
@@ -28,7 +23,7 @@ from attncli.reports.selection import Selection, select, selection_of
 from attncli.reports.stability import stability_table
 from attncli.reports.words import GRADIENTS, SMALL
 from attncli.resources import Progress
-from attncli.studies.attend import Result, statistics
+from attncli.studies.attend import Result
 from attncli.studies.bundle import PROBLEM, Carried, carried, demand_lists
 
 if TYPE_CHECKING:
@@ -49,40 +44,33 @@ def compute_report(
     progress: Progress | None = None,
     judged: Comparison | None = None,
     name: str = "what was given",
+    machine: bool = False,
 ) -> Report:
     """Return the report on a Result made with what ``wanted`` said.
 
     ``include`` names the arrays to save and to put into JSON, by default the output; ``notes`` are
     facts about the input. ``progress`` hears of maps, which take long for long inputs. Where
     somebody else's results, called ``name``, are ``judged``, that is shown and not ours, unless
-    ours are asked for.
+    ours are asked for. For a ``machine``, which reads the data alone, there is nothing for eyes.
     Raises InputError for an index that does not exist, or steps of too much.
     """
     problem = result.problem
     chosen = select(problem, view)
-    found = statistics(result)
-    if result.derived is not None:
-        norms = result.gradient_norms
-        real = np.broadcast_to(problem.real_rows[:, None], norms["grad_query_norm"].shape)
-        found |= {
-            name: summarize(norm, real)
-            for name, norm in norms.items()
-            if norm.shape[1:] == (problem.heads, problem.queries)
-        }
     blocks: list[Block] = []
-    if judged is not None:
+    if judged is not None and not machine:
         from attncli.reports.expect import expect_blocks
 
         blocks += expect_blocks(judged, name)
-    if judged is None or view.steps or view.heatmap or view.top is not None:
-        blocks += _result_blocks(result, labels, view, chosen, found, progress)
+    ours = judged is None or view.steps or view.heatmap or view.top is not None
+    if ours and not machine:
+        blocks += _result_blocks(result, labels, view, chosen, progress)
     along = carried(problem, include or (), past_apart=True)
     timing = None
     if view.time:
         from attncli.reports.timing import timing_of, timing_table
 
         timing = timing_of(result)
-        blocks.append(timing_table(result, timing))
+        blocks += [] if machine else [timing_table(result, timing)]
 
     def records() -> Records:
         if judged is not None:
@@ -91,15 +79,13 @@ def compute_report(
             return expect_records(judged)
         from attncli.reports.records import records_of
 
-        return records_of(result, labels, view, chosen, include or (), found)
+        return records_of(result, labels, view, chosen, include or (), result.summaries)
 
     return Report(
         command="compute",
-        headline=headline(result),
+        headline=[] if machine else headline(result),
         blocks=blocks,
-        data=lambda: _data(
-            result, labels, view, chosen, include, found, timing, notes, along, judged
-        ),
+        data=lambda: _data(result, labels, view, chosen, include, timing, notes, along, judged),
         records=records,
         arrays=saved(result, include or ("output",)) | {**along.arrays},
         options=along.options,
@@ -114,7 +100,6 @@ def _result_blocks(
     labels: Labels,
     view: View,
     chosen: Selection,
-    found: Mapping[str, Any],
     progress: Progress | None,
 ) -> list[Block]:
     """Return our own results, for eyes."""
@@ -137,7 +122,7 @@ def _result_blocks(
     if not (len(chosen.batch) and len(chosen.head)):
         return [Text("", ["nothing to show: the batch is empty or has no heads"])]
     blocks = [_or_nothing(block) for block in blocks]
-    blocks.append(stability_table(problem, found, view, chosen))
+    blocks.append(stability_table(problem, result.summaries, view, chosen))
     if result.derived is not None:
         blocks.append(gradient_table(problem, result.gradient_norms, chosen))
     return blocks
@@ -185,7 +170,6 @@ def _data(
     view: View,
     chosen: Selection,
     include: Collection[str] | None,
-    found: Mapping[str, Any],
     timing: dict[str, Any] | None,
     notes: Sequence[str],
     along: Carried,
@@ -204,7 +188,7 @@ def _data(
         data["time"] = timing
     data |= tokens_of(labels)
     data["heads"] = [
-        {"batch": b, "head": h, "statistics": statistics_of(result, found, b, h)}
+        {"batch": b, "head": h, "statistics": result.statistics_by_head[b][h]}
         for b, h in chosen.pairs
     ]
     if view.top is not None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.errors import counted
-from attncli.measures.statistic import of_head
+from attncli.files.formats.json import Plain
 from attncli.studies.attend import Result
 from attncli.studies.bundle import tokens_of as tokens_of
 
@@ -76,11 +73,11 @@ def facts_of(result: Result) -> dict[str, Any]:
     """Return what JSON says of any attention: engine, shapes, scale, mask, warnings."""
     problem, engine = result.problem, result.engine
     data: dict[str, Any] = {
-        "engine": {
-            "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
-            "threads": engine.threads, "kernel": engine.kernel,
-        },
-        "shapes": {name: list(shape) for name, shape in problem.shapes.items()},
+        "engine": Plain(
+            backend=engine.backend, device=engine.device, dtype=engine.dtype,
+            threads=engine.threads, kernel=engine.kernel,
+        ),
+        "shapes": Plain((name, list(shape)) for name, shape in problem.shapes.items()),
         "scale": problem.scale if problem.scored else None,
         "scale_source": problem.scale_source,
         "softcap": problem.softcap,
@@ -94,23 +91,3 @@ def facts_of(result: Result) -> dict[str, Any]:
     if problem.mask.extent.lengths is not None:
         data["kv_lengths"] = list(problem.mask.extent.lengths)
     return data
-
-
-def statistics_of(result: Result, found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
-    """Return the statistics of a head for JSON: a number that does not exist is None.
-
-    It does not where no row has a choice, nor a place of nothing, below 0; one that is computed
-    from NaN is NaN.
-    """
-    own = of_head(found, b, h)
-    if np.isnan(result.attended.lse[b, h]).any():
-        return own
-    return {
-        name: {q: _known(x) for q, x in value.items()} if isinstance(value, Mapping)
-        else _known(value)
-        for name, value in own.items()
-    }  # fmt: skip
-
-
-def _known(number: Any) -> Any:
-    return None if number != number or (type(number) is int and number < 0) else number

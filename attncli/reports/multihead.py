@@ -16,7 +16,6 @@ from attncli.reports.blocks import Block, Column, Heatmap, Records, Report, Tabl
 from attncli.reports.facts import (
     facts_of,
     headline,
-    statistics_of,
     tokens_of,
 )
 from attncli.reports.heads import WHOLE, Shown, alike, columns, head_name
@@ -99,7 +98,8 @@ def multihead_report(
         if timing:
             said["time"] = timing
         said |= tokens_of(labels)
-        said["heads"] = [_head_data(made, facts, b, h, names) for b, h in chosen.pairs]
+        told = made.attention.by_head(facts.found)
+        said["heads"] = [_head_data(made, facts, told, b, h, names) for b, h in chosen.pairs]
         said["head_distances"] = facts.sample.distances
         if view.top is not None:
             said["top"] = list(top_data(problem, view.top, chosen))
@@ -280,11 +280,11 @@ def _layer_data(made: MultiheadResult) -> dict[str, Any]:
 
 
 def _head_data(
-    made: MultiheadResult, facts: HeadFacts, b: int, h: int, names: Collection[str]
+    made: MultiheadResult, facts: HeadFacts, told: Any, b: int, h: int, names: Collection[str]
 ) -> dict[str, Any]:
     said: dict[str, Any] = {
         "batch": b, "head": h, "roles": [role.data for role in facts.roles[b, h]],
-        "statistics": statistics_of(made.attention, facts.found, b, h),
+        "statistics": told[b][h],
     }  # fmt: skip
     if "heads" in names:  # that name is this list's: each head's output stands with it
         said["output"] = made.attention.attended.output[b, h]

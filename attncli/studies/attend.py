@@ -26,6 +26,7 @@ from attncli.errors import InputError, TooLarge, nearest
 from attncli.files.vocabulary import PLAYED
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
+from attncli.measures.statistic import of_heads, summarize
 from attncli.resources import Progress, available_memory, readable_bytes, stages
 from attncli.studies.warned import warnings
 
@@ -113,6 +114,24 @@ class Result:
         assert self.rows is not None
         output = self.attended.output if self.problem.scored else None
         return Evidence(self.problem, self.rows, self.attended.lse, output, self.gradient_norms)
+
+    @cached_property
+    def summaries(self) -> dict[str, Any]:
+        """The statistics as ``statistics`` gives them, and the norms of gradients of each row."""
+        p, norms = self.problem, self.gradient_norms
+        shape = (p.batch, p.heads, p.queries)
+        of_rows = {name: norm for name, norm in norms.items() if norm.shape == shape}
+        real = np.broadcast_to(p.real_rows[:, None], shape)
+        return statistics(self) | {name: summarize(norm, real) for name, norm in of_rows.items()}
+
+    @cached_property
+    def statistics_by_head(self) -> list[list[dict[str, Any]]]:
+        """The statistics of each head, ``[b][h]``; None for a number that does not exist."""
+        return self.by_head(self.summaries)
+
+    def by_head(self, found: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+        """Return some statistics of each head likewise."""
+        return of_heads(found, np.asarray(np.isnan(self.attended.lse).any(-1)))
 
     @cached_property
     def gradients(self) -> Gradients | None:

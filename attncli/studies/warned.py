@@ -92,12 +92,15 @@ def _not_finite(p: Problem, lse: Array) -> list[str]:
 
 def odd_numbers(array: Array) -> Odd | None:
     """Return what is not finite in ``(B, H, L, D)``, a head at a time; None: all is."""
+    with np.errstate(all="ignore"):  # a sum is finite only if all its terms are
+        if array.size <= CELLS and np.isfinite(array.sum(dtype=np.float64)):
+            return None
     count, first, rows = 0, None, np.zeros(array.shape[:3], bool)
     for b, h in np.ndindex(array.shape[:2]):
         step = max(1, CELLS // max(1, array.shape[3]))
         for start in range(0, array.shape[2], step):
             part = array[b, h, start : start + step]
-            # a sum is finite only if all its terms are (or overflow: then the exact test decides)
+            # or they overflow: then the exact test decides
             with np.errstate(all="ignore"):
                 if np.isfinite(part.sum(dtype=np.float64)):
                     continue

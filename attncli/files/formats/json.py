@@ -23,6 +23,7 @@ from attncli.resources import uncollected
 STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
 
 UNUSUAL = re.compile(r"[^\x00-\x7e]")
+USUAL = bytes([*b"\n", *range(0x20, 0x7F)])
 
 
 def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
@@ -93,8 +94,11 @@ def refuse_twins(data: bytes, value: Any, source: str) -> None:
     Each member that is written has a colon of its own, so as many colons as members prove that none
     was lost; only where strings hold colons too are the members in the text counted.
     """
+    colons = data.count(b":")
+    if isinstance(value, dict) and colons <= len(value):
+        return
     kept = _members(value)
-    if data.count(b":") > kept and STRINGS.findall(data).count(b":") > kept:
+    if colons > kept and STRINGS.findall(data).count(b":") > kept:
         import json
 
         json.loads(data, object_pairs_hook=lambda pairs: _unique(pairs, source))
@@ -136,6 +140,13 @@ def _json_errors(source: str, several_lines: bool) -> Iterator[None]:
         raise FileError(f"{source} is no valid JSON: {where}") from None
 
 
+class Plain(dict[str, Any]):
+    """An object that is written as it is: no name in it is unusual, no number not finite."""
+
+
+AS_IS = frozenset({bool, type(None), Plain})
+
+
 def dumps(obj: Any, *, pretty: bool = False) -> bytes:
     """Strict JSON (RFC 8259) of anything that holds arrays; non-finite numbers become strings.
 
@@ -146,7 +157,7 @@ def dumps(obj: Any, *, pretty: bool = False) -> bytes:
 
     layout = orjson.OPT_INDENT_2 if pretty else 0
     text = orjson.dumps(_plain(obj, pretty), option=layout | orjson.OPT_SERIALIZE_NUMPY)
-    if text.isascii() and b"\x7f" not in text:
+    if text.translate(None, USUAL).decode().isprintable():
         return text
     return UNUSUAL.sub(_escaped, text.decode()).encode()
 
@@ -160,39 +171,56 @@ def _escaped(found: re.Match[str]) -> str:
 
 def _plain(value: Any, pretty: bool) -> Any:
     """``value`` in terms that orjson writes as they should be."""
-    import orjson
-
+    kind = type(value)
+    if kind is dict:
+        made = {}
+        for name, member in value.items():
+            if type(name) is not str or not name.isascii():
+                name = _plain(str(name), pretty)
+            kind = type(member)
+            if kind not in AS_IS and not (kind is str and member.isascii()):
+                member = _plain(member, pretty)
+            made[name] = member
+        return made
+    if kind in AS_IS:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else _non_finite(value)
     if isinstance(value, str):
         return value if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, np.ndarray | np.generic):
         return _plain_array(np.asarray(value), pretty)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else _non_finite(value)
-    if value is None or isinstance(value, bool):
-        return value
     if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else orjson.Fragment(str(value))
+        return value if -(2**63) <= value < 2**64 else _fragment(str(value))
     if isinstance(value, Mapping):
-        return {_plain(str(name), pretty): _plain(member, pretty) for name, member in value.items()}
+        return _plain(dict(value), pretty)
     if isinstance(value, list | tuple):
         return [_plain(item, pretty) for item in value]
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    raise TypeError(f"{kind.__name__} has no JSON form")
+
+
+def _fragment(text: str | bytes) -> Any:
+    """What orjson writes as it is."""
+    import orjson
+
+    return orjson.Fragment(text)
 
 
 def _plain_array(array: Array, pretty: bool) -> Any:
-    import orjson
-
     dtype = array.dtype
     if dtype.kind == "U":
         return _plain(array.tolist(), pretty)
-    if dtype.name.startswith(("bfloat16", "float8")) or dtype.name == "float16":
-        array = array.astype(np.float32)
-    elif dtype.kind not in "biuf" or dtype.itemsize > 8:
-        raise InputError(f"JSON cannot hold {dtype.name} numbers")
+    if dtype.char not in "fd" and dtype.kind not in "biu":
+        if dtype.name.startswith(("bfloat16", "float8")) or dtype.name == "float16":
+            array = array.astype(np.float32)
+        elif dtype.kind != "f" or dtype.itemsize > 8:
+            raise InputError(f"JSON cannot hold {dtype.name} numbers")
     native = np.asarray(array, array.dtype.newbyteorder("="), order="C")
     finite = native.dtype.kind != "f" or bool(np.isfinite(native).all())
     if finite and native.ndim and not pretty:
         return native
+    import orjson
+
     text = orjson.dumps(native.reshape(native.shape or 1), option=orjson.OPT_SERIALIZE_NUMPY)
     if not finite:
         odd = native[~np.isfinite(native)]
@@ -201,7 +229,7 @@ def _plain_array(array: Array, pretty: bool) -> Any:
         pieces: list[bytes] = [b""] * (2 * len(parts) - 1)
         pieces[::2], pieces[1::2] = parts, names.tolist()
         text = b"".join(pieces)
-    return orjson.Fragment(text if native.ndim else text[1:-1])
+    return _fragment(text if native.ndim else text[1:-1])
 
 
 def _non_finite(value: float) -> str:

@@ -105,6 +105,8 @@ def _refuse(value: list[Any], source: str, name: str) -> NoReturn:
 
 def flat(members: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The members of an object; one with tensors inside gives its own, names joined by dots."""
+    if not any(map(_inside, members.values())):
+        return dict(members)
     found: dict[str, Any] = {}
     for key, member in members.items():
         inner = _inside(member)
