@@ -9,6 +9,5 @@ def attend(
     part: tuple[int, int, int, int, int, int],
     scale: float,
     cap: float,
-    slack: float,
     /,
 ) -> int: ...

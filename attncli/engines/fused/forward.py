@@ -27,7 +27,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 GRAIN = 128  # keys of a granule, as in kernel.c
 PLANES = ("m", "rest", "es", "rest2", "rest3", "mean", "m2", "amax", "first")  # as in kernel.c
-SLACK = 4.0  # powers of 2 by which a logit may pass the shift: more costs digits of 1 − p₁
 BLOCKS = 4  # of rows in a job, 16 where a mask must be planned
 MASK_CELLS = 1 << 22  # most cells of a mask that a job holds
 ASK_CELLS = 1 << 18  # below, to ask for all cells costs less than to ask which granules are mixed
@@ -45,7 +44,7 @@ class Part(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What some rows see: of keys j0:j1, by granules from j0 on. None: everything, or nothing added.
+    """What some rows see of keys j0:j1, by granules from j0 on. None: all of them; nothing added.
 
     keep, bias: ``(i1 − i0, j1 − j0)``; keep is only filled where ``states`` are MIXED.
     """
@@ -79,7 +78,7 @@ class Walk:
         self.build, self.block = build()
         self.threads = threads
         self.query, self.key, self.value = (
-            np.require(a.astype(p.dtype, copy=False), requirements="CA")
+            np.require(a.astype(p.dtype, copy=False), requirements=("C", "A"))
             for a in (p.query, p.key, p.value)
         )
         self.sink = None if p.sink is None else p.sink.astype(np.float64)
@@ -144,7 +143,7 @@ class Walk:
         spans = mask.spans(b, h, i0, i1)
         if not spans:
             return Plan(0, 0)
-        j0, j1 = spans[0][0], spans[-1][1]
+        j0, j1 = spans[0][0] // GRAIN * GRAIN, spans[-1][1]  # the same sums for any size of a job
         bias = None
         if mask.has_bias:
             bias = np.asarray(mask.bias(b, h, i0, i1, j0, j1)).astype(p.dtype)
@@ -169,7 +168,7 @@ class Walk:
             for n in range(part.n0, part.n1):
                 self._mend(part._replace(n0=n, n1=n + 1), finite)
 
-    def run(self, part: Part, slack: float = SLACK) -> int:
+    def run(self, part: Part) -> int:
         """Let the kernel compute some rows; return how many of them are not finite."""
         from attncli.engines.fused import _kernel
 
@@ -183,7 +182,7 @@ class Walk:
              plan.keep, plan.states, plan.bias, scratch),
             (p.batch * p.heads, p.heads, p.heads // p.kv_heads, p.queries, p.keys, p.width,
              p.value_width),
-            (*part, plan.j0, plan.j1), p.scale, p.softcap or 0.0, slack,
+            (*part, plan.j0, plan.j1), p.scale, p.softcap or 0.0,
         )  # fmt: skip
 
     def _mend(self, part: Part, finite: bool) -> None:
@@ -195,9 +194,10 @@ class Walk:
         (b, h), rows = divmod(part.n0, p.heads), slice(part.i0, part.i1)
         if not finite and not np.isfinite(sheet.output[b, h, rows]).all():
             self._read_finite_values()
-            self.run(part, slack=0.0)  # no weight passes 1: the largest values do not overflow
+            self.run(part)
         lse = sheet.lse[b, h, rows]
         lost = ~(np.isfinite(lse) | np.isneginf(lse))
+        lost |= ~np.isfinite(sheet.output[b, h, rows]).all(-1)  # a sum of the largest values
         if sheet.rows:
             lost |= ~np.isfinite(sheet.rows["mean"][b, h, rows])
         i = np.arange(part.i0, part.i1)

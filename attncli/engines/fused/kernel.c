@@ -10,7 +10,7 @@
  *
  * Scores are float32; sums are float32 within a granule and double from then on. Logits are in
  * units of ln 2, so that exp2 needs no product, unless a softcap or bias bends them (`bent`). The
- * shift of a row moves only when a logit passes it by more than `slack` (the online softmax of
+ * shift of a row moves only when a logit passes it by more than SLACK (the online softmax of
  * Milakov & Gimelshein 2018, made lazy), and always to a logit that was seen: that key, the anchor,
  * stays out of the sums, so that 1 − p₁ keeps its digits. Rows whose other keys are worth next to
  * nothing, or whose scores differ too little or too much for float32 squares, are summed once more
@@ -31,6 +31,7 @@
 #define GRAIN 128 /* keys of a granule: what a mask is asked about, what is summed in float32 */
 #define LINE 64   /* bytes of the widest vector */
 #define FAR 40.0  /* e³ of a key so many powers of 2 below the first nears the end of float32 */
+#define SLACK 4.0f /* how far a logit may pass the shift: more would cost digits of 1 − p₁ */
 #define LN2 0.693147180559945309417
 #define LOG2E 1.44269504088896340736
 #define INLINE static inline __attribute__((always_inline))
@@ -54,7 +55,6 @@ typedef struct {
   int64_t all, heads, group, lq, lk, d, dv;       /* all = B·H; group = H / G */
   int64_t n0, n1, i0, i1, j0, j1;
   double scale, cap; /* cap 0: none */
-  float slack;
   char *scratch;
 } Job;
 
@@ -200,10 +200,10 @@ static PyObject *attend(PyObject *self, PyObject *args) {
   PyObject *from[BUFFERS];
   Py_buffer buffers[BUFFERS];
   if (!PyArg_ParseTuple(
-          args, "s(OOOOOOOOOOOOOO)(LLLLLLL)(LLLLLL)ddf", &name, from, from + 1, from + 2, from + 3,
+          args, "s(OOOOOOOOOOOOOO)(LLLLLLL)(LLLLLL)dd", &name, from, from + 1, from + 2, from + 3,
           from + 4, from + 5, from + 6, from + 7, from + 8, from + 9, from + 10, from + 11,
           from + 12, from + 13, &J.all, &J.heads, &J.group, &J.lq, &J.lk, &J.d, &J.dv, &J.n0,
-          &J.n1, &J.i0, &J.i1, &J.j0, &J.j1, &J.scale, &J.cap, &J.slack))
+          &J.n1, &J.i0, &J.i1, &J.j0, &J.j1, &J.scale, &J.cap))
     return NULL;
   const Build *build = build_named(name);
   if (!build || !fits(&J)) return NULL;
@@ -225,7 +225,7 @@ static PyMethodDef methods[] = {
     {"scratch", scratch, METH_VARARGS, "scratch(build, d, dv): bytes of scratch of a thread."},
     {"attend", attend, METH_VARARGS,
      "attend(build, (q, k, v, out, lse, sums, top_z, n, top_j, sink, keep, states, bias, scratch),\n"
-     "       (B·H, H, H / G, lq, lk, d, dv), (n0, n1, i0, i1, j0, j1), scale, cap, slack)\n\n"
+     "       (B·H, H, H / G, lq, lk, d, dv), (n0, n1, i0, i1, j0, j1), scale, cap)\n\n"
      "Write the rows i0:i1 of heads n0:n1; return how many of them are not finite."},
     {NULL, NULL, 0, NULL}};
 
@@ -433,7 +433,7 @@ typedef struct {
 typedef struct {
   float *p, *bias, *tail;  /* weights and biases (GRAIN + MR, ROWS); keys (MR, d) past the last */
   uint64_t *see;           /* of each key, a bit for each row */
-  float cap, per_cap, slack;
+  float cap, per_cap;
 } Shared;
 
 INLINE vi lanes(uint64_t see, int v) { /* the bits of vector v as a condition */
@@ -551,7 +551,7 @@ INLINE void softmax(vf acc[MR][NV], Block *B, const Shared *T, int64_t from, int
     vf top = z[0];
     UNROLL for (int u = 1; u < MR; u++) top = top_of(top, z[u]);
     vf old = S->m[v];
-    int moved = any(top > old + dup(T->slack));
+    int moved = any(top > old + dup(SLACK));
     if (__builtin_expect(moved, 0)) raise(B, v, top, T->p, from, line, dv, bent);
     if (stats) {
       vf low = S->low[v];
@@ -872,8 +872,7 @@ static int64_t run(const Job *J) {
   const int64_t nb = together(ROWS, J->d, J->dv);
   char *from = J->scratch + (LINE - (uintptr_t)J->scratch % LINE) % LINE;
   Block *blocks = carve(&from, nb * (int64_t)sizeof(Block));
-  Shared T = {.cap = (float)J->cap, .per_cap = J->cap > 0 ? (float)(1 / J->cap) : 0,
-              .slack = J->slack};
+  Shared T = {.cap = (float)J->cap, .per_cap = J->cap > 0 ? (float)(1 / J->cap) : 0};
   T.p = carve(&from, (GRAIN + MR) * ROWS * 4);
   T.bias = carve(&from, (GRAIN + MR) * ROWS * 4);
   T.see = carve(&from, (GRAIN + MR) * 8);
