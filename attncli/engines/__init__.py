@@ -51,6 +51,7 @@ ENGINES = {
         "reference", "reference", "reference", dense=True, about="is plain float64"
     ),
     "numpy": EngineRow("numpy", "numpy.forward", "numpy.backward"),
+    "fused": EngineRow("fused", "fused.forward", None, about="is compiled"),
     "torch": EngineRow("torch", "torch.forward", "torch.backward", gpu=True, about="needs PyTorch"),
 }
 DEFAULT = "numpy"
