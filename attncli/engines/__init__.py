@@ -1,28 +1,31 @@
 """The engines: one row of ``ENGINES`` each, which is all that the rest of the program knows.
 
     missing() -> str | None                                  why it cannot run here, or None
+    unfit(problem, want) -> str | None                       why it cannot compute this, or None
     attend(problem, want, how)                               -> Attended
     backward(problem, grad_output, attended, want, how)      -> Gradients
 
-A new engine is a module with these functions and a row. It knows problems, masks and rows; not
-files, statistics or other engines. Nothing here loads NumPy: the command line reads the table.
+A new engine is a module with these functions and a row; one that can compute everything has no
+``unfit``. It knows problems, masks and rows; not files, statistics or other engines. Nothing here
+loads NumPy: the command line reads the table.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attncli.errors import InputError, Unavailable
+from attncli.errors import InputError, Unavailable, series
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     import numpy as np
 
+    from attncli.attention.problem import Problem
     from attncli.attention.rows import Rows
     from attncli.resources import Progress
 
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
 class EngineRow(NamedTuple):
     """What there is to know of an engine before it runs.
 
-    ``home``, ``forward`` and ``backward`` are the modules, below this one, of ``missing``,
-    ``attend`` and ``backward``: one or several. Only ``home`` must import without what the engine
+    ``home``, ``forward`` and ``backward`` are the modules, below this one, of ``missing`` and
+    ``unfit``, of ``attend`` and of ``backward``. Only ``home`` must import without what the engine
     needs. ``backward`` None: it has no gradients. ``gpu``: it knows other devices than the CPU.
     ``dense``: it makes whole matrices. ``about`` follows its name in ``--help``.
     """
@@ -51,9 +54,11 @@ ENGINES = {
         "reference", "reference", "reference", dense=True, about="is plain float64"
     ),
     "numpy": EngineRow("numpy", "numpy.forward", "numpy.backward"),
+    "fused": EngineRow("fused", "fused.forward", None, about="is compiled float32"),
     "torch": EngineRow("torch", "torch.forward", "torch.backward", gpu=True, about="needs PyTorch"),
 }
-DEFAULT = "numpy"
+DEFAULT = "auto"
+AUTO = ("fused", "numpy")  # the default is the first that is there and can compute what is asked
 DEVICE = r"auto|cpu|cuda(?::(\d{1,4}))?"
 
 
@@ -104,20 +109,58 @@ def load(name: str, device: str = "auto") -> ModuleType:
     Raises InputError for an unknown name or device and Unavailable when the engine cannot run.
     Whether a device is there is left to the engines that know devices.
     """
-    if name not in ENGINES:
-        raise InputError(f"unknown backend '{name}'", f"it must be one of {', '.join(ENGINES)}")
-    if not re.fullmatch(DEVICE, device):
-        raise InputError(f"unknown device '{device}'", "it must be auto, cpu, cuda or cuda:N")
-    if not ENGINES[name].gpu and device not in ("auto", "cpu"):
-        other = next(other for other, row in ENGINES.items() if row.gpu)
-        raise Unavailable(
-            f"the backend '{name}' runs on the CPU, not on '{device}'",
-            f"add --backend {other}, or use --device cpu",
-        )
+    _demand(name, device)
     reason = missing(name)
     if reason:
-        raise Unavailable(f"the backend '{name}' cannot run here: {reason}")
+        hint = f"use --backend {DEFAULT}: it takes what is there" if name in AUTO else None
+        raise Unavailable(f"the backend '{name}' cannot run here: {reason}", hint)
     return _module(ENGINES[name].forward)
+
+
+def choose(
+    backend: str, device: str, problem: Problem, want: Collection[str], *, backward: bool = False
+) -> tuple[str, str]:
+    """Return the name of the engine that computes what is asked, and why none before it in AUTO.
+
+    What was named is taken, whether it can or not. ``backward``: one that has gradients. Raises
+    InputError for an unknown name or device and Unavailable for a device that is none of its.
+    """
+    _demand(backend, device)
+    if backend != DEFAULT:
+        return backend, ""
+    passed: list[str] = []
+    *others, last = (name for name in AUTO if ENGINES[name].backward or not backward)
+    for name in others:
+        if missing(name):
+            continue
+        reason = unfit(name, problem, want)
+        if reason is None:
+            return name, ", ".join(passed)
+        passed.append(f"{name}: {reason}")
+    return last, ", ".join(passed)
+
+
+def unfit(name: str, problem: Problem, want: Collection[str]) -> str | None:
+    """Return why the engine of that name cannot compute what is wanted of a problem, or None."""
+    ask = getattr(_module(ENGINES[name].home), "unfit", None)
+    reason: str | None = ask and ask(problem, want)
+    return reason
+
+
+def _demand(name: str, device: str) -> None:
+    """Raise unless there is such an engine, and it runs on such a device."""
+    names = (DEFAULT, *ENGINES)
+    if name not in names:
+        raise InputError(f"unknown backend '{name}'", f"it must be one of {', '.join(names)}")
+    if not re.fullmatch(DEVICE, device):
+        raise InputError(f"unknown device '{device}'", "it must be auto, cpu, cuda or cuda:N")
+    if (name == DEFAULT or not ENGINES[name].gpu) and device not in ("auto", "cpu"):
+        other = next(other for other, row in ENGINES.items() if row.gpu)
+        runs = f"{series(AUTO)} run" if name == DEFAULT else f"the backend '{name}' runs"
+        raise Unavailable(
+            f"{runs} on the CPU, not on '{device}'",
+            f"add --backend {other}, or use --device cpu",
+        )
 
 
 def load_backward(name: str) -> ModuleType:

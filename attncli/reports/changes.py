@@ -19,6 +19,7 @@ from attncli.reports.changed_heads import (
     head_data,
     records_of,
 )
+from attncli.reports.facts import engine_in_words
 from attncli.reports.heads import Shown, cells, reasons
 from attncli.reports.many import SCHEMA
 from attncli.reports.picking import Mapped, Name, Picking, mapped
@@ -279,7 +280,7 @@ def _made(layers: Sequence[LayerChange], seed: int) -> list[str]:
 
 def _engines(layers: Sequence[LayerChange]) -> list[str]:
     return [*dict.fromkeys(
-        f"{side.engine.backend} {side.engine.dtype}" for one in layers
+        engine_in_words(side.engine) for one in layers
         for side in (one.before, one.after)
     )]  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import Any
 from attncli.attention.problem import Problem
 from attncli.errors import counted
 from attncli.files.formats.json import Plain
-from attncli.studies.attend import Result
+from attncli.studies.attend import Ran, Result
 from attncli.studies.bundle import tokens_of as tokens_of
 
 LONGEST_MASK = 48
@@ -38,7 +38,25 @@ def headline(result: Result) -> list[str]:
         dtype += f" for {problem.result_dtype.name}"
     device = "" if engine.device == "cpu" else f" on {engine.device}"
     threads = f", {engine.threads} threads" if engine.threads > 1 else ""
-    return [*facts, f"{engine.backend} {dtype}{device}{threads}"]
+    return [*facts, f"{engine.backend} {dtype}{device}{threads}{_note(engine)}"]
+
+
+def engine_in_words(engine: Ran) -> str:
+    """Return which engine ran, of a report on many: 'numpy float64'."""
+    return f"{engine.backend} {engine.dtype}{_note(engine)}"
+
+
+def engine_data(engine: Ran) -> dict[str, Any]:
+    """Return what JSON says of the engine that ran."""
+    return {
+        "backend": engine.backend, "device": engine.device, "dtype": engine.dtype,
+        "threads": engine.threads, "kernel": engine.kernel,
+        **({"note": engine.note} if engine.note else {}),
+    }  # fmt: skip
+
+
+def _note(engine: Ran) -> str:
+    return f" ({engine.note})" if engine.note else ""
 
 
 def _shapes_in_words(problem: Problem) -> str:
@@ -71,12 +89,9 @@ def _scale_in_words(problem: Problem) -> str:
 
 def facts_of(result: Result) -> dict[str, Any]:
     """Return what JSON says of any attention: engine, shapes, scale, mask, warnings."""
-    problem, engine = result.problem, result.engine
+    problem = result.problem
     data: dict[str, Any] = {
-        "engine": Plain(
-            backend=engine.backend, device=engine.device, dtype=engine.dtype,
-            threads=engine.threads, kernel=engine.kernel,
-        ),
+        "engine": Plain(engine_data(result.engine)),
         "shapes": Plain((name, list(shape)) for name, shape in problem.shapes.items()),
         "scale": problem.scale if problem.scored else None,
         "scale_source": problem.scale_source,

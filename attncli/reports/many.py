@@ -14,6 +14,7 @@ from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import CONTENT, DETECTORS
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
+from attncli.reports.facts import engine_data, engine_in_words
 from attncli.reports.heads import Shown, cells, columns, known, looks, reasons
 from attncli.reports.health import findings_of, places_of
 from attncli.reports.missing import demand_known, in_words, not_known
@@ -183,7 +184,7 @@ def _span(numbers: Sequence[int], one: str, many: str) -> str:
 
 def _engines(layers: Sequence[LayerHealth]) -> list[str]:
     alone = [] if _scored(layers) else ["attention weights alone"]
-    return [*alone, *dict.fromkeys(f"{one.engine.backend} {one.engine.dtype}" for one in layers)]
+    return [*alone, *dict.fromkeys(engine_in_words(one.engine) for one in layers)]
 
 
 def _summary(heads: Sequence[Head]) -> list[Block]:
@@ -335,9 +336,7 @@ def layer_data(layer: LayerHealth) -> dict[str, Any]:
     """Return what JSON says of a layer."""
     return {
         "layer": layer.name,
-        "engine": {"backend": layer.engine.backend, "device": layer.engine.device,
-                   "dtype": layer.engine.dtype, "threads": layer.engine.threads,
-                   "kernel": layer.engine.kernel},
+        "engine": engine_data(layer.engine),
         "shapes": {name: list(shape) for name, shape in layer.shapes.items()},
         "scale": layer.scale, "scale_source": layer.scale_source, "softcap": layer.softcap,
         "mask": layer.mask or None, **({"missing": _missing(layer)} if layer.scale is None else {}),

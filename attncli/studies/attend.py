@@ -38,17 +38,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 GRADIENTS = ("gradients", "grad_bias", "gradient_norms")  # the last two imply the first
 WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
+SMALL = 1 << 22  # multiply-adds that any engine is done with in milliseconds
 
 
 @dataclass(frozen=True, eq=False)
 class Ran:
-    """Which engine really ran, and how."""
+    """Which engine really ran, and how.
+
+    ``note``: why it is not the first choice of ``auto``, unless the problem is SMALL; and which
+    other engine made the gradients.
+    """
 
     backend: str
     device: str
     dtype: str
     threads: int
     kernel: str
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,8 +202,9 @@ def attend(
     ``want``: any of output, lse, weights, scores, softcapped, masked, row_statistics, gradients
     (of Σ output∘``grad_output``: ones, random, random:SEED or an array like the output), grad_bias
     (that of a float ``attn_mask`` too), gradient_norms (of all rows too).
-    ``device``: auto, cpu, cuda or cuda:N; only the backend torch knows more than the CPU.
-    Raises AttnError for anything that does not fit.
+    ``backend``: auto is the compiled engine where it is there and can compute what is wanted, else
+    numpy; ``result.engine`` says which ran. ``device``: auto, cpu, cuda or cuda:N; only the backend
+    torch knows more than the CPU. Raises AttnError for anything that does not fit.
 
         >>> attend([[1.0, 0.0], [0.0, 1.0]], mask="causal").output[0]
         array([1., 0.])
@@ -315,9 +322,15 @@ def run(
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", "it must be at least 1")
-    engine = engines.load(backend, device)
-    back = None if grad_output is None else engines.load_backward(backend)
-    check_memory(problem, want, dense=ENGINES[backend].dense)
+    name, note = engines.choose(backend, device, problem, want)
+    engine, back = engines.load(name, device), None
+    work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
+    notes = [note] if note and work > SMALL else []
+    if grad_output is not None:
+        other, _ = engines.choose(backend, device, problem, want, backward=True)
+        back = engines.load_backward(other)
+        notes += [f"gradients by {other}"] * (other != name)
+    check_memory(problem, want, dense=ENGINES[name].dense)
     stage = stages(progress, (3, 7) if back else (1,))  # gradients are the longer part
     start = time.perf_counter()
     done = engine.attend(problem, frozenset(want), How(threads, device, next(stage)))
@@ -333,7 +346,9 @@ def run(
     known_lse = bool({"lse", "row_statistics"} & set(want))
     return Result(
         problem=problem,
-        engine=Ran(backend, done.device, problem.dtype.name, done.threads, done.kernel),
+        engine=Ran(
+            name, done.device, problem.dtype.name, done.threads, done.kernel, "; ".join(notes)
+        ),
         attended=done,
         rows=None if done.rows is None else done.rows.with_sink(problem.sink),
         warnings=(*problem.warnings, *warnings(problem, done.lse, known_lse)),

@@ -42,9 +42,10 @@ def run_both_ways(
     to the type of the inputs, unless by a kernel of a GPU, which is made for that type.
     """
     exact = replace(problem, result_dtype=problem.dtype)
-    fused = ENGINES[backend].gpu and problem.dtype != np.float64
+    row = ENGINES.get(backend)
+    on_gpu = row is not None and row.gpu and problem.dtype != np.float64
     result = run(
-        problem if fused else exact, _of_real(problem, upward), backend=backend, device=device,
+        problem if on_gpu else exact, _of_real(problem, upward), backend=backend, device=device,
         threads=threads, want=WANT, progress=progress,
     )  # fmt: skip
     return replace(result, problem=problem)

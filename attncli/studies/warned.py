@@ -163,7 +163,8 @@ def _pattern(p: Problem, b: int, h: int, rows: int) -> tuple[Array, Array]:
         only[part] = some & ~others.any(1)
         best = np.where(others, bias, -np.inf).max(1, initial=-np.inf)
         worst = np.where(low, bias, -np.inf).max(1, initial=-np.inf)
-        gap[part] = np.where(some & ~only[part], best - worst, np.inf)
+        with np.errstate(invalid="ignore"):  # rows without sentinels, or without others
+            gap[part] = np.where(some & ~only[part], best - worst, np.inf)
     return only, gap
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from attncli.cli import COMMANDS
 from attncli.cli.options import Mode, built
-from attncli.engines import ENGINES
+from attncli.engines import DEFAULT, ENGINES
 from attncli.files.formats import WRITABLE
 from tests.support.model import write_model
 from tests.support.options import VALUES, WITHOUT_EFFECT, write_files
@@ -162,7 +162,7 @@ def test_what_has_a_use_is_seen(case: str, door: Door) -> None:
 
 def test_what_options_take_is_what_there_is() -> None:
     params = {p.name: p for p in built(import_module("attncli.cli.compute").compute).params}
-    assert params["backend"].metavar.split("|") == list(ENGINES)
+    assert params["backend"].metavar.split("|") == [DEFAULT, *ENGINES]
     assert set(re.findall(r"\.[a-z]+", params["output"].help)) == set(WRITABLE)
 
 
@@ -174,6 +174,6 @@ def test_the_hint_of_a_refusal_works(door: Door) -> None:
 
 
 def test_what_is_typed_as_the_default_is_typed(door: Door) -> None:
-    ran: Any = door("inspect", "qkv.npz", "--header", "--backend", "numpy")
+    ran: Any = door("inspect", "qkv.npz", "--header", "--backend", DEFAULT)
     assert (ran.code, ran.out) == (2, "")
     assert "--backend has no use in" in ran.err

@@ -12,6 +12,7 @@ from attncli.errors import Unavailable
 ENGINES = {
     "reference": {"backend": "reference"},
     "numpy": {"backend": "numpy"},
+    "auto": {"backend": "auto"},  # fused, where it is there, for all that it can compute
     "torch": {"backend": "torch", "device": "cpu"},
     "torch on CUDA": {"backend": "torch", "device": "cuda"},
 }

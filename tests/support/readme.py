@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from attncli.engines.fused import OFF, VARIABLE
 from attncli.reports.statistics import statistics_markdown
 from tests.support.program import ROOT
 
@@ -30,10 +31,13 @@ BLOCK = re.compile(r"```console\n\$ ([^\n]*)\n(.*?)```", re.DOTALL)
 
 
 def run(command: str, folder: Path = ROOT) -> str:
-    """Run a shell line in a folder with this environment's attncli, 80 columns wide."""
+    """Run a shell line in a folder with this environment's attncli, 80 columns wide.
+
+    Without the compiled engine, so that documents say the same wherever they are checked.
+    """
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
     env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}", "COLUMNS": "80"}
-    env |= {"MINILM": minilm() or ""}
+    env |= {"MINILM": minilm() or "", VARIABLE: OFF}
     done = subprocess.run(
         ["sh", "-c", command], cwd=folder, env=env, text=True, timeout=60,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -24,7 +24,7 @@ from attncli.cli.options import (
     option,
     said,
 )
-from attncli.engines import DEFAULT, ENGINES
+from attncli.engines import AUTO, DEFAULT, ENGINES
 from attncli.render import FORMATS, LINES
 from attncli.reports.words import INCLUDABLE, SMALL
 
@@ -239,8 +239,9 @@ class Engine(Group, panel=ENGINE):
     backend: Annotated[
         str,
         option(
-            **one_of(*ENGINES),
-            help=f"The engine (default: {DEFAULT}); {_ABOUT}.",
+            **one_of(DEFAULT, *ENGINES),
+            help=f"The engine (default: {DEFAULT}, the first of {', '.join(AUTO)} that can); "
+            f"{_ABOUT}.",
         ),
     ] = DEFAULT
     device: Annotated[

@@ -10,7 +10,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.engines.numpy.forward import LOG2E
 from attncli.engines.numpy.rows import Buffers, split_rows
-from attncli.engines.numpy.whole import not_finite
+from attncli.engines.whole import not_finite
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

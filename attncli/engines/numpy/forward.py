@@ -28,7 +28,7 @@ from attncli.attention.tile_sums import TileSums, largest
 from attncli.engines import ANYHOW, Attended, How
 from attncli.engines.numpy.moments import GRAIN, settle
 from attncli.engines.numpy.rows import BLOCK, Head, Part, Rowset
-from attncli.engines.numpy.whole import Sheet, mend, whole_jobs
+from attncli.engines.whole import Sheet, mend, whole_jobs
 from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]

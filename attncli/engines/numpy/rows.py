@@ -12,7 +12,7 @@ import numpy as np
 
 from attncli.attention.tile_sums import TileSums
 from attncli.engines.numpy.moments import Moments
-from attncli.engines.numpy.whole import not_finite
+from attncli.engines.whole import not_finite
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

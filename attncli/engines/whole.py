@@ -1,7 +1,7 @@
-"""Whole rows of weights at once: small problems, and matrices that are asked for.
+"""What engines on NumPy arrays share: the sheet that they write to, and whole rows of weights.
 
-Many heads go into one product. Also what both kernels write to, and what values that are not
-finite do to a result.
+Whole rows are for small problems, matrices that are asked for (many heads go into one product),
+and rows that tiles have lost to numbers that are not finite. Also what such values do to a result.
 """
 
 from __future__ import annotations
@@ -136,6 +136,31 @@ def _whole(sheet: Sheet, batches: slice, heads: slice, rows: slice) -> None:
     if sheet.rows:
         for name, array in vars(Rows.dense(masked, scores, keep)).items():
             sheet.rows[name][block] = array
+
+
+def whole_rows(sheet: Sheet, b: int, h: int, i: Array) -> None:
+    """Compute rows i ``(R,)`` of one head from the scores of all keys, some at a time."""
+    p, dtype = sheet.problem, sheet.problem.dtype
+    key = p.key[b, p.group(h)].astype(dtype, copy=False)
+    value = p.value[b, p.group(h)].astype(dtype, copy=False)
+    if (b, p.group(h)) in sheet.bad:
+        value = np.where(np.isfinite(value), value, dtype.type(0))
+    step = max(1, BLOCK_CELLS // max(p.keys, 1))
+    for some in (i[start : start + step] for start in range(0, len(i), step)):
+        at = b, h, some[:, None], np.arange(p.keys)[None, :]
+        query = p.query[b, h][some].astype(dtype, copy=False)
+        scores = query @ key.T * dtype.type(p.scale)  # (n, Lk)
+        keep = np.broadcast_to(p.mask.predicate.allows(*at), scores.shape)
+        bias = np.asarray(sum(bias.at(*at) for bias in p.mask.biases)).astype(dtype)
+        masked = np.where(keep, softcapped(scores.copy(), p.softcap) + bias, dtype.type(-np.inf))
+        weights, lse = (part[0] for part in _softmax(p, masked[None], slice(h, h + 1)))
+        output = weights @ value
+        if (b, p.group(h)) in sheet.bad:
+            mend(sheet, b, h, some, output, lse)
+        sheet.output[b, h, some], sheet.lse[b, h, some] = output, lse
+        if sheet.rows:
+            for name, array in vars(Rows.dense(masked, scores, keep)).items():
+                sheet.rows[name][b, h, some] = array
 
 
 def _masked(p: Problem, capped: Array, bs: range, hs: range, i: range) -> tuple[Array, Array]:

@@ -1,0 +1,13 @@
+from typing import Any
+
+def builds() -> dict[str, int]: ...
+def scratch(build: str, d: int, dv: int, /) -> int: ...
+def attend(
+    build: str,
+    buffers: tuple[Any, ...],
+    shape: tuple[int, int, int, int, int, int, int],
+    part: tuple[int, int, int, int, int, int],
+    scale: float,
+    cap: float,
+    /,
+) -> int: ...

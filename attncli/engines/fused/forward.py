@@ -1,0 +1,222 @@
+"""Attention in one pass of compiled code, in threads. Memory is O(L·D).
+
+A job is some query rows of some heads whose masks are alike. What these rows see is planned here:
+the keys between which they see anything, whether a granule of them is EMPTY, MIXED or FULL, and the
+cells of mixed ones. The kernel does the rest without the interpreter, and counts the rows in which
+something is not finite: those are computed once more, from whole rows of weights.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attncli.attention.predicates import FULL, MIXED
+from attncli.attention.problem import Problem
+from attncli.engines import ANYHOW, Attended, How
+from attncli.engines.fused import build, unfit
+from attncli.engines.whole import Sheet, mend, not_finite, whole_rows
+from attncli.errors import Unavailable
+from attncli.resources import Job, processors, run_jobs
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+GRAIN = 128  # keys of a granule, as in kernel.c
+PLANES = ("m", "rest", "es", "rest2", "rest3", "mean", "m2", "amax", "first")  # as in kernel.c
+BLOCKS = 4  # of rows in a job, 16 where a mask must be planned
+MASK_CELLS = 1 << 22  # most cells of a mask that a job holds
+ASK_CELLS = 1 << 18  # below, to ask for all cells costs less than to ask which granules are mixed
+JOB = 1 << 24  # multiply-adds of a job that are worth the interpreter's share, about 0.3 ms
+TINY = 1 << 22  # multiply-adds below which a second thread costs more than it saves
+
+
+class Part(NamedTuple):
+    """Query rows i0:i1 of heads n0:n1, counted over all batch elements."""
+
+    n0: int
+    n1: int
+    i0: int
+    i1: int
+
+
+class Plan(NamedTuple):
+    """What some rows see of keys j0:j1, by granules from j0 on. None: all of them; nothing added.
+
+    keep, bias: ``(i1 − i0, j1 − j0)``; keep is only filled where ``states`` are MIXED.
+    """
+
+    j0: int
+    j1: int
+    keep: Array | None = None
+    states: Array | None = None
+    bias: Array | None = None
+
+
+def attend(problem: Problem, want: Collection[str], how: How = ANYHOW) -> Attended:
+    """Compute output, lse and running sums. Raises Unavailable for what ``unfit`` names."""
+    p, threads = problem, how.threads or processors()
+    reason = unfit(p, want)
+    if reason:
+        raise Unavailable(f"the backend 'fused' cannot do this: {reason}", "use --backend numpy")
+    walk = Walk(p, "row_statistics" in want, threads)
+    work = p.batch * p.heads * p.queries * p.keys * (p.width + p.value_width)
+    used = run_jobs(walk.jobs(), threads, work > TINY, how.progress)
+    with np.errstate(over="ignore"):
+        walk.sheet.output = walk.sheet.output.astype(p.result_dtype, copy=False)
+    return walk.sheet.attended(used)
+
+
+class Walk:
+    """Attention as jobs of some query rows of some heads."""
+
+    def __init__(self, problem: Problem, statistics: bool, threads: int) -> None:
+        self.problem = p = problem
+        self.build, self.block = build()
+        self.threads = threads
+        self.query, self.key, self.value = (
+            np.require(a.astype(p.dtype, copy=False), requirements=("C", "A"))
+            for a in (p.query, p.key, p.value)
+        )
+        self.sink = None if p.sink is None else p.sink.astype(np.float64)
+        shape = (p.batch, p.heads, p.queries)
+        self.sums: tuple[Array | None, ...] = (None,) * 4
+        rows: dict[str, Array] = {}
+        if statistics:
+            sums, top_z = np.empty((len(PLANES), *shape)), np.empty((*shape, 2))
+            n, top_j = np.empty(shape, np.int64), np.empty((*shape, 2), np.int64)
+            self.sums = sums, top_z, n, top_j
+            rows = dict(zip(PLANES, sums, strict=True)) | dict(n=n, top_z=top_z, top_j=top_j)
+            rows["others"] = np.zeros(shape, np.int64)
+        self.sheet = Sheet(
+            problem=p, output=np.empty((*shape, p.value_width), p.dtype),
+            lse=np.empty(shape, p.dtype), rows=rows, stages={}, bad={}, kernels={self.build},
+        )  # fmt: skip
+        self.lock, self.finite = threading.Lock(), False
+        self.plan = lru_cache(2 * threads + 2)(self._plan)
+
+    # --- what to do -----------------------------------------------------------------------------
+
+    def jobs(self) -> list[Job]:
+        """Return the jobs, longest first, so that threads end together."""
+        p = self.problem
+        total, varies = p.batch * p.heads, p.mask.varies
+        if not total * p.queries:
+            return []
+        alike = 1 if varies.head else p.heads if varies.batch else total
+        step, heads = self._sizes(alike)
+        parts = [
+            Part(n, min(n + heads, first + alike), i0, min(i0 + step, p.queries))
+            for i0 in range(0, p.queries, step)
+            for first in range(0, total, alike)
+            for n in range(first, first + alike, heads)
+        ]
+        if not p.mask.trivial and self.threads > 1:
+
+            def cost(part: Part) -> int:
+                spans = p.mask.spans(*divmod(part.n0, p.heads), part.i0, part.i1)
+                return -sum(stop - start for start, stop in spans)
+
+            parts.sort(key=cost)
+        return [partial(self.job, part) for part in parts]
+
+    def _sizes(self, alike: int) -> tuple[int, int]:
+        """Return rows and heads of a job: few enough for all threads, and worth its while."""
+        p, least = self.problem, 4 * self.threads if self.threads > 1 else 1
+        total, step = p.batch * p.heads, BLOCKS * self.block
+        if not p.mask.trivial:
+            step = max(1, min(4 * step, MASK_CELLS // max(p.keys, 1)) // self.block) * self.block
+        while step > self.block and total * -(-p.queries // step) < least:
+            step = max(1, step // self.block // 2) * self.block
+        work = min(step, p.queries) * max(p.keys, 1) * (p.width + p.value_width + 1)
+        heads = min(JOB // work, total * -(-p.queries // step) // least)
+        return step, max(1, min(alike, heads))
+
+    def _plan(self, b: int, h: int, i0: int, i1: int) -> Plan:
+        """Return what rows i0:i1 of a head see."""
+        p, mask = self.problem, self.problem.mask
+        if mask.trivial:
+            return Plan(0, p.keys)
+        spans = mask.spans(b, h, i0, i1)
+        if not spans:
+            return Plan(0, 0)
+        j0, j1 = spans[0][0] // GRAIN * GRAIN, spans[-1][1]  # the same sums for any size of a job
+        bias = None
+        if mask.has_bias:
+            bias = np.asarray(mask.bias(b, h, i0, i1, j0, j1)).astype(p.dtype)
+        if (i1 - i0) * (j1 - j0) <= ASK_CELLS:
+            return Plan(j0, j1, mask.keep(b, h, i0, i1, j0, j1), None, bias)
+        edges = np.append(np.arange(j0, j1, GRAIN), j1)
+        states = mask.tiles(b, h, i0, i1, edges)
+        if (states == FULL).all():
+            return Plan(j0, j1, bias=bias)
+        keep = np.empty((i1 - i0, j1 - j0), bool)
+        ends = np.flatnonzero(np.diff(states == MIXED, prepend=False, append=False))
+        for a, z in edges[ends].reshape(-1, 2).tolist():
+            keep[:, a - j0 : z - j0] = mask.keep(b, h, i0, i1, a, z)
+        return Plan(j0, j1, keep, np.ascontiguousarray(states, np.int8), bias)
+
+    # --- doing it -------------------------------------------------------------------------------
+
+    def job(self, part: Part) -> None:
+        """Compute some rows of some heads."""
+        finite = self.finite
+        if self.run(part) or self.sheet.bad:
+            for n in range(part.n0, part.n1):
+                self._mend(part._replace(n0=n, n1=n + 1), finite)
+
+    def run(self, part: Part) -> int:
+        """Let the kernel compute some rows; return how many of them are not finite."""
+        from attncli.engines.fused import _kernel
+
+        p, sheet, varies = self.problem, self.sheet, self.problem.mask.varies
+        b, h = divmod(part.n0, p.heads)
+        plan = self.plan(b * varies.batch, h * varies.head, part.i0, part.i1)
+        scratch = np.empty(_kernel.scratch(self.build, p.width, p.value_width), np.uint8)
+        return _kernel.attend(
+            self.build,
+            (self.query, self.key, self.value, sheet.output, sheet.lse, *self.sums, self.sink,
+             plan.keep, plan.states, plan.bias, scratch),
+            (p.batch * p.heads, p.heads, p.heads // p.kv_heads, p.queries, p.keys, p.width,
+             p.value_width),
+            (*part, plan.j0, plan.j1), p.scale, p.softcap or 0.0,
+        )  # fmt: skip
+
+    def _mend(self, part: Part, finite: bool) -> None:
+        """Compute rows of one head once more where something is not finite.
+
+        ``finite``: the kernel has already read values with 0 in place of what is not.
+        """
+        sheet, p = self.sheet, self.problem
+        (b, h), rows = divmod(part.n0, p.heads), slice(part.i0, part.i1)
+        if not finite and not np.isfinite(sheet.output[b, h, rows]).all():
+            self._read_finite_values()
+            self.run(part)
+        lse = sheet.lse[b, h, rows]
+        lost = ~(np.isfinite(lse) | np.isneginf(lse))
+        lost |= ~np.isfinite(sheet.output[b, h, rows]).all(-1)  # a sum of the largest values
+        if sheet.rows:
+            lost |= ~np.isfinite(sheet.rows["mean"][b, h, rows])
+        i = np.arange(part.i0, part.i1)
+        if (b, p.group(h)) in sheet.bad and not lost.all():
+            out, kept = sheet.output[b, h], i[~lost]
+            some = out[kept]
+            mend(sheet, b, h, kept, some, lse[~lost])
+            out[kept] = some
+        if lost.any():
+            whole_rows(sheet, b, h, i[lost])
+
+    def _read_finite_values(self) -> None:
+        """Put 0 in place of values that are not finite, and note which keys have such."""
+        with self.lock:
+            if self.finite:
+                return
+            p = self.problem
+            for at in np.ndindex(p.batch, p.kv_heads):
+                if (keys := not_finite(self.value[at])).size:
+                    self.sheet.bad[at] = keys
+            self.value = np.where(np.isfinite(self.value), self.value, p.dtype.type(0))
+            self.finite = True
