@@ -1,4 +1,4 @@
-"""The singular values and inner products of heads keep their precision's digits, whatever their weights."""
+"""Singular values and inner products of heads keep the digits of their weights' precision."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def half_empty() -> Array:
 
 CASES = {
     "random": lambda: normal(HEADS, WIDTH, MODEL),
-    "singular values over four decades": lambda: spread(1e4),
+    "singular values over two decades": lambda: spread(100),
+    "singular values over three decades": lambda: spread(1000),
+    "singular values over five decades": lambda: spread(1e5),
     "singular values below float32's digits": lambda: spread(1e10),
     "less than full rank": short,
     "channels that are 0": half_empty,
