@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,10 @@ def half_empty() -> Array:
     return heads
 
 
-CASES = {
+CASES: dict[str, Callable[[], Array]] = {
     "random": lambda: normal(HEADS, WIDTH, MODEL),
     "singular values over two decades": lambda: spread(100),
-    "singular values over three decades": lambda: spread(1000),
-    "singular values over five decades": lambda: spread(1e5),
+    "singular values down to √ε": lambda: spread(5000),
     "singular values below float32's digits": lambda: spread(1e10),
     "less than full rank": short,
     "channels that are 0": half_empty,
@@ -63,7 +63,7 @@ def test_singular_values_are_those_of_the_whole_matrices(case: str, dtype: str) 
             (found.ov[h], o.T @ v, _norm(o) * _norm(v)),
         ):
             truth = np.linalg.svd(whole, compute_uv=False)[:WIDTH]
-            assert np.abs(ours - truth).max() <= 8 * np.finfo(dtype).eps * bound, h
+            assert np.abs(ours - truth).max() <= 4 * np.finfo(dtype).eps * bound, h
 
 
 def _norm(matrix: Array) -> float:
