@@ -81,7 +81,7 @@ class TileSums:
     def _lead(self, z: Array, rows: Array, peak: Array, j: Array, j0: int) -> None:
         """Put key j first in rows ``(k,)``; second is the former first or another of this tile."""
         z[rows, j] = -np.inf
-        others = z if 2 * len(rows) > len(z) else z[rows]
+        others = z if 3 * len(rows) > len(z) else z[rows]
         at = others.argmax(1)
         best = others[self.rows[: len(others)], at]
         z[rows, j] = peak
@@ -109,8 +109,8 @@ class TileSums:
             unit = z.dtype.type(self.unit)
             e[far] = np.exp((z[far] - low[:, None].astype(z.dtype)) * unit)
             e[far, self.peak_at[far]] = 0
-        found = [e @ ones, np.vecdot(e, z), np.vecdot(e, e)]
-        found.append(np.vecdot(np.multiply(e, e, out=z), e))
+        found = [e @ ones, np.vecdot(e, z)]
+        found += [np.square(e, out=z) @ ones, np.vecdot(z, e)]
         if far.size:
             found = [one.astype(np.float64) for one in found]
             for one, power in zip(found, (1, 1, 2, 3), strict=True):

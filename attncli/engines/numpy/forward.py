@@ -261,7 +261,8 @@ class Walk:
             np.exp(s, out=e)
             rows.add(e, j0, j1)
             if sums:
-                np.maximum(s, lowest, out=s)  # 0·∞ would not be 0
+                if hidden or p.mask.has_bias or not np.isfinite(sums.amax).all():
+                    np.maximum(s, lowest, out=s)  # 0·∞ would not be 0
                 sums.weights(e, s, ones, shift.astype(np.float64))
             else:
                 total += e @ ones
