@@ -95,7 +95,8 @@ class _Sheet:
         s, z = self._logits(b, h, rows)
         z = np.where(keep, z, np.float32(-np.inf))
         found = TileSums(len(s))
-        found.scores(s, keep, np.empty_like(s))
+        ones = np.ones(s.shape[1], s.dtype)
+        found.scores(np.where(keep, s, np.float32(0)), ones, [(slice(None), ~keep)])
         found.logits(z, 0)
         top = z.max(1)
         shift = np.where(np.isneginf(top), np.float32(0), top)
@@ -107,7 +108,7 @@ class _Sheet:
         weights = self.once(e / np.where(total == 0, np.float32(1), total)[:, None])
         wide = shift.astype(np.float64)
         np.maximum(z, np.finfo(z.dtype).min, out=z)  # 0·∞ would not be 0
-        found.weights(e, z, np.ones(e.shape[1], e.dtype), wide)
+        found.weights(e, z, ones, wide)
         for name, array in found.finish(wide, False).items():
             self.sums[name][at] = array
         return weights

@@ -8,6 +8,7 @@ inner product of two of them is one of D×D blocks. Nothing here is E×E.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
@@ -226,7 +227,7 @@ def circuits_of(layer: Layer) -> Circuits:
     qk = _values(_factors(q), _factors(k)[own])
     right = _factors(v)[own]
     ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
-    cosine, other = _similarity(q, k, own)
+    cosine, other = _similarity(q, k)
     return Circuits(layer, sizes, lost, qk, ov, cosine, other)
 
 
@@ -312,7 +313,16 @@ def _nonfinite(part: Array) -> Array:
 
 
 def _factors(part: Array) -> Array:
-    """Return R ``(…, r, D)`` with Wᵀ = Q·R for each head of ``(…, D, E)``, r = min(D, E)."""
+    """Return R ``(…, r, D)`` with Wᵀ = Q·R for each head of ``(…, D, E)``, r = min(D, E).
+
+    Of narrow float32 weights R is the Cholesky factor of W·Wᵀ in float64: its singular values are
+    as good as those of a QR decomposition in float32 (√ε₆₄ < ε₃₂ of the largest), several times
+    sooner.
+    """
+    if part.dtype == np.float32 and part.shape[1] < part.shape[2]:
+        with suppress(np.linalg.LinAlgError):  # of less than full rank
+            wide = (one.astype(np.float64) for one in part)
+            return np.linalg.cholesky(np.stack([one @ one.T for one in wide]), upper=True)
     return np.asarray(np.linalg.qr(part.swapaxes(1, 2), mode="r"))
 
 
@@ -333,7 +343,7 @@ def effective_ranks(values: Array) -> Array:
         return np.asarray(np.exp(-np.where(share > 0, share * np.log(share), 0 * share).sum(-1)))
 
 
-def _similarity(q: Array, k: Array, own: Array) -> tuple[Array, Array]:
+def _similarity(q: Array, k: Array) -> tuple[Array, Array]:
     """Return the largest |cosine| of a head's A = W_Qᵀ W_K with another's, and which.
 
     ⟨A_h, A_g⟩ = Σ (W_Q,g W_Q,hᵀ) ∘ (W_K,g W_K,hᵀ): D×D products.
@@ -341,12 +351,14 @@ def _similarity(q: Array, k: Array, own: Array) -> tuple[Array, Array]:
     heads, width, model = q.shape
     if heads < 2 or (heads * width) ** 2 * model > SIMILAR:
         return np.full(heads, np.nan), np.full(heads, -1)
-    flat_q, flat_k = q.reshape(heads * width, -1), k.reshape(len(k) * width, -1)
-    inner = np.empty((heads, heads))
-    for h in range(heads):
-        queries = (flat_q @ q[h].T).reshape(heads, width, width)
-        keys = (flat_k @ k[own[h]].T).reshape(len(k), width, width)[own]
-        inner[h] = np.einsum("gij,gij->g", queries, keys, dtype=np.float64)
+    inner, groups, each = np.empty((heads, heads)), len(k), heads // len(k)
+    for g in range(groups):  # with the groups from here on: ⟨A_h, A_g⟩ is ⟨A_g, A_h⟩
+        queries = _products(q[g * each : (g + 1) * each], q[g * each :])  # (each, D, rest, D)
+        queries = queries.reshape(each, width, groups - g, each, width)
+        keys = _products(k[g : g + 1], k[g:])[0]  # (D, groups − g, D)
+        found = np.einsum("aigbj,igj->agb", queries, keys, dtype=np.float64).reshape(each, -1)
+        inner[g * each : (g + 1) * each, g * each :] = found
+        inner[g * each :, g * each : (g + 1) * each] = found.T
     size = np.sqrt(np.maximum(inner.diagonal(), 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = np.abs(inner / np.outer(size, size))
@@ -355,6 +367,14 @@ def _similarity(q: Array, k: Array, own: Array) -> tuple[Array, Array]:
     best = known.argmax(1)
     most = known[np.arange(heads), best]
     return np.where(most < 0, np.nan, most), np.where(most < 0, -1, best)
+
+
+def _products(ours: Array, others: Array) -> Array:
+    """Return the products of all rows of some heads, ``(n, D, E)`` and ``(m, D, E)``, with all of
+    others: ``(n, D, m, D)``.
+    """
+    flat = ours.reshape(-1, ours.shape[-1]) @ others.reshape(-1, others.shape[-1]).T
+    return flat.reshape(*ours.shape[:2], *others.shape[:2])
 
 
 def _gain(layer: Layer, norm: Norm) -> float:

@@ -39,6 +39,7 @@ from attncli.studies.health import Examination, Head
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SCHEMA = "attncli.inspect/1"
+WHOLE_ROWS = "Jacobian's largest eigenvalue and head similarity"  # what is made from these
 LINES = 24  # of reasons
 FACTS = 6  # counts on a line of the summary
 HEAD = (
@@ -135,12 +136,13 @@ def _how(examined: Examination) -> list[str]:
     """Return how gradients and samples were made, and which statistics are not known."""
     lines = _gradients(examined) if examined.result.problem.scored else []
     sample = examined.sample
-    if not sample.whole:
-        looked = (
-            f"Jacobian's largest eigenvalue and head similarity from {sample.rows:,} of "
-            f"{sample.total:,} rows (seed {sample.seed})"
-        )
-        lines = [" · ".join([*lines, looked])]
+    looked = [] if sample.whole else [(WHOLE_ROWS, sample.rows, sample.total)]
+    looked += [
+        (f"scale {effect.text}", *effect.sample) for effect in examined.scale if effect.sample
+    ]
+    if looked:
+        said = [f"{what} from {some:,} of {total:,} rows" for what, some, total in looked]
+        lines = [" · ".join([*lines, f"{', '.join(said)} (seed {sample.seed})"])]
     if not examined.result.problem.scored:
         lines += not_known(examined.missing)
     return lines
@@ -349,7 +351,10 @@ def _data(
         "summary": {level: count[level] for level in LEVELS}
         | {"findings": findings_of(heads), "looks_at": places_of(heads)},
         "heads": [_head_data(examined, head) for head in heads],
-        "scale_effect": [_effect_data(one, heads, "scale") for one in examined.scale if heads],
+        "scale_effect": [
+            _effect_data(one, heads, "scale") | _sample_data(one, sample.seed)
+            for one in examined.scale if heads
+        ],
         "scale_sentence": scale_sentence(_over(examined, heads)[0])
         if heads and examined.scale else None,
     }  # fmt: skip
@@ -393,6 +398,13 @@ def _effect_data(effect: Effect, heads: Sequence[Head], name: str) -> dict[str, 
             for head in heads
         ],
     }  # fmt: skip
+
+
+def _sample_data(effect: Effect, seed: int) -> dict[str, Any]:
+    if effect.sample is None:
+        return {}
+    rows, total = effect.sample
+    return {"sample": {"rows": rows, "of": total, "seed": seed}}
 
 
 def _row_statistics(examined: Examination) -> dict[str, Array]:

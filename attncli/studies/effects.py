@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
@@ -36,6 +37,10 @@ OVERALL = {
 }
 #: What is told of each head.
 OF_HEADS = (*told(measure_rows), "grad_score_norm", "vanishing_share")
+COUNTS = ("rows", "rows_with_choice", "dead_rows")  # what the mask alone decides
+LINEAR = ("logit_max", "logit_std")  # in the scale
+CELLS = 1 << 24  # scores of a changed scale that are looked at
+FEWEST = 512  # rows, however many heads and keys there are
 
 
 class Overall(NamedTuple):
@@ -54,7 +59,9 @@ class Effect:
     """What a change does to the heads of ``part``, ``(B, H)`` each: ``run`` is the changed run.
 
     ``apart`` and ``whole`` are ‖O′ − O‖² and ‖O‖² over the rows that both have; ``lost`` counts the
-    rows of the output that became NaN or infinite.
+    rows of the output that became NaN or infinite. Where ``part`` has only some of the rows, all
+    of this is of these rows; ``scores`` is then a run of all of them whose scores are those of the
+    changed one but for the factor ``ratio``, which says the rest.
     """
 
     text: str
@@ -63,11 +70,24 @@ class Effect:
     apart: Array
     whole: Array
     lost: Array
+    scores: Evidence
+    ratio: float = 1.0
 
     @cached_property
     def heads(self) -> Summaries:
         """The statistics of each head."""
-        return self.run.summaries(OF_HEADS)
+        found = self.run.summaries(OF_HEADS)
+        if self.scores is not self.run:
+            found |= {name: self.scores.values(name) for name in COUNTS}
+            found |= {name: self.scores.values(name) * self.ratio for name in LINEAR}
+        return found
+
+    @property
+    def sample(self) -> tuple[int, int] | None:
+        """How many rows were looked at, and of how many, if not at all."""
+        if self.part.rows is None:
+            return None
+        return len(self.part.rows), int(self.scores.problem.real_rows.any(0).sum())
 
     @property
     def moved(self) -> Array:
@@ -82,7 +102,18 @@ class Effect:
             at[self.part.at(b, h)] = True
         with np.errstate(invalid="ignore", divide="ignore"):
             moved = float(np.sqrt(self.apart[at].sum() / self.whole[at].sum()))
-        return Overall(self.text, overview(self.run, at), moved, int(self.lost[at].sum()))
+        found = overview(self.run, at)
+        if self.scores is not self.run:
+            found |= spread(self.scores, at, self.ratio)
+        return Overall(self.text, found, moved, int(self.lost[at].sum()))
+
+
+def spread(run: Evidence, heads: Array, ratio: float = 1.0) -> dict[str, float]:
+    """Return what OVERALL says of the scores of ``heads``, bool ``(B, H)``, times ``ratio``."""
+    seen = run.real & heads[..., None] & (run.rows.n > 0) & np.isfinite(run.rows.m2)
+    std = float(pooled_std(_one_head(run.rows), seen.reshape(1, 1, -1))[0, 0]) * ratio
+    most = float(np.max(run.rows.amax, where=seen, initial=0)) * ratio
+    return {"logit_std": std, "score_variance": std**2, "logit_max": most}
 
 
 def overview(run: Evidence, heads: Array | None = None) -> dict[str, float]:
@@ -104,14 +135,10 @@ def overview(run: Evidence, heads: Array | None = None) -> dict[str, float]:
 
     assert run.floor is not None
     entropy, weights, norms = map(pooled, ("entropy", "max_weight", "grad_score_norm"))
-    seen = run.real & ours[..., None] & (run.rows.n > 0) & np.isfinite(run.rows.m2)
-    std = float(pooled_std(_one_head(run.rows), seen.reshape(1, 1, -1))[0, 0])
     vanished = chosen & (run.values("grad_score_norm") < run.floor[..., None])
     mean = norms.mean() if norms.size else 0.0
     found = (
-        std,
-        std**2,
-        float(np.max(run.rows.amax, where=seen, initial=0)),
+        *spread(run, ours).values(),
         float(np.mean(weights > SATURATED)) if weights.size else math.nan,
         at(entropy, 0.5),
         at(weights, 0.5),
@@ -129,21 +156,36 @@ def _one_head(rows: Rows) -> Rows:
     return Rows(**sums)
 
 
+def sampled(part: Part, problem: Problem, seed: int) -> Part:
+    """Return the part with a sample of the rows that are no padding, where they are very many.
+
+    Each of the rows of one head is as likely as any other, and the sample is the same for all.
+    """
+    p = problem
+    most = max(FEWEST, CELLS // max(1, len(part.batches) * len(part.heads) * p.keys))
+    rows = np.flatnonzero(p.real_rows.any(0))
+    if len(rows) <= most:
+        return part
+    rows = np.random.default_rng(seed).choice(rows, most, replace=False)
+    return replace(part, rows=np.sort(rows))
+
+
 def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect:
     """Return what a change did to attention that was ``before``.
 
-    changed: the run of the heads of ``part``; both know their floor.
+    changed: the run of the heads and rows of ``part``; both know their floor. Where it is of some
+    rows, nothing but the scale was changed.
     """
     shape = changed.chosen.shape[:2]
     apart, whole, lost = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     assert before.output is not None and changed.output is not None
     known = before.output.astype(np.float64)
     _, unit = in_units(np.where(np.isfinite(known), known, 0))  # so that squares are numbers
-    scale = unit[0, 0, 0, 0]
+    scale, known = unit[0, 0, 0, 0], part.of_rows(known)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         for b, h in np.ndindex(shape):
             real = changed.real[b, h]
-            outputs = known[part.batches[b], part.heads[h]], changed.output[b, h]
+            outputs = known[b, h], changed.output[b, h]
             old, new = (o[real].astype(np.float64) / scale for o in outputs)
             had, has = np.isfinite(old).all(1), np.isfinite(new).all(1)
             both = had & has
@@ -151,4 +193,16 @@ def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect
             whole[b, h] = np.sum(old[both] ** 2)
             lost[b, h] = (had & ~has).sum()
     run = changed if changed is before else replace(changed, output=None)
-    return Effect(text, run, part, apart, whole, lost)
+    found = Effect(text, run, part, apart, whole, lost, run)
+    if part.rows is None:
+        return found
+    ratio = abs(changed.problem.scale / before.problem.scale)
+    return replace(found, scores=_of(replace(part, rows=None), before), ratio=ratio)
+
+
+def _of(part: Part, run: Evidence) -> Evidence:
+    """Return what the heads of ``part`` say of their scores."""
+    if part.whole:
+        return run
+    sums = Rows(**{name: part.of(array) for name, array in vars(run.sums).items()})
+    return Evidence(part.problem(run.problem), sums)

@@ -21,7 +21,7 @@ from attncli.measures.statistic import Summaries
 from attncli.resources import Progress, stages
 from attncli.studies import what_if
 from attncli.studies.attend import Result
-from attncli.studies.effects import VANISHED, Effect, effect
+from attncli.studies.effects import VANISHED, Effect, effect, sampled
 from attncli.studies.part import Part, part_of
 from attncli.studies.runs import median_gradient, run_both_ways, run_forward, run_rounded
 from attncli.studies.what_if import WhatIf
@@ -98,10 +98,11 @@ def examine(
     many queries as keys: by default they are the same). They name what heads look at, and no
     verdict depends on them. ``changed`` are the (batch, head) pairs whose scale is changed, and
     that what-ifs are about (default: all); what depends on that is NaN of others. Without
-    ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``.
-    Of attention weights alone there are no effects, no what-ifs and no gradients.
-    Problems of at most EXACT cells are computed in float64, since float32 cannot hold the gradient
-    of a saturated row. Raises AttnError for what cannot be run.
+    ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``; of
+    very many rows another scale is tried on a sample. Of attention weights alone there are
+    no effects, no what-ifs and no gradients. Problems of at most EXACT cells are computed in
+    float64, since float32 cannot hold the gradient of a saturated row. Raises AttnError for what
+    cannot be run.
     """
     p = problem
     effects = effects and p.scored
@@ -119,9 +120,13 @@ def examine(
             f"what if {what_ifs[0].text}? Of attention weights alone nobody knows",
             "give query and key, or leave it out",
         )
-    part = part_of(p, changed)
+    part, everything = part_of(p, changed), part_of(p)
     upward = upstream(grad_output, p)
-    everything = part_of(p)
+    # of 1/√D the median gradient of all rows is needed
+    parts = {scale: everything if scale == p.scale else part for scale in scales}
+    if 0 < abs(p.scale) < np.inf:
+        few = sampled(part, p, seed)
+        parts |= {scale: few for scale in scales if scale not in (p.scale, auto.scale)}
 
     def run(one: Problem, of: Part = part) -> Result:
         if not one.scored:
@@ -129,15 +134,15 @@ def examine(
                 one, backend=backend, device=device, threads=threads, progress=next(stage)
             )
         return run_both_ways(
-            of.problem(one), of.of(upward), backend=backend, device=device, threads=threads,
+            of.problem(one), of.of_rows(upward), backend=backend, device=device, threads=threads,
             progress=next(stage),
         )  # fmt: skip
 
     result = run(p, everything)
     runs = {
-        scale: (result if scale == p.scale else run(one)).evidence for scale, one in scales.items()
+        scale: (result if scale == p.scale else run(one, parts[scale])).evidence
+        for scale, one in scales.items()
     }
-    parts = {scale: everything if scale == p.scale else part for scale in runs}
     if p.scored:
         floor = _floor(problem, runs[auto.scale], parts[auto.scale])
         runs = {scale: replace(one, floor=parts[scale].of(floor)) for scale, one in runs.items()}

@@ -1,4 +1,4 @@
-"""Some batch elements and heads of a problem, as a problem of their own."""
+"""Some batch elements, heads and rows of a problem, as a problem of their own."""
 
 from __future__ import annotations
 
@@ -8,23 +8,38 @@ from typing import Any
 
 import numpy as np
 
+from attncli.attention.picked import picked
 from attncli.attention.problem import Family, Problem
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """Batch elements and heads of a problem, ascending; ``whole`` when it has no others."""
+    """Batch elements and heads of a problem, ascending; ``whole`` when it has no others.
+
+    ``rows`` ``(n,)`` are the queries that are looked at, ascending; None: all.
+    """
 
     batches: tuple[int, ...]
     heads: tuple[int, ...]
     whole: bool
+    rows: Array | None = None
 
     def problem(self, problem: Problem) -> Problem:
-        """Return these heads alone, each with keys and values of its own, in rank 4."""
-        if self.whole:
-            return problem
+        """Return these heads and rows alone, in rank 4 unless they are the whole.
+
+        Where there are other heads, each has keys and values of its own.
+        """
+        p = problem if self.whole else self._heads(problem)
+        if self.rows is None:
+            return p
+        return replace(
+            p, query=p.query[:, :, self.rows], mask=picked(p.mask, self.rows), family=Family(4),
+            real=p.real_rows[:, self.rows],
+        )  # fmt: skip
+
+    def _heads(self, problem: Problem) -> Problem:
         p, groups = problem, [problem.group(h) for h in self.heads]
         some = np.ix_(self.batches, groups)
         lengths = p.mask.extent.lengths
@@ -42,6 +57,11 @@ class Part:
     def of(self, array: Array) -> Array:
         """Return what ``(B, H, …)`` has of these heads."""
         return array if self.whole else array[np.ix_(self.batches, self.heads)]
+
+    def of_rows(self, array: Array) -> Array:
+        """Return what ``(B, H, Lq, …)`` has of these heads and rows."""
+        some = self.of(array)
+        return some if self.rows is None else some[:, :, self.rows]
 
     def spread(self, array: Array, batch: int, heads: int) -> Array:
         """Return ``(B, H)`` of all heads from that of these; NaN of the others."""

@@ -33,8 +33,7 @@ from attncli.engines.numpy.backward_tiles import (
     within,
 )
 from attncli.engines.numpy.forward import LOG2E, TINY_CELLS, Tiling, attend
-from attncli.engines.numpy.moments import GRAIN
-from attncli.engines.numpy.rows import BLOCK
+from attncli.engines.numpy.rows import BLOCK, GRAIN
 from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]

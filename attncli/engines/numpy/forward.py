@@ -24,10 +24,9 @@ import numpy as np
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
 from attncli.attention.softcap import softcapped
-from attncli.attention.tile_sums import TileSums, largest
+from attncli.attention.tile_sums import Hidden, TileSums, largest
 from attncli.engines import ANYHOW, Attended, How
-from attncli.engines.numpy.moments import GRAIN, settle
-from attncli.engines.numpy.rows import BLOCK, Head, Part, Rowset
+from attncli.engines.numpy.rows import BLOCK, GRAIN, Head, Part, Rowset
 from attncli.engines.whole import Sheet, mend, whole_jobs
 from attncli.resources import Job, processors, run_jobs
 
@@ -130,10 +129,10 @@ class Walk:
                  if self.problem.kv_heads % n == 0]  # fmt: skip
         return max(n for n in fits if n <= max(1, self.tiling.heads))
 
-    def plan(self, part: Part, pure: bool) -> Iterator[Tile]:
+    def plan(self, part: Part) -> Iterator[Tile]:
         """Yield (j0, j1, mixed) of the tiles that a part sees, empty ones left out.
 
-        ``mixed`` are the key ranges whose cells must be asked; a ``pure`` tile is one or has none.
+        ``mixed`` are the key ranges whose cells must be asked.
         """
         mask, keys, width = self.problem.mask, self.problem.keys, self.tiling.keys
         if mask.trivial:
@@ -151,7 +150,7 @@ class Walk:
         ends = [*edges[1:].tolist(), keys]
         for state, a, z in zip([*states, EMPTY], edges.tolist(), ends, strict=True):
             kept = bool(mixed and mixed[-1][1] == a)  # the cells before are mixed
-            if a > j0 and (state == EMPTY or z - j0 > width or (pure and kept != (state == MIXED))):
+            if a > j0 and (state == EMPTY or z - j0 > width):
                 yield j0, a, mixed
                 j0, mixed, kept = a, [], False
             if state == EMPTY:
@@ -180,9 +179,6 @@ class Walk:
         total, shift = (self._bounded if bounded else self._online)(rows)
         self._write(rows, total, shift)
         if rows.sums:
-            for at, head in enumerate(heads):
-                some = slice(at * each, (at + 1) * each)
-                settle(rows.sums, rows.runs, head.moments, q[at], some)
             for name, array in rows.sums.finish(shift, self.plain).items():
                 self.sheet.rows[name][part.block] = part.by_head(array)
 
@@ -214,24 +210,21 @@ class Walk:
 
     def _bounded(self, rows: Rowset) -> tuple[Array, Array | float]:
         """Add Σ2^s·v to ``rows.acc``; return Σ2^s ``(R,)`` and the shift, 0."""
-        p, sums, total = self.problem, rows.sums, np.zeros(len(rows.acc))
-        for j0, j1, mixed in self.plan(rows.part, sums is not None):
-            s = rows.scores(j0, j1)  # (R, C)
-            e = s if sums is None else rows.spare(s)
+        sums, total = rows.sums, np.zeros(len(rows.acc))
+        for j0, j1, mixed in self.plan(rows.part):
+            s, ones = rows.scores(j0, j1), self.ones[: j1 - j0]  # (R, C)
+            hidden, e = self._hidden(rows, j0, mixed), s
             if sums:
-                hidden = self._scores(rows, s, e, (j0, j1, mixed))
+                self._put(s, hidden, 0)
+                sums.scores(s, ones, hidden, both=False)
+                e = rows.spare(s)
             np.exp2(s, out=e)
-            for a, z in mixed:
-                cells = e[:, a - j0 : z - j0]
-                np.multiply(cells, rows.part.stack(p.mask.keep, a, z), out=cells)
+            self._put(e, hidden, 0)
             rows.add(e, j0, j1)
-            ones = self.ones[: j1 - j0]
             if sums:
-                if hidden is not None:
-                    np.copyto(s, -np.inf, where=hidden)
+                self._put(s, hidden, -np.inf)
                 sums.logits(s, j0)
-                if hidden is not None:
-                    np.copyto(s, 0, where=hidden)
+                self._put(s, hidden, 0)
                 sums.weights(e, s, ones, 0.0)
             else:
                 total += e @ ones
@@ -242,18 +235,18 @@ class Walk:
         p, sums, total = self.problem, rows.sums, np.zeros(len(rows.acc))
         m, shift = np.full(len(rows.acc), -np.inf, p.dtype), np.zeros(len(rows.acc), p.dtype)
         lowest = np.finfo(p.dtype).min
-        for j0, j1, mixed in self.plan(rows.part, sums is not None):
-            s = rows.scores(j0, j1)  # (R, C)
-            e = s if sums is None else rows.spare(s)
+        for j0, j1, mixed in self.plan(rows.part):
+            s, ones = rows.scores(j0, j1), self.ones[: j1 - j0]  # (R, C)
+            hidden, e = self._hidden(rows, j0, mixed), s
             if sums:
-                self._scores(rows, s, e, (j0, j1, mixed))
+                self._put(s, hidden, 0)
+                sums.scores(s, ones, hidden, both=not self.plain)
+                e = rows.spare(s)
             softcapped(s, p.softcap, out=s)
             if p.mask.has_bias:
                 bias = rows.part.stack(p.mask.bias, j0, j1)
                 np.add(s, bias, out=s, casting="same_kind")
-            for a, z in mixed:
-                keep = rows.part.stack(p.mask.keep, a, z)
-                np.copyto(s[:, a - j0 : z - j0], -np.inf, where=~keep)
+            self._put(s, hidden, -np.inf)
             new = np.maximum(m, sums.logits(s, j0) if sums else largest(s))
             if not np.array_equal(new, m):
                 moved = np.where(np.isneginf(new), p.dtype.type(0), new)
@@ -267,31 +260,24 @@ class Walk:
             np.subtract(s, shift[:, None], out=s)
             np.exp(s, out=e)
             rows.add(e, j0, j1)
-            ones = self.ones[: j1 - j0]
             if sums:
-                np.maximum(s, lowest, out=s)  # 0·∞ would not be 0
+                if hidden or p.mask.has_bias or not np.isfinite(sums.amax).all():
+                    np.maximum(s, lowest, out=s)  # 0·∞ would not be 0
                 sums.weights(e, s, ones, shift.astype(np.float64))
             else:
                 total += e @ ones
         wide = shift.astype(np.float64)
         return sums.total(wide) if sums else total, wide
 
-    def _scores(self, rows: Rowset, s: Array, spare: Array, tile: Tile) -> Array | None:
-        """Add a tile's scores ``(R, C)``; return which are hidden, None when none is.
+    def _hidden(self, rows: Rowset, j0: int, mixed: list[tuple[int, int]]) -> Hidden:
+        """Return the keys of a tile that are mixed, from j0 on, and which cells are hidden."""
+        keep, part = self.problem.mask.keep, rows.part
+        return [(slice(a - j0, z - j0), ~part.stack(keep, a, z)) for a, z in mixed]
 
-        What all rows see is left to the moments.
-        """
-        (j0, j1, mixed), sums = tile, rows.sums
-        assert sums is not None
-        if mixed:
-            keep = rows.part.stack(self.problem.mask.keep, j0, j1)
-            sums.scores(s, keep, spare)
-            return ~keep
-        sums.extremes(s, both=not self.plain)
-        if rows.runs and rows.runs[-1][1] == j0:
-            j0 = rows.runs.pop()[0]
-        rows.runs.append((j0, j1))
-        return None
+    @staticmethod
+    def _put(tile: Array, hidden: Hidden, value: float) -> None:
+        for keys, some in hidden:
+            np.copyto(tile[:, keys], value, where=some)
 
 
 def _ready(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from attncli.attention.tile_sums import TileSums
-from attncli.engines.numpy.moments import Moments
 from attncli.engines.whole import not_finite
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 BLOCK = 64  # keys of a transposed block: a block of width 64 fits the first-level cache
+GRAIN = 128  # keys: the grid on which masks are asked
 RUN = 128  # keys of a product with values; runs, then tiles are summed: fewer roundings in a row
 SMALL = 10**6  # multiplications of a product that OpenBLAS runs without packing
 
@@ -39,12 +39,12 @@ _buffers = Buffers()
 
 
 class Head:
-    """One key head: ``(Lk, D)`` transposed in blocks, values ``(Lk, Dv)``, moments and bounds."""
+    """One key head: ``(Lk, D)`` transposed in blocks, values ``(Lk, Dv)`` and bounds."""
 
     def __init__(self, key: Array, value: Array, blocks: Array) -> None:
         """blocks: ``(⌈Lk/BLOCK⌉, D, BLOCK)``, to be filled when first used."""
         self.key, self.blocks, self.filled = key, blocks, False
-        self.moments, self.lock = Moments(key), threading.Lock()
+        self.lock = threading.Lock()
         self.key_reach = math.sqrt(np.vecdot(key, key).max())
         self.value_reach = math.sqrt(np.vecdot(value, value).max())
         self.bad = np.empty(0, np.int64)
@@ -102,8 +102,7 @@ class Rowset:
     """The rows of a part while they walk.
 
     q ``(G, R/G, D)`` scaled, blocks ``(G, blocks, D, BLOCK)``, value ``(G, Lk, Dv)``,
-    acc ``(R, Dv)``; G: the key heads of the part. ``sums`` are statistics, where wanted; ``runs``
-    the keys, as (start, stop), whose scores they still lack.
+    acc ``(R, Dv)``; G: the key heads of the part. ``sums`` are statistics, where wanted.
     """
 
     part: Part
@@ -112,7 +111,6 @@ class Rowset:
     value: Array
     acc: Array
     sums: TileSums | None = None
-    runs: list[tuple[int, int]] = field(default_factory=list)
 
     def scores(self, j0: int, j1: int) -> Array:
         """Return q·k of keys j0:j1, j0 a multiple of BLOCK, in a buffer: ``(R, C)``."""
