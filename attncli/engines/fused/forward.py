@@ -30,8 +30,22 @@ PLANES = ("m", "rest", "es", "rest2", "rest3", "mean", "m2", "amax", "first")  #
 BLOCKS = 4  # of rows in a job, 16 where a mask must be planned
 MASK_CELLS = 1 << 22  # most cells of a mask that a job holds
 ASK_CELLS = 1 << 18  # below, to ask for all cells costs less than to ask which granules are mixed
-JOB = 1 << 24  # multiply-adds of a job that are worth the interpreter's share, about 0.3 ms
+JOB = 1 << 26  # multiply-adds of a job that are worth the interpreter's share, about 1 ms
 TINY = 1 << 22  # multiply-adds below which a second thread costs more than it saves
+
+
+class Scratch(threading.local):
+    """Memory that a thread uses again for every job: fresh memory costs page faults."""
+
+    memory = np.empty(0, np.uint8)
+
+    def take(self, size: int) -> Array:
+        if self.memory.size < size:
+            self.memory = np.empty(size, np.uint8)
+        return self.memory
+
+
+_scratch = Scratch()
 
 
 class Part(NamedTuple):
@@ -75,7 +89,15 @@ class Walk:
 
     def __init__(self, problem: Problem, statistics: bool, threads: int) -> None:
         self.problem = p = problem
-        self.build, self.block = build()
+        from attncli.engines.fused import _kernel
+
+        self.kernel, (self.build, self.block) = _kernel, build()
+        self.varies = p.mask.varies
+        self.shape = (
+            p.batch * p.heads, p.heads, p.heads // p.kv_heads, p.queries, p.keys, p.width,
+            p.value_width,
+        )  # fmt: skip
+        self.scratch = _kernel.scratch(self.build, p.width, p.value_width)
         self.threads = threads
         self.query, self.key, self.value = (
             np.require(a.astype(p.dtype, copy=False), requirements=("C", "A"))
@@ -103,7 +125,7 @@ class Walk:
     def jobs(self) -> list[Job]:
         """Return the jobs, longest first, so that threads end together."""
         p = self.problem
-        total, varies = p.batch * p.heads, p.mask.varies
+        total, varies = p.batch * p.heads, self.varies
         if not total * p.queries:
             return []
         alike = 1 if varies.head else p.heads if varies.batch else total
@@ -170,19 +192,15 @@ class Walk:
 
     def run(self, part: Part) -> int:
         """Let the kernel compute some rows; return how many of them are not finite."""
-        from attncli.engines.fused import _kernel
-
-        p, sheet, varies = self.problem, self.sheet, self.problem.mask.varies
-        b, h = divmod(part.n0, p.heads)
-        plan = self.plan(b * varies.batch, h * varies.head, part.i0, part.i1)
-        scratch = np.empty(_kernel.scratch(self.build, p.width, p.value_width), np.uint8)
-        return _kernel.attend(
-            self.build,
-            (self.query, self.key, self.value, sheet.output, sheet.lse, *self.sums, self.sink,
-             plan.keep, plan.states, plan.bias, scratch),
-            (p.batch * p.heads, p.heads, p.heads // p.kv_heads, p.queries, p.keys, p.width,
-             p.value_width),
-            (*part, plan.j0, plan.j1), p.scale, p.softcap or 0.0,
+        b, h = divmod(part.n0, self.problem.heads)
+        plan = self.plan(b * self.varies.batch, h * self.varies.head, part.i0, part.i1)
+        buffers = (
+            self.query, self.key, self.value, self.sheet.output, self.sheet.lse, *self.sums,
+            self.sink, plan.keep, plan.states, plan.bias, _scratch.take(self.scratch),
+        )  # fmt: skip
+        return self.kernel.attend(
+            self.build, buffers, self.shape, (*part, plan.j0, plan.j1), self.problem.scale,
+            self.problem.softcap or 0.0,
         )  # fmt: skip
 
     def _mend(self, part: Part, finite: bool) -> None:

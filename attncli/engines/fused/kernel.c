@@ -251,6 +251,7 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #define low_of OWN(low_of)
 #define any OWN(any)
 #define exp2_of OWN(exp2_of)
+#define transpose OWN(transpose)
 #define tanh_of OWN(tanh_of)
 #define State OWN(State)
 #define Block OWN(Block)
@@ -278,10 +279,7 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #define carve OWN(carve)
 #define walk OWN(walk)
 #define scaled OWN(scaled)
-#define granule_64 OWN(granule_64)
-#define granule_128 OWN(granule_128)
-#define granule_any OWN(granule_any)
-#define granule_bent OWN(granule_bent)
+#define granule_of OWN(granule_of)
 #define run OWN(run)
 
 #if defined(__x86_64__) && defined(__clang__)
@@ -366,6 +364,35 @@ INLINE int any(vi c) {
   for (int x = 0; x < VL; x++) found |= c[x];
   return found != 0;
 #endif
+}
+
+/* Turn row y, lane x into row x, lane y: blocks of half the size change places, then their halves. */
+INLINE void transpose(vf part[VL]) {
+#if VL == 16
+#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s), \
+                   F(8, s), F(9, s), F(10, s), F(11, s), F(12, s), F(13, s), F(14, s), F(15, s)
+#elif VL == 8
+#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s), F(4, s), F(5, s), F(6, s), F(7, s)
+#else
+#define EACH(F, s) F(0, s), F(1, s), F(2, s), F(3, s)
+#endif
+#define LEFT(x, s) ((x) & (s) ? VL + (x) - (s) : (x))
+#define RIGHT(x, s) ((x) & (s) ? VL + (x) : (x) + (s))
+#define SWAP(s)                                                \
+  for (int y = 0; y < VL; y++) {                               \
+    if (y & (s)) continue;                                     \
+    vf a = part[y], b = part[y + (s)];                         \
+    part[y] = __builtin_shufflevector(a, b, EACH(LEFT, s));    \
+    part[y + (s)] = __builtin_shufflevector(a, b, EACH(RIGHT, s)); \
+  }
+#if VL == 16
+  SWAP(8)
+#endif
+#if VL >= 8
+  SWAP(4)
+#endif
+  SWAP(2)
+  SWAP(1)
 }
 
 /* 2^x for x < 128, within 3·2⁻²⁴; 0 far below, NaN for NaN. The polynomial is a minimax fit of 2^f
@@ -663,24 +690,17 @@ INLINE void granule(const Job *J, Block *B, const Shared *T, const float *k, con
   if (from < z - a) product(B->ot, T->p + from * ROWS, val + from * dv, dv, z - a - from, nv);
 }
 
-#define WIDE(name, D, bent)                                                                        \
-  RARE void name(const Job *J, Block *B, const Shared *T, const float *k, const float *val,   \
-                      int64_t a, int64_t z, int masked) {                                          \
-    const int64_t d = D ? D : J->d, dv = D ? D : J->dv;                                            \
-    if (J->sums) {                                                                                 \
-      if (B->n > 2 * VL) granule(J, B, T, k, val, a, z, masked, d, dv, 3, 1, bent);                \
-      else if (B->n > VL) granule(J, B, T, k, val, a, z, masked, d, dv, 2, 1, bent);               \
-      else granule(J, B, T, k, val, a, z, masked, d, dv, 1, 1, bent);                              \
-    } else {                                                                                       \
-      if (B->n > 2 * VL) granule(J, B, T, k, val, a, z, masked, d, dv, 3, 0, bent);                \
-      else if (B->n > VL) granule(J, B, T, k, val, a, z, masked, d, dv, 2, 0, bent);               \
-      else granule(J, B, T, k, val, a, z, masked, d, dv, 1, 0, bent);                              \
-    }                                                                                              \
-  }
-WIDE(granule_64, 64, 0)
-WIDE(granule_128, 128, 0)
-WIDE(granule_any, 0, 0)
-WIDE(granule_bent, 0, 1)
+RARE void granule_of(const Job *J, Block *B, const Shared *T, const float *k, const float *val,
+                     int64_t a, int64_t z, int masked) {
+#define WIDE(nv)                                                                       \
+  if (bends(J) && J->sums) granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 1, 1); \
+  else if (bends(J)) granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 0, 1);       \
+  else if (J->sums) granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 1, 0);        \
+  else granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 0, 0)
+  if (B->n > 2 * VL) WIDE(3);
+  else if (B->n > VL) WIDE(2);
+  else WIDE(1);
+}
 
 /* --- masks, biases -------------------------------------------------------------------------------- */
 
@@ -755,10 +775,19 @@ static void open_block(const Job *J, Block *B, int64_t n, int64_t i0, int64_t ro
   const float *q = J->q + (n * J->lq + i0) * J->d;
   double unit = J->scale * (bends(J) ? 1 : LOG2E);
   B->i0 = i0, B->n = rows, B->centred = 0;
-  for (int64_t r0 = 0; r0 < ROWS; r0 += VL)
-    for (int64_t x = 0; x < J->d; x++)
-      for (int64_t r = r0; r < r0 + VL; r++)
-        B->qt[x * ROWS + r] = r < rows ? (float)(q[r * J->d + x] * unit) : 0;
+  for (int64_t x = 0; x < J->d; x += VL)
+    for (int v = 0; v < NV; v++) {
+      vf part[VL] = {};
+      const int64_t width = J->d - x < VL ? J->d - x : VL;
+      const float *from = q + v * VL * J->d + x;
+      if (width == VL && (v + 1) * VL <= rows)
+        for (int y = 0; y < VL; y++) memcpy(part + y, from + y * J->d, VL * 4);
+      else
+        for (int y = 0; y < VL && v * VL + y < rows; y++) memcpy(part + y, from + y * J->d, width * 4);
+      transpose(part);
+      for (int y = 0; y < width; y++)
+        at_(B->qt, x + y, v) = __builtin_convertvector(wide(part[y]) * unit, vf);
+    }
   memset(B->ot, 0, J->dv * ROWS * 4);
   memset(&B->S, 0, sizeof B->S);
   for (int v = 0; v < NV; v++) {
@@ -803,17 +832,20 @@ static void write_sums(const Job *J, const Block *B, int64_t n, int64_t r) {
 static int64_t close_block(const Job *J, Block *B, int64_t n) {
   const State *S = &B->S;
   const double unit = bends(J) ? 1 : LN2, sink = J->sink ? J->sink[n % J->heads] : -INFINITY;
-  float inverse[ROWS], *out = J->out + (n * J->lq + B->i0) * J->dv;
+  vf inverse[NV] = {};
+  float *out = J->out + (n * J->lq + B->i0) * J->dv;
   vf odd[NV] = {};
   int64_t found = 0;
   for (int64_t r = 0; r < B->n; r++) {
     int v = (int)(r / VL), y = (int)(r % VL);
     double m = S->m[v][y] * unit, e1 = S->E1[v][y] + (J->sums && m > -INFINITY), lse = sink;
-    if (e1 != 0) { /* or NaN */
+    inverse[v][y] = e1 != 0 ? (float)(1 / e1) : 0;
+    if (e1 != 0 && sink == -INFINITY) lse = m + log(e1);
+    else if (e1 != 0) { /* or NaN */
       double top = sink > m ? sink : m;
       lse = top + log(e1 * exp(m - top) + exp(sink - top));
+      inverse[v][y] = (float)exp(m - lse);
     }
-    inverse[r] = e1 != 0 ? (float)exp(m - lse) : 0;
     J->lse[n * J->lq + B->i0 + r] = (float)lse;
     if (!(e1 < INFINITY && m < INFINITY)) odd[v][y] = NAN;
     if (J->sums && !(S->low[v][y] > -INFINITY)) odd[v][y] = NAN;
@@ -822,10 +854,18 @@ static int64_t close_block(const Job *J, Block *B, int64_t n) {
   for (int64_t x = 0; x < J->dv; x++)
     for (int v = 0; v < NV; v++) odd[v] += at_(B->ot, x, v) * 0;
   for (int64_t r = 0; r < B->n; r++) found += odd[r / VL][r % VL] != 0;
-  for (int64_t r0 = 0; r0 < B->n; r0 += 8)
-    for (int64_t x = 0; x < J->dv; x++)
-      for (int64_t r = r0; r < r0 + 8 && r < B->n; r++)
-        out[r * J->dv + x] = B->ot[x * ROWS + r] * inverse[r];
+  for (int64_t x = 0; x < J->dv; x += VL)
+    for (int v = 0; v * VL < B->n; v++) {
+      vf part[VL];
+      const int64_t width = J->dv - x < VL ? J->dv - x : VL;
+      for (int y = 0; y < VL; y++) part[y] = at_(B->ot, x + (y < width ? y : 0), v) * inverse[v];
+      transpose(part);
+      float *to = out + v * VL * J->dv + x;
+      if (width == VL && (v + 1) * VL <= B->n)
+        for (int y = 0; y < VL; y++) memcpy(to + y * J->dv, part + y, VL * 4);
+      else
+        for (int y = 0; y < VL && v * VL + y < B->n; y++) memcpy(to + y * J->dv, part + y, width * 4);
+    }
   return found;
 }
 
@@ -858,10 +898,7 @@ static int64_t walk(const Job *J, Block *blocks, Shared *T, int64_t n, int64_t i
     for (Block *B = blocks; B < blocks + count; B++) {
       if (masked) look(J, B, T, a, z);
       if (J->bias) lay(J, B, T, a, z);
-      if (bent) granule_bent(J, B, T, k, val, a, z, masked);
-      else if (J->d == 64 && J->dv == 64) granule_64(J, B, T, k, val, a, z, masked);
-      else if (J->d == 128 && J->dv == 128) granule_128(J, B, T, k, val, a, z, masked);
-      else granule_any(J, B, T, k, val, a, z, masked);
+      granule_of(J, B, T, k, val, a, z, masked);
     }
   }
   for (Block *B = blocks; B < blocks + count; B++) odd += close_block(J, B, n);
@@ -895,6 +932,10 @@ static const Build OWN(build) = {NAME(BUILD), run, bytes_of, ROWS};
 #undef NAME
 #undef NAME_
 #undef WIDE
+#undef EACH
+#undef LEFT
+#undef RIGHT
+#undef SWAP
 #undef FLUSH
 #undef ROWS
 #undef NV
