@@ -245,8 +245,12 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #define vd OWN(vd)
 #define dup OWN(dup)
 #define dupi OWN(dupi)
+#define vm OWN(vm)
+#define over OWN(over)
+#define same OWN(same)
+#define same_i OWN(same_i)
 #define sel OWN(sel)
-#define seli OWN(seli)
+#define sel_i OWN(sel_i)
 #define top_of OWN(top_of)
 #define low_of OWN(low_of)
 #define any OWN(any)
@@ -279,7 +283,13 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #define carve OWN(carve)
 #define walk OWN(walk)
 #define scaled OWN(scaled)
-#define granule_of OWN(granule_of)
+#define granule_3 OWN(granule_3)
+#define weigh_full OWN(weigh_full)
+#define weigh_some OWN(weigh_some)
+#define weigh_bent OWN(weigh_bent)
+#define sum_full OWN(sum_full)
+#define sum_some OWN(sum_some)
+#define sum_bent OWN(sum_bent)
 #define run OWN(run)
 
 #if defined(__x86_64__) && defined(__clang__)
@@ -333,8 +343,41 @@ typedef double vd __attribute__((vector_size(VL * 8), may_alias));
 
 INLINE vf dup(float x) { return x - (vf){}; }
 INLINE vi dupi(int32_t x) { return x - (vi){}; }
-INLINE vf sel(vi c, vf a, vf b) { return (vf)(((vi)a & c) | ((vi)b & ~c)); }
-INLINE vi seli(vi c, vi a, vi b) { return (a & c) | (b & ~c); }
+
+/* Conditions of lanes: bits of a mask register, or lanes of ones. `&`, `|` and `~` work on both. */
+#if VL == 16
+typedef __mmask16 vm;
+INLINE vm over(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+INLINE vm same(vf a, vf b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+INLINE vm same_i(vi a, vi b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+INLINE vf sel(vm c, vf a, vf b) { return (vf)_mm512_mask_blend_ps(c, (__m512)b, (__m512)a); }
+INLINE vi sel_i(vm c, vi a, vi b) {
+  return (vi)_mm512_mask_blend_epi32(c, (__m512i)b, (__m512i)a);
+}
+INLINE int any(vm c) { return c != 0; }
+INLINE vm lanes(uint64_t bits) { return (vm)bits; } /* one bit for each lane */
+#else
+typedef vi vm;
+INLINE vm over(vf a, vf b) { return a > b; }
+INLINE vm same(vf a, vf b) { return a == b; }
+INLINE vm same_i(vi a, vi b) { return a == b; }
+INLINE vf sel(vm c, vf a, vf b) { return (vf)(((vi)a & c) | ((vi)b & ~c)); }
+INLINE vi sel_i(vm c, vi a, vi b) { return (a & c) | (b & ~c); }
+INLINE int any(vm c) {
+#if VL == 8
+  return _mm256_movemask_ps((__m256)c) != 0;
+#else
+  int32_t found = 0;
+  for (int x = 0; x < VL; x++) found |= c[x];
+  return found != 0;
+#endif
+}
+INLINE vm lanes(uint64_t bits) {
+  vu bit;
+  for (int x = 0; x < VL; x++) bit[x] = 1u << x;
+  return ((vu)dupi((int32_t)bits) & bit) != 0;
+}
+#endif
 
 INLINE vf top_of(vf a, vf b) { /* the maximum; b where one of them is NaN */
 #if VL == 16
@@ -342,7 +385,7 @@ INLINE vf top_of(vf a, vf b) { /* the maximum; b where one of them is NaN */
 #elif VL == 8
   return (vf)_mm256_max_ps((__m256)a, (__m256)b);
 #else
-  return sel(a > b, a, b);
+  return sel(over(a, b), a, b);
 #endif
 }
 INLINE vf low_of(vf a, vf b) {
@@ -351,21 +394,9 @@ INLINE vf low_of(vf a, vf b) {
 #elif VL == 8
   return (vf)_mm256_min_ps((__m256)a, (__m256)b);
 #else
-  return sel(a < b, a, b);
+  return sel(over(b, a), a, b);
 #endif
 }
-INLINE int any(vi c) {
-#if VL == 16
-  return _mm512_movepi32_mask((__m512i)c) != 0;
-#elif VL == 8
-  return _mm256_movemask_ps((__m256)c) != 0;
-#else
-  int32_t found = 0;
-  for (int x = 0; x < VL; x++) found |= c[x];
-  return found != 0;
-#endif
-}
-
 /* Turn row y, lane x into row x, lane y: blocks of half the size change places, then their halves. */
 INLINE void transpose(vf part[VL]) {
 #if VL == 16
@@ -427,7 +458,8 @@ INLINE vf scaled(vf t, const int bent) {
 
 /* tanh(x) within 4·2⁻²⁴ of its size: x + x³·P(x²) near 0, 1 − 2/(e^2x + 1) elsewhere. */
 INLINE vf tanh_of(vf x) {
-  vf a = sel(x < dup(0), -x, x), y = x * x;
+  vm below = over(dup(0), x);
+  vf a = sel(below, -x, x), y = x * x;
   vf p = dup(-0.005704974289983511f);
   p = p * y + dup(0.020639074966311455f);
   p = p * y + dup(-0.05373971164226532f);
@@ -436,8 +468,8 @@ INLINE vf tanh_of(vf x) {
   vf near_0 = p * y * x + x;
   vf e = exp2_of(low_of(dup(40), a * dup((float)(2 * LOG2E))));
   vf far = 1 - 2 / (e + 1);
-  far = sel(x < dup(0), -far, far);
-  return sel(a < dup(0.625f), near_0, sel(x == x, far, x));
+  far = sel(below, -far, far);
+  return sel(over(dup(0.625f), a), near_0, sel(same(x, x), far, x));
 }
 
 /* --- the rows of a block ------------------------------------------------------------------------ */
@@ -463,12 +495,6 @@ typedef struct {
   float cap, per_cap;
 } Shared;
 
-INLINE vi lanes(uint64_t see, int v) { /* the bits of vector v as a condition */
-  vu bit;
-  for (int x = 0; x < VL; x++) bit[x] = 1u << x;
-  return ((vu)dupi((int32_t)(see >> (v * VL))) & bit) != 0;
-}
-
 INLINE void decay(State *S, int v, vf f, vf step) { /* the shift grew by −step, f = e^step */
   vd F = wide(f), D = wide(step);
   S->es[v] = f * (S->es[v] + step * S->e1[v]);
@@ -482,7 +508,7 @@ INLINE void decay(State *S, int v, vf f, vf step) { /* the shift grew by −step
 RARE void raise(Block *B, int v, vf top, float *p, int64_t p0, int64_t p1, int64_t dv, int bent) {
   State *S = &B->S;
   vf old = S->m[v], now = top_of(old, top);
-  vi fresh = old == dup(-INFINITY);
+  vm fresh = same(old, dup(-INFINITY));
   vf step = sel(fresh, dup(0), top_of(dup(-300), old - now));
   vf f = sel(fresh, dup(0), exp2_of(scaled(step, bent)));
   S->m[v] = now;
@@ -500,53 +526,61 @@ INLINE void add(State *S, int v, vf e, vf t) {
  * the anchor and stays out, the one at the old joins the rest. */
 RARE void add_but_anchor(State *S, int v, const vf *z, const vf *e, vf old, int bent) {
   vf m = S->m[v];
-  vi look = m != old;
+  vm look = (vm)~same(m, old);
   for (int u = 0; u < MR; u++) {
-    vi anchor = look & (z[u] == m) & (e[u] > dup(0));
+    vm anchor = look & same(z[u], m) & over(e[u], dup(0));
     look &= ~anchor;
     vf some = sel(anchor, dup(0), e[u]);
-    add(S, v, some, sel(some > dup(0), z[u] - m, some));
+    add(S, v, some, sel(over(some, dup(0)), z[u] - m, some));
   }
-  vi joins = (m != old) & (old > dup(-INFINITY));
+  vm joins = over(m, old) & over(old, dup(-INFINITY));
   vf step = sel(joins, old - m, dup(-300));
   add(S, v, exp2_of(scaled(step, bent)), step);
 }
 
 /* Put the logits z of keys j… among the two largest; `top` is their maximum. */
 INLINE void lead(State *S, int v, const vf *z, vf top, int64_t j) {
-  vi out = dupi(-1);
+  vf left[MR];
+  for (int u = 0; u < MR; u++) left[u] = z[u];
   for (int turn = 0; turn < 2; turn++) {
     vi at = dupi(MR);
-    for (int u = MR; u--;) at = seli((z[u] == top) & (out != dupi(u)), dupi(u), at);
+    UNROLL for (int u = MR - 1; u >= 0; u--) at = sel_i(same(left[u], top), dupi(u), at);
     vf t1 = S->t1[v], t2 = S->t2[v];
-    vi beats = top > t1, next = top > t2, name = at + dupi((int32_t)j); /* ties: the earlier key */
-    S->j2[v] = seli(beats, S->j1[v], seli(next, name, S->j2[v]));
-    S->j1[v] = seli(beats, name, S->j1[v]);
-    S->t2[v] = sel(beats, t1, sel(next, top, t2));
+    vm beats = over(top, t1), next = over(top, t2); /* in a tie the earlier key is first */
+    vi name = at + dupi((int32_t)j);
+    S->j2[v] = sel_i(beats, S->j1[v], sel_i(next, name, S->j2[v]));
+    S->j1[v] = sel_i(beats, name, S->j1[v]);
+    S->t2[v] = t2 = sel(beats, t1, sel(next, top, t2));
     S->t1[v] = sel(beats, top, t1);
-    out = at, top = dup(-INFINITY);
-    for (int u = 0; u < MR; u++) top = top_of(top, sel(out == dupi(u), dup(-INFINITY), z[u]));
-    if (!any(top > S->t2[v])) return;
+    if (turn) return;
+    top = dup(-INFINITY);
+    UNROLL for (int u = 0; u < MR; u++) {
+      left[u] = sel(same_i(at, dupi(u)), dup(-INFINITY), z[u]);
+      top = top_of(top, left[u]);
+    }
+    if (!any(over(top, t2))) return;
   }
 }
 
 /* Choose the centre of moments where a row sees its first scores: their mean. */
-RARE void centre_at(Block *B, int v, const vf *s, uint64_t const *see) {
+RARE void centre_at(Block *B, int v, const vf *s, const uint64_t *see) {
   State *S = &B->S;
   vf sum = {}, n = {};
   for (int u = 0; u < MR; u++) {
-    vi sees = see ? lanes(see[u], v) : dupi(-1);
+    vm sees = lanes(see ? see[u] >> v * VL : ~0ull);
     sum += sel(sees, s[u], dup(0));
     n += sel(sees, dup(1), dup(0));
   }
-  vi none = S->n[v] == 0;
-  S->centre[v] = sel(none & (n > dup(0)), sum / n, S->centre[v]);
-  if (!any(none & (n == dup(0)))) B->centred |= 1 << v;
+  vm none = same_i(S->n[v], dupi(0));
+  S->centre[v] = sel(none & over(n, dup(0)), sum / n, S->centre[v]);
+  if (!any(none & same(n, dup(0)))) B->centred |= 1 << v;
 }
 
-/* --- a tile: MR keys × NV vectors of rows --------------------------------------------------------- */
+/* --- a tile: MR keys × NV vectors of rows ------------------------------------------------------ */
 
-INLINE void scores(vf acc[MR][NV], const float *qt, const float *k, const int64_t d, const int nv) {
+/* Write scores of MR keys, vector by vector: the softmax takes one of them after the other. */
+INLINE void scores(vf s[NV][MR], const float *qt, const float *k, const int64_t d, const int nv) {
+  vf acc[MR][NV];
   for (int u = 0; u < MR; u++)
     for (int v = 0; v < nv; v++) acc[u][v] = (vf){};
   for (int64_t x = 0; x < d; x++) {
@@ -557,71 +591,86 @@ INLINE void scores(vf acc[MR][NV], const float *qt, const float *k, const int64_
       UNROLL for (int v = 0; v < nv; v++) acc[u][v] += key * q[v];
     }
   }
+  for (int u = 0; u < MR; u++)
+    for (int v = 0; v < nv; v++) s[v][u] = acc[u][v];
 }
 
-/* Turn scores of keys j…, which are lines `line`… of the granule, into weights, and sum. Constants
- * at compile time: nv, stats, mixed (some rows see only some of them) and bent (always mixed). */
-INLINE void softmax(vf acc[MR][NV], Block *B, const Shared *T, int64_t from, int64_t line, int64_t j,
-                    int64_t dv, const int nv, const int stats, const int mixed, const int bent) {
+/* Turn scores s of keys j…, `line`… of the granule, into weights, and sum. `from`: the first line
+ * that waits for its values. Known when compiled: stats, mixed (some rows see only some of the
+ * keys) and bent (always mixed). */
+INLINE void softmax(vf s[NV][MR], Block *B, const Shared *T, int64_t from, int64_t line, int64_t j,
+                    int64_t dv, int nv, const int stats, const int mixed, const int bent) {
   State *S = &B->S;
-  const uint64_t *see = T->see + line;
-  UNROLL for (int v = 0; v < nv; v++) {
+  float *p = T->p;
+  for (int v = 0; v < nv; v++) {
     vf z[MR], e[MR];
+    vm sees[MR];
     UNROLL for (int u = 0; u < MR; u++) {
-      z[u] = acc[u][v];
-      if (bent) {
-        if (T->cap > 0) z[u] = dup(T->cap) * tanh_of(z[u] * dup(T->per_cap));
-        if (T->bias) z[u] += at_(T->bias, line + u, v);
-      }
-      if (mixed) z[u] = sel(lanes(see[u], v), z[u], dup(-INFINITY));
+      z[u] = s[v][u];
+      if (bent && T->cap > 0) z[u] = dup(T->cap) * tanh_of(z[u] * dup(T->per_cap));
+      if (bent && T->bias) z[u] += at_(T->bias, line + u, v);
+      sees[u] = lanes(mixed ? T->see[line + u] >> v * VL : ~0ull);
+      if (mixed) z[u] = sel(sees[u], z[u], dup(-INFINITY));
     }
-    vf top = z[0];
+    vf top = z[0], old = S->m[v];
     UNROLL for (int u = 1; u < MR; u++) top = top_of(top, z[u]);
-    vf old = S->m[v];
-    int moved = any(top > old + dup(SLACK));
-    if (__builtin_expect(moved, 0)) raise(B, v, top, T->p, from, line, dv, bent);
+    const int moved = any(over(top, old + dup(SLACK)));
+    if (__builtin_expect(moved, 0)) raise(B, v, top, p, from, line, dv, bent);
     if (stats) {
       vf low = S->low[v];
       UNROLL for (int u = 0; u < MR; u++) {
-        if (bent) low = low_of(low, sel(lanes(see[u], v), sel(acc[u][v] > dup(0), -acc[u][v], acc[u][v]), dup(0)));
-        else if (mixed) low = low_of(low, sel(lanes(see[u], v), z[u], dup(INFINITY)));
+        if (bent) low = low_of(low, sel(sees[u], low_of(s[v][u], -s[v][u]), dup(0)));
+        else if (mixed) low = low_of(low, sel(sees[u], z[u], dup(INFINITY)));
         else low = low_of(low, z[u]);
       }
       S->low[v] = low;
-      if (any(top > S->t2[v])) lead(S, v, z, top, j);
-      if (__builtin_expect(!(B->centred >> v & 1), 0)) {
-        vf s[MR];
-        for (int u = 0; u < MR; u++) s[u] = acc[u][v];
-        centre_at(B, v, s, mixed ? see : NULL);
-      }
+      if (any(over(top, S->t2[v]))) lead(S, v, z, top, j);
+      if (__builtin_expect(!(B->centred >> v & 1), 0))
+        centre_at(B, v, s[v], mixed ? T->see + line : NULL);
       if (j == 0) S->first[v] = z[0];
     }
-    vf m = S->m[v], c = S->centre[v];
-    vf e1 = {}, es = {}, e2 = {}, e3 = {}, s1 = {}, s2 = {};
-    vi n = {};
+    vf m = S->m[v], c = S->centre[v], e1 = {}, es = {}, e2 = {}, e3 = {}, s1 = {}, s2 = {};
     UNROLL for (int u = 0; u < MR; u++) {
-      vi sees = mixed ? lanes(see[u], v) : dupi(-1);
       vf t = z[u] - m;
       e[u] = exp2_of(mixed ? top_of(dup(-300), scaled(t, bent)) : t);
-      if (mixed) e[u] = sel(sees, e[u], dup(0));
-      at_(T->p, line + u, v) = e[u];
+      if (mixed) e[u] = sel(sees[u], e[u], dup(0));
+      at_(p, line + u, v) = e[u];
+      e1 += e[u];
       if (stats) {
-        vf away = acc[u][v] - c, square = e[u] * e[u];
-        if (mixed) away = sel(sees, away, dup(0)), t = sel(sees, t, dup(0)), n -= sees;
+        vf away = s[v][u] - c, square = e[u] * e[u];
+        if (mixed) away = sel(sees[u], away, dup(0)), t = sel(sees[u], t, dup(0));
         if (bent) t = top_of(dup(-1e30f), t); /* 0 · ∞ would not be 0 */
         s1 += away, s2 += away * away, es += e[u] * t, e2 += square, e3 += square * e[u];
       }
-      e1 += e[u];
     }
-    if (stats) S->s1[v] += s1, S->s2[v] += s2, S->n[v] += mixed ? n : dupi(MR);
-    if (stats && __builtin_expect(moved, 0)) {
-      add_but_anchor(S, v, z, e, old, bent);
-      continue;
+    if (stats) {
+      S->s1[v] += s1, S->s2[v] += s2;
+      if (!mixed) S->n[v] += dupi(MR);
+      for (int u = 0; mixed && u < MR; u++) S->n[v] += sel_i(sees[u], dupi(1), dupi(0));
+      if (__builtin_expect(moved, 0)) {
+        vf logit[MR], weight[MR]; /* arrays whose address is taken leave the registers */
+        for (int u = 0; u < MR; u++) logit[u] = z[u], weight[u] = e[u];
+        add_but_anchor(S, v, logit, weight, old, bent);
+        continue;
+      }
+      S->es[v] += es, S->e2[v] += e2, S->e3[v] += e3;
     }
     S->e1[v] += e1;
-    if (stats) S->es[v] += es, S->e2[v] += e2, S->e3[v] += e3;
   }
 }
+
+#define SOFTMAX(name, stats, mixed, bent)                                                       \
+  RARE void name(vf s[NV][MR], Block *B, const Shared *T, int64_t from, int64_t line, int64_t j, \
+                 int64_t dv, int nv) {                                                           \
+    softmax(s, B, T, from, line, j, dv, nv, stats, mixed, bent);                                 \
+  }
+SOFTMAX(weigh_full, 0, 0, 0)
+SOFTMAX(weigh_some, 0, 1, 0)
+SOFTMAX(weigh_bent, 0, 1, 1)
+SOFTMAX(sum_full, 1, 0, 0)
+SOFTMAX(sum_some, 1, 1, 0)
+SOFTMAX(sum_bent, 1, 1, 1)
+#undef SOFTMAX
 
 /* Add weights (keys, ROWS) times values (keys, dv) to ot. The sum of a granule is made apart:
  * fewer roundings in a row. */
@@ -660,46 +709,40 @@ INLINE void flush(State *S, const int nv, const int stats) {
 
 /* Keys a:z, a granule or less, against one block. see[x] is what sees key a + x where `masked`. */
 INLINE void granule(const Job *J, Block *B, const Shared *T, const float *k, const float *val,
-                    int64_t a, int64_t z, int masked, const int64_t d, const int64_t dv,
-                    const int nv, const int stats, const int bent) {
-  const uint64_t whole = B->n == 64 ? ~0ull : (1ull << B->n) - 1;
-  int64_t from = 0, line = 0; /* lines from:line have weights, and wait for their values */
-  for (; a + line < z; line += MR) {
-    uint64_t some = ~0ull, none = 0;
-    if (masked)
-      for (int u = 0; u < MR; u++) some &= T->see[line + u], none |= T->see[line + u];
+                    int64_t a, int64_t z, int masked, const int nv) {
+  const int64_t d = J->d, dv = J->dv;
+  const int bent = bends(J), stats = J->sums != NULL;
+  const uint64_t whole = (1ull << B->n) - 1;
+  int64_t from = 0; /* lines from:line have weights, and wait for their values */
+  for (int64_t line = 0; a + line < z; line += MR) {
+    uint64_t all = ~0ull, none = 0;
+    for (int u = 0; masked && u < MR; u++) all &= T->see[line + u], none |= T->see[line + u];
     if (masked && !none) { /* nobody sees these keys */
       if (from < line) product(B->ot, T->p + from * ROWS, val + from * dv, dv, line - from, nv);
       from = line + MR;
       continue;
     }
-    vf acc[MR][NV];
+    vf s[NV][MR];
     const float *key = k + line * d;
     if (a + line + MR > J->lk) {
       memset(T->tail, 0, MR * d * 4);
       memcpy(T->tail, key, (J->lk - a - line) * d * 4);
       key = T->tail;
     }
-    scores(acc, B->qt, key, d, nv);
-    if (bent) softmax(acc, B, T, from, line, a + line, dv, nv, stats, 1, 1);
-    else if (masked && (some & whole) != whole)
-      softmax(acc, B, T, from, line, a + line, dv, nv, stats, 1, 0);
-    else softmax(acc, B, T, from, line, a + line, dv, nv, stats, 0, 0);
+    scores(s, B->qt, key, d, nv);
+    (bent ? stats ? sum_bent : weigh_bent
+     : masked && (all & whole) != whole ? stats ? sum_some : weigh_some
+     : stats ? sum_full : weigh_full)(s, B, T, from, line, a + line, dv, nv);
   }
   flush(&B->S, nv, stats);
   if (from < z - a) product(B->ot, T->p + from * ROWS, val + from * dv, dv, z - a - from, nv);
 }
 
-RARE void granule_of(const Job *J, Block *B, const Shared *T, const float *k, const float *val,
-                     int64_t a, int64_t z, int masked) {
-#define WIDE(nv)                                                                       \
-  if (bends(J) && J->sums) granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 1, 1); \
-  else if (bends(J)) granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 0, 1);       \
-  else if (J->sums) granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 1, 0);        \
-  else granule(J, B, T, k, val, a, z, masked, J->d, J->dv, nv, 0, 0)
-  if (B->n > 2 * VL) WIDE(3);
-  else if (B->n > VL) WIDE(2);
-  else WIDE(1);
+RARE void granule_3(const Job *J, Block *B, const Shared *T, const float *k, const float *val,
+                    int64_t a, int64_t z, int masked) {
+  if (B->n > 2 * VL) granule(J, B, T, k, val, a, z, masked, 3);
+  else if (B->n > VL) granule(J, B, T, k, val, a, z, masked, 2);
+  else granule(J, B, T, k, val, a, z, masked, 1);
 }
 
 /* --- masks, biases -------------------------------------------------------------------------------- */
@@ -898,7 +941,7 @@ static int64_t walk(const Job *J, Block *blocks, Shared *T, int64_t n, int64_t i
     for (Block *B = blocks; B < blocks + count; B++) {
       if (masked) look(J, B, T, a, z);
       if (J->bias) lay(J, B, T, a, z);
-      granule_of(J, B, T, k, val, a, z, masked);
+      granule_3(J, B, T, k, val, a, z, masked);
     }
   }
   for (Block *B = blocks; B < blocks + count; B++) odd += close_block(J, B, n);
@@ -931,7 +974,6 @@ static int64_t run(const Job *J) {
 static const Build OWN(build) = {NAME(BUILD), run, bytes_of, ROWS};
 #undef NAME
 #undef NAME_
-#undef WIDE
 #undef EACH
 #undef LEFT
 #undef RIGHT
