@@ -266,6 +266,8 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #define add OWN(add)
 #define add_but_anchor OWN(add_but_anchor)
 #define lead OWN(lead)
+#define most OWN(most)
+#define least OWN(least)
 #define centre_at OWN(centre_at)
 #define scores OWN(scores)
 #define softmax OWN(softmax)
@@ -273,6 +275,7 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #define flush OWN(flush)
 #define granule OWN(granule)
 #define look OWN(look)
+#define state_of OWN(state_of)
 #define lay OWN(lay)
 #define dot OWN(dot)
 #define exact_row OWN(exact_row)
@@ -538,26 +541,39 @@ RARE void add_but_anchor(State *S, int v, const vf *z, const vf *e, vf old, int 
   add(S, v, exp2_of(scaled(step, bent)), step);
 }
 
+/* The largest of MR logits, and the smallest. */
+INLINE vf most(const vf *z) {
+  vf y[MR];
+  UNROLL for (int u = 0; u < MR; u++) y[u] = z[u];
+  UNROLL for (int half = MR / 2; half; half /= 2)
+    UNROLL for (int u = 0; u < half; u++) y[u] = top_of(y[u], y[u + half]);
+  return y[0];
+}
+INLINE vf least(const vf *z) {
+  vf y[MR];
+  UNROLL for (int u = 0; u < MR; u++) y[u] = z[u];
+  UNROLL for (int half = MR / 2; half; half /= 2)
+    UNROLL for (int u = 0; u < half; u++) y[u] = low_of(y[u], y[u + half]);
+  return y[0];
+}
+
 /* Put the logits z of keys j… among the two largest; `top` is their maximum. */
 INLINE void lead(State *S, int v, const vf *z, vf top, int64_t j) {
-  vf left[MR];
-  for (int u = 0; u < MR; u++) left[u] = z[u];
+  vf left[MR], at[MR];
+  UNROLL for (int u = 0; u < MR; u++) left[u] = z[u];
   for (int turn = 0; turn < 2; turn++) {
-    vi at = dupi(MR);
-    UNROLL for (int u = MR - 1; u >= 0; u--) at = sel_i(same(left[u], top), dupi(u), at);
-    vf t1 = S->t1[v], t2 = S->t2[v];
+    UNROLL for (int u = 0; u < MR; u++) at[u] = sel(same(left[u], top), dup((float)u), dup(MR));
+    vf first = least(at), t1 = S->t1[v], t2 = S->t2[v];
     vm beats = over(top, t1), next = over(top, t2); /* in a tie the earlier key is first */
-    vi name = at + dupi((int32_t)j);
+    vi name = __builtin_convertvector(first, vi) + dupi((int32_t)j);
     S->j2[v] = sel_i(beats, S->j1[v], sel_i(next, name, S->j2[v]));
     S->j1[v] = sel_i(beats, name, S->j1[v]);
     S->t2[v] = t2 = sel(beats, t1, sel(next, top, t2));
     S->t1[v] = sel(beats, top, t1);
     if (turn) return;
-    top = dup(-INFINITY);
-    UNROLL for (int u = 0; u < MR; u++) {
-      left[u] = sel(same_i(at, dupi(u)), dup(-INFINITY), z[u]);
-      top = top_of(top, left[u]);
-    }
+    UNROLL for (int u = 0; u < MR; u++)
+      left[u] = sel(same(first, dup((float)u)), dup(-INFINITY), z[u]);
+    top = most(left);
     if (!any(over(top, t2))) return;
   }
 }
@@ -612,18 +628,16 @@ INLINE void softmax(vf s[NV][MR], Block *B, const Shared *T, int64_t from, int64
       sees[u] = lanes(mixed ? T->see[line + u] >> v * VL : ~0ull);
       if (mixed) z[u] = sel(sees[u], z[u], dup(-INFINITY));
     }
-    vf top = z[0], old = S->m[v];
-    UNROLL for (int u = 1; u < MR; u++) top = top_of(top, z[u]);
+    vf top = most(z), old = S->m[v];
     const int moved = any(over(top, old + dup(SLACK)));
     if (__builtin_expect(moved, 0)) raise(B, v, top, p, from, line, dv, bent);
     if (stats) {
-      vf low = S->low[v];
+      vf score[MR];
       UNROLL for (int u = 0; u < MR; u++) {
-        if (bent) low = low_of(low, sel(sees[u], low_of(s[v][u], -s[v][u]), dup(0)));
-        else if (mixed) low = low_of(low, sel(sees[u], z[u], dup(INFINITY)));
-        else low = low_of(low, z[u]);
+        if (bent) score[u] = sel(sees[u], low_of(s[v][u], -s[v][u]), dup(0));
+        else score[u] = mixed ? sel(sees[u], z[u], dup(INFINITY)) : z[u];
       }
-      S->low[v] = low;
+      S->low[v] = low_of(S->low[v], least(score));
       if (any(over(top, S->t2[v]))) lead(S, v, z, top, j);
       if (__builtin_expect(!(B->centred >> v & 1), 0))
         centre_at(B, v, s[v], mixed ? T->see + line : NULL);
@@ -747,21 +761,32 @@ RARE void granule_3(const Job *J, Block *B, const Shared *T, const float *k, con
 
 /* --- masks, biases -------------------------------------------------------------------------------- */
 
+/* Whether the block sees none, some or all of keys a:z. */
+static int state_of(const Job *J, const Block *B, int64_t a, int64_t z) {
+  const int64_t step = J->keep_key;
+  if (state_at(J, a) != MIXED) return state_at(J, a);
+  uint8_t every = 1, some = 0;
+  for (int64_t r = 0; r < B->n && every >= some; r++) {
+    const uint8_t *row = J->keep + (B->i0 + r - J->i0) * J->keep_row + (a - J->j0) * step;
+    if (step == 1)
+      for (int64_t x = 0; x < z - a; x++) every &= row[x] != 0, some |= row[x] != 0;
+    else
+      for (int64_t x = 0; x < z - a; x++) every &= row[x * step] != 0, some |= row[x * step] != 0;
+  }
+  return every ? FULL : some ? MIXED : EMPTY;
+}
+
 /* Write which rows of the block see keys a:z; the lines up to a multiple of MR see nothing. */
-static void look(const Job *J, const Block *B, const Shared *T, int64_t a, int64_t z) {
+static void look(const Job *J, const Block *B, const Shared *T, int64_t a, int64_t z, int state) {
   uint64_t *restrict see = T->see;
   const int64_t keys = z - a, step = J->keep_key;
-  if (state_at(J, a) == FULL) {
-    for (int64_t x = 0; x < keys; x++) see[x] = B->n == 64 ? ~0ull : (1ull << B->n) - 1;
-  } else {
-    memset(see, 0, keys * 8);
-    for (int64_t r = 0; r < B->n; r++) {
-      const uint8_t *row = J->keep + (B->i0 + r - J->i0) * J->keep_row + (a - J->j0) * step;
-      if (step == 1)
-        for (int64_t x = 0; x < keys; x++) see[x] |= (uint64_t)(row[x] != 0) << r;
-      else
-        for (int64_t x = 0; x < keys; x++) see[x] |= (uint64_t)(row[x * step] != 0) << r;
-    }
+  for (int64_t x = 0; x < keys; x++) see[x] = state == FULL ? (1ull << B->n) - 1 : 0;
+  for (int64_t r = 0; state == MIXED && r < B->n; r++) {
+    const uint8_t *row = J->keep + (B->i0 + r - J->i0) * J->keep_row + (a - J->j0) * step;
+    if (step == 1)
+      for (int64_t x = 0; x < keys; x++) see[x] |= (uint64_t)(row[x] != 0) << r;
+    else
+      for (int64_t x = 0; x < keys; x++) see[x] |= (uint64_t)(row[x * step] != 0) << r;
   }
   for (int64_t x = keys; x % MR; x++) see[x] = 0;
 }
@@ -934,12 +959,12 @@ static int64_t walk(const Job *J, Block *blocks, Shared *T, int64_t n, int64_t i
     open_block(J, blocks + count++, n, i, i1 - i < ROWS ? i1 - i : ROWS);
   for (int64_t a = J->j0; a < J->j1; a += GRAIN) {
     const int64_t z = J->j1 - a < GRAIN ? J->j1 : a + GRAIN;
-    const int state = state_at(J, a);
-    if (state == EMPTY) continue;
-    const int masked = state == MIXED || bent || (z - a) % MR;
+    if (state_at(J, a) == EMPTY) continue;
     const float *k = key + a * J->d, *val = value + a * J->dv;
     for (Block *B = blocks; B < blocks + count; B++) {
-      if (masked) look(J, B, T, a, z);
+      const int state = state_of(J, B, a, z), masked = state == MIXED || bent || (z - a) % MR;
+      if (state == EMPTY) continue;
+      if (masked) look(J, B, T, a, z, state);
       if (J->bias) lay(J, B, T, a, z);
       granule_3(J, B, T, k, val, a, z, masked);
     }
