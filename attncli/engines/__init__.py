@@ -35,7 +35,9 @@ class EngineRow(NamedTuple):
     ``home``, ``forward`` and ``backward`` are the modules, below this one, of ``missing``,
     ``attend`` and ``backward``: one or several. Only ``home`` must import without what the engine
     needs. ``backward`` None: it has no gradients. ``gpu``: it knows other devices than the CPU.
-    ``dense``: it makes whole matrices. ``about`` follows its name in ``--help``.
+    ``dense``: it makes whole matrices. ``partial``: there are problems that it refuses, and
+    ``home`` has ``unfit`` and ``unfit_backward``, which say why. ``about`` follows its name in
+    ``--help``.
     """
 
     home: str
@@ -43,6 +45,7 @@ class EngineRow(NamedTuple):
     backward: str | None
     gpu: bool = False
     dense: bool = False
+    partial: bool = False
     about: str = ""
 
 
@@ -51,7 +54,9 @@ ENGINES = {
         "reference", "reference", "reference", dense=True, about="is plain float64"
     ),
     "numpy": EngineRow("numpy", "numpy.forward", "numpy.backward"),
-    "fused": EngineRow("fused", "fused.forward", None, about="is compiled"),
+    "fused": EngineRow(
+        "fused", "fused.forward", "fused.backward", partial=True, about="is compiled, float32"
+    ),
     "torch": EngineRow("torch", "torch.forward", "torch.backward", gpu=True, about="needs PyTorch"),
 }
 DEFAULT = "numpy"
