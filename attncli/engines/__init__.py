@@ -2,18 +2,19 @@
 
     missing() -> str | None                                  why it cannot run here, or None
     unfit(problem, want) -> str | None                       why it cannot compute this, or None
+    unfit_backward(problem, grad_output, want)               likewise
     attend(problem, want, how)                               -> Attended
     backward(problem, grad_output, attended, want, how)      -> Gradients
 
-A new engine is a module with these functions and a row; one that can compute everything has no
-``unfit``. It knows problems, masks and rows; not files, statistics or other engines. Nothing here
+A new engine is a module with these functions and a row; one that can compute everything needs
+neither ``unfit``. It knows problems, masks and rows; not files, statistics or other engines. Nothing here
 loads NumPy: the command line reads the table.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,7 +39,9 @@ class EngineRow(NamedTuple):
     ``home``, ``forward`` and ``backward`` are the modules, below this one, of ``missing`` and
     ``unfit``, of ``attend`` and of ``backward``. Only ``home`` must import without what the engine
     needs. ``backward`` None: it has no gradients. ``gpu``: it knows other devices than the CPU.
-    ``dense``: it makes whole matrices. ``about`` follows its name in ``--help``.
+    ``dense``: it makes whole matrices. ``partial``: there are problems that it refuses, and
+    ``home`` has ``unfit`` and ``unfit_backward``, which say why. ``about`` follows its name in
+    ``--help``.
     """
 
     home: str
@@ -46,6 +49,7 @@ class EngineRow(NamedTuple):
     backward: str | None
     gpu: bool = False
     dense: bool = False
+    partial: bool = False
     about: str = ""
 
 
@@ -54,7 +58,9 @@ ENGINES = {
         "reference", "reference", "reference", dense=True, about="is plain float64"
     ),
     "numpy": EngineRow("numpy", "numpy.forward", "numpy.backward"),
-    "fused": EngineRow("fused", "fused.forward", None, about="is compiled float32"),
+    "fused": EngineRow(
+        "fused", "fused.forward", "fused.backward", partial=True, about="is compiled float32"
+    ),
     "torch": EngineRow("torch", "torch.forward", "torch.backward", gpu=True, about="needs PyTorch"),
 }
 DEFAULT = "auto"
@@ -117,34 +123,42 @@ def load(name: str, device: str = "auto") -> ModuleType:
     return _module(ENGINES[name].forward)
 
 
-def choose(
-    backend: str, device: str, problem: Problem, want: Collection[str], *, backward: bool = False
-) -> tuple[str, str]:
+def choose(backend: str, device: str, problem: Problem, want: Collection[str]) -> tuple[str, str]:
     """Return the name of the engine that computes what is asked, and why none before it in AUTO.
 
-    What was named is taken, whether it can or not. ``backward``: one that has gradients. Raises
-    InputError for an unknown name or device and Unavailable for a device that is none of its.
+    What was named is taken, whether it can or not. Raises InputError for an unknown name or device
+    and Unavailable for a device that is none of its.
     """
+    return _choose(backend, device, AUTO, lambda home: home.unfit(problem, want))
+
+
+def choose_backward(
+    backend: str, device: str, problem: Problem, grad_output: Array, want: Collection[str]
+) -> str:
+    """Return the name of the engine that computes the gradients, chosen likewise."""
+    able = [name for name in AUTO if ENGINES[name].backward]
+    return _choose(
+        backend, device, able, lambda home: home.unfit_backward(problem, grad_output, want)
+    )[0]
+
+
+def _choose(
+    backend: str, device: str, names: Sequence[str], unfit: Callable[[Any], str | None]
+) -> tuple[str, str]:
     _demand(backend, device)
     if backend != DEFAULT:
         return backend, ""
     passed: list[str] = []
-    *others, last = (name for name in AUTO if ENGINES[name].backward or not backward)
+    *others, last = names
     for name in others:
         if missing(name):
             continue
-        reason = unfit(name, problem, want)
+        row = ENGINES[name]
+        reason = unfit(_module(row.home)) if row.partial else None
         if reason is None:
             return name, ", ".join(passed)
         passed.append(f"{name}: {reason}")
     return last, ", ".join(passed)
-
-
-def unfit(name: str, problem: Problem, want: Collection[str]) -> str | None:
-    """Return why the engine of that name cannot compute what is wanted of a problem, or None."""
-    ask = getattr(_module(ENGINES[name].home), "unfit", None)
-    reason: str | None = ask and ask(problem, want)
-    return reason
 
 
 def _demand(name: str, device: str) -> None:

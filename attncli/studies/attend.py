@@ -327,7 +327,9 @@ def run(
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
     if grad_output is not None:
-        other, _ = engines.choose(backend, device, problem, want, backward=True)
+        names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
+        asked = frozenset(names[name] for name in want if name in names)
+        other = engines.choose_backward(backend, device, problem, grad_output, asked)
         back = engines.load_backward(other)
         notes += [f"gradients by {other}"] * (other != name)
     check_memory(problem, want, dense=ENGINES[name].dense)
@@ -338,8 +340,6 @@ def run(
         done = replace(done, seconds=time.perf_counter() - start)
     derived = None
     if back is not None:
-        names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
-        asked = frozenset(names[name] for name in want if name in names)
         derived = back.backward(
             problem, grad_output, done, asked, How(threads, device, next(stage))
         )

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from attncli.attention.words import STAGES
 from attncli.errors import Unavailable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from attncli.attention.problem import Problem
+
+    Array = np.ndarray[Any, np.dtype[Any]]
 
 VARIABLE = "ATTNCLI_FUSED"
 OFF = "off"
@@ -62,3 +67,15 @@ def unfit(problem: Problem, want: Collection[str]) -> str | None:
     if problem.softmax_dtype is not None:
         return f"it knows no softmax in {problem.softmax_dtype}"
     return None
+
+
+def unfit_backward(problem: Problem, grad_output: Array, want: Collection[str]) -> str | None:
+    """Return why this engine cannot compute the gradients that are wanted, or None."""
+    import numpy
+
+    if "biases" in want and problem.mask.tensors():
+        return "it has no gradient of a mask"
+    tensors = (problem.query, problem.key, problem.value, grad_output)
+    if not all(numpy.isfinite(array).all() for array in tensors):
+        return "its gradients take finite numbers"
+    return unfit(replace(problem, softmax_dtype=None), ())

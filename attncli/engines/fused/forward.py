@@ -10,27 +10,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from attncli.attention.predicates import FULL, MIXED
 from attncli.attention.problem import Problem
 from attncli.engines import ANYHOW, Attended, How
 from attncli.engines.fused import build, unfit
+from attncli.engines.fused.plan import Planner, ready, scratch, shape_of
 from attncli.engines.whole import Sheet, mend, not_finite, whole_rows
 from attncli.errors import Unavailable
 from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-GRAIN = 128  # keys of a granule, as in kernel.c
 PLANES = ("m", "rest", "es", "rest2", "rest3", "mean", "m2", "amax", "first")  # as in kernel.c
-BLOCKS = 4  # of rows in a job, 16 where a mask must be planned
-MASK_CELLS = 1 << 22  # most cells of a mask that a job holds
-ASK_CELLS = 1 << 18  # below, to ask for all cells costs less than to ask which granules are mixed
-JOB = 1 << 24  # multiply-adds of a job that are worth the interpreter's share, about 0.3 ms
+JOB = 1 << 26  # multiply-adds of a job that are worth the interpreter's share, about 1 ms
 TINY = 1 << 22  # multiply-adds below which a second thread costs more than it saves
 
 
@@ -41,19 +37,6 @@ class Part(NamedTuple):
     n1: int
     i0: int
     i1: int
-
-
-class Plan(NamedTuple):
-    """What some rows see of keys j0:j1, by granules from j0 on. None: all of them; nothing added.
-
-    keep, bias: ``(i1 − i0, j1 − j0)``; keep is only filled where ``states`` are MIXED.
-    """
-
-    j0: int
-    j1: int
-    keep: Array | None = None
-    states: Array | None = None
-    bias: Array | None = None
 
 
 def attend(problem: Problem, want: Collection[str], how: How = ANYHOW) -> Attended:
@@ -75,12 +58,13 @@ class Walk:
 
     def __init__(self, problem: Problem, statistics: bool, threads: int) -> None:
         self.problem = p = problem
-        self.build, self.block = build()
+        from attncli.engines.fused import _kernel
+
+        self.kernel, (self.build, self.block) = _kernel, build()
+        self.planner, self.shape = Planner(p, threads), shape_of(p)
+        self.scratch, _ = _kernel.scratch(self.build, p.width, p.value_width)
         self.threads = threads
-        self.query, self.key, self.value = (
-            np.require(a.astype(p.dtype, copy=False), requirements=("C", "A"))
-            for a in (p.query, p.key, p.value)
-        )
+        self.query, self.key, self.value = (ready(a, p.dtype) for a in (p.query, p.key, p.value))
         self.sink = None if p.sink is None else p.sink.astype(np.float64)
         shape = (p.batch, p.heads, p.queries)
         self.sums: tuple[Array | None, ...] = (None,) * 4
@@ -96,14 +80,13 @@ class Walk:
             lse=np.empty(shape, p.dtype), rows=rows, stages={}, bad={}, kernels={self.build},
         )  # fmt: skip
         self.lock, self.finite = threading.Lock(), False
-        self.plan = lru_cache(2 * threads + 2)(self._plan)
 
     # --- what to do -----------------------------------------------------------------------------
 
     def jobs(self) -> list[Job]:
         """Return the jobs, longest first, so that threads end together."""
         p = self.problem
-        total, varies = p.batch * p.heads, p.mask.varies
+        total, varies = p.batch * p.heads, self.planner.varies
         if not total * p.queries:
             return []
         alike = 1 if varies.head else p.heads if varies.batch else total
@@ -126,38 +109,12 @@ class Walk:
     def _sizes(self, alike: int) -> tuple[int, int]:
         """Return rows and heads of a job: few enough for all threads, and worth its while."""
         p, least = self.problem, 4 * self.threads if self.threads > 1 else 1
-        total, step = p.batch * p.heads, BLOCKS * self.block
-        if not p.mask.trivial:
-            step = max(1, min(4 * step, MASK_CELLS // max(p.keys, 1)) // self.block) * self.block
+        total, step = p.batch * p.heads, self.planner.rows(self.block)
         while step > self.block and total * -(-p.queries // step) < least:
             step = max(1, step // self.block // 2) * self.block
         work = min(step, p.queries) * max(p.keys, 1) * (p.width + p.value_width + 1)
         heads = min(JOB // work, total * -(-p.queries // step) // least)
         return step, max(1, min(alike, heads))
-
-    def _plan(self, b: int, h: int, i0: int, i1: int) -> Plan:
-        """Return what rows i0:i1 of a head see."""
-        p, mask = self.problem, self.problem.mask
-        if mask.trivial:
-            return Plan(0, p.keys)
-        spans = mask.spans(b, h, i0, i1)
-        if not spans:
-            return Plan(0, 0)
-        j0, j1 = spans[0][0] // GRAIN * GRAIN, spans[-1][1]  # the same sums for any size of a job
-        bias = None
-        if mask.has_bias:
-            bias = np.asarray(mask.bias(b, h, i0, i1, j0, j1)).astype(p.dtype)
-        if (i1 - i0) * (j1 - j0) <= ASK_CELLS:
-            return Plan(j0, j1, mask.keep(b, h, i0, i1, j0, j1), None, bias)
-        edges = np.append(np.arange(j0, j1, GRAIN), j1)
-        states = mask.tiles(b, h, i0, i1, edges)
-        if (states == FULL).all():
-            return Plan(j0, j1, bias=bias)
-        keep = np.empty((i1 - i0, j1 - j0), bool)
-        ends = np.flatnonzero(np.diff(states == MIXED, prepend=False, append=False))
-        for a, z in edges[ends].reshape(-1, 2).tolist():
-            keep[:, a - j0 : z - j0] = mask.keep(b, h, i0, i1, a, z)
-        return Plan(j0, j1, keep, np.ascontiguousarray(states, np.int8), bias)
 
     # --- doing it -------------------------------------------------------------------------------
 
@@ -170,19 +127,14 @@ class Walk:
 
     def run(self, part: Part) -> int:
         """Let the kernel compute some rows; return how many of them are not finite."""
-        from attncli.engines.fused import _kernel
-
-        p, sheet, varies = self.problem, self.sheet, self.problem.mask.varies
-        b, h = divmod(part.n0, p.heads)
-        plan = self.plan(b * varies.batch, h * varies.head, part.i0, part.i1)
-        scratch = np.empty(_kernel.scratch(self.build, p.width, p.value_width), np.uint8)
-        return _kernel.attend(
-            self.build,
-            (self.query, self.key, self.value, sheet.output, sheet.lse, *self.sums, self.sink,
-             plan.keep, plan.states, plan.bias, scratch),
-            (p.batch * p.heads, p.heads, p.heads // p.kv_heads, p.queries, p.keys, p.width,
-             p.value_width),
-            (*part, plan.j0, plan.j1), p.scale, p.softcap or 0.0,
+        plan = self.planner.of(part.n0, part.i0, part.i1)
+        buffers = (
+            scratch.take(self.scratch), self.query, self.key, self.value, plan.keep, plan.states,
+            plan.bias, self.sheet.output, self.sheet.lse, *self.sums, self.sink,
+        )  # fmt: skip
+        return self.kernel.attend(
+            self.build, buffers, self.shape, (*part, plan.j0, plan.j1), self.problem.scale,
+            self.problem.softcap or 0.0,
         )  # fmt: skip
 
     def _mend(self, part: Part, finite: bool) -> None:

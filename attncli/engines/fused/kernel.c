@@ -5,8 +5,8 @@
  * the softmax and every sum of `Rows` (attncli/attention/rows.py). The weights of a granule of keys
  * are then multiplied with the values, so that memory is O(rows · width).
  *
- * The file includes itself once for each build: what follows `#else` is the kernel, in vectors of
- * VL floats, compiled for the instructions of that build.
+ * This file is the module; it includes build.h, and so the kernel, once for each build, to be
+ * compiled for the instructions of that build in vectors of VL floats.
  *
  * Scores are float32; sums are float32 within a granule and double from then on. Logits are in
  * units of ln 2, so that exp2 needs no product, unless a softcap or bias bends them (`bent`). The
@@ -16,8 +16,6 @@
  * nothing, or whose scores differ too little or too much for float32 squares, are summed once more
  * in double (`exact_row`). Rows that are not finite are counted: the caller mends them.
  */
-#ifndef BUILD
-
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
@@ -48,20 +46,24 @@ typedef struct {
   double *sums, *top_z;   /* (PLANES, B·H, lq), (B·H, lq, 2); NULL without statistics */
   int64_t *count, *top_j; /* (B·H, lq), (B·H, lq, 2) */
   const double *sink;     /* (H,) or NULL */
-  const uint8_t *keep;    /* (i1 − i0, j1 − j0), or NULL: every row sees every key */
-  const int8_t *states;   /* of the granules from j0 on, or NULL: `keep` is asked everywhere */
+  const uint8_t *keep;    /* (i1 − i0, j1 − j0), or NULL: every row sees these keys */
+  const int8_t *states;   /* of the granules from j0 on, or NULL: all are MIXED */
   const float *bias;      /* (i1 − i0, j1 − j0) or NULL */
   int64_t keep_row, keep_key, bias_row, bias_key; /* strides in elements */
   int64_t all, heads, group, lq, lk, d, dv;       /* all = B·H; group = H / G */
   int64_t n0, n1, i0, i1, j0, j1;
   double scale, cap; /* cap 0: none */
+  const float *grad, *shift, *factor, *delta; /* of the backward pass: dO, and by row (B·H, lq) */
+  float *dq, *dk, *dval;                      /* like q, k and v; dk and dval are added to */
+  double *squares;                            /* Σ dS² (B·H, lq) */
   char *scratch;
 } Job;
 
 INLINE int bends(const Job *J) { return J->cap > 0 || J->bias; }
 
 INLINE int state_at(const Job *J, int64_t j) {
-  return !J->keep ? FULL : J->states ? J->states[(j - J->j0) / GRAIN] : MIXED;
+  int state = J->states ? J->states[(j - J->j0) / GRAIN] : MIXED;
+  return state == MIXED && !J->keep ? FULL : state;
 }
 
 INLINE int sees(const Job *J, int64_t i, int64_t j) {
@@ -78,9 +80,11 @@ INLINE int64_t together(int64_t rows, int64_t d, int64_t dv) {
 
 typedef struct {
   const char *name;
-  int64_t (*run)(const Job *);               /* returns how many rows are not finite */
-  int64_t (*scratch)(int64_t d, int64_t dv); /* bytes that a run needs */
-  int64_t rows;                              /* of a block */
+  int64_t rows;                           /* of a block */
+  int64_t (*run)(const Job *);            /* returns how many rows are not finite */
+  int64_t (*bytes)(int64_t, int64_t);     /* of scratch, by the widths of keys and values */
+  int64_t (*run_back)(const Job *);
+  int64_t (*bytes_back)(int64_t, int64_t);
 } Build;
 
 static const Build build_avx512, build_avx2, build_portable;
@@ -124,10 +128,14 @@ static PyObject *scratch(PyObject *self, PyObject *args) {
   long long d, dv;
   if (!PyArg_ParseTuple(args, "sLL", &name, &d, &dv)) return NULL;
   const Build *build = build_named(name);
-  return build ? PyLong_FromLongLong(build->scratch(d, dv)) : NULL;
+  return build ? Py_BuildValue("LL", (long long)build->bytes(d, dv),
+                               (long long)build->bytes_back(d, dv)) : NULL;
 }
 
-enum { Q, K, V, OUT, LSE, SUMS, TOPS, COUNT, KEYS, SINK, KEEP, STATES, BIAS, SCRATCH, BUFFERS };
+enum { SCRATCH, Q, K, V, KEEP, STATES, BIAS, SHARED_BUFFERS }; /* of both passes, then of one */
+enum { OUT = SHARED_BUFFERS, LSE, SUMS, TOPS, COUNT, KEYS, SINK, FORWARD_BUFFERS };
+enum { GRAD = SHARED_BUFFERS, SHIFT, FACTOR, DELTA, DQ, DK, DV, SQUARES, BACKWARD_BUFFERS };
+#define MOST_BUFFERS 16
 
 /* Take a C-contiguous buffer of so many bytes at least; None leaves it empty. Returns 0 or −1. */
 static int take(PyObject *from, Py_buffer *into, int writable, int64_t bytes, const char *name) {
@@ -154,34 +162,64 @@ static int take_plane(PyObject *from, Py_buffer *into, int64_t rows, int64_t key
   return -1;
 }
 
-static int take_all(PyObject **from, Py_buffer *b, Job *J, const Build *build) {
+static int take_shared(PyObject **from, Py_buffer *b, Job *J, int64_t scratch) {
   int64_t rows = J->all * J->lq, kv = J->all / J->group * J->lk;
   int64_t some = J->i1 - J->i0, keys = J->j1 - J->j0;
-  int64_t sums = from[SUMS] == Py_None ? 0 : rows;
-  if (take(from[Q], b + Q, 0, 4 * rows * J->d, "query") ||
+  if (take(from[SCRATCH], b + SCRATCH, 1, scratch, "scratch") ||
+      take(from[Q], b + Q, 0, 4 * rows * J->d, "query") ||
       take(from[K], b + K, 0, 4 * kv * J->d, "key") ||
       take(from[V], b + V, 0, 4 * kv * J->dv, "value") ||
-      take(from[OUT], b + OUT, 1, 4 * rows * J->dv, "output") ||
+      take(from[STATES], b + STATES, 0, (keys + GRAIN - 1) / GRAIN, "states") ||
+      take_plane(from[KEEP], b + KEEP, some, keys, 1, &J->keep_row, &J->keep_key, "keep") ||
+      take_plane(from[BIAS], b + BIAS, some, keys, 4, &J->bias_row, &J->bias_key, "bias"))
+    return -1;
+  J->scratch = b[SCRATCH].buf, J->q = b[Q].buf, J->k = b[K].buf, J->v = b[V].buf;
+  J->keep = b[KEEP].buf, J->states = b[STATES].buf, J->bias = b[BIAS].buf;
+  return 0;
+}
+
+static int take_forward(PyObject **from, Py_buffer *b, Job *J) {
+  int64_t rows = J->all * J->lq, sums = from[SUMS] == Py_None ? 0 : rows;
+  if (take(from[OUT], b + OUT, 1, 4 * rows * J->dv, "output") ||
       take(from[LSE], b + LSE, 1, 4 * rows, "lse") ||
       take(from[SUMS], b + SUMS, 1, 8 * PLANES * sums, "sums") ||
       take(from[TOPS], b + TOPS, 1, 16 * sums, "top_z") ||
       take(from[COUNT], b + COUNT, 1, 8 * sums, "n") ||
       take(from[KEYS], b + KEYS, 1, 16 * sums, "top_j") ||
-      take(from[SINK], b + SINK, 0, 8 * J->heads, "sink") ||
-      take(from[STATES], b + STATES, 0, (keys + GRAIN - 1) / GRAIN, "states") ||
-      take(from[SCRATCH], b + SCRATCH, 1, build->scratch(J->d, J->dv), "scratch") ||
-      take_plane(from[KEEP], b + KEEP, some, keys, 1, &J->keep_row, &J->keep_key, "keep") ||
-      take_plane(from[BIAS], b + BIAS, some, keys, 4, &J->bias_row, &J->bias_key, "bias"))
+      take(from[SINK], b + SINK, 0, 8 * J->heads, "sink"))
     return -1;
-  J->q = b[Q].buf, J->k = b[K].buf, J->v = b[V].buf, J->out = b[OUT].buf, J->lse = b[LSE].buf;
-  J->sums = b[SUMS].buf, J->top_z = b[TOPS].buf, J->count = b[COUNT].buf, J->top_j = b[KEYS].buf;
-  J->sink = b[SINK].buf, J->keep = b[KEEP].buf, J->states = b[STATES].buf, J->bias = b[BIAS].buf;
-  J->scratch = b[SCRATCH].buf;
-  if (J->q && J->k && J->v && J->out && J->lse && J->scratch &&
-      (!J->sums || (J->top_z && J->count && J->top_j)))
+  J->out = b[OUT].buf, J->lse = b[LSE].buf, J->sink = b[SINK].buf, J->sums = b[SUMS].buf;
+  J->top_z = b[TOPS].buf, J->count = b[COUNT].buf, J->top_j = b[KEYS].buf;
+  return 0;
+}
+
+static int take_backward(PyObject **from, Py_buffer *b, Job *J) {
+  int64_t rows = J->all * J->lq, kv = J->all / J->group * J->lk;
+  if (take(from[GRAD], b + GRAD, 0, 4 * rows * J->dv, "grad_output") ||
+      take(from[SHIFT], b + SHIFT, 0, 4 * rows, "shift") ||
+      take(from[FACTOR], b + FACTOR, 0, 4 * rows, "factor") ||
+      take(from[DELTA], b + DELTA, 0, 4 * rows, "delta") ||
+      take(from[DQ], b + DQ, 1, 4 * rows * J->d, "grad_query") ||
+      take(from[DK], b + DK, 1, 4 * kv * J->d, "grad_key") ||
+      take(from[DV], b + DV, 1, 4 * kv * J->dv, "grad_value") ||
+      take(from[SQUARES], b + SQUARES, 1, 8 * rows, "squares"))
+    return -1;
+  J->grad = b[GRAD].buf, J->shift = b[SHIFT].buf, J->factor = b[FACTOR].buf;
+  J->delta = b[DELTA].buf, J->dq = b[DQ].buf, J->dk = b[DK].buf, J->dval = b[DV].buf;
+  J->squares = b[SQUARES].buf;
+  return 0;
+}
+
+/* Whether what must be there is: None is only for what may be left out. */
+static int complete(PyObject **from, int count, int sums) {
+  for (int x = 0; x < count; x++) {
+    int optional = x == KEEP || x == STATES || x == BIAS;
+    if (count == FORWARD_BUFFERS) optional |= x == SINK || (!sums && x >= SUMS);
+    if (from[x] != Py_None || optional) continue;
+    PyErr_Format(PyExc_ValueError, "buffer %d must be there, and is None", x);
     return 0;
-  PyErr_SetString(PyExc_ValueError, "a buffer that must be there is None");
-  return -1;
+  }
+  return 1;
 }
 
 static int fits(const Job *J) {
@@ -194,39 +232,55 @@ static int fits(const Job *J) {
   return 0;
 }
 
-static PyObject *attend(PyObject *self, PyObject *args) {
+/* Parse, take buffers, run without the interpreter's lock, and let the buffers go. */
+static PyObject *pass(PyObject *args, int back) {
   Job J = {0};
   const char *name;
-  PyObject *from[BUFFERS];
-  Py_buffer buffers[BUFFERS];
-  if (!PyArg_ParseTuple(
-          args, "s(OOOOOOOOOOOOOO)(LLLLLLL)(LLLLLL)dd", &name, from, from + 1, from + 2, from + 3,
-          from + 4, from + 5, from + 6, from + 7, from + 8, from + 9, from + 10, from + 11,
-          from + 12, from + 13, &J.all, &J.heads, &J.group, &J.lq, &J.lk, &J.d, &J.dv, &J.n0,
-          &J.n1, &J.i0, &J.i1, &J.j0, &J.j1, &J.scale, &J.cap))
+  PyObject *given, *from[MOST_BUFFERS];
+  Py_buffer buffers[MOST_BUFFERS];
+  const int count = back ? BACKWARD_BUFFERS : FORWARD_BUFFERS;
+  if (!PyArg_ParseTuple(args, "sO!(LLLLLLL)(LLLLLL)dd", &name, &PyTuple_Type, &given, &J.all,
+                        &J.heads, &J.group, &J.lq, &J.lk, &J.d, &J.dv, &J.n0, &J.n1, &J.i0, &J.i1,
+                        &J.j0, &J.j1, &J.scale, &J.cap))
     return NULL;
   const Build *build = build_named(name);
   if (!build || !fits(&J)) return NULL;
+  if (PyTuple_Size(given) != count) {
+    PyErr_Format(PyExc_ValueError, "expected %d buffers", count);
+    return NULL;
+  }
+  for (int x = 0; x < count; x++) from[x] = PyTuple_GetItem(given, x);
+  if (!complete(from, count, !back && from[SUMS] != Py_None)) return NULL;
   memset(buffers, 0, sizeof buffers);
   int64_t odd = 0;
-  int taken = take_all(from, buffers, &J, build);
+  int64_t bytes = back ? build->bytes_back(J.d, J.dv) : build->bytes(J.d, J.dv);
+  int taken = take_shared(from, buffers, &J, bytes) ||
+              (back ? take_backward : take_forward)(from, buffers, &J);
   if (!taken) {
     Py_BEGIN_ALLOW_THREADS;
-    odd = build->run(&J);
+    odd = (back ? build->run_back : build->run)(&J);
     Py_END_ALLOW_THREADS;
   }
-  for (int x = 0; x < BUFFERS; x++)
+  for (int x = 0; x < count; x++)
     if (buffers[x].obj) PyBuffer_Release(buffers + x);
   return taken ? NULL : PyLong_FromLongLong(odd);
 }
 
+static PyObject *attend(PyObject *self, PyObject *args) { return pass(args, 0); }
+static PyObject *backward(PyObject *self, PyObject *args) { return pass(args, 1); }
+
 static PyMethodDef methods[] = {
     {"builds", builds, METH_NOARGS, "The builds that run here, and how many rows a block has."},
-    {"scratch", scratch, METH_VARARGS, "scratch(build, d, dv): bytes of scratch of a thread."},
+    {"scratch", scratch, METH_VARARGS,
+     "scratch(build, d, dv): bytes that a thread needs to attend, and to go backward."},
     {"attend", attend, METH_VARARGS,
-     "attend(build, (q, k, v, out, lse, sums, top_z, n, top_j, sink, keep, states, bias, scratch),\n"
+     "attend(build, (scratch, q, k, v, keep, states, bias, out, lse, sums, top_z, n, top_j, sink),\n"
      "       (B·H, H, H / G, lq, lk, d, dv), (n0, n1, i0, i1, j0, j1), scale, cap)\n\n"
      "Write the rows i0:i1 of heads n0:n1; return how many of them are not finite."},
+    {"backward", backward, METH_VARARGS,
+     "backward(build, (scratch, q, k, v, keep, states, bias, grad_output, shift, factor, delta,\n"
+     "                 grad_query, grad_key, grad_value, squares), …as attend…)\n\n"
+     "Write the rows' grad_query and Σ dS², add what they give to grad_key and grad_value."},
     {NULL, NULL, 0, NULL}};
 
 static PyModuleDef_Slot slots[] = {{0, NULL}};
@@ -238,667 +292,31 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #define JOIN(a, b) JOIN_(a, b)
 #define OWN(name) JOIN(name, BUILD)
 
-/* Names that each build has of its own: vf is vf_avx2 in the second. */
-#define vf OWN(vf)
-#define vi OWN(vi)
-#define vu OWN(vu)
-#define vd OWN(vd)
-#define dup OWN(dup)
-#define dupi OWN(dupi)
-#define sel OWN(sel)
-#define seli OWN(seli)
-#define top_of OWN(top_of)
-#define low_of OWN(low_of)
-#define any OWN(any)
-#define exp2_of OWN(exp2_of)
-#define tanh_of OWN(tanh_of)
-#define State OWN(State)
-#define Block OWN(Block)
-#define Shared OWN(Shared)
-#define lanes OWN(lanes)
-#define decay OWN(decay)
-#define raise OWN(raise)
-#define add OWN(add)
-#define add_but_anchor OWN(add_but_anchor)
-#define lead OWN(lead)
-#define centre_at OWN(centre_at)
-#define scores OWN(scores)
-#define softmax OWN(softmax)
-#define product OWN(product)
-#define flush OWN(flush)
-#define granule OWN(granule)
-#define look OWN(look)
-#define lay OWN(lay)
-#define dot OWN(dot)
-#define exact_row OWN(exact_row)
-#define open_block OWN(open_block)
-#define write_sums OWN(write_sums)
-#define close_block OWN(close_block)
-#define bytes_of OWN(bytes_of)
-#define carve OWN(carve)
-#define walk OWN(walk)
-#define scaled OWN(scaled)
-#define granule_64 OWN(granule_64)
-#define granule_128 OWN(granule_128)
-#define granule_any OWN(granule_any)
-#define granule_bent OWN(granule_bent)
-#define run OWN(run)
-
 #if defined(__x86_64__) && defined(__clang__)
 #define BUILD avx512
 #define VL 16
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), apply_to = function)
-#include "kernel.c"
+#include "build.h"
 #pragma clang attribute pop
 #define BUILD avx2
 #define VL 8
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#include "kernel.c"
+#include "build.h"
 #pragma clang attribute pop
 #elif defined(__x86_64__)
 #define BUILD avx512
 #define VL 16
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,fma")
-#include "kernel.c"
+#include "build.h"
 #pragma GCC pop_options
 #define BUILD avx2
 #define VL 8
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
-#include "kernel.c"
+#include "build.h"
 #pragma GCC pop_options
 #endif
 #define BUILD portable
 #define VL 4
-#include "kernel.c"
-
-
-#else /* one build */
-
-#if VL == 8
-#define MR 4 /* 16 registers: MR × NV scores, NV queries, one key */
-#else
-#define MR 8
-#endif
-#define NV 3
-#define ROWS (VL * NV)
-
-typedef float vf __attribute__((vector_size(VL * 4), may_alias));
-typedef int32_t vi __attribute__((vector_size(VL * 4), may_alias));
-typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
-typedef double vd __attribute__((vector_size(VL * 8), may_alias));
-#define wide(x) __builtin_convertvector(x, vd)
-#define at_(base, x, v) (*(vf *)((base) + (x) * ROWS + (v) * VL)) /* vector v of line x */
-
-/* --- vectors ----------------------------------------------------------------------------------- */
-
-INLINE vf dup(float x) { return x - (vf){}; }
-INLINE vi dupi(int32_t x) { return x - (vi){}; }
-INLINE vf sel(vi c, vf a, vf b) { return (vf)(((vi)a & c) | ((vi)b & ~c)); }
-INLINE vi seli(vi c, vi a, vi b) { return (a & c) | (b & ~c); }
-
-INLINE vf top_of(vf a, vf b) { /* the maximum; b where one of them is NaN */
-#if VL == 16
-  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
-#elif VL == 8
-  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-  return sel(a > b, a, b);
-#endif
-}
-INLINE vf low_of(vf a, vf b) {
-#if VL == 16
-  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
-#elif VL == 8
-  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
-#else
-  return sel(a < b, a, b);
-#endif
-}
-INLINE int any(vi c) {
-#if VL == 16
-  return _mm512_movepi32_mask((__m512i)c) != 0;
-#elif VL == 8
-  return _mm256_movemask_ps((__m256)c) != 0;
-#else
-  int32_t found = 0;
-  for (int x = 0; x < VL; x++) found |= c[x];
-  return found != 0;
-#endif
-}
-
-/* 2^x for x < 128, within 3·2⁻²⁴; 0 far below, NaN for NaN. The polynomial is a minimax fit of 2^f
- * on |f| ≤ ½ with a constant term of 1, so that 2^0 is 1. */
-INLINE vf exp2_of(vf x) {
-#if VL == 16
-  vf n = (vf)_mm512_roundscale_ps((__m512)x, 8);
-#else
-  vi gone = x < dup(-126);
-  x = top_of(dup(-126), x);
-  vf t = x + dup(12582912.0f), n = t - dup(12582912.0f); /* 1.5·2²³: n is the nearest integer */
-#endif
-  vf f = x - n;
-  vf p = dup(0x1.5bbbdp-10f);
-  p = p * f + dup(0.009671512991189957f);
-  p = p * f + dup(0.05550733581185341f);
-  p = p * f + dup(0.24022242426872253f);
-  p = p * f + dup(0.6931470036506653f);
-  p = p * f + dup(1.0f);
-#if VL == 16
-  return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  return (vf)((vi)((vu)p + ((vu)t << 23)) & ~gone);
-#endif
-}
-
-/* Logits in units of ln 2. */
-INLINE vf scaled(vf t, const int bent) {
-  if (bent) t *= (float)LOG2E;
-  return t;
-}
-
-/* tanh(x) within 4·2⁻²⁴ of its size: x + x³·P(x²) near 0, 1 − 2/(e^2x + 1) elsewhere. */
-INLINE vf tanh_of(vf x) {
-  vf a = sel(x < dup(0), -x, x), y = x * x;
-  vf p = dup(-0.005704974289983511f);
-  p = p * y + dup(0.020639074966311455f);
-  p = p * y + dup(-0.05373971164226532f);
-  p = p * y + dup(0.13331441581249237f);
-  p = p * y + dup(-0.3333328068256378f);
-  vf near_0 = p * y * x + x;
-  vf e = exp2_of(low_of(dup(40), a * dup((float)(2 * LOG2E))));
-  vf far = 1 - 2 / (e + 1);
-  far = sel(x < dup(0), -far, far);
-  return sel(a < dup(0.625f), near_0, sel(x == x, far, x));
-}
-
-/* --- the rows of a block ------------------------------------------------------------------------ */
-
-typedef struct {
-  vf m[NV], t1[NV], t2[NV];              /* the shift; the two largest logits */
-  vi j1[NV], j2[NV], n[NV];              /* their keys; visible keys */
-  vf low[NV], centre[NV], first[NV];     /* the lowest score, or −max|s| if bent */
-  vf e1[NV], es[NV], e2[NV], e3[NV], s1[NV], s2[NV]; /* of this granule, less the anchor */
-  vd E1[NV], ES[NV], E2[NV], E3[NV], S1[NV], S2[NV]; /* of the granules before */
-} State;
-typedef struct {
-  State S;
-  int64_t i0, n; /* n rows from i0 on */
-  int centred;   /* bit v: all rows of vector v have a centre */
-  float *qt, *ot; /* (d, ROWS), (dv, ROWS) */
-} Block;
-
-/* What the blocks of a thread share for a granule. */
-typedef struct {
-  float *p, *bias, *tail;  /* weights and biases (GRAIN + MR, ROWS); keys (MR, d) past the last */
-  uint64_t *see;           /* of each key, a bit for each row */
-  float cap, per_cap;
-} Shared;
-
-INLINE vi lanes(uint64_t see, int v) { /* the bits of vector v as a condition */
-  vu bit;
-  for (int x = 0; x < VL; x++) bit[x] = 1u << x;
-  return ((vu)dupi((int32_t)(see >> (v * VL))) & bit) != 0;
-}
-
-INLINE void decay(State *S, int v, vf f, vf step) { /* the shift grew by −step, f = e^step */
-  vd F = wide(f), D = wide(step);
-  S->es[v] = f * (S->es[v] + step * S->e1[v]);
-  S->e1[v] *= f, S->e2[v] *= f * f, S->e3[v] *= f * f * f;
-  S->ES[v] = F * (S->ES[v] + D * S->E1[v]);
-  S->E1[v] *= F, S->E2[v] *= F * F, S->E3[v] *= F * F * F;
-}
-
-/* Move the shift of vector v to `top` where it is above, with all that was summed by it: the
- * output, and lines p0:p1 of weights that wait for their values. */
-RARE void raise(Block *B, int v, vf top, float *p, int64_t p0, int64_t p1, int64_t dv, int bent) {
-  State *S = &B->S;
-  vf old = S->m[v], now = top_of(old, top);
-  vi fresh = old == dup(-INFINITY);
-  vf step = sel(fresh, dup(0), top_of(dup(-300), old - now));
-  vf f = sel(fresh, dup(0), exp2_of(scaled(step, bent)));
-  S->m[v] = now;
-  for (int64_t x = 0; x < dv; x++) at_(B->ot, x, v) *= f;
-  for (int64_t x = p0; x < p1; x++) at_(p, x, v) *= f;
-  decay(S, v, f, step);
-}
-
-INLINE void add(State *S, int v, vf e, vf t) {
-  vf square = e * e;
-  S->e1[v] += e, S->es[v] += e * t, S->e2[v] += square, S->e3[v] += square * e;
-}
-
-/* Add the weights e of logits z, where the shift has moved from `old`: the key at the new one is
- * the anchor and stays out, the one at the old joins the rest. */
-RARE void add_but_anchor(State *S, int v, const vf *z, const vf *e, vf old, int bent) {
-  vf m = S->m[v];
-  vi look = m != old;
-  for (int u = 0; u < MR; u++) {
-    vi anchor = look & (z[u] == m) & (e[u] > dup(0));
-    look &= ~anchor;
-    vf some = sel(anchor, dup(0), e[u]);
-    add(S, v, some, sel(some > dup(0), z[u] - m, some));
-  }
-  vi joins = (m != old) & (old > dup(-INFINITY));
-  vf step = sel(joins, old - m, dup(-300));
-  add(S, v, exp2_of(scaled(step, bent)), step);
-}
-
-/* Put the logits z of keys j… among the two largest; `top` is their maximum. */
-INLINE void lead(State *S, int v, const vf *z, vf top, int64_t j) {
-  vi out = dupi(-1);
-  for (int turn = 0; turn < 2; turn++) {
-    vi at = dupi(MR);
-    for (int u = MR; u--;) at = seli((z[u] == top) & (out != dupi(u)), dupi(u), at);
-    vf t1 = S->t1[v], t2 = S->t2[v];
-    vi beats = top > t1, next = top > t2, name = at + dupi((int32_t)j); /* ties: the earlier key */
-    S->j2[v] = seli(beats, S->j1[v], seli(next, name, S->j2[v]));
-    S->j1[v] = seli(beats, name, S->j1[v]);
-    S->t2[v] = sel(beats, t1, sel(next, top, t2));
-    S->t1[v] = sel(beats, top, t1);
-    out = at, top = dup(-INFINITY);
-    for (int u = 0; u < MR; u++) top = top_of(top, sel(out == dupi(u), dup(-INFINITY), z[u]));
-    if (!any(top > S->t2[v])) return;
-  }
-}
-
-/* Choose the centre of moments where a row sees its first scores: their mean. */
-RARE void centre_at(Block *B, int v, const vf *s, uint64_t const *see) {
-  State *S = &B->S;
-  vf sum = {}, n = {};
-  for (int u = 0; u < MR; u++) {
-    vi sees = see ? lanes(see[u], v) : dupi(-1);
-    sum += sel(sees, s[u], dup(0));
-    n += sel(sees, dup(1), dup(0));
-  }
-  vi none = S->n[v] == 0;
-  S->centre[v] = sel(none & (n > dup(0)), sum / n, S->centre[v]);
-  if (!any(none & (n == dup(0)))) B->centred |= 1 << v;
-}
-
-/* --- a tile: MR keys × NV vectors of rows --------------------------------------------------------- */
-
-INLINE void scores(vf acc[MR][NV], const float *qt, const float *k, const int64_t d, const int nv) {
-  for (int u = 0; u < MR; u++)
-    for (int v = 0; v < nv; v++) acc[u][v] = (vf){};
-  for (int64_t x = 0; x < d; x++) {
-    vf q[NV];
-    for (int v = 0; v < nv; v++) q[v] = at_(qt, x, v);
-    UNROLL for (int u = 0; u < MR; u++) {
-      vf key = dup(k[u * d + x]);
-      UNROLL for (int v = 0; v < nv; v++) acc[u][v] += key * q[v];
-    }
-  }
-}
-
-/* Turn scores of keys j…, which are lines `line`… of the granule, into weights, and sum. Constants
- * at compile time: nv, stats, mixed (some rows see only some of them) and bent (always mixed). */
-INLINE void softmax(vf acc[MR][NV], Block *B, const Shared *T, int64_t from, int64_t line, int64_t j,
-                    int64_t dv, const int nv, const int stats, const int mixed, const int bent) {
-  State *S = &B->S;
-  const uint64_t *see = T->see + line;
-  UNROLL for (int v = 0; v < nv; v++) {
-    vf z[MR], e[MR];
-    UNROLL for (int u = 0; u < MR; u++) {
-      z[u] = acc[u][v];
-      if (bent) {
-        if (T->cap > 0) z[u] = dup(T->cap) * tanh_of(z[u] * dup(T->per_cap));
-        if (T->bias) z[u] += at_(T->bias, line + u, v);
-      }
-      if (mixed) z[u] = sel(lanes(see[u], v), z[u], dup(-INFINITY));
-    }
-    vf top = z[0];
-    UNROLL for (int u = 1; u < MR; u++) top = top_of(top, z[u]);
-    vf old = S->m[v];
-    int moved = any(top > old + dup(SLACK));
-    if (__builtin_expect(moved, 0)) raise(B, v, top, T->p, from, line, dv, bent);
-    if (stats) {
-      vf low = S->low[v];
-      UNROLL for (int u = 0; u < MR; u++) {
-        if (bent) low = low_of(low, sel(lanes(see[u], v), sel(acc[u][v] > dup(0), -acc[u][v], acc[u][v]), dup(0)));
-        else if (mixed) low = low_of(low, sel(lanes(see[u], v), z[u], dup(INFINITY)));
-        else low = low_of(low, z[u]);
-      }
-      S->low[v] = low;
-      if (any(top > S->t2[v])) lead(S, v, z, top, j);
-      if (__builtin_expect(!(B->centred >> v & 1), 0)) {
-        vf s[MR];
-        for (int u = 0; u < MR; u++) s[u] = acc[u][v];
-        centre_at(B, v, s, mixed ? see : NULL);
-      }
-      if (j == 0) S->first[v] = z[0];
-    }
-    vf m = S->m[v], c = S->centre[v];
-    vf e1 = {}, es = {}, e2 = {}, e3 = {}, s1 = {}, s2 = {};
-    vi n = {};
-    UNROLL for (int u = 0; u < MR; u++) {
-      vi sees = mixed ? lanes(see[u], v) : dupi(-1);
-      vf t = z[u] - m;
-      e[u] = exp2_of(mixed ? top_of(dup(-300), scaled(t, bent)) : t);
-      if (mixed) e[u] = sel(sees, e[u], dup(0));
-      at_(T->p, line + u, v) = e[u];
-      if (stats) {
-        vf away = acc[u][v] - c, square = e[u] * e[u];
-        if (mixed) away = sel(sees, away, dup(0)), t = sel(sees, t, dup(0)), n -= sees;
-        if (bent) t = top_of(dup(-1e30f), t); /* 0 · ∞ would not be 0 */
-        s1 += away, s2 += away * away, es += e[u] * t, e2 += square, e3 += square * e[u];
-      }
-      e1 += e[u];
-    }
-    if (stats) S->s1[v] += s1, S->s2[v] += s2, S->n[v] += mixed ? n : dupi(MR);
-    if (stats && __builtin_expect(moved, 0)) {
-      add_but_anchor(S, v, z, e, old, bent);
-      continue;
-    }
-    S->e1[v] += e1;
-    if (stats) S->es[v] += es, S->e2[v] += e2, S->e3[v] += e3;
-  }
-}
-
-/* Add weights (keys, ROWS) times values (keys, dv) to ot. The sum of a granule is made apart:
- * fewer roundings in a row. */
-INLINE void product(float *ot, const float *p, const float *val, const int64_t dv, int64_t keys, const int nv) {
-  int64_t x = 0;
-  for (; x + MR <= dv; x += MR) {
-    vf acc[MR][NV];
-    for (int u = 0; u < MR; u++)
-      for (int v = 0; v < nv; v++) acc[u][v] = (vf){};
-    for (int64_t j = 0; j < keys; j++) {
-      vf w[NV];
-      for (int v = 0; v < nv; v++) w[v] = at_(p, j, v);
-      UNROLL for (int u = 0; u < MR; u++) {
-        vf b = dup(val[j * dv + x + u]);
-        UNROLL for (int v = 0; v < nv; v++) acc[u][v] += b * w[v];
-      }
-    }
-    UNROLL for (int u = 0; u < MR; u++)
-      for (int v = 0; v < nv; v++) at_(ot, x + u, v) += acc[u][v];
-  }
-  for (; dv % MR && x < dv; x++) {
-    vf acc[NV] = {};
-    for (int64_t j = 0; j < keys; j++)
-      for (int v = 0; v < nv; v++) acc[v] += dup(val[j * dv + x]) * at_(p, j, v);
-    for (int v = 0; v < nv; v++) at_(ot, x, v) += acc[v];
-  }
-}
-
-INLINE void flush(State *S, const int nv, const int stats) {
-  for (int v = 0; v < nv; v++) {
-#define FLUSH(A, a) S->A[v] += wide(S->a[v]), S->a[v] = (vf){}
-    FLUSH(E1, e1);
-    if (stats) FLUSH(ES, es), FLUSH(E2, e2), FLUSH(E3, e3), FLUSH(S1, s1), FLUSH(S2, s2);
-  }
-}
-
-/* Keys a:z, a granule or less, against one block. see[x] is what sees key a + x where `masked`. */
-INLINE void granule(const Job *J, Block *B, const Shared *T, const float *k, const float *val,
-                    int64_t a, int64_t z, int masked, const int64_t d, const int64_t dv,
-                    const int nv, const int stats, const int bent) {
-  const uint64_t whole = B->n == 64 ? ~0ull : (1ull << B->n) - 1;
-  int64_t from = 0, line = 0; /* lines from:line have weights, and wait for their values */
-  for (; a + line < z; line += MR) {
-    uint64_t some = ~0ull, none = 0;
-    if (masked)
-      for (int u = 0; u < MR; u++) some &= T->see[line + u], none |= T->see[line + u];
-    if (masked && !none) { /* nobody sees these keys */
-      if (from < line) product(B->ot, T->p + from * ROWS, val + from * dv, dv, line - from, nv);
-      from = line + MR;
-      continue;
-    }
-    vf acc[MR][NV];
-    const float *key = k + line * d;
-    if (a + line + MR > J->lk) {
-      memset(T->tail, 0, MR * d * 4);
-      memcpy(T->tail, key, (J->lk - a - line) * d * 4);
-      key = T->tail;
-    }
-    scores(acc, B->qt, key, d, nv);
-    if (bent) softmax(acc, B, T, from, line, a + line, dv, nv, stats, 1, 1);
-    else if (masked && (some & whole) != whole)
-      softmax(acc, B, T, from, line, a + line, dv, nv, stats, 1, 0);
-    else softmax(acc, B, T, from, line, a + line, dv, nv, stats, 0, 0);
-  }
-  flush(&B->S, nv, stats);
-  if (from < z - a) product(B->ot, T->p + from * ROWS, val + from * dv, dv, z - a - from, nv);
-}
-
-#define WIDE(name, D, bent)                                                                        \
-  RARE void name(const Job *J, Block *B, const Shared *T, const float *k, const float *val,   \
-                      int64_t a, int64_t z, int masked) {                                          \
-    const int64_t d = D ? D : J->d, dv = D ? D : J->dv;                                            \
-    if (J->sums) {                                                                                 \
-      if (B->n > 2 * VL) granule(J, B, T, k, val, a, z, masked, d, dv, 3, 1, bent);                \
-      else if (B->n > VL) granule(J, B, T, k, val, a, z, masked, d, dv, 2, 1, bent);               \
-      else granule(J, B, T, k, val, a, z, masked, d, dv, 1, 1, bent);                              \
-    } else {                                                                                       \
-      if (B->n > 2 * VL) granule(J, B, T, k, val, a, z, masked, d, dv, 3, 0, bent);                \
-      else if (B->n > VL) granule(J, B, T, k, val, a, z, masked, d, dv, 2, 0, bent);               \
-      else granule(J, B, T, k, val, a, z, masked, d, dv, 1, 0, bent);                              \
-    }                                                                                              \
-  }
-WIDE(granule_64, 64, 0)
-WIDE(granule_128, 128, 0)
-WIDE(granule_any, 0, 0)
-WIDE(granule_bent, 0, 1)
-
-/* --- masks, biases -------------------------------------------------------------------------------- */
-
-/* Write which rows of the block see keys a:z; the lines up to a multiple of MR see nothing. */
-static void look(const Job *J, const Block *B, const Shared *T, int64_t a, int64_t z) {
-  uint64_t *restrict see = T->see;
-  const int64_t keys = z - a, step = J->keep_key;
-  if (state_at(J, a) == FULL) {
-    for (int64_t x = 0; x < keys; x++) see[x] = B->n == 64 ? ~0ull : (1ull << B->n) - 1;
-  } else {
-    memset(see, 0, keys * 8);
-    for (int64_t r = 0; r < B->n; r++) {
-      const uint8_t *row = J->keep + (B->i0 + r - J->i0) * J->keep_row + (a - J->j0) * step;
-      if (step == 1)
-        for (int64_t x = 0; x < keys; x++) see[x] |= (uint64_t)(row[x] != 0) << r;
-      else
-        for (int64_t x = 0; x < keys; x++) see[x] |= (uint64_t)(row[x * step] != 0) << r;
-    }
-  }
-  for (int64_t x = keys; x % MR; x++) see[x] = 0;
-}
-
-static void lay(const Job *J, const Block *B, const Shared *T, int64_t a, int64_t z) {
-  for (int64_t r = 0; r < B->n; r++) {
-    const float *row = J->bias + (B->i0 + r - J->i0) * J->bias_row + (a - J->j0) * J->bias_key;
-    for (int64_t x = 0; x < z - a; x++) T->bias[x * ROWS + r] = row[x * J->bias_key];
-  }
-}
-
-/* --- what float32 loses --------------------------------------------------------------------------- */
-
-static double dot(const float *a, const float *b, int64_t d) {
-  vd sum = {};
-  int64_t x = 0;
-  for (; x + VL <= d; x += VL) {
-    vf left, right;
-    memcpy(&left, a + x, sizeof left), memcpy(&right, b + x, sizeof right);
-    sum += wide(left) * wide(right);
-  }
-  double total = 0;
-  for (int y = 0; y < VL; y++) total += sum[y];
-  for (; x < d; x++) total += (double)a[x] * b[x];
-  return total;
-}
-
-/* Sum a row in double: all but its first key, and moments about that key's score. */
-RARE void exact_row(const Job *J, int64_t n, int64_t i, int64_t j1, double *o, int64_t plane) {
-  const float *q = J->q + (n * J->lq + i) * J->d, *k = J->k + n / J->group * J->lk * J->d;
-  double base = 0, peak = 0, rest = 0, es = 0, e2 = 0, e3 = 0, s1 = 0, s2 = 0, count = 0;
-  for (int64_t at = -1; at < J->j1 - J->j0; at++) {
-    int64_t j = at < 0 ? j1 : J->j0 + at; /* the first key comes first */
-    if (at >= 0 && (j == j1 || !sees(J, i, j))) continue;
-    double s = J->scale * dot(q, k + j * J->d, J->d), z = s;
-    if (J->cap > 0) z = J->cap * tanh(s / J->cap);
-    if (J->bias) z += J->bias[(i - J->i0) * J->bias_row + (j - J->j0) * J->bias_key];
-    count += 1;
-    if (at < 0) {
-      base = s, peak = z;
-      continue;
-    }
-    double t = z - peak, e = exp(t), away = s - base;
-    if (e > 0) rest += e, es += e * t, e2 += e * e, e3 += e * e * e;
-    s1 += away, s2 += away * away;
-  }
-  o[REST * plane] = rest, o[ES * plane] = es, o[REST2 * plane] = e2, o[REST3 * plane] = e3;
-  o[MEAN * plane] = base + s1 / count, o[M2 * plane] = fmax(0, s2 - s1 / count * s1);
-}
-
-/* --- blocks ----------------------------------------------------------------------------------------- */
-
-static void open_block(const Job *J, Block *B, int64_t n, int64_t i0, int64_t rows) {
-  const float *q = J->q + (n * J->lq + i0) * J->d;
-  double unit = J->scale * (bends(J) ? 1 : LOG2E);
-  B->i0 = i0, B->n = rows, B->centred = 0;
-  for (int64_t r0 = 0; r0 < ROWS; r0 += VL)
-    for (int64_t x = 0; x < J->d; x++)
-      for (int64_t r = r0; r < r0 + VL; r++)
-        B->qt[x * ROWS + r] = r < rows ? (float)(q[r * J->d + x] * unit) : 0;
-  memset(B->ot, 0, J->dv * ROWS * 4);
-  memset(&B->S, 0, sizeof B->S);
-  for (int v = 0; v < NV; v++) {
-    B->S.m[v] = B->S.t1[v] = B->S.t2[v] = B->S.first[v] = dup(-INFINITY);
-    B->S.low[v] = dup(bends(J) ? 0 : INFINITY);
-    B->S.j1[v] = B->S.j2[v] = dupi(-1);
-  }
-}
-
-/* Write the sums of row r, relative to its largest logit and in natural units. */
-static void write_sums(const Job *J, const Block *B, int64_t n, int64_t r) {
-  const State *S = &B->S;
-  const int v = (int)(r / VL), y = (int)(r % VL), bent = bends(J);
-  const double unit = bent ? 1 : LN2, none = -INFINITY;
-  const int64_t at = n * J->lq + B->i0 + r, plane = J->all * J->lq;
-  double *o = J->sums + at, m = S->m[v][y], t1 = S->t1[v][y], t2 = S->t2[v][y];
-  const int64_t count = S->n[v][y];
-  double e1 = S->E1[v][y], es = S->ES[v][y], e2 = S->E2[v][y], e3 = S->E3[v][y];
-  if (t1 > m) { /* the anchor joins, the first key leaves */
-    double step = (m - t1), f = exp(step * unit);
-    es = f * (es + step * (e1 + 1)), e1 = f * (e1 + 1) - 1;
-    e2 = f * f * (e2 + 1) - 1, e3 = f * f * f * (e3 + 1) - 1;
-  }
-  double mean = count ? S->S1[v][y] / count : 0, s2 = S->S2[v][y], m2 = s2 - count * mean * mean;
-  double low = S->low[v][y], amax = bent || -low > t1 ? -low : t1;
-  J->count[at] = count, J->top_j[2 * at] = S->j1[v][y], J->top_j[2 * at + 1] = S->j2[v][y];
-  J->top_z[2 * at] = t1 * unit, J->top_z[2 * at + 1] = t2 * unit;
-  o[M * plane] = t1 * unit, o[FIRST * plane] = S->first[v][y] * unit;
-  o[REST * plane] = fmax(0, e1), o[ES * plane] = es * unit;
-  o[REST2 * plane] = fmax(0, e2), o[REST3 * plane] = fmax(0, e3);
-  o[AMAX * plane] = count ? amax * unit : 0;
-  int alike = !bent && low == t1;
-  if (alike) mean = low - S->centre[v][y], m2 = 0;
-  o[MEAN * plane] = count ? (mean + S->centre[v][y]) * unit : 0;
-  o[M2 * plane] = fmax(0, m2) * unit * unit;
-  int far = t2 > none && (t1 - t2) * unit > FAR * LN2;
-  int lost = !alike && !(m2 > 0.01 * s2 && s2 > count * 1e-24 && s2 < 1e34);
-  if (count > 1 && t1 < INFINITY && (far || lost)) exact_row(J, n, B->i0 + r, S->j1[v][y], o, plane);
-}
-
-/* Write output, lse and sums; return how many rows are not finite. */
-static int64_t close_block(const Job *J, Block *B, int64_t n) {
-  const State *S = &B->S;
-  const double unit = bends(J) ? 1 : LN2, sink = J->sink ? J->sink[n % J->heads] : -INFINITY;
-  float inverse[ROWS], *out = J->out + (n * J->lq + B->i0) * J->dv;
-  vf odd[NV] = {};
-  int64_t found = 0;
-  for (int64_t r = 0; r < B->n; r++) {
-    int v = (int)(r / VL), y = (int)(r % VL);
-    double m = S->m[v][y] * unit, e1 = S->E1[v][y] + (J->sums && m > -INFINITY), lse = sink;
-    if (e1 != 0) { /* or NaN */
-      double top = sink > m ? sink : m;
-      lse = top + log(e1 * exp(m - top) + exp(sink - top));
-    }
-    inverse[r] = e1 != 0 ? (float)exp(m - lse) : 0;
-    J->lse[n * J->lq + B->i0 + r] = (float)lse;
-    if (!(e1 < INFINITY && m < INFINITY)) odd[v][y] = NAN;
-    if (J->sums && !(S->low[v][y] > -INFINITY)) odd[v][y] = NAN;
-    if (J->sums) write_sums(J, B, n, r);
-  }
-  for (int64_t x = 0; x < J->dv; x++)
-    for (int v = 0; v < NV; v++) odd[v] += at_(B->ot, x, v) * 0;
-  for (int64_t r = 0; r < B->n; r++) found += odd[r / VL][r % VL] != 0;
-  for (int64_t r0 = 0; r0 < B->n; r0 += 8)
-    for (int64_t x = 0; x < J->dv; x++)
-      for (int64_t r = r0; r < r0 + 8 && r < B->n; r++)
-        out[r * J->dv + x] = B->ot[x * ROWS + r] * inverse[r];
-  return found;
-}
-
-static int64_t bytes_of(int64_t d, int64_t dv) {
-  int64_t nb = together(ROWS, d, dv);
-  return LINE + nb * ((int64_t)sizeof(Block) + LINE + (d + dv) * ROWS * 4) +
-         2 * (GRAIN + MR) * ROWS * 4 + MR * d * 4 + LINE + (GRAIN + MR) * 8;
-}
-
-INLINE void *carve(char **from, int64_t bytes) {
-  void *found = *from;
-  *from += (bytes + LINE - 1) / LINE * LINE;
-  return found;
-}
-
-/* Some blocks of one head, rows i0:i1, walk over the keys together. */
-static int64_t walk(const Job *J, Block *blocks, Shared *T, int64_t n, int64_t i0, int64_t i1) {
-  const float *key = J->k + n / J->group * J->lk * J->d;
-  const float *value = J->v + n / J->group * J->lk * J->dv;
-  const int bent = bends(J);
-  int64_t count = 0, odd = 0;
-  for (int64_t i = i0; i < i1; i += ROWS)
-    open_block(J, blocks + count++, n, i, i1 - i < ROWS ? i1 - i : ROWS);
-  for (int64_t a = J->j0; a < J->j1; a += GRAIN) {
-    const int64_t z = J->j1 - a < GRAIN ? J->j1 : a + GRAIN;
-    const int state = state_at(J, a);
-    if (state == EMPTY) continue;
-    const int masked = state == MIXED || bent || (z - a) % MR;
-    const float *k = key + a * J->d, *val = value + a * J->dv;
-    for (Block *B = blocks; B < blocks + count; B++) {
-      if (masked) look(J, B, T, a, z);
-      if (J->bias) lay(J, B, T, a, z);
-      if (bent) granule_bent(J, B, T, k, val, a, z, masked);
-      else if (J->d == 64 && J->dv == 64) granule_64(J, B, T, k, val, a, z, masked);
-      else if (J->d == 128 && J->dv == 128) granule_128(J, B, T, k, val, a, z, masked);
-      else granule_any(J, B, T, k, val, a, z, masked);
-    }
-  }
-  for (Block *B = blocks; B < blocks + count; B++) odd += close_block(J, B, n);
-  return odd;
-}
-
-static int64_t run(const Job *J) {
-  const int64_t nb = together(ROWS, J->d, J->dv);
-  char *from = J->scratch + (LINE - (uintptr_t)J->scratch % LINE) % LINE;
-  Block *blocks = carve(&from, nb * (int64_t)sizeof(Block));
-  Shared T = {.cap = (float)J->cap, .per_cap = J->cap > 0 ? (float)(1 / J->cap) : 0};
-  T.p = carve(&from, (GRAIN + MR) * ROWS * 4);
-  T.bias = carve(&from, (GRAIN + MR) * ROWS * 4);
-  T.see = carve(&from, (GRAIN + MR) * 8);
-  T.tail = carve(&from, MR * J->d * 4);
-  if (!J->bias) T.bias = NULL;
-  for (int64_t x = 0; x < nb; x++) {
-    blocks[x].qt = carve(&from, J->d * ROWS * 4);
-    blocks[x].ot = carve(&from, J->dv * ROWS * 4);
-  }
-  int64_t odd = 0;
-  for (int64_t n = J->n0; n < J->n1; n++)
-    for (int64_t i = J->i0; i < J->i1; i += nb * ROWS)
-      odd += walk(J, blocks, &T, n, i, J->i1 - i < nb * ROWS ? J->i1 : i + nb * ROWS);
-  return odd;
-}
-
-#define NAME_(x) #x
-#define NAME(x) NAME_(x)
-static const Build OWN(build) = {NAME(BUILD), run, bytes_of, ROWS};
-#undef NAME
-#undef NAME_
-#undef WIDE
-#undef FLUSH
-#undef ROWS
-#undef NV
-#undef MR
-#undef VL
-#undef BUILD
-#endif
+#include "build.h"
