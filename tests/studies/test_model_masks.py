@@ -180,3 +180,23 @@ def test_no_tensor_is_as_large_as_a_mask(key: str, monkeypatch: pytest.MonkeyPat
         model(**given)
     assert masks and all("padding(1748, left)" in one for one in masks)
     assert largest.elements <= asked.STEP * length < length**2 / 2
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, while it compiles
+def test_a_compiled_model_is_captured_as_it_is() -> None:
+    model = families.build("mistral")
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :3] = 0
+    given = {"input_ids": torch.arange(4, 22).reshape(2, 9), "attention_mask": mask}
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        with attncli.capture(model) as want:
+            model(**given)
+        with attncli.capture(compiled) as seen:
+            compiled(**given)
+    torch.compiler.reset()
+    assert [layer.mask for layer in seen.layers] == ["causal & window(3) & padding(9, 6, left)"] * 2
+    for ours, other in zip(seen.layers, want.layers, strict=True):
+        assert ours.module == other.module
+        for name, values in ours.statistics["entropy"].items():  # type: ignore[union-attr]
+            np.testing.assert_allclose(values, other.statistics["entropy"][name], rtol=1e-5)

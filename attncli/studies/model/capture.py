@@ -181,6 +181,7 @@ def capture(
     transformers for its attention, one that is captured already, for calls that cannot be computed
     here, and where a model ran and no attention was seen.
     """
+    model = getattr(model, "_orig_mod", model)  # torch.compile's
     parts = _parts(model)
     modules = {module: name or "model" for name, module in model.named_modules()}
     if any(module in LISTENERS for module in modules):
