@@ -7,8 +7,8 @@
     backward(problem, grad_output, attended, want, how)      -> Gradients
 
 A new engine is a module with these functions and a row; one that can compute everything needs
-neither ``unfit``. It knows problems, masks and rows; not files, statistics or other engines. Nothing here
-loads NumPy: the command line reads the table.
+neither ``unfit``. It knows problems, masks and rows; not files, statistics or other engines.
+Nothing here loads NumPy: the command line reads the table.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def test_a_compiled_model_is_captured_as_it_is() -> None:
             compiled(**given)
     torch.compiler.reset()
     assert [layer.mask for layer in seen.layers] == ["causal & window(3) & padding(9, 6, left)"] * 2
-    for ours, wanted in zip(seen.layers, want.layers, strict=True):
-        assert ours.module == wanted.module
+    for ours, other in zip(seen.layers, want.layers, strict=True):
+        assert ours.module == other.module
         for name, values in ours.statistics["entropy"].items():  # type: ignore[union-attr]
-            np.testing.assert_allclose(values, wanted.statistics["entropy"][name], rtol=1e-5)
+            np.testing.assert_allclose(values, other.statistics["entropy"][name], rtol=1e-5)
