@@ -41,7 +41,7 @@ def test_a_module_and_a_row_are_an_engine() -> None:
         attncli.attend(np.ones((2, 3)), backend="zero", device="cuda")
     with pytest.raises(Unavailable, match="'zero' has no gradients"):
         attncli.attend(np.ones((2, 3)), backend="zero", want=("gradients",))
-    with pytest.raises(InputError, match=r"'ze'(.|\n)*reference, numpy, torch, zero"):
+    with pytest.raises(InputError, match=r"'ze'(.|\n)*reference, numpy, fused, torch, zero"):
         attncli.attend(np.ones((2, 3)), backend="ze")
 
 

@@ -358,7 +358,7 @@ def test_buffers_that_do_not_fit_are_refused(back: bool) -> None:
     for at, wrong in ((4, np.ones((1, 2), bool)), (6, np.ones((1, 1)))):
         with pytest.raises(ValueError, match="is no plane of 1 rows and 1 keys"):
             run(name, rest(at, wrong), one, part, 1.0, 0.0)
-    with pytest.raises(ValueError, match="expected 1. buffers"):
+    with pytest.raises(ValueError, match=r"expected 1. buffers"):
         run(name, tuple(buffers[1:]), one, part, 1.0, 0.0)
     for wrong in ((0, 2, 0, 1, 0, 1), (0, 1, 0, 2, 0, 1), (0, 1, 0, 1, 0, 2), (0, 1, 0, 1, -1, 1)):
         with pytest.raises(ValueError, match="are not there"):
