@@ -1,6 +1,6 @@
 """P11: NDJSON of small problems, against a Python loop over torch that says the same of each.
 
-    python -m tests.benchmarks.p11 [--quick] [--json FILE]
+    python -m tests.benchmarks.p11 [CELL …] [--quick] [--json FILE]
 
 The loop reads the same lines with ``json``, calls torch's SDPA in float64, computes the weights and
 every statistic of compute's answer (all row statistics stacked, and summed up in one go), and
@@ -171,8 +171,8 @@ def agree(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def measured(rounds: int, count: int) -> Iterator[Line]:
-    """Time each cell: both in turn, again and again."""
+def measured(cells: list[str], rounds: int, count: int) -> Iterator[Line]:
+    """Time each of the cells: both in turn, again and again."""
     with tempfile.TemporaryDirectory() as folder:
         loop = Path(folder, "loop.py")
         loop.write_text(LOOP)
@@ -182,7 +182,8 @@ def measured(rounds: int, count: int) -> Iterator[Line]:
                      "--threads", "1"],
             "loop": [sys.executable, str(loop), ""],
         }  # fmt: skip
-        for cell, shapes in CELLS.items():
+        for cell in cells:
+            shapes = CELLS[cell]
             some = count if shapes[0][1] < 32 else count // 8
             text = lines(shapes, some)
             many.write_text(text)
@@ -209,12 +210,17 @@ def measured(rounds: int, count: int) -> Iterator[Line]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.p11")
+    parser.add_argument("cells", nargs="*", help=f"any of {', '.join(CELLS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="one round of fewer lines")
     parser.add_argument("--json", help="write the numbers there, too")
     options = parser.parse_args()
+    unknown = set(options.cells) - CELLS.keys()
+    if unknown:
+        parser.error(f"no such cell: {', '.join(sorted(unknown))}")
     found = []
     print(f"{'problems a second of CPU time':<32}{'ours':>8}{'loop':>8}{'ratio':>8}")
-    for line in measured(*((1, 1000) if options.quick else (7, 2000))):
+    size = (1, 1000) if options.quick else (7, 2000)
+    for line in measured(options.cells or [*CELLS], *size):
         found.append(line)
         mark = "ok" if line.met else "MISS"
         print(
