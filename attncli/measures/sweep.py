@@ -22,7 +22,7 @@ from attncli.resources import Job, Progress, processors, run_jobs
 Array = np.ndarray[Any, np.dtype[Any]]
 Words = tuple[Array, Array]
 
-TILE_ROWS, TILE_KEYS = 256, 1024
+TILE_ROWS, TILE_KEYS = 256, 512
 UNDERFLOW = 2.0**-24  # the smallest positive float16; half of it rounds to 0
 NEAR = 4  # positions to each side that are near by
 LOG2E = math.log2(math.e)
@@ -237,6 +237,7 @@ class _Walk:
         self.plain = p.softcap is None and not p.mask.has_bias
         self.received, self.tiny, self.cells = np.zeros(p.keys), 0, 0
         self.diagonals = np.zeros(0 if self.offset is None else i1 - i0 + p.keys - 1)
+        self.skewed: dict[tuple[int, ...], Array] = {}
         self.words = words if words and self.offset is not None else None
 
     def run(self, found: Sweep) -> None:
@@ -281,7 +282,9 @@ class _Walk:
             if bias is not None:
                 e += bias
             e = (e - rows.lse[:, None]) * LOG2E
-        np.minimum(np.exp2(e, out=e), 1, out=e)  # huge scores round past their own lse
+        np.exp2(e, out=e)
+        if not e.max() <= 1:  # huge scores round past their own lse
+            np.minimum(e, 1, out=e)
         visible, keep = len(e) * (j1 - j0), None
         if state == MIXED:
             keep = p.mask.keep(self.b, self.h, rows.i0, rows.i1, j0, j1)
@@ -300,23 +303,26 @@ class _Walk:
         self._along(rows, e, j0)
         if self.words:
             self._repeats(rows, e, j0, keep)
-        i = np.arange(rows.i0, rows.i1) + self.offset
-        if j1 - 1 <= i[0] or j0 >= i[-1]:  # all keys lie on one side
-            j = np.arange(j1 - j0, dtype=p.dtype)  # relative, so that float32 holds it
-            sums = e @ np.stack([np.ones_like(j), j], 1)  # (R, 2)
-            side = (i - j0) * sums[:, 0].astype(np.float64) - sums[:, 1]
-            rows.distance += side if j1 - 1 <= i[0] else -side
-        else:
-            away = np.abs(i[:, None] - np.arange(j0, j1))
-            rows.distance += np.vecdot(e, away.astype(p.dtype))
+        i = np.arange(rows.i0, rows.i1) + self.offset - j0
+        wide = e.shape[1]
+        low, high = min(max(int(i[0]), 0), wide), min(max(int(i[-1]) + 1, 0), wide)
+        if low:
+            rows.distance += _away(e[:, :low], i - low + 1, -1)
+        if high < wide:
+            rows.distance += _away(e[:, high:], high - i, 1)
+        if low < high:  # keys on both sides
+            away = np.abs(i[:, None] - np.arange(low, high))
+            rows.distance += np.vecdot(e[:, low:high], away.astype(p.dtype))
 
     def _along(self, rows: _Rows, e: Array, j0: int) -> None:
         """Add what lies on each diagonal of a tile ``(R, C)``."""
         high, wide = e.shape
-        skewed = np.zeros((high, high + wide + 1), e.dtype)
+        skewed = self.skewed.get(e.shape)
+        if skewed is None:  # what is 0 stays so
+            skewed = self.skewed[e.shape] = np.zeros((high, high + wide + 1), e.dtype)
         flat = skewed.reshape(-1)[: high * (high + wide)].reshape(high, -1)  # a cell less a row
         flat[:, high:] = e  # (i, j) of it is (i, R + j − i) of the skewed one
-        sums = skewed.sum(0)[1 : high + wide]  # from j − i = 1 − R on
+        sums = (np.ones(high, e.dtype) @ skewed)[1 : high + wide]  # from j − i = 1 − R on
         start = j0 + self.i1 - rows.i1
         self.diagonals[start : start + len(sums)] += sums
 
@@ -347,6 +353,16 @@ class _Walk:
                 )
         near[~self.chosen[self.i0 : self.i1]] = np.nan
         return near
+
+
+def _away(e: Array, nearest: Array, step: int) -> Array:
+    """Return Σ_j p_ij |i − j| of keys on one side of all rows, ``(R, C)``.
+
+    ``nearest`` ``(R,)``: how far the nearest of them is, the first for step 1, the last for −1.
+    """
+    farther = np.arange(e.shape[1], dtype=e.dtype)[::step]
+    sums = e @ np.stack([np.ones_like(farther), farther], 1)  # (R, 2)
+    return np.asarray(nearest * sums[:, 0].astype(np.float64) + sums[:, 1])
 
 
 class _Rows:
