@@ -247,3 +247,30 @@ def test_files_that_differ_by_suffix_have_names_of_their_own(door: Door, folder:
         one["layer"] for one in door("inspect", "a.json", "a.safetensors", "--json").data["heads"]
     ]
     assert len({*names}) == 6 and not any("call" in name for name in names)
+
+
+@pytest.mark.parametrize(("kind", "ahead"), [("splinter", True), ("paligemma", False)])
+def test_no_mask_is_what_eager_attention_means_by_it(
+    door: Door, tmp_path: Path, kind: str, ahead: bool
+) -> None:
+    """Splinter sees both ways and has no is_causal; PaliGemma's is False, and its mask causal."""
+    from tests.support import zoo
+
+    zoo.build(kind).save_pretrained(tmp_path / kind)
+    np.save(tmp_path / "ids.npy", ids := np.array([[5, 6, 7, 8, 9, 5, 6]]))
+    ran = door("inspect", kind, "--ids", "ids.npy", "--json")
+    assert ran.code == 0, ran.err
+    model = transformers.AutoModel.from_pretrained(
+        tmp_path / kind, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        weights = model(input_ids=torch.tensor(ids), output_attentions=True).attentions
+    assert any(one.triu(1).any() for one in weights) == ahead
+    layers = sorted({one["layer_index"] for one in ran.data["heads"]})  # others see images
+    for one in ran.data["heads"]:
+        p = weights[layers.index(one["layer_index"])][0, one["head"]].double().numpy()
+        entropy = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+        entropy = entropy if ahead else entropy[1:]  # its first row has no choice
+        told = one["statistics"]["entropy"]
+        assert told["max"] == pytest.approx(entropy.max(), rel=1e-4)
+        assert told["mean"] == pytest.approx(entropy.mean(), rel=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,12 +141,15 @@ def test_whatever_else_is_done_with_a_mask_is_done_with_the_dense_one() -> None:
     assert mask.detach() is mask and mask.made is None
 
 
-def test_no_mask_is_asked_for_where_attention_is_causal_by_itself() -> None:
+def test_a_mask_that_is_clear_is_known_unread() -> None:
     ones = torch.ones(2, 11, dtype=torch.bool)
-    assert asked.asked_mask(**ask(allow_is_causal_skip=True, attention_mask=ones)) is None
-    assert asked.asked_mask(**ask(allow_is_causal_skip=True, attention_mask=PADDED)) is not None
-    assert asked.asked_mask(**ask(allow_is_causal_skip=True, local_size=12)) is None
-    assert asked.asked_mask(**ask(allow_is_causal_skip=True, local_size=11)) is not None
+    causal = partial(ask, allow_is_causal_skip=True)
+    assert asked.asked_mask(**causal(attention_mask=ones)).known == ("causal",)
+    assert asked.asked_mask(**causal(attention_mask=PADDED)).known is None
+    assert asked.asked_mask(**causal(local_size=12)).known == ("causal",)
+    assert asked.asked_mask(**causal(local_size=11)).known is None
+    both = ask(allow_is_causal_skip=False, allow_is_bidirectional_skip=True)
+    assert asked.asked_mask(**both, attention_mask=ones).known == ()
 
 
 class Largest(TorchDispatchMode):  # type: ignore[misc]

@@ -39,6 +39,7 @@ class Asked(torch.Tensor):
 
     asked: Mapping[str, Any]
     read: dict[Any, list[Masker]]  # what it was found to be, by whoever wants to remember
+    known: tuple[str, ...] | None = None  # the expressions that it is, where that is clear
     made: Any = None
 
     @classmethod
@@ -86,21 +87,21 @@ def _made(asked: Mapping[str, Any]) -> Any:
 def asked_mask(**asked: Any) -> Any:
     """Return the mask that a model asks for: what ``sdpa_mask`` takes, ``(B, 1, Lq, Lk)``.
 
-    None where attention is causal, or sees everything, by itself.
+    Never None, as in eager attention: who then calls without a mask means none.
     """
     if torch.compiler.is_compiling():
-        return sdpa_mask(**asked)
+        return _made(asked)
     queries, keys = asked["q_length"], asked["kv_length"]
     real, local = asked.get("attention_mask"), asked.get("local_size")
-    skip = asked.get("allow_is_causal_skip", True) or asked.get("allow_is_bidirectional_skip")
+    causal, free = asked.get("allow_is_causal_skip", True), asked.get("allow_is_bidirectional_skip")
     whole = queries == keys and not int(asked.get("q_offset", 0))
     near = local is not None and keys >= local
-    if skip and whole and not near and (real is None or bool(real.all())):
-        return None
     device = asked.get("device", "cpu")
     one = torch.ones((), dtype=torch.bool, device=device)
     mask = torch.Tensor._make_subclass(Asked, one.expand(asked["batch_size"], 1, queries, keys))
     mask.asked, mask.read = asked, {}
+    if (causal or free) and whole and not near and (real is None or bool(real.all())):
+        mask.known = ("causal",) if causal else ()
     return mask
 
 

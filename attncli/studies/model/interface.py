@@ -1,9 +1,10 @@
 """What transformers calls in place of its own attention: a call becomes a Problem.
 
 A model whose implementation is NAME calls ``forward`` wherever its code uses AttentionInterface;
-the module that calls says who listens (``LISTENERS``). Meant as in ``sdpa_attention_forward`` of
-transformers 5: a bool mask keeps, a float one is added, ``is_causal`` counts where there is no
-mask.
+the module that calls says who listens (``LISTENERS``). Meant as in eager attention of transformers
+5, which is causal by its mask alone: a bool mask keeps, a float one is added. ``is_causal`` counts
+where a call says it and gives no mask; that a module has it says nothing (Splinter has it not and
+sees both ways).
 """
 
 from __future__ import annotations
@@ -172,6 +173,8 @@ def _read(mask: Any, extent: Extent, place: Place, window: int | None) -> list[M
     made.
     """
     real = place.real_keys
+    if getattr(mask, "known", None) is not None:
+        return [masker(words) for words in mask.known]
     if hasattr(mask, "asked"):
         local = mask.asked.get("local_size")
         known = window if local is None else local, None if real is None else real.tobytes()
@@ -297,9 +300,8 @@ def forward(
             f"{place.name} drops {100 * dropout:g} % of its weights at random",
             "what is seen would not be what the model does: model.eval()",
         )
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     problem = problem_of(
-        query, key, value, attention_mask, causal=bool(causal), place=place, scaling=scaling,
+        query, key, value, attention_mask, causal=bool(is_causal), place=place, scaling=scaling,
         softcap=softcap, sink=s_aux if sinks is None else sinks, position_bias=position_bias,
         sliding_window=sliding_window,
     )  # fmt: skip
