@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attncli.attention.predicates import FULL, MIXED
+from attncli.attention.patterns import Band
+from attncli.attention.predicates import FULL, MIXED, Predicate
 from attncli.attention.problem import Problem
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -37,6 +38,7 @@ class Planner:
 
     def __init__(self, problem: Problem, threads: int) -> None:
         self.problem, self.varies = problem, problem.mask.varies
+        self.band = one_band(problem.mask.predicate)
         self.plan = lru_cache(2 * threads + 2)(self._plan)
 
     def of(self, n: int, i0: int, i1: int) -> Plan:
@@ -46,10 +48,13 @@ class Planner:
 
     def rows(self, block: int) -> int:
         """Return how many rows a plan is worth being made for, a multiple of ``block``."""
-        p = self.problem
+        p, step = self.problem, BLOCKS * block
         if p.mask.trivial:
-            return BLOCKS * block
-        return max(1, min(4 * BLOCKS * block, MASK_CELLS // max(p.keys, 1)) // block) * block
+            return step
+        starts = {0, p.queries // 2, max(p.queries - 4 * step, 0)}
+        spans = [p.mask.spans(0, 0, i, min(i + 4 * step, p.queries)) for i in starts]
+        width = max(one[-1][1] - one[0][0] if one else 0 for one in spans)
+        return max(1, min(4 * step, MASK_CELLS // max(width, 1)) // block) * block
 
     def _plan(self, b: int, h: int, i0: int, i1: int) -> Plan:
         p, mask = self.problem, self.problem.mask
@@ -62,6 +67,8 @@ class Planner:
         bias = None
         if mask.has_bias:
             bias = np.asarray(mask.bias(b, h, i0, i1, j0, j1)).astype(p.dtype)
+        if self.band:  # a view, and the kernel sees for itself where it is full
+            return Plan(j0, j1, self.band.block(b, h, i0, i1, j0, j1), None, bias)
         if (i1 - i0) * (j1 - j0) <= ASK_CELLS:
             return Plan(j0, j1, mask.keep(b, h, i0, i1, j0, j1), None, bias)
         edges = np.append(np.arange(j0, j1, GRAIN), j1)
@@ -73,6 +80,15 @@ class Planner:
         for a, z in edges[ends].reshape(-1, 2).tolist():
             keep[:, a - j0 : z - j0] = mask.keep(b, h, i0, i1, a, z)
         return Plan(j0, j1, keep, np.ascontiguousarray(states, np.int8), bias)
+
+
+def one_band(predicate: Predicate) -> Band | None:
+    """Return the band that a predicate is, where all that it joins are bands of one corner."""
+    found = [part.band() for part in predicate.conjuncts()]
+    bands = [band for band in found if band is not None]
+    if len(bands) < len(found) or any(band.offset != bands[0].offset for band in bands):
+        return None
+    return Band(max(b.low for b in bands), min(b.high for b in bands), bands[0].offset)
 
 
 class Scratch(threading.local):
