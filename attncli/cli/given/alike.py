@@ -97,7 +97,7 @@ def _likeness(line: Bundle) -> Hashable:
     except AttnError:
         return None
     said = [(name, repr(value)) for name, value in line.options.items() if name not in CALLED]
-    return (*tensors, *said)
+    return (line.kind, line.notes, *tensors, *said)
 
 
 def _tensors(line: Bundle, given: Inputs) -> Mapping[str, str] | None:
