@@ -55,7 +55,8 @@ def test_the_first_lines_say_what_was_recognised_and_assumed(door: Door, llama: 
         "Llama self-attention, model.layers.1.self_attn (8 heads × 16, 2 for keys and values, from "
         "config.json) 20,480 parameters "
     )
-    assert "scale 0.25 = 1/√16 · RoPE half, θ 10000 · mask causal · numpy float32" in text
+    assert "scale 0.25 = 1/√16 · RoPE half, θ 10000 · mask causal · " in text
+    assert re.search("mask causal · (fused|numpy) float32 ", text)
     for words in ("looks at", "norm share", "most alike", "How alike heads are", "Projected"):
         assert words in ran.out
     assert max(map(len, ran.out.splitlines())) <= 80
@@ -186,12 +187,12 @@ def test_overrides_are_those_of_the_function(door: Door, llama: Path, tmp_path: 
         ran = door("multihead", "x.npy", "-w", llama, "--layer", 0, "--json", *flags, "--include",
                    "output")  # fmt: skip
         made = studie_layer.multihead(x, str(llama), layer=0, **arguments)
-        np.testing.assert_allclose(array(ran, "output"), made.output, atol=1e-6, err_msg=str(flags))
+        np.testing.assert_allclose(array(ran, "output"), made.output, atol=1e-5, err_msg=str(flags))
         same = {"positions", "dtype", "backend", "arch"} & {*arguments}
         assert same or np.abs(made.output - base).max() > 1e-3, flags
     swapped = door("multihead", "x_first.npy", "--seq-first", "-w", llama, "--layer", 0, "--json",
                    "--include", "output")  # fmt: skip
-    np.testing.assert_allclose(array(swapped, "output").swapaxes(0, 1), base, atol=1e-6)
+    np.testing.assert_allclose(array(swapped, "output").swapaxes(0, 1), base, atol=1e-5)
 
 
 def test_torch_s_engine_through_the_door(door: Door, llama: Path) -> None:
@@ -345,4 +346,4 @@ def test_a_config_that_contradicts_the_weights_loses(
     assert "config.json says num_key_value_heads 4, the weights 2" in " ".join(ran.data["notes"])
     assert "the weights won" in " ".join(ran.data["notes"])
     right = studie_layer.multihead(np.load(tmp_path / "x.npy"), str(llama), layer=0)
-    np.testing.assert_allclose(array(ran, "output"), right.output, atol=1e-6)
+    np.testing.assert_allclose(array(ran, "output"), right.output, atol=1e-5)

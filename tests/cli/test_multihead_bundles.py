@@ -99,7 +99,8 @@ def test_files_hold_what_was_asked_for(door: Door, llama: Path, tmp_path: Path) 
                "--include", names)  # fmt: skip
     assert ran.code == 0 and "wrote all.safetensors" in ran.err
     found = load_file(tmp_path / "all.safetensors")
-    made = studie_layer.multihead(np.load(tmp_path / "x.npy"), str(llama), layer=0)
+    x, want = np.load(tmp_path / "x.npy"), ("output", "weights")
+    made = studie_layer.multihead(x, str(llama), layer=0, want=want)
     for name in ("output", "heads", "concat", "query", "key", "value"):
         np.testing.assert_array_equal(found[name], getattr(made, name), err_msg=name)
     assert found["weights"].shape == (2, 8, 20, 20) and found["lse"].shape == (2, 8, 20)
