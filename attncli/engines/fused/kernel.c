@@ -295,7 +295,8 @@ PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
 #if defined(__x86_64__) && defined(__clang__)
 #define BUILD avx512
 #define VL 16
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), apply_to = function)
+#pragma clang attribute push( \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,fma"))), apply_to = function)
 #include "build.h"
 #pragma clang attribute pop
 #define BUILD avx2

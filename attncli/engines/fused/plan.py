@@ -15,7 +15,7 @@ from attncli.attention.problem import Problem
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GRAIN = 128  # keys of a granule, as in kernel.c
-BLOCKS = 4  # of rows that a job takes, and four times as many where a mask must be planned
+BLOCKS = 4  # of rows that a job takes, twice as many where a mask must be planned
 MASK_CELLS = 1 << 22  # most cells of a mask that a job holds
 ASK_CELLS = 1 << 18  # below, to ask for all cells costs less than to ask which granules are mixed
 
@@ -51,10 +51,10 @@ class Planner:
         p, step = self.problem, BLOCKS * block
         if p.mask.trivial:
             return step
-        starts = {0, p.queries // 2, max(p.queries - 4 * step, 0)}
-        spans = [p.mask.spans(0, 0, i, min(i + 4 * step, p.queries)) for i in starts]
+        starts = {0, p.queries // 2, max(p.queries - 2 * step, 0)}
+        spans = [p.mask.spans(0, 0, i, min(i + 2 * step, p.queries)) for i in starts]
         width = max(one[-1][1] - one[0][0] if one else 0 for one in spans)
-        return max(1, min(4 * step, MASK_CELLS // max(width, 1)) // block) * block
+        return max(1, min(2 * step, MASK_CELLS // max(width, 1)) // block) * block
 
     def _plan(self, b: int, h: int, i0: int, i1: int) -> Plan:
         p, mask = self.problem, self.problem.mask
