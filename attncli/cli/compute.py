@@ -222,7 +222,7 @@ def lines(
 
     def answer(one: "files.Bundle") -> "Report":
         found = ahead.answer(one)
-        return _report(*found, page, machine=True) if found else alone(one)
+        return _report(*found, asked, page, machine=True) if found else alone(one)
 
     if asked.time:
         output.stream_answers(records, alone)
@@ -347,27 +347,37 @@ def _answer(
     progress: Callable[[float], None] | None = None,
 ) -> "tuple[Report, Labels]":
     """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
-    from attncli.cli.given.expected import checked, name_of
     from attncli.studies import attend
 
     asking = _ask(given, asked, page, drawn, machine=machine)
-    problem, expected, upstream = asking.problem, asking.given.expected, asking.upstream
+    upstream = asking.upstream
     result = attend.solve(
-        problem, backend=asked.backend, device=asked.device, threads=asked.threads,
+        asking.problem, backend=asked.backend, device=asked.device, threads=asked.threads,
         want=asking.want, grad_output="ones" if upstream is None else upstream, progress=progress,
     )  # fmt: skip
-    judged = checked(problem, expected, asked, upstream, explain=explain)
     report = _report(
-        asking, result, page, machine=machine, judged=judged, name=name_of(judged, expected),
-        progress=progress,
-    )  # fmt: skip
+        asking, result, asked, page, machine=machine, explain=explain, progress=progress
+    )
     return report, asking.labels
 
 
-def _report(asking: Asking[Any], result: "Result", page: output.Page, **more: Any) -> "Report":
-    """Return the report on a result; ``more`` are further arguments of ``compute_report``."""
+def _report(
+    asking: Asking[Any],
+    result: "Result",
+    asked: Answered,
+    page: output.Page,
+    *,
+    machine: bool,
+    explain: bool = True,
+    progress: Callable[[float], None] | None = None,
+) -> "Report":
+    """Return the report on a result, judged where somebody else's was given."""
+    from attncli.cli.given.expected import checked, name_of
     from attncli.reports.compute import compute_report
 
+    expected = asking.given.expected
+    judged = checked(asking.problem, expected, asked, asking.upstream, explain=explain)
     return compute_report(
-        result, asking.labels, asking.part, page.names, notes=asking.given.notes, **more
-    )
+        result, asking.labels, asking.part, page.names, notes=asking.given.notes,
+        progress=progress, machine=machine, judged=judged, name=name_of(judged, expected),
+    )  # fmt: skip
