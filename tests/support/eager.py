@@ -225,9 +225,9 @@ def truth(
         found |= more[1]
         over |= dict.fromkeys(more[0], choice)
     if self_attention and ids is not None:
-        again, told = _of_repeats(p, see, ids)
+        told, shown = _of_repeats(p, see, ids)
         rows |= told
-        over |= dict.fromkeys(told, choice & again)
+        over |= {name: choice & some for name, some in shown.items()}
     return Truth(rows, found, over)
 
 
@@ -299,19 +299,22 @@ def _of_places(p: Array, choice: Array) -> tuple[dict[str, Array], dict[str, Arr
     }  # fmt: skip
 
 
-def _of_repeats(p: Array, see: Array, ids: Array) -> tuple[Array, dict[str, Array]]:
-    """Which rows see an earlier occurrence of their token, and what goes where in them."""
+def _of_repeats(p: Array, see: Array, ids: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What goes where in rows whose token occurs again, and in which rows that can show."""
     length = p.shape[-1]
     earlier = np.arange(length)[None, :] < np.arange(length)[:, None]
+    others = ~np.eye(length, dtype=bool)
     same = (ids[:, :, None] == ids[:, None, :])[:, None]  # (B, 1, L, L)
     after = np.zeros_like(same)
-    after[..., 1:] = same[..., :-1]  # keys whose predecessor is the row's token
-    previous = np.eye(length, k=-1)
-    return (same & earlier & see).any(-1), {
-        "induction_mass": (p * (after & earlier)).sum(-1),
-        "duplicate_mass": (p * (same & earlier)).sum(-1),
-        "repeat_previous_mass": (p * previous).sum(-1),
+    after[..., 1:] = same[..., :-1]
+    after &= earlier  # earlier keys behind a place of the row's token
+    repeated = (same & others & see).any(-1)
+    told = {
+        "induction_mass": (p * after).sum(-1),
+        "duplicate_mass": (p * (same & others)).sum(-1),
+        "repeat_previous_mass": (p * np.eye(length, k=-1)).sum(-1),
     }
+    return told, dict.fromkeys(told, repeated) | {"induction_mass": (after & see).any(-1)}
 
 
 QUANTILES = {"mean": np.nanmean, "min": np.nanmin, "max": np.nanmax} | {
