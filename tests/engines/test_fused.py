@@ -319,6 +319,13 @@ def test_without_its_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -
         attncli.attend(np.ones((3, 2), np.float32), backend="fused")
 
 
+def test_a_compiled_part_of_another_version_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "INTERFACE", -1)
+    with pytest.raises(Unavailable, match="compiled for another attncli: install attncli again"):
+        attncli.attend(np.ones((3, 2), np.float32), backend="fused")
+    assert attncli.attend(np.ones((3, 2), np.float32)).engine.backend == "numpy"
+
+
 def test_progress_is_told_and_an_interrupt_ends_all_threads() -> None:
     told: list[float] = []
     p = pose(*tensors((1, 64, 64, 600, 600, 8, 8)))

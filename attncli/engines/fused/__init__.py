@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "ATTNCLI_FUSED"
 OFF = "off"
+INTERFACE = 1  # of kernel.c: an editable install may hold an older build
 
 
 def missing() -> str | None:
@@ -40,6 +41,8 @@ def missing() -> str | None:
         if not isinstance(error, ModuleNotFoundError):
             return f"its compiled part does not load ({error}): install attncli again"
         return "it was not compiled: install attncli again where gcc or clang is"
+    if getattr(_kernel, "interface", 0) != INTERFACE:  # older ones had none
+        return "it was compiled for another attncli: install attncli again"
     if asked and asked not in (builds := _kernel.builds()):
         raise Unavailable(
             f"{VARIABLE} is '{asked}', which does not run here",

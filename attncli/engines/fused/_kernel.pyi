@@ -1,5 +1,7 @@
 from typing import Any
 
+interface: int
+
 def builds() -> dict[str, int]: ...
 def scratch(build: str, d: int, dv: int, /) -> tuple[int, int]: ...
 def attend(

@@ -26,6 +26,7 @@
 #include <immintrin.h>
 #endif
 
+#define INTERFACE 1 /* another one when the arguments change: Python asks, see __init__.py */
 #define GRAIN 128 /* keys of a granule: what a mask is asked about, what is summed in float32 */
 #define LINE 64   /* bytes of the widest vector */
 #define FAR 40.0  /* e³ of a key so many powers of 2 below the first nears the end of float32 */
@@ -283,7 +284,11 @@ static PyMethodDef methods[] = {
      "Write the rows' grad_query and Σ dS², add what they give to grad_key and grad_value."},
     {NULL, NULL, 0, NULL}};
 
-static PyModuleDef_Slot slots[] = {{0, NULL}};
+static int execute(PyObject *module) {
+  return PyModule_AddIntConstant(module, "interface", INTERFACE);
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
 static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, slots,
                                  NULL, NULL, NULL};
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModuleDef_Init(&definition); }
