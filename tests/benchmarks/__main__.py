@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_info, threadpool_limits  # noqa: E402
 from attncli.engines import AUTO, missing  # noqa: E402
 from attncli.engines import fused as fused_engine  # noqa: E402
 from tests.benchmarks.commands import p7, p8, p10, p12  # noqa: E402
-from tests.benchmarks.dense import p1, p2, p3  # noqa: E402
+from tests.benchmarks.dense import PEERS, p1, p2, p3  # noqa: E402
 from tests.benchmarks.gpu import p9  # noqa: E402
 from tests.benchmarks.gradients import p6  # noqa: E402
 from tests.benchmarks.lines import p11  # noqa: E402
@@ -45,7 +45,7 @@ RESULTS = Path(__file__).with_name("results.json")
 PARTS = {
     part.__name__.upper(): part for part in (p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, p12)
 }
-BESIDE = ("numpy", "torch", "onnxruntime")
+BESIDE = ("numpy", *PEERS)
 
 
 def surroundings() -> dict[str, Any]:
@@ -55,7 +55,7 @@ def surroundings() -> dict[str, Any]:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
-            continue
+            print(f"not installed, left out: {name}", file=sys.stderr)
     engine = next(name for name in AUTO if not missing(name))
     auto = f"fused ({fused_engine.build()[0]})" if engine == "fused" else engine
     blas = [info for info in threadpool_info() if info["user_api"] == "blas"]

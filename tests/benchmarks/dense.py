@@ -133,13 +133,18 @@ def fastest(times: Times) -> str:
     return min(found, key=lambda name: median(times[name]))
 
 
+def rivals() -> str:
+    found = [*peers()]
+    return found[0] if len(found) == 1 else f"the faster of {' and '.join(found)}"
+
+
 def rate(cell: Cell, seconds: float) -> str:
     return f"{cell.operations / seconds / 1e9:.0f} GFLOP/s"
 
 
 def p1(setting: Setting) -> Iterator[Line]:
     """Output only, against the faster of torch's SDPA and onnxruntime's Attention."""
-    against = f"the faster of {' and '.join(peers())}"
+    against = rivals()
     all_cells: dict[str, list[float]] = {engine: [] for engine in ENGINES}
     for cell in CELLS:
         times = measured(cell, setting)
@@ -191,5 +196,5 @@ def p3(setting: Setting) -> Iterator[Line]:
         for engine in ENGINES:
             figure, best = ratio(times, peer, f"{engine} statistics")
             yield Line("P3", f"with statistics, {engine}", str(cell),
-                       "the bare output of the faster of " + " and ".join(peers()), figure, best,
+                       f"the bare output of {rivals()}", figure, best,
                        1.0 if engine == "auto" else None, True, note=peer)  # fmt: skip

@@ -27,7 +27,7 @@ from tests.benchmarks.timing import (
     tensors,
 )
 
-BLOCK, SEEN = 64, 1 / 8  # of the random blocks: their size, and the share of them that is seen
+BLOCK, SEEN = 128, 1 / 8  # random blocks: the size (FlexAttention's), the share that is seen
 MEMORY = """
 import resource, sys
 import numpy as np
@@ -85,7 +85,7 @@ def p4(setting: Setting) -> Iterator[Line]:
         ("window(1024) & causal", long, masker("window(1024) & causal"),
          long * 1025 - 1024 * 1025 / 2, 1.2),
         ("documents of 1024", long, masker("blocks(1024)"), long * 1024, 1.2),
-        ("random blocks of 64", n, attention_masker(blocks, "keep", "attn_mask"),
+        (f"random blocks of {BLOCK}", n, attention_masker(blocks, "keep", "attn_mask"),
          float(blocks.sum()), 1.5),
         ("dilated(8)", n, masker("dilated(8)"), n * n / 8, 2.0),
     ]  # fmt: skip

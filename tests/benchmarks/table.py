@@ -23,7 +23,7 @@ def rows(lines: Sequence[Line]) -> list[str]:
     groups: dict[tuple[str, str, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line.part, line.what, line.against), []).append(line)
-    return [row(group) for group in groups.values()]
+    return [row(groups[key]) for key in sorted(groups, key=lambda key: int(key[0][1:]))]
 
 
 def row(group: Sequence[Line]) -> str:
