@@ -21,7 +21,7 @@ from typing import Any
 
 #: The first two slow NumPy down, and are read when it is loaded; an installed program has bytecode.
 UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE")
-if any(name in os.environ for name in UNSET):
+if __name__ == "__main__" and any(name in os.environ for name in UNSET):
     os.execve(
         sys.executable,
         [sys.executable, "-m", "tests.benchmarks", *sys.argv[1:]],

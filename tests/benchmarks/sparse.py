@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tests.benchmarks.timing import (
     Array,
     Line,
     Setting,
+    Unmeasured,
     attending,
     attncli,
     demand,
@@ -28,8 +30,9 @@ from tests.benchmarks.timing import (
 )
 
 BLOCK, SEEN = 128, 1 / 8  # random blocks: the size (FlexAttention's), the share that is seen
-MEMORY = """
-import resource, sys
+MEMORY = r"""
+import re, sys
+from pathlib import Path
 import numpy as np
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
@@ -39,28 +42,33 @@ want, threads = tuple(want.split(",")), int(threads)
 rng = np.random.default_rng(0)
 q, k, v = (rng.standard_normal((1, 1, int(length), 64), dtype=np.float32) for _ in range(3))
 
-def run(n):
-    problem = pose(q[:, :, :n], k[:, :, :n], v[:, :, :n], mask=masker(mask) if mask else ())
-    name = choose(backend, "auto", problem, ("output",))[0]
-    done = load(name).attend(problem, [w for w in want if w != "gradients"], How(threads))
-    kept = [done.output, done.lse, *(vars(done.rows).values() if done.rows else ())]
-    if "gradients" in want:
-        found = load_backward(name).backward(problem, v[:, :, :n], done, how=How(threads))
-        kept += [found.query, found.key, found.value]
-    return sum(array.nbytes for array in kept)
+def memory(name):  # getrusage begins with what the parent had when it forked
+    return int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
-run(256)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-kept = run(int(length))
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) / (2**20 if sys.platform == "darwin" else 2**10) - kept / 2**20)
+problem = pose(q, k, v, mask=masker(mask) if mask else ())
+name = choose(backend, "auto", problem, ("output",))[0]
+attend, backward = load(name).attend, load_backward(name).backward
+before = memory("VmRSS")
+done = attend(problem, [w for w in want if w != "gradients"], How(threads))
+kept = [done.output, done.lse]
+if done.rows:  # its others are zeros that nobody wrote, and take nothing
+    kept += [array for name, array in vars(done.rows).items() if name != "others"]
+if "gradients" in want:
+    found = backward(problem, v, done, how=How(threads))
+    kept += [found.query, found.key, found.value]
+print((memory("VmHWM") - before) / 2**10 - sum(array.nbytes for array in kept) / 2**20)
 """
 
 
 def extra_memory(
     backend: str, length: int, mask: str, want: tuple[str, ...], setting: Setting
 ) -> float:
-    """Return MiB beyond inputs and results, one head, in a process of its own."""
+    """Return MiB beyond inputs and results, one head, in a process of its own.
+
+    Raises Unmeasured where the system does not say.
+    """
+    if not Path("/proc/self/status").exists():
+        raise Unmeasured("peak memory is read from /proc/self/status, which is not here")
     words = [backend, str(length), mask, ",".join(want), str(setting.threads)]
     return float(ran([*attncli()[:1], "-c", MEMORY, *words]).out)
 

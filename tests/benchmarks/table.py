@@ -44,8 +44,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     lines = [Line(**line) for line in report["lines"]]
     clock = "CPU time of one thread" if report["cpu"] else f"time of {report['threads']} threads"
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    found = [f"Measured: {clock}{', fewer cells (--quick)' if report['quick'] else ''}; {versions};"
-             f" `auto` is {report['auto']}.", ""]  # fmt: skip
+    clock += ", shorter runs (--quick)" if report["quick"] else ""
+    found = [f"Measured: {clock}; {versions}; `auto` is {report['auto']}.", ""]
     found += [HEAD, "| --- | --- | --- | ---: | --- | --- | --- |", *rows(lines)]
     if report["unmeasured"]:
         found += [
