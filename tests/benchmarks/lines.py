@@ -1,34 +1,36 @@
 """P11: NDJSON of small problems, against a Python loop over torch that says the same of each.
 
-    python -m tests.benchmarks.p11 [CELL …] [--quick] [--json FILE]
-
 The loop reads the same lines with ``json``, calls torch's SDPA in float64, computes the weights and
 every statistic of compute's answer (all row statistics stacked, and summed up in one go), and
 writes the answer with ``json``. Both are processes of their own on one thread. What is compared is
 their CPU time a line, from a file of many lines less one of a single line: start-up (where
-``import torch`` takes the longer) counts for neither. Answers are checked first.
+``import torch`` takes the longer) counts for neither.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-TARGET = 3.0
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+from tests.benchmarks.timing import (
+    ONE_THREAD,
+    Line,
+    Setting,
+    Unmeasured,
+    attncli,
+    demand,
+    ran,
+    ratio,
+)
 
 LOOP = r"""
 import json, math, sys
@@ -122,17 +124,6 @@ CELLS = {
 }
 
 
-@dataclass(frozen=True)
-class Line:
-    """One cell: how many times the problems a second of the loop, and both rates."""
-
-    cell: str
-    ratio: float
-    ours: float
-    loop: float
-    met: bool
-
-
 def lines(shapes: list[tuple[int, int, int, str | None]], count: int) -> str:
     """Problems of these shapes (heads, length, width, mask), mixed at random, one a line."""
     rng = np.random.default_rng(0)
@@ -148,18 +139,6 @@ def lines(shapes: list[tuple[int, int, int, str | None]], count: int) -> str:
     return "\n".join(made) + "\n"
 
 
-def run(words: list[str]) -> tuple[float, bytes]:
-    """CPU seconds of a process, and what it wrote."""
-    given = {name: value for name, value in os.environ.items() if name not in UNSET} | ONE_THREAD
-    with tempfile.TemporaryFile() as out:
-        process = subprocess.Popen(words, stdout=out, env=given)
-        _, status, used = os.wait4(process.pid, 0)
-        if status:
-            raise SystemExit(f"{' '.join(words[:4])} … failed")
-        out.seek(0)
-        return used.ru_utime + used.ru_stime, out.read()
-
-
 def agree(ours: Any, theirs: Any) -> bool:
     """Whether all that the loop says is what we say."""
     if isinstance(theirs, dict):
@@ -171,19 +150,18 @@ def agree(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-def measured(cells: list[str], rounds: int, count: int) -> Iterator[Line]:
-    """Time each of the cells: both in turn, again and again."""
-    with tempfile.TemporaryDirectory() as folder:
+def p11(setting: Setting) -> Iterator[Line]:
+    """NDJSON of small problems, against a Python loop over torch that says the same of each."""
+    if not find_spec("torch"):
+        raise Unmeasured("PyTorch is not installed")
+    rounds, count = (3, 1000) if setting.quick else (7, 2000)
+    with TemporaryDirectory() as folder:
         loop = Path(folder, "loop.py")
         loop.write_text(LOOP)
         many, one = Path(folder, "many.ndjson"), Path(folder, "one.ndjson")
-        commands = {
-            "ours": [sys.executable, "-m", "attncli", "compute", "", "--format", "ndjson",
-                     "--threads", "1"],
-            "loop": [sys.executable, str(loop), ""],
-        }  # fmt: skip
-        for cell in cells:
-            shapes = CELLS[cell]
+        ours = attncli("compute", "--format", "ndjson", "--threads", "1")
+        commands = {"ours": ours, "loop": [sys.executable, str(loop)]}
+        for cell, shapes in CELLS.items():
             some = count if shapes[0][1] < 32 else count // 8
             text = lines(shapes, some)
             many.write_text(text)
@@ -192,43 +170,11 @@ def measured(cells: list[str], rounds: int, count: int) -> Iterator[Line]:
             answers = {}
             for _ in range(rounds):
                 for name, words in commands.items():
-                    at = words.index("")
-                    times = []
-                    for path in (many, one):
-                        seconds, out = run([*words[:at], str(path), *words[at + 1 :]])
-                        times.append(seconds)
-                        if path is many:
-                            answers[name] = [json.loads(text) for text in out.splitlines()]
-                    took[name].append((times[0] - times[1]) / (some - 1))
-            if not agree(answers["ours"], answers["loop"]):
-                raise SystemExit(f"the answers differ: {cell}")
-            ours, theirs = (statistics.median(took[name]) for name in commands)
-            # of each round: what else the machine does then slows both alike
-            ratio = statistics.median(b / a for a, b in zip(*took.values(), strict=True))
-            yield Line(cell, ratio, 1 / ours, 1 / theirs, ratio >= TARGET)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.p11")
-    parser.add_argument("cells", nargs="*", help=f"any of {', '.join(CELLS)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="one round of fewer lines")
-    parser.add_argument("--json", help="write the numbers there, too")
-    options = parser.parse_args()
-    unknown = set(options.cells) - CELLS.keys()
-    if unknown:
-        parser.error(f"no such cell: {', '.join(sorted(unknown))}")
-    found = []
-    print(f"{'problems a second of CPU time':<32}{'ours':>8}{'loop':>8}{'ratio':>8}")
-    size = (1, 1000) if options.quick else (7, 2000)
-    for line in measured(options.cells or [*CELLS], *size):
-        found.append(line)
-        mark = "ok" if line.met else "MISS"
-        print(
-            f"{line.cell:<32}{line.ours:8.0f}{line.loop:8.0f}{line.ratio:8.2f}  {mark}", flush=True
-        )
-    if options.json:
-        Path(options.json).write_text(json.dumps([asdict(line) for line in found], indent=1))
-
-
-if __name__ == "__main__":
-    main()
+                    first, all_of_them = (ran([*words, str(p)], ONE_THREAD) for p in (one, many))
+                    answers[name] = [json.loads(line) for line in all_of_them.out.splitlines()]
+                    took[name].append((all_of_them.cpu - first.cpu) / (some - 1))
+            demand(agree(answers["ours"], answers["loop"]), cell)
+            figure, best = ratio(took, "loop", "ours")
+            rates = "  ".join(f"{name} {1 / median(t):.0f} a second" for name, t in took.items())
+            yield Line("P11", "NDJSON", cell, "a loop over torch", figure, best, 3.0, True,
+                       note=rates)  # fmt: skip
