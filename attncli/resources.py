@@ -15,7 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future
+    from queue import SimpleQueue
 
     from threadpoolctl import ThreadpoolController
 
@@ -25,17 +26,55 @@ Progress = Callable[[float], None]  # takes the share done, 0 to 1
 #: Signals that end a process.
 ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
-_pool: ThreadPoolExecutor | None = None
+_workers: _Workers | None = None
 _blas: ThreadpoolController | None = None
 
 
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
+class _Workers:
+    """Threads that are kept.
+
+    They are daemons: one whose start Ctrl-C cut short is known to nobody, and must not keep the
+    process alive, as it does in a ThreadPoolExecutor.
+    """
+
+    def __init__(self) -> None:
+        from queue import SimpleQueue
+
+        self._count = 0
+        self._waiting: SimpleQueue[tuple[Future[None], Job]] = SimpleQueue()
+
+    def submit(self, work: Job, times: int) -> list[Future[None]]:
+        """Do some work in so many threads at once."""
+        from concurrent.futures import Future
+        from threading import Thread
+
+        while self._count < times:
+            Thread(target=self._run, name="attncli", daemon=True).start()
+            self._count += 1
+        found: list[Future[None]] = [Future() for _ in range(times)]
+        for future in found:
+            self._waiting.put((future, work))
+        return found
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._waiting.get()
+            try:
+                work()
+            except BaseException as error:  # it is raised where the result is asked for
+                future.set_exception(error)
+            else:
+                future.set_result(None)
+            del future, work
+
+
+def _forget_workers() -> None:
+    global _workers
+    _workers = None
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_workers)
 
 
 def processors() -> int:
@@ -52,7 +91,7 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
     Without ``limit_blas`` that is this one alone, for jobs too small to be worth more. What a job
     raises, or ``progress``, ends all of them.
     """
-    global _pool
+    global _workers
     import numpy as np
 
     threads = max(1, min(threads, len(jobs)))
@@ -72,12 +111,10 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
     if not limit_blas:
         work(progress)
         return 1
-    if threads > 1 and (_pool is None or _pool._max_workers < threads - 1):
-        from concurrent.futures import ThreadPoolExecutor
-
-        _pool = ThreadPoolExecutor(threads - 1, "attncli")
+    if threads > 1 and _workers is None:
+        _workers = _Workers()
     with one_blas_thread():
-        others = [_pool.submit(work) for _ in range(threads - 1)] if _pool else []
+        others = _workers.submit(work, threads - 1) if _workers else []
         try:
             work(progress)
             for other in others:
