@@ -7,6 +7,7 @@ Both get q, k, v and dO in float32. ``whole`` is forward and backward, all that 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -42,18 +43,18 @@ def both(cell: Cell, setting: Setting) -> dict[str, Run]:
     torch.set_num_threads(setting.threads)
     q, k, v, grad = tensors(cell.heads, cell.length, cell.width, 4)
     problem = pose(q, k, v, mask=masker("causal") if cell.causal else ())
-    leaves = [torch.tensor(a, requires_grad=True) for a in (q, k, v)]
+    a, b, c = leaves = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
     upward = torch.from_numpy(grad)
 
     def forward() -> Any:
-        return torch.nn.functional.scaled_dot_product_attention(*leaves, is_causal=cell.causal)
+        return torch.nn.functional.scaled_dot_product_attention(a, b, c, is_causal=cell.causal)
 
     def back(out: Any) -> Any:
         return torch.autograd.grad(out, leaves, upward, retain_graph=True)
 
     how = How(setting.threads)
     kept = forward()
-    theirs = [a.numpy() for a in back(kept)]
+    theirs = [x.numpy() for x in back(kept)]
     runs: dict[str, Run] = {
         "torch backward": lambda: back(kept),
         "torch whole": lambda: back(forward()),
@@ -67,9 +68,10 @@ def both(cell: Cell, setting: Setting) -> dict[str, Run]:
 
         done = attend(problem, (), how)
         found = ours(done)
-        for a, b in zip((found.query, found.key, found.value), theirs, strict=True):
-            demand(np.abs(a - b).max() < 2e-5 * np.abs(b).max(), f"{engine} and torch at {cell}")
-        runs[f"{engine} backward"] = lambda ours=ours, done=done: ours(done)
+        for one, other in zip((found.query, found.key, found.value), theirs, strict=True):
+            near = np.abs(one - other).max() < 2e-5 * np.abs(other).max()
+            demand(bool(near), f"{engine} and torch at {cell}")
+        runs[f"{engine} backward"] = partial(ours, done)
         runs[f"{engine} whole"] = ours
     return runs
 

@@ -115,7 +115,8 @@ with torch.inference_mode(), open(sys.argv[1]) as lines:
         }))
 """
 
-CELLS = {
+Shape = tuple[int, int, int, str | None]
+CELLS: dict[str, list[Shape]] = {
     "1 head 8 x 16": [(1, 8, 16, None)],
     "1 head 8 x 16 causal": [(1, 8, 16, "causal")],
     "4 heads 32 x 64": [(4, 32, 64, None)],
@@ -124,7 +125,7 @@ CELLS = {
 }
 
 
-def lines(shapes: list[tuple[int, int, int, str | None]], count: int) -> str:
+def lines(shapes: list[Shape], count: int) -> str:
     """Problems of these shapes (heads, length, width, mask), mixed at random, one a line."""
     rng = np.random.default_rng(0)
     made = []
