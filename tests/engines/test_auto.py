@@ -16,6 +16,7 @@ from attncli import engines
 from attncli.attention.gradients import upstream
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
+from attncli.attention.tensors import tensor_masker
 from attncli.engines import AUTO, DEFAULT, ENGINES, fused
 from attncli.errors import InputError, Unavailable
 from attncli.studies.attend import SMALL, run, solve
@@ -45,8 +46,13 @@ def posed(dtype: str = "float32", length: int = 3, width: int = 2, **options: An
     return pose(x.astype(dtype), **options)
 
 
-def chosen(problem: Problem, *want: str, backward: bool = False) -> tuple[str, str]:
-    return engines.choose(DEFAULT, "auto", problem, want or ("output",), backward=backward)
+def chosen(problem: Problem, *want: str) -> tuple[str, str]:
+    return engines.choose(DEFAULT, "auto", problem, want or ("output",))
+
+
+def chosen_backward(problem: Problem, *want: str) -> str:
+    upward = upstream("ones", problem)
+    return engines.choose_backward(DEFAULT, "auto", problem, upward, want)
 
 
 @pytest.mark.usefixtures("there")
@@ -90,16 +96,19 @@ def test_the_last_choice_can_compute_everything() -> None:
     assert set(AUTO) <= set(ENGINES)
     assert ENGINES[AUTO[-1]].backward is not None
     assert engines.missing(AUTO[-1]) is None
-    assert engines.unfit(AUTO[-1], posed("float64"), ("weights",)) is None
+    assert not ENGINES[AUTO[-1]].partial
 
 
 @pytest.mark.usefixtures("there")
 def test_gradients_come_from_an_engine_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "fused", ENGINES["fused"]._replace(backward=None))
     assert chosen(posed(), "output", "gradients") == ("fused", "")
-    assert chosen(posed(), "output", "gradients", backward=True) == ("numpy", "")
+    assert chosen_backward(posed()) == "numpy"
     monkeypatch.setitem(ENGINES, "fused", ENGINES["fused"]._replace(backward="fused.backward"))
-    assert chosen(posed(), "output", "gradients", backward=True) == ("fused", "")
+    assert chosen_backward(posed()) == "fused"
+    assert chosen_backward(posed("float64")) == "numpy"
+    biased = posed(mask=tensor_masker(np.zeros((3, 3), np.float32)))
+    assert (chosen_backward(biased), chosen_backward(biased, "biases")) == ("fused", "numpy")
 
 
 @needs_fused
