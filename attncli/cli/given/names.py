@@ -10,7 +10,6 @@ from attncli.errors import InputError, listed, numbered
 from attncli.files.attentions import weights_in
 from attncli.files.bundle import Bundle, path_of, prefixes
 from attncli.files.vocabulary import BYSTANDERS, PLAYED, RESULTS, ROLES, TENSOR, slips
-from attncli.models.finding import holds_layers
 
 DTYPES = ("dtype", "softmax_dtype")
 #: Roles that change the result: a name that nearly spells one is a slip, not a bystander.
@@ -118,7 +117,11 @@ def of_weights(bundle: Bundle) -> str | None:
 def of_model(bundle: Bundle) -> str | None:
     """Return what to say to the weights of a model in its folder; None to others."""
     folder = os.path.dirname(path_of(bundle)) or "."
-    if not os.path.isfile(os.path.join(folder, "config.json")) or not holds_layers(bundle):
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        return None
+    from attncli.models.finding import holds_layers  # 20 ms that few need
+
+    if not holds_layers(bundle):
         return None
     return f"its model computes it: attncli compute {folder} --text 'the cat sat' --layer 0"
 
