@@ -313,8 +313,9 @@ def test_a_build_that_does_not_run_here_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_its_compiled_part_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "attncli.engines.fused._kernel", None)
+    monkeypatch.delitem(sys.modules, "attncli.engines.fused._kernel")
     monkeypatch.delattr(fused, "_kernel", raising=False)
+    monkeypatch.setattr(fused, "__path__", [])  # nothing lies there
     with pytest.raises(Unavailable, match="'fused' cannot run here: it was not compiled"):
         attncli.attend(np.ones((3, 2), np.float32), backend="fused")
 

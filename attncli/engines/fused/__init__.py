@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from attncli.attention.words import STAGES
@@ -36,11 +37,11 @@ def missing() -> str | None:
     if asked == OFF:
         return f"{VARIABLE} is '{OFF}'"
     try:
-        from attncli.engines.fused import _kernel
-    except ImportError as error:
-        if not isinstance(error, ModuleNotFoundError):
-            return f"its compiled part does not load ({error}): install attncli again"
+        _kernel: Any = import_module("attncli.engines.fused._kernel")
+    except ModuleNotFoundError:
         return "it was not compiled: install attncli again where gcc or clang is"
+    except ImportError as error:
+        return f"its compiled part does not load ({error}): install attncli again"
     if getattr(_kernel, "interface", 0) != INTERFACE:  # older ones had none
         return "it was compiled for another attncli: install attncli again"
     if asked and asked not in (builds := _kernel.builds()):
