@@ -121,8 +121,9 @@ def rows_are_right(problem: Problem, rows: Rows) -> None:
     q, k = (np.abs(np.asarray(a, np.float64)) for a in (problem.query, problem.key))
     each = problem.heads // problem.kv_heads
     reach = (q @ k.repeat(each, 1).swapaxes(-1, -2)).max(-1) * abs(problem.scale)  # (B, H, Lq)
-    masked = reference.attend(problem, {"masked"}).stages["masked"].astype(np.float64)
-    finite = np.where(np.isfinite(masked), masked, 0)
+    exact = replace(problem, result_dtype=np.dtype(np.float64))  # a half would lose sentinels
+    logits = reference.attend(exact, {"masked"}).stages["masked"]
+    finite = np.where(np.isfinite(logits), logits, 0)
     step = 4 * eps(problem.dtype) * (1 + reach + np.ptp(finite, axis=-1) + np.abs(finite).max(-1))
     np.testing.assert_array_equal(rows.n, truth.rows.n)
     for name in ("m", "e1", "es", "e2", "e3", "mean", "m2", "amax", "first"):
@@ -133,8 +134,6 @@ def rows_are_right(problem: Problem, rows: Rows) -> None:
     right, band = truth.rows.top_z, step[..., None] * (1 + reach[..., None])
     assert_close("top_z", rows.top_z, right, [other.rows.top_z], band)
     # equal logits may be told apart by rounding: the keys must be worth what the best are worth
-    exact = replace(problem, result_dtype=np.dtype(np.float64))
-    logits = reference.attend(exact, {"masked"}).stages["masked"]
     chosen = np.take_along_axis(logits, np.maximum(rows.top_j, 0), -1)
     none = np.isneginf(right)
     np.testing.assert_array_equal(rows.top_j == -1, none)
