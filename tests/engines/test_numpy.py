@@ -146,7 +146,7 @@ def agrees(p: Problem, got: Attended) -> None:
         reach = np.maximum(want.rows.amax, np.where(want.rows.n > 0, np.abs(want.rows.m), 0))
         gap = np.abs(np.diff(want.rows.top_z, axis=-1)[..., 0])
     within_budget("output", got.output, output, want.output, coarse, reach[..., None])
-    within_budget("lse", got.lse, lse, want.lse, precision)
+    within_budget("lse", got.lse, lse, want.lse, precision, reach)
     np.testing.assert_array_equal(got.rows.n, want.rows.n)
     ours, theirs, truth = facts(got.rows), facts(rows), facts(want.rows)
     for name in truth:
