@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attncli.attention.view import Labels
     from attncli.cli.given.many import Source, Sources
     from attncli.models.layer import Layer
-    from attncli.studies.changes import Paired
+    from attncli.studies.changes import Paired, Side
 
 CAPTURE, CHECKPOINT = "a capture", "a checkpoint"
 WAYS = "expected two captures, two checkpoints, or two folders of transformers with --text"
@@ -103,24 +103,19 @@ def compared(
     report = changes_report(
         changes.heads, RUNS, layers=changes.layers, head=asked.head, asked=picked, fail_on=limit,
         full=full, seed=asked.seed, sources=sources, notes=_notes(belong, changes.layers),
-        warnings=[*before.warnings, *after.warnings, *_alone(belong, sources)],
+        warnings=[*before.warnings, *after.warnings, *_alone(belong.alone, sources)],
     )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
 
 
-def _posed(source: "Source", asked: own.Many) -> Any:
+def _posed(source: "Source", asked: own.Many) -> "Side":
     """Return a problem with its labels and notes, as options and its file say it."""
-    from dataclasses import replace
-
     from attncli.cli.given import attention
+    from attncli.cli.given.weights import posed
     from attncli.studies.changes import Side
 
-    given = attention.gather(source.load(), asked.problem)
-    problem = given.pose()
-    if asked.query_start is not None:
-        problem = replace(problem, mask=problem.mask.placed(asked.query_start))
-    return Side(problem, given.labels(problem), given.notes)
+    return Side(*posed(attention.gather(source.load(), asked.problem), asked.query_start))
 
 
 @contextmanager
@@ -134,11 +129,11 @@ def _named(name: str) -> Iterator[None]:
         raise
 
 
-def _alone(belong: "Paired", sources: tuple[str, str]) -> list[str]:
+def _alone(alone: "Sequence[Sequence[str]]", sources: tuple[str, str]) -> list[str]:
     """Return a warning of the layers that only one side has."""
     return [
         f"only in {source}, not compared: {listed(names, 6)}"
-        for source, names in zip(sources, belong.alone, strict=True) if names
+        for source, names in zip(sources, alone, strict=True) if names
     ]  # fmt: skip
 
 
@@ -205,7 +200,7 @@ def compared_weights(
     report = changes_report(
         changes, WEIGHTS, layer=where.layer, head=head, asked=asked, fail_on=limit, full=full,
         sources=sources, notes=[*_about(layers), *_notes(belong, ())],
-        warnings=[*warnings, *_alone(belong, sources)],
+        warnings=[*warnings, *_alone(belong.alone, sources)],
     )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
@@ -299,11 +294,7 @@ def compared_models(
             loading.run(loaded, it_reads.batch)
         size = readable_bytes(waiting.size)
         left = [name for name in waiting.names if name not in taken]
-    lone = left, belong.alone[1]
-    warnings += [
-        f"only in {one}, not compared: {listed(names, 6)}"
-        for one, names in zip(sources, lone, strict=True) if names
-    ]  # fmt: skip
+    warnings += _alone((left, belong.alone[1]), sources)
     report = changes_report(
         changes.heads, RUNS, layers=changes.layers, head=elements.head, asked=asked,
         fail_on=limit, full=full, seed=seed, sources=sources,

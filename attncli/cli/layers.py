@@ -110,7 +110,7 @@ def _keep_inputs(page: output.Page, sources: Sequence[str]) -> None:
 
 def _chosen(known: "Sequence[Source]", layer: str) -> "list[Source]":
     """Return the problems that --layer means, by the numbers in their names or their places."""
-    from attncli.reports.selection import selection
+    from attncli.reports.selection import with_numbers
     from attncli.studies.many import indices_of
 
     if not known:
@@ -118,13 +118,7 @@ def _chosen(known: "Sequence[Source]", layer: str) -> "list[Source]":
             "--layer has no use in NDJSON: its problems come one after the other",
             "choose lines: sed -n 3,5p FILE | attncli …, or --filter 'layer==3'",
         )
-    numbers = indices_of([one.name for one in known])
-    wanted = selection("--layer", layer, 1 + max(numbers)) or ()
-    some = [one for one, number in zip(known, numbers, strict=True) if number in wanted]
-    if not some:
-        there = ", ".join(map(str, sorted({*numbers})))
-        raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
-    return some
+    return with_numbers("layer", known, indices_of([one.name for one in known]), layer)
 
 
 def _examined(

@@ -125,16 +125,10 @@ def chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
     """Return the modules that --layer means, by the numbers in their paths or their places."""
     if layer is None or not paths:
         return None
-    from attncli.reports.selection import selection
+    from attncli.reports.selection import with_numbers
     from attncli.studies.many import indices_of
 
-    numbers = indices_of(paths)
-    wanted = selection("--layer", layer, 1 + max(numbers)) or ()
-    some = {path for path, number in zip(paths, numbers, strict=True) if number in wanted}
-    if not some:
-        there = ", ".join(map(str, sorted({*numbers})))
-        raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
-    return some
+    return {*with_numbers("layer", paths, indices_of(paths), layer)}
 
 
 def batch_of(loaded: "Loaded", given: own.Reads, seed: int) -> "Read":

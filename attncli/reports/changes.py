@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from attncli.errors import InputError, counted, listed
+from attncli.errors import counted, listed
 from attncli.measures.policy import LEVELS
 from attncli.reports.blocks import Block, Column, Report, Table, sentences
 from attncli.reports.changed_heads import (
@@ -23,7 +23,7 @@ from attncli.reports.facts import engine_in_words
 from attncli.reports.heads import Shown, cells, reasons
 from attncli.reports.many import SCHEMA
 from attncli.reports.picking import Mapped, Name, Picking, mapped
-from attncli.reports.selection import selection
+from attncli.reports.selection import with_numbers
 from attncli.studies.changes import Change, LayerChange
 
 TELLING = 12  # heads that are shown unless all are asked for
@@ -120,16 +120,8 @@ def _is_unknown(head: Change) -> bool:
 
 def _selected(every: Sequence[Change], layer: str | None, head: str | None) -> list[Change]:
     """Return the heads of the layers with these numbers; InputError where there are none."""
-    numbers = dict.fromkeys(one.index for one in every)
-    layers = selection("--layer", layer, 1 + max(numbers, default=-1))
-    some = [one for one in every if layers is None or one.index in layers]
-    if every and not some:
-        raise InputError(
-            f"--layer: no layer has the number {layer}",
-            f"there are {listed([*map(str, numbers)], 20)}",
-        )
-    chosen = selection("--head", head, 1 + max((one.head for one in some), default=-1))
-    return [one for one in some if chosen is None or one.head in chosen]
+    some = with_numbers("layer", every, [one.index for one in every], layer)
+    return with_numbers("head", some, [one.head for one in some], head)
 
 
 def _rank(head: Change) -> tuple[bool, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import InputError, counted, listed
+from attncli.errors import counted, listed
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import CONTENT, DETECTORS
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
@@ -19,7 +19,7 @@ from attncli.reports.heads import Shown, cells, columns, known, looks, reasons
 from attncli.reports.health import findings_of, places_of
 from attncli.reports.missing import demand_known, in_words, not_known
 from attncli.reports.picking import Mapped, Name, Picking, mapped, picking
-from attncli.reports.selection import selection
+from attncli.reports.selection import with_numbers
 from attncli.studies.health import TOLD
 from attncli.studies.many import Head, LayerHealth, Many, heads_of
 
@@ -144,16 +144,8 @@ def facts_of(head: Head) -> dict[str, Any]:
 
 def _selected(every: Sequence[Head], layer: str | None, head: str | None) -> list[Head]:
     """Return the heads of the layers with these numbers; InputError where there are none."""
-    numbers = dict.fromkeys(one.index for one in every)
-    layers = selection("--layer", layer, 1 + max(numbers, default=-1))
-    some = [one for one in every if layers is None or one.index in layers]
-    if every and not some:
-        raise InputError(
-            f"--layer: no layer has the number {layer}",
-            f"there are {listed([*map(str, numbers)], 20)}",
-        )
-    chosen = selection("--head", head, 1 + max((one.head for one in some), default=-1))
-    return [one for one in some if chosen is None or one.head in chosen]
+    some = with_numbers("layer", every, [one.index for one in every], layer)
+    return with_numbers("head", some, [one.head for one in some], head)
 
 
 # -- for people -------------------------------------------------------------------------------

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.attention.view import View
-from attncli.errors import InputError
+from attncli.errors import InputError, listed
 from attncli.reports.blocks import Gap
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Indices = Sequence[int]
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,24 @@ def selection(name: str, text: str | None, size: int) -> tuple[int, ...] | None:
 def is_whole(view: View) -> bool:
     """Return whether everything is selected."""
     return view.batch is view.head is view.rows is view.keys is None
+
+
+def with_numbers(
+    what: str, every: Sequence[One], numbers: Sequence[int], text: str | None
+) -> list[One]:
+    """Return those whose number ``--layer``, ``--head``, … selects; ``what`` is its name.
+
+    Raises InputError where there is none among some.
+    """
+    wanted = selection(f"--{what}", text, 1 + max(numbers, default=-1))
+    pairs = zip(every, numbers, strict=True)
+    some = [one for one, number in pairs if wanted is None or number in wanted]
+    if every and not some:
+        raise InputError(
+            f"--{what}: no {what} has the number {text}",
+            f"there are {listed(map(str, sorted({*numbers})), 20)}",
+        )
+    return some
 
 
 def selection_of(view: View) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import InputError, counted, listed
+from attncli.errors import counted
 from attncli.files.bundle import Bundle
 from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged, weight_facts
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
@@ -20,7 +20,7 @@ from attncli.reports.blocks import Block, Column, Records, Report, Table
 from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
 from attncli.reports.picking import Picking, mapped
-from attncli.reports.selection import excerpt, selection
+from attncli.reports.selection import excerpt, with_numbers
 from attncli.resources import Progress
 
 __all__ = ["holds_layers", "weights_report"]
@@ -145,14 +145,8 @@ def _facts(head: _Head) -> dict[str, Any]:
 
 def _selected(every: Sequence[_Head], layer: str | None, head: str | None) -> list[_Head]:
     """Return the heads of the layers with these numbers; InputError where there are none."""
-    numbers = [one.facts.layer.index for one in every]
-    layers = selection("--layer", layer, 1 + max(numbers, default=-1))
-    some = [one for one in every if layers is None or one.facts.layer.index in layers]
-    if not some:
-        there = listed(map(str, dict.fromkeys(numbers)), 20)
-        raise InputError(f"--layer: no layer has the number {layer}", f"there are {there}")
-    heads = selection("--head", head, 1 + max(one.head for one in some))
-    return [one for one in some if heads is None or one.head in heads]
+    some = with_numbers("layer", every, [one.facts.layer.index for one in every], layer)
+    return with_numbers("head", some, [one.head for one in some], head)
 
 
 def _scales(facts: Sequence[WeightFacts]) -> str:
