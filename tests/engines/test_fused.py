@@ -24,7 +24,7 @@ from attncli.engines import Attended, How, fused, reference
 from attncli.errors import Unavailable
 from attncli.studies.attend import solve
 from tests.support.budget import assert_within_budget, rows_are_right
-from tests.support.problems import mask_expressions, problems
+from tests.support.problems import mask_expressions, problems, tensors
 
 reason = engines.missing("fused")
 if reason:
@@ -114,19 +114,6 @@ def test_large_problems(name: str, problem: Problem, threads: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(fused.VARIABLE, name)
         judge(problem, threads)
-
-
-def tensors(
-    shape: tuple[int, int, int, int, int, int, int], size: float = 1.0, seed: int = 0
-) -> tuple[Array, Array, Array]:
-    """Return q, k, v for (B, H, G, Lq, Lk, D, Dv)."""
-    b, h, g, lq, lk, d, dv = shape
-    rng = np.random.default_rng(seed)
-    q, k, v = (
-        rng.standard_normal(s).astype(np.float32)
-        for s in ((b, h, lq, d), (b, g, lk, d), (b, g, lk, dv))
-    )
-    return q * np.float32(size), k, v
 
 
 MASKS = ("causal", "window(60, 3)", "dilated(3)", "random(0.3, 5)", "alibi & causal", "blocks(50)")

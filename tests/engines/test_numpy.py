@@ -22,6 +22,7 @@ from attncli.attention.rows import Rows
 from attncli.engines import Attended, How, reference
 from attncli.engines.numpy import forward
 from attncli.engines.numpy.forward import Tiling
+from tests.support.problems import tensors
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = Tiling(rows=32, keys=128, heads=2)
@@ -60,19 +61,6 @@ MASKS: dict[str, Any] = {
     "none": (), "causal": causal, "window": window, "documents": documents,
     "scattered": scattered, "alibi": alibi,
 }  # fmt: skip
-
-
-def tensors(
-    shape: tuple[int, int, int, int, int, int, int], size: float = 1.0, seed: int = 0
-) -> tuple[Array, Array, Array]:
-    """Return q, k, v for (B, H, G, Lq, Lk, D, Dv)."""
-    b, h, g, lq, lk, d, dv = shape
-    rng = np.random.default_rng(seed)
-    q, k, v = (
-        rng.standard_normal(s).astype(np.float32)
-        for s in ((b, h, lq, d), (b, g, lk, d), (b, g, lk, dv))
-    )
-    return q * np.float32(size), k, v
 
 
 def dense(p: Problem) -> tuple[Array, Array, Rows]:

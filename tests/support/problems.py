@@ -27,6 +27,19 @@ def normals(seed: int) -> Callable[..., np.ndarray]:
     return lambda *shape: rng.normal(size=shape)
 
 
+def tensors(
+    shape: tuple[int, int, int, int, int, int, int], size: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return q, k, v for (B, H, G, Lq, Lk, D, Dv)."""
+    b, h, g, lq, lk, d, dv = shape
+    rng = np.random.default_rng(seed)
+    q, k, v = (
+        rng.standard_normal(s).astype(np.float32)
+        for s in ((b, h, lq, d), (b, g, lk, d), (b, g, lk, dv))
+    )
+    return q * np.float32(size), k, v
+
+
 @st.composite
 def leaf_masks(draw: st.DrawFn, batch: int, queries: int, keys: int) -> str:
     """Draw one mask of the language that fits the size."""
