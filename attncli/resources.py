@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -85,16 +85,19 @@ def processors() -> int:
         return os.cpu_count() or 1
 
 
-def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress | None) -> int:
+def run_jobs(
+    jobs: list[Job], threads: int | None, tiny: bool, progress: Progress | None, blas: bool = True
+) -> int:
     """Run jobs in order in so many threads, this one included; return how many were used.
 
-    Without ``limit_blas`` that is this one alone, for jobs too small to be worth more. What a job
-    raises, or ``progress``, ends all of them.
+    That is this one alone where all is ``tiny``. ``threads`` None: one for each processor.
+    ``blas``: jobs call BLAS, which is held to one thread. What a job raises, or ``progress``, ends
+    all of them.
     """
     global _workers
     import numpy as np
 
-    threads = max(1, min(threads, len(jobs)))
+    threads = 1 if tiny else max(1, min(threads or processors(), len(jobs)))
     queue, total = deque(jobs), len(jobs)
 
     def work(report: Progress | None = None) -> None:
@@ -108,13 +111,10 @@ def run_jobs(jobs: list[Job], threads: int, limit_blas: bool, progress: Progress
                 if report:
                     report(1 - len(queue) / total)
 
-    if not limit_blas:
-        work(progress)
-        return 1
     if threads > 1 and _workers is None:
         _workers = _Workers()
-    with one_blas_thread():
-        others = _workers.submit(work, threads - 1) if _workers else []
+    with one_blas_thread() if blas and not tiny else nullcontext():
+        others = _workers.submit(work, threads - 1) if _workers and threads > 1 else []
         try:
             work(progress)
             for other in others:

@@ -20,7 +20,7 @@ from attncli.attention.problem import Problem, float_dtype
 from attncli.attention.rows import Rows
 from attncli.attention.tile_sums import TileSums
 from attncli.engines import ANYHOW, How
-from attncli.resources import Job, processors, run_jobs
+from attncli.resources import Job, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -51,7 +51,7 @@ def rounded(problem: Problem, dtype: str, grad_output: Array, how: How = ANYHOW)
             for i0 in range(0, p.queries, step)
         ]
         tiny = p.batch * p.heads * p.queries * p.keys <= TINY_CELLS
-        run_jobs(jobs, how.threads or processors(), not tiny, how.progress)
+        run_jobs(jobs, how.threads, tiny, how.progress)
     return Rounded(Rows(**sheet.sums).with_sink(p.sink), sheet.output, sheet.norm)
 
 

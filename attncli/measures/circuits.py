@@ -17,7 +17,7 @@ import numpy as np
 
 from attncli.measures.statistic import WEIGHTS, statistic
 from attncli.models.layer import Layer, Norm, Projections
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.resources import Job, Progress, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OfCircuits = TypeVar("OfCircuits", bound=Callable[..., Array])
@@ -210,7 +210,7 @@ def weight_facts(
         found[n] = layer_facts(layers[n])
 
     jobs: list[Job] = [partial(measure, n) for n in range(len(layers))]
-    run_jobs(jobs, threads or processors(), limit_blas=True, progress=progress)
+    run_jobs(jobs, threads, False, progress)
     return [one for one in found if one is not None]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
 from attncli.measures.statistic import share_of, statistic
-from attncli.resources import Job, processors, run_jobs
+from attncli.resources import Job, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OfOutput = Callable[[Array], float]
@@ -39,7 +39,7 @@ def of_output(**facts: Any) -> Callable[[OfOutput], OfOutput]:
                 found[b, h] = formula(in_units(rows[np.isfinite(rows).all(1)])[0])
 
             jobs: list[Job] = [partial(look, *at) for at in np.ndindex(found.shape)]
-            run_jobs(jobs, threads or processors(), output.size > SMALL, None)
+            run_jobs(jobs, threads, output.size <= SMALL, None)
             return found
 
         del each.__wrapped__  # it takes all heads: the parameters are its own

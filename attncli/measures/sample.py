@@ -14,7 +14,7 @@ import numpy as np
 from attncli.attention.definition import stages
 from attncli.attention.problem import Problem
 from attncli.measures.statistic import statistic
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.resources import Job, Progress, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -164,7 +164,7 @@ def sample(
     looked = sum(len(block.rows) for block in blocks)
     tiny = looked * p.heads * p.keys <= 1 << 16
     jobs: list[Job] = [partial(block.run, chosen, spectral) for block in blocks]
-    run_jobs(jobs, 1 if tiny else threads or processors(), not tiny, progress)
+    run_jobs(jobs, threads, tiny, progress)
     summed, count = np.zeros((2, p.batch, p.heads, p.heads))
     for block in blocks:  # in order, so that threads change nothing
         summed[block.b] += block.summed

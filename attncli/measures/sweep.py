@@ -194,7 +194,7 @@ def sweep(
     ]
     tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
     jobs: list[Job] = [partial(walk.run, found) for walk in walks]
-    run_jobs(jobs, 1 if tiny else threads, not tiny, progress)
+    run_jobs(jobs, threads, tiny, progress)
     for walk in walks:  # in order, so that threads change nothing
         found.received[walk.b, walk.h] += walk.received
         found.tiny[walk.b, walk.h] += walk.tiny

@@ -18,7 +18,7 @@ import numpy as np
 from attncli.errors import AttnError
 from attncli.files.bundle import Bundle
 from attncli.files.formats.entry import Header
-from attncli.resources import Job, Progress, processors, run_jobs
+from attncli.resources import Job, Progress, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Number = int | float
@@ -211,7 +211,7 @@ def statistics_of(
         pages.give_back(views[k])
 
     jobs: list[Job] = [partial(work, k) for k in range(len(views))]
-    run_jobs(jobs, threads or processors(), True, progress)
+    run_jobs(jobs, threads, False, progress)
     return reduce(Statistics.merge, found, Statistics(origin=origin))
 
 

@@ -14,7 +14,7 @@ from attncli.measures.circuits import judged, weight_facts
 from attncli.measures.policy import POLICY, Rule, judge
 from attncli.models.finding import labels as labels_of_layers
 from attncli.models.layer import Layer
-from attncli.resources import Job, Progress, processors, run_jobs, stages
+from attncli.resources import Job, Progress, run_jobs, stages
 from attncli.studies.changes import Change, State
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -47,7 +47,7 @@ def weight_changes(
         found[n] = changes_of_weights(before[n], after[n])
 
     jobs: list[Job] = [partial(compare, n) for n in range(len(before))]
-    run_jobs(jobs, threads or processors(), limit_blas=True, progress=next(part))
+    run_jobs(jobs, threads, False, next(part))
     labels = labels_of_layers(before)
     return [
         Change(

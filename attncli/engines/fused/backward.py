@@ -53,7 +53,7 @@ def backward(
     walk = Walk(p, grad_output, attended, threads)
     work = p.batch * p.heads * p.queries * p.keys * (p.width + p.value_width)
     if work:
-        run_jobs(walk.jobs(), threads, work > TINY, how.progress)
+        run_jobs(walk.jobs(), threads, work <= TINY, how.progress, blas=False)
     return walk.gradients("score_norm" in want)
 
 

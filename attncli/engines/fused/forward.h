@@ -7,6 +7,8 @@
 #define add_but_anchor OWN(add_but_anchor)
 #define most OWN(most)
 #define least OWN(least)
+#define second_most OWN(second_most)
+#define place OWN(place)
 #define lead OWN(lead)
 #define centre_at OWN(centre_at)
 #define softmax OWN(softmax)
@@ -101,25 +103,43 @@ INLINE vf least(const vf *z) {
   return y[0];
 }
 
+/* The second largest of MR logits: the largest again where two are. */
+INLINE vf second_most(const vf *z) {
+  vf top[MR], next[MR / 2];
+  UNROLL for (int u = 0; u < MR / 2; u++) {
+    top[u] = top_of(z[u], z[u + MR / 2]), next[u] = low_of(z[u], z[u + MR / 2]);
+  }
+  UNROLL for (int half = MR / 4; half; half /= 2)
+    UNROLL for (int u = 0; u < half; u++) {
+      vf lower = low_of(top[u], top[u + half]);
+      top[u] = top_of(top[u], top[u + half]);
+      next[u] = top_of(lower, top_of(next[u], next[u + half]));
+    }
+  return next[0];
+}
+
+/* Put the first of logits z of keys j… that is `top` among the two largest; return which it is. */
+INLINE vi place(State *S, int v, const vf *z, vf top, int64_t j) {
+  vf t1 = S->t1[v], t2 = S->t2[v];
+  vi first = dupi(0);
+  UNROLL for (int u = MR; u--;) first = sel_i(same(z[u], top), dupi(u), first);
+  vm beats = over(top, t1), next = over(top, t2); /* in a tie the earlier key is first */
+  vi name = first + dupi((int32_t)j);
+  S->j2[v] = sel_i(beats, S->j1[v], sel_i(next, name, S->j2[v]));
+  S->j1[v] = sel_i(beats, name, S->j1[v]);
+  S->t2[v] = sel(beats, t1, sel(next, top, t2));
+  S->t1[v] = sel(beats, top, t1);
+  return first;
+}
+
 /* Put the logits z of keys j… among the two largest; `top` is their maximum. */
 INLINE void lead(State *S, int v, const vf *z, vf top, int64_t j) {
-  vf left[MR], at[MR];
-  UNROLL for (int u = 0; u < MR; u++) left[u] = z[u];
-  for (int turn = 0; turn < 2; turn++) {
-    UNROLL for (int u = 0; u < MR; u++) at[u] = sel(same(left[u], top), dup((float)u), dup(MR));
-    vf first = least(at), t1 = S->t1[v], t2 = S->t2[v];
-    vm beats = over(top, t1), next = over(top, t2); /* in a tie the earlier key is first */
-    vi name = __builtin_convertvector(first, vi) + dupi((int32_t)j);
-    S->j2[v] = sel_i(beats, S->j1[v], sel_i(next, name, S->j2[v]));
-    S->j1[v] = sel_i(beats, name, S->j1[v]);
-    S->t2[v] = t2 = sel(beats, t1, sel(next, top, t2));
-    S->t1[v] = sel(beats, top, t1);
-    if (turn) return;
-    UNROLL for (int u = 0; u < MR; u++)
-      left[u] = sel(same(first, dup((float)u)), dup(-INFINITY), z[u]);
-    top = most(left);
-    if (!any(over(top, t2))) return;
-  }
+  vi first = place(S, v, z, top, j);
+  vf next = second_most(z), left[MR];
+  if (!any(over(next, S->t2[v]))) return;
+  UNROLL for (int u = 0; u < MR; u++)
+    left[u] = sel(same_i(first, dupi(u)), dup(-INFINITY), z[u]);
+  place(S, v, left, next, j);
 }
 
 /* Choose the centre of moments where a row sees its first scores: their mean. */

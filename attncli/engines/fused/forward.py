@@ -26,7 +26,7 @@ from attncli.resources import Job, processors, run_jobs
 Array = np.ndarray[Any, np.dtype[Any]]
 
 PLANES = ("m", "rest", "es", "rest2", "rest3", "mean", "m2", "amax", "first")  # as in kernel.c
-JOB = 1 << 26  # multiply-adds of a job that are worth the interpreter's share, about 1 ms
+JOB = 1 << 28  # multiply-adds of a job, about 5 ms: less and the interpreter's share shows
 TINY = 1 << 22  # multiply-adds below which a second thread costs more than it saves
 
 
@@ -47,7 +47,7 @@ def attend(problem: Problem, want: Collection[str], how: How = ANYHOW) -> Attend
         raise Unavailable(f"the backend 'fused' cannot do this: {reason}", "use --backend numpy")
     walk = Walk(p, "row_statistics" in want, threads)
     work = p.batch * p.heads * p.queries * p.keys * (p.width + p.value_width)
-    used = run_jobs(walk.jobs(), threads, work > TINY, how.progress)
+    used = run_jobs(walk.jobs(), threads, work <= TINY, how.progress, blas=False)
     with np.errstate(over="ignore"):
         walk.sheet.output = walk.sheet.output.astype(p.result_dtype, copy=False)
     return walk.sheet.attended(used)

@@ -67,7 +67,7 @@ def backward(
     cells = p.batch * p.heads * p.queries * p.keys
     if cells:
         tiny = cells <= TINY_CELLS
-        run_jobs(walk.jobs(), threads, not tiny, how.progress)
+        run_jobs(walk.jobs(), threads, tiny, how.progress)
     return walk.gradients()
 
 

@@ -66,7 +66,7 @@ def attend(
             else:
                 jobs = Walk(sheet, tiling or _tiling(p, threads)).jobs()
             tiny = p.batch * p.heads * cells <= TINY_CELLS
-            used = run_jobs(jobs, threads, not tiny, how.progress)
+            used = run_jobs(jobs, threads, tiny, how.progress)
         elif p.sink is not None:
             sheet.lse[:] = p.sink[:, None]
     return sheet.attended(used)

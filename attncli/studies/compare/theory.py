@@ -13,7 +13,7 @@ from attncli.attention.problem import Problem
 from attncli.errors import AttnError
 from attncli.measures import budget
 from attncli.measures.budget import Block, eps
-from attncli.resources import Progress, processors, run_jobs
+from attncli.resources import Progress, run_jobs
 from attncli.studies.compare.judged import Judged, Tolerance
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -256,7 +256,7 @@ def _held(
 
     jobs = [partial(judge, unit) for unit in units]
     rows = sum(len(job.args[0].rows) for job in jobs)
-    run_jobs(list(jobs), threads or processors(), rows * p.keys > SMALL, progress)
+    run_jobs(list(jobs), threads, rows * p.keys <= SMALL, progress)
     return found
 
 
