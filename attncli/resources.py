@@ -238,15 +238,37 @@ def ending(act: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
+    with _handled(end, before):
+        yield
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Put off signals that end the process until the block is left: what it begins is known then.
+
+    Outside the main thread signals are left alone.
+    """
+    came: list[int] = []
+    try:
+        with _handled(lambda number, frame: came.append(number), {}):
+            yield
+    finally:
+        for number in came:
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def _handled(handler: Callable[[int, Any], None], before: dict[int, Any]) -> Iterator[None]:
+    """Let a handler have the signals that are not ignored; ``before`` takes those that had them."""
     try:
         with suppress(ValueError):  # no main thread
             for number in ENDING:
                 before[number] = signal.getsignal(number)
                 if before[number] not in (signal.SIG_IGN, None):
-                    signal.signal(number, end)
+                    signal.signal(number, handler)
         yield
     finally:
         with suppress(ValueError):
-            for number, handler in before.items():
-                if signal.getsignal(number) is end:
-                    signal.signal(number, handler)
+            for number, old in before.items():
+                if signal.getsignal(number) is handler:
+                    signal.signal(number, old)

@@ -2,7 +2,7 @@
 
     missing() -> str | None                                  why it cannot run here, or None
     unfit(problem, want) -> str | None                       why it cannot compute this, or None
-    unfit_backward(problem, grad_output, want)               likewise
+    unfit_backward(problem, grad_output, want)               likewise; both are asked before it runs
     attend(problem, want, how)                               -> Attended
     backward(problem, grad_output, attended, want, how)      -> Gradients
 
@@ -109,56 +109,49 @@ def missing(name: str) -> str | None:
     return reason
 
 
-def load(name: str, device: str = "auto") -> ModuleType:
-    """Return the module with the ``attend`` of an engine.
+def there(backend: str, device: str = "auto") -> tuple[str, ...]:
+    """Return the names of the engines to choose from: the one named, or those of AUTO that run.
 
-    Raises InputError for an unknown name or device and Unavailable when the engine cannot run.
-    Whether a device is there is left to the engines that know devices.
+    Raises InputError for an unknown name or device, and Unavailable for an engine that was named
+    and cannot run, or runs on no such device. Whether a device is there is left to the engines that
+    know devices.
     """
-    _demand(name, device)
-    reason = missing(name)
+    _demand(backend, device)
+    if backend == DEFAULT:
+        *others, last = AUTO
+        return (*(name for name in others if not missing(name)), last)
+    reason = missing(backend)
     if reason:
-        hint = f"use --backend {DEFAULT}: it takes what is there" if name in AUTO else None
-        raise Unavailable(f"the backend '{name}' cannot run here: {reason}", hint)
-    return _module(ENGINES[name].forward)
+        hint = f"use --backend {DEFAULT}: it takes what is there" if backend in AUTO else None
+        raise Unavailable(f"the backend '{backend}' cannot run here: {reason}", hint)
+    return (backend,)
 
 
-def choose(backend: str, device: str, problem: Problem, want: Collection[str]) -> tuple[str, str]:
-    """Return the name of the engine that computes what is asked, and why none before it in AUTO.
+def choose(names: Sequence[str], problem: Problem, want: Collection[str]) -> tuple[str, str]:
+    """Return the first of the engines that can compute what is asked, and why none before it can.
 
-    What was named is taken, whether it can or not. Raises InputError for an unknown name or device
-    and Unavailable for a device that is none of its.
+    ``names`` are as ``there`` returns them. Raises Unavailable when none can.
     """
-    return _choose(backend, device, AUTO, lambda home: home.unfit(problem, want))
+    return _choose(names, lambda home: home.unfit(problem, want))
 
 
 def choose_backward(
-    backend: str, device: str, problem: Problem, grad_output: Array, want: Collection[str]
+    names: Sequence[str], problem: Problem, grad_output: Array, want: Collection[str]
 ) -> str:
     """Return the name of the engine that computes the gradients, chosen likewise."""
-    able = [name for name in AUTO if ENGINES[name].backward]
-    return _choose(
-        backend, device, able, lambda home: home.unfit_backward(problem, grad_output, want)
-    )[0]
+    able = [name for name in names if ENGINES[name].backward] or names
+    return _choose(able, lambda home: home.unfit_backward(problem, grad_output, want))[0]
 
 
-def _choose(
-    backend: str, device: str, names: Sequence[str], unfit: Callable[[Any], str | None]
-) -> tuple[str, str]:
-    _demand(backend, device)
-    if backend != DEFAULT:
-        return backend, ""
+def _choose(names: Sequence[str], unfit: Callable[[Any], str | None]) -> tuple[str, str]:
     passed: list[str] = []
-    *others, last = names
-    for name in others:
-        if missing(name):
-            continue
+    for name in names:
         row = ENGINES[name]
         reason = unfit(_module(row.home)) if row.partial else None
         if reason is None:
             return name, ", ".join(passed)
         passed.append(f"{name}: {reason}")
-    return last, ", ".join(passed)
+    raise Unavailable(f"the backend '{name}' cannot do this: {reason}", f"use --backend {AUTO[-1]}")
 
 
 def _demand(name: str, device: str) -> None:
@@ -177,8 +170,13 @@ def _demand(name: str, device: str) -> None:
         )
 
 
+def load(name: str) -> ModuleType:
+    """Return the module with the ``attend`` of an engine that is there."""
+    return _module(ENGINES[name].forward)
+
+
 def load_backward(name: str) -> ModuleType:
-    """Return the module with the ``backward`` of an engine that ``load`` has found able to run.
+    """Return the module with the ``backward`` of an engine that is there.
 
     Raises Unavailable when it has none.
     """

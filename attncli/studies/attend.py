@@ -322,14 +322,15 @@ def run(
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", "it must be at least 1")
-    name, note = engines.choose(backend, device, problem, want)
-    engine, back = engines.load(name, device), None
+    there = engines.there(backend, device)
+    name, note = engines.choose(there, problem, want)
+    engine, back = engines.load(name), None
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
     if grad_output is not None:
         names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
         asked = frozenset(names[name] for name in want if name in names)
-        other = engines.choose_backward(backend, device, problem, grad_output, asked)
+        other = engines.choose_backward(there, problem, grad_output, asked)
         back = engines.load_backward(other)
         notes += [f"gradients by {other}"] * (other != name)
     check_memory(problem, want, dense=ENGINES[name].dense)

@@ -121,7 +121,7 @@ def test_what_is_said_of_unknown_masks_is_true(case: Case) -> None:
 
 @given(cases())
 @settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize("engine", engines.ENGINES)
+@pytest.mark.parametrize("engine", engines.WHOLE)
 def test_engines_compute_unknown_masks(engine: str, case: Case) -> None:
     asked = problem(case, want=("output", "lse", "gradients"))
     truth = attncli.attend(**asked, attn_mask=case.tensor, backend="reference")
@@ -217,7 +217,7 @@ class Above(Predicate):
 
 
 @pytest.mark.parametrize("by", ["batch", "head"])
-@pytest.mark.parametrize("engine", engines.ENGINES)
+@pytest.mark.parametrize("engine", engines.WHOLE)
 def test_a_predicate_that_varies(engine: str, by: str) -> None:
     def start(b: int, h: int) -> int:
         return 200 * (b if by == "batch" else h)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from attncli.studies.attend import posed
-from attncli.studies.cases.commands import members
+from attncli.studies.cases.commands import Command, members
 from attncli.studies.cases.writing import write
 from tests.support.program import ROOT, Door, Ran, running
 
@@ -119,14 +121,40 @@ def test_what_it_says_on_standard_error_is_shown_when_it_fails(door: Door, probl
     assert "it ended with exit code 1: line 98" in answering(door, problems, program).out
 
 
-def members_of(group: str) -> list[str]:
+def members_of(group: int) -> list[str]:
     """The processes of a group that run; what is dead may wait to be noticed by its parent."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             state, _, own = path.read_text().rpartition(")")[2].split()[:3]
-            found += [path.parent.name] if own == group and state not in "ZX" else []
+            found += [path.parent.name] if own == str(group) and state not in "ZX" else []
     return found
+
+
+def is_gone(group: int) -> bool:
+    """Whether all processes of a group end: one that was killed takes a moment to die."""
+    end = time.monotonic() + 60
+    while members_of(group) and time.monotonic() < end:
+        time.sleep(0.01)
+    return not members_of(group)
+
+
+class Noted(subprocess.Popen[bytes]):
+    """A process that is known here from its first moment on, before it runs a line."""
+
+    pids: ClassVar[list[int]]
+
+    def __init__(self, *arguments: Any, **how: Any) -> None:
+        super().__init__(*arguments, **how)
+        self.pids.append(self.pid)
+
+
+@pytest.fixture
+def pids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Those of the processes that this one starts."""
+    monkeypatch.setattr(Noted, "pids", [], raising=False)
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return Noted.pids
 
 
 @pytest.mark.parametrize(
@@ -136,15 +164,30 @@ def members_of(group: str) -> list[str]:
      "import subprocess; subprocess.run(['sleep', '600'])"],
 )  # fmt: skip
 def test_what_hangs_is_killed_with_all_that_it_started(
-    door: Door, problems: Path, program: str
+    door: Door, problems: Path, pids: list[int], program: str
 ) -> None:
     start = time.monotonic()
-    noting = "import os\nopen('pids', 'a').write(f'{os.getpid()}\\n')\n"
-    ran = answering(door, problems, noting + program, "--timeout", "0.7", "--json")
+    ran = answering(door, problems, program, "--timeout", "0.7", "--json")
     assert ran.code == 1
     assert ran.lines[0]["error"]["message"] == "it took more than 0.7 s; it was killed"
-    assert time.monotonic() - start < 15
-    assert not [p for p in (problems / "pids").read_text().split() if members_of(p)]
+    assert time.monotonic() - start < 60
+    assert len(pids) == 2
+    assert all(map(is_gone, pids))
+
+
+def test_an_interrupt_while_a_command_starts_ends_it(
+    monkeypatch: pytest.MonkeyPatch, pids: list[int]
+) -> None:
+    class Interrupted(Noted):
+        def __init__(self, *arguments: Any, **how: Any) -> None:
+            super().__init__(*arguments, **how)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Command(["sleep", "600"], 60)("a", posed(X))
+    assert len(pids) == 1 and is_gone(pids[0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_big_problem_and_a_command_that_reads_none_of_it(door: Door, tmp_path: Path) -> None:
@@ -169,7 +212,7 @@ def test_ctrl_c_ends_the_command_too(problems: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
         assert process.stderr and process.stderr.read() == b"interrupted\n"
-    assert not members_of(pid.read_text())
+    assert is_gone(int(pid.read_text()))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,12 @@ def posed(dtype: str = "float32", length: int = 3, width: int = 2, **options: An
 
 
 def chosen(problem: Problem, *want: str) -> tuple[str, str]:
-    return engines.choose(DEFAULT, "auto", problem, want or ("output",))
+    return engines.choose(engines.there(DEFAULT), problem, want or ("output",))
 
 
 def chosen_backward(problem: Problem, *want: str) -> str:
     upward = upstream("ones", problem)
-    return engines.choose_backward(DEFAULT, "auto", problem, upward, want)
+    return engines.choose_backward(engines.there(DEFAULT), problem, upward, want)
 
 
 @pytest.mark.usefixtures("there")
@@ -87,9 +88,14 @@ def test_where_it_is_not_there_nothing_is_said() -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_what_is_named_is_taken(name: str) -> None:
-    for problem in (posed("float64"), posed()):
-        assert engines.choose(name, "auto", problem, ("weights",)) == (name, "")
+def test_what_is_named_is_taken_or_refused(name: str) -> None:
+    assert engines.choose((name,), posed(), ("output",)) == (name, "")
+    for problem, want in ((posed("float64"), "output"), (posed(), "weights")):
+        if ENGINES[name].partial:
+            with pytest.raises(Unavailable, match=f"'{name}' cannot do this(.|\n)*--backend numpy"):
+                engines.choose((name,), problem, (want,))
+        else:
+            assert engines.choose((name,), problem, (want,)) == (name, "")
 
 
 def test_the_last_choice_can_compute_everything() -> None:
@@ -97,6 +103,17 @@ def test_the_last_choice_can_compute_everything() -> None:
     assert ENGINES[AUTO[-1]].backward is not None
     assert engines.missing(AUTO[-1]) is None
     assert not ENGINES[AUTO[-1]].partial
+
+
+@pytest.mark.parametrize("backend", ["auto", "fused"])
+def test_whether_it_is_there_is_asked_once(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    asked: list[str] = []
+    ask = fused.missing
+    monkeypatch.setattr(fused, "missing", lambda: asked.append("fused") or ask())
+    x = np.ones((3, 2), np.float32)
+    with suppress(Unavailable):
+        attncli.attend(x, want=("output", "gradients"), backend=backend)
+    assert asked == ["fused"]
 
 
 @pytest.mark.usefixtures("there")

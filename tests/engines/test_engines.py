@@ -51,7 +51,7 @@ def test_an_engine_that_cannot_run_says_why(
     monkeypatch.setattr(zero, "missing", lambda: "there is no zero")
     assert engines.missing("zero") == "there is no zero"
     with pytest.raises(Unavailable, match="'zero' cannot run here: there is no zero"):
-        engines.load("zero")
+        engines.there("zero")
 
 
 def test_the_table_loads_no_numbers() -> None:

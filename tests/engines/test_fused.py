@@ -268,18 +268,6 @@ def test_ties_go_to_the_earlier_key(build: str) -> None:
     assert (rows.top_j == [7, 9]).all()
 
 
-def test_onnx_cases_that_it_can_say() -> None:
-    pytest.importorskip("onnx")
-    from tests.support.onnx_cases import cases
-
-    said = 0
-    for case in cases():
-        if "qk_matmul_output" not in case.outputs:
-            case.run(backend="fused")
-            said += 1
-    assert said == 83
-
-
 @pytest.mark.parametrize(
     ("options", "why"),
     [

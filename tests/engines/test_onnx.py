@@ -15,7 +15,7 @@ pytest.importorskip("onnx", reason="the node tests come from the package onnx==1
 
 import attncli as attncli_package
 from tests.support import onnx_cases
-from tests.support.engines import ENGINES, missing, options_of
+from tests.support.engines import ENGINES, WHOLE, missing, options_of
 from tests.support.onnx_cases import Case, cases
 from tests.support.program import Door
 
@@ -39,6 +39,15 @@ UNTELLABLE = {
 }
 
 
+#: What each engine can say: those that are partial make no qk_matmul_output.
+SAID = [
+    pytest.param(case, engine, id=f"{case.name}-{engine}")
+    for engine in ENGINES
+    for case in CASES
+    if engine in WHOLE or case.tap is None
+]
+
+
 def by_name(case: Case) -> str:
     return case.name
 
@@ -51,8 +60,7 @@ def test_there_are_93_and_8() -> None:
     assert len({case.name for case in CASES}) == 101
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("case", CASES, ids=by_name)
+@pytest.mark.parametrize(("case", "engine"), SAID)
 def test_node(case: Case, engine: str) -> None:
     case.run(**options_of(engine))
 

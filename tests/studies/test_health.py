@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from attncli.attention import definition
 from attncli.attention.language import masker
@@ -52,8 +52,27 @@ def check(got: Any, values: Any, **how: float) -> None:
         close(got[name], number, **how)
 
 
+def real_keys(problem: Problem, heads: Any, b: int) -> Any:
+    """Which keys are no padding: as the mask says, or all but those that no row sees and whose own
+    row sees nothing; where that is every row, none is padding."""
+    said = problem.mask.said_real
+    if said is not None:
+        return said[b]
+    keep = np.stack([heads[b, h]["keep"] for h in range(problem.heads)])
+    if problem.queries != problem.keys:
+        return np.ones(problem.keys, bool)
+    seen = keep.any((0, 1)) | keep.any((0, 2))
+    return seen if seen.any() else ~seen
+
+
+def padded_in_the_middle() -> Problem:
+    x = np.random.default_rng(0).normal(size=(3, 1, 2, 4, 1))
+    return pose(*x, mask=masker("random(0.1, 0)"))
+
+
 @pytest.mark.slow
 @given(problems(dtypes=("float64",)))
+@example(padded_in_the_middle())
 @settings(max_examples=150, deadline=None)
 def test_statistics_are_their_definitions(problem: Problem) -> None:
     done = health.examine(problem)
@@ -115,7 +134,7 @@ def test_statistics_are_their_definitions(problem: Problem) -> None:
         products = np.abs(one["scores"][real][keep[real]] / problem.scale).max(initial=0)
         if products > 0:
             close(found["overflow_room"], 65504 / products)
-        _check_gradients(problem, one, b, h, found, chosen, by_formulas(at_auto, b, h))
+        _check_gradients(problem, heads, b, h, found, chosen, by_formulas(at_auto, b, h))
 
 
 def _check_similarity(problem: Problem, heads: Any, b: int, h: int, found: Any) -> None:
@@ -140,17 +159,18 @@ def _check_similarity(problem: Problem, heads: Any, b: int, h: int, found: Any) 
 
 
 def _check_gradients(
-    problem: Problem, one: Any, b: int, h: int, found: Any, chosen: Any, auto: Any
+    problem: Problem, heads: Any, b: int, h: int, found: Any, chosen: Any, auto: Any
 ) -> None:
+    one = heads[b, h]
     each = problem.heads // problem.kv_heads
     group = range(h // each * each, (h // each + 1) * each)
     size = max(1.0, float(np.abs(problem.query).max() * np.abs(problem.key).max()))
     check(found["grad_score_norm"], np.linalg.norm(one["ds"], axis=1)[chosen], abs=1e-8 * size)
     check(found["grad_query_norm"], np.linalg.norm(one["dq"], axis=1)[chosen], abs=1e-8 * size)
-    keys = problem.keys if problem.mask.lengths is None else problem.mask.lengths[b]
+    real = real_keys(problem, heads, b)
     for name, which in (("grad_key_norm", "dk"), ("grad_value_norm", "dv")):
-        total = sum(by_formulas(problem, b, other)[which] for other in group)
-        check(found[name], np.linalg.norm(total, axis=1)[:keys], abs=1e-7 * size)
+        total = sum(heads[b, other][which] for other in group)
+        check(found[name], np.linalg.norm(total, axis=1)[real], abs=1e-7 * size)
     norms = np.linalg.norm(one["ds"], axis=1)[chosen]
     floor = 1e-3 * np.median(np.linalg.norm(auto["ds"], axis=1)[chosen]) if chosen.any() else 0
     if floor > 1e-9 and not (np.abs(norms / floor - 1) < 1e-3).any():

@@ -18,10 +18,9 @@ from attncli.attention.gradients import Gradients
 from attncli.attention.predicates import EMPTY, FULL
 from attncli.attention.problem import Problem
 from attncli.engines import ANYHOW, Attended, How
-from attncli.engines.fused import build, unfit_backward
+from attncli.engines.fused import build
 from attncli.engines.fused.forward import TINY, attend
 from attncli.engines.fused.plan import GRAIN, Plan, Planner, ready, scratch, shape_of
-from attncli.errors import Unavailable
 from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,15 +37,12 @@ def backward(
     want: Collection[str] = (),
     how: How = ANYHOW,
 ) -> Gradients:
-    """Return the gradients of a problem. grad_output: ``(B, H, Lq, Dv)``.
+    """Return the gradients that ``unfit_backward`` lets through. grad_output: ``(B, H, Lq, Dv)``.
 
     ``attended`` is what ``attend`` returned for it, used when it is in float32 and computed
-    otherwise. ``want``: ``score_norm``. Raises Unavailable for what ``unfit_backward`` names.
+    otherwise. ``want``: ``score_norm``.
     """
     p, threads = problem, how.threads or processors()
-    reason = unfit_backward(p, grad_output, want)
-    if reason:
-        raise Unavailable(f"the backend 'fused' cannot do this: {reason}", "use --backend numpy")
     if attended is None or attended.output.dtype != p.dtype or _has_lost_digits(attended):
         exact = replace(p, result_dtype=p.dtype, softmax_dtype=None)
         attended = attend(exact, ("row_statistics",), How(threads))

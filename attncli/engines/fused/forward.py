@@ -17,10 +17,9 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.engines import ANYHOW, Attended, How
-from attncli.engines.fused import build, unfit
+from attncli.engines.fused import build
 from attncli.engines.fused.plan import Planner, ready, scratch, shape_of
 from attncli.engines.whole import Sheet, mend, not_finite, whole_rows
-from attncli.errors import Unavailable
 from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -40,11 +39,8 @@ class Part(NamedTuple):
 
 
 def attend(problem: Problem, want: Collection[str], how: How = ANYHOW) -> Attended:
-    """Compute output, lse and running sums. Raises Unavailable for what ``unfit`` names."""
+    """Compute output, lse and running sums of what ``unfit`` lets through."""
     p, threads = problem, how.threads or processors()
-    reason = unfit(p, want)
-    if reason:
-        raise Unavailable(f"the backend 'fused' cannot do this: {reason}", "use --backend numpy")
     walk = Walk(p, "row_statistics" in want, threads)
     work = p.batch * p.heads * p.queries * p.keys * (p.width + p.value_width)
     used = run_jobs(walk.jobs(), threads, work <= TINY, how.progress, blas=False)

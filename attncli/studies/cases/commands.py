@@ -22,7 +22,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from threading import Thread
 from typing import IO, Any
 
@@ -32,7 +32,7 @@ from attncli.attention.problem import Problem
 from attncli.errors import AttnError, Misuse, NoAnswer
 from attncli.files.formats import FORMATS
 from attncli.files.sniffing import read_whole
-from attncli.resources import ending
+from attncli.resources import ending, held
 from attncli.studies.bundle import LARGEST, PROBLEM, carried
 from attncli.studies.cases.candidates import stages_of
 
@@ -114,36 +114,22 @@ class Command:
 
     def _run(self, given: bytes, most: int) -> tuple[bytes, str]:
         """Return what it writes on standard output, and the end of what it says besides."""
-        try:
-            process = subprocess.Popen(
-                self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:  # no program after all
-            raise Misuse(f"{self.words[0]} cannot be run: {error.strerror or error}") from None
-        assert process.stdin and process.stdout and process.stderr
-        answer, said = _Kept(process.stdout, most), _Kept(process.stderr, TAIL, last=True)
-        threads = [answer, said, Thread(target=_feed, args=(process.stdin, given), daemon=True)]
-        end = time.monotonic() + self.timeout
-        late = True
-        with ending(lambda: _kill(process)):
-            try:
-                for thread in threads:
+        process: subprocess.Popen[bytes] | None = None
+        with ending(lambda: _kill(process)), ExitStack() as afterwards:
+            with held():  # until it is known whom to end
+                process = self._start()
+                assert process.stdin and process.stdout and process.stderr
+                answer, said = _Kept(process.stdout, most), _Kept(process.stderr, TAIL, last=True)
+                feeding = Thread(target=_feed, args=(process.stdin, given), daemon=True)
+                for thread in (answer, said, feeding):
                     thread.start()
-                answer.join(self.timeout)
-                if not answer.is_alive() and not answer.too_much:
-                    with suppress(subprocess.TimeoutExpired):
-                        process.wait(max(0.0, end - time.monotonic()))
-                        late = False
-            finally:
-                if late:
-                    _kill(process)
-                    process.wait()
-                for thread in threads:
-                    thread.join(1.0)  # a grandchild may hold a pipe open
-                for kept, stream in ((answer, process.stdout), (said, process.stderr)):
-                    if not kept.is_alive():
-                        stream.close()
+                afterwards.callback(_end, process, feeding, answer, said)
+            end = time.monotonic() + self.timeout
+            answer.join(self.timeout)
+            if not answer.is_alive() and not answer.too_much:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, end - time.monotonic()))
+            late = process.returncode is None
         tail = said.text()
         if answer.too_much:
             raise NoAnswer(f"it wrote more than {most:,} bytes; it was killed", tail or None)
@@ -155,19 +141,29 @@ class Command:
             raise NoAnswer("it wrote nothing on standard output", tail or None)
         return bytes(answer.data), tail
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        """Return its process; raises Misuse where it is no program after all."""
+        try:
+            return subprocess.Popen(
+                self.words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise Misuse(f"{self.words[0]} cannot be run: {error.strerror or error}") from None
+
 
 class _Kept(Thread):
     """Reads a pipe to its end and keeps the first, or the last, so many bytes."""
 
     def __init__(self, stream: IO[bytes], most: int, *, last: bool = False) -> None:
         super().__init__(daemon=True)
-        self._stream, self._most, self._last = stream, most, last
+        self.stream, self._most, self._last = stream, most, last
         self.data = bytearray()
         self.too_much = False
 
     def run(self) -> None:
         with suppress(OSError, ValueError):  # closed under its hands
-            while part := self._stream.read1(CHUNK):  # type: ignore[attr-defined]
+            while part := self.stream.read1(CHUNK):  # type: ignore[attr-defined]
                 self.data += part
                 if self._last:
                     del self.data[: -self._most]
@@ -188,9 +184,20 @@ def _feed(stream: IO[bytes], data: bytes) -> None:
         stream.close()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], feeding: Thread, *kept: _Kept) -> None:
+    """End a process, unless it has ended, and what reads and feeds it."""
+    _kill(process)
+    process.wait()
+    for thread in (*kept, feeding):
+        thread.join(1.0)  # a grandchild may hold a pipe open
+    for one in kept:
+        if not one.is_alive():
+            one.stream.close()
+
+
+def _kill(process: subprocess.Popen[bytes] | None) -> None:
     """End a process that was not waited for, and all that it started."""
-    if process.returncode is None:
+    if process is not None and process.returncode is None:
         with suppress(OSError):
             if hasattr(os, "killpg"):
                 os.killpg(process.pid, signal.SIGKILL)
