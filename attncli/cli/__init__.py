@@ -7,7 +7,9 @@ Exit codes: 0 good, 1 a check failed, 2 usage or bad input, 3 not available, 70 
 from __future__ import annotations
 
 from attncli.cli import interrupt  # isort: skip  (first: what follows takes a while to load)
+import atexit
 import errno
+import gc
 import os
 import sys
 import warnings
@@ -24,6 +26,7 @@ from attncli.cli import streams
 from attncli.cli.options import built
 from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
 from attncli.render import LINES
+from attncli.resources import rare_collections
 
 SURE = 0.75  # how alike a name must be: --quiet is not --query
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -91,7 +94,7 @@ def main() -> int:
     if "_ATTNCLI_COMPLETE" in os.environ:
         app(prog_name="attncli")
     code = 0
-    with interrupt.watched():
+    with interrupt.watched(), rare_collections():
         try:
             code = _run(arguments)
             if sys.stdout is not None:
@@ -215,4 +218,5 @@ def _drop_stdout() -> None:
         os.close(null)
 
 
+atexit.register(gc.freeze)  # whatever is left then, memory ends with the process
 interrupt.loaded()

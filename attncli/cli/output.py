@@ -14,7 +14,6 @@ from attncli.cli.groups import Format, Printed, Saved
 from attncli.errors import AttnError, FileError, InputError, nearest
 from attncli.render import LINES
 from attncli.reports.words import INCLUDABLE
-from attncli.resources import rare_collections
 
 if TYPE_CHECKING:
     from attncli import files
@@ -101,11 +100,10 @@ def stream_answers(
     """
     failed = False
     try:
-        with rare_collections():
-            for some in records.together(heard):
-                for line, record in some:
-                    good = _print_answer(line, record, answer, command)
-                    failed = failed or not good
+        for some in records.together(heard):
+            for line, record in some:
+                good = _print_answer(line, record, answer, command)
+                failed = failed or not good
     except BrokenPipeError:
         pass  # nobody reads any more: what happened so far decides
     finally:

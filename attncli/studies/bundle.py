@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
 from attncli.errors import AttnError, InputError, TooLarge
@@ -140,14 +138,22 @@ def _expression(mask: Mask, past: int | None) -> str | None:
     e = mask.extent
     extent = Extent(e.batch, e.heads, e.queries, e.keys, past=past, lengths=e.lengths)
     try:
-        again = language.masker(mask.text)(extent) if mask.text else Mask(extent)
+        again = _written(mask.text, extent) if mask.text else Mask(extent)
     except AttnError:
         return None
     if e.lengths is not None:
+        from attncli.attention.patterns import KeysBelow
+
         again = again & Mask(extent, KeysBelow(e.lengths))
     if difference(mask, again).first is not None or not _same_bias(mask, again):
         return None
     return mask.text
+
+
+def _written(text: str, extent: Extent) -> Mask:
+    from attncli.attention import language
+
+    return language.masker(text)(extent)
 
 
 def _same_bias(one: Mask, other: Mask) -> bool:
