@@ -5,8 +5,7 @@
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """Where ``--output`` points: a path or ``-``, its suffix, the names to save there."""
 
     path: str
@@ -35,8 +33,7 @@ class Target:
         return self.path == "-"
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """What the options of the output mean: the format, the arrays asked for, the file."""
 
     shown: str

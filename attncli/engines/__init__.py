@@ -68,8 +68,7 @@ AUTO = ("fused", "numpy")  # the default is the first that is there and can comp
 DEVICE = r"auto|cpu|cuda(?::(\d{1,4}))?"
 
 
-@dataclass(frozen=True)
-class How:
+class How(NamedTuple):
     """How to run: threads at most (None: as many as there are), where, and whom to tell.
 
     ``device`` is auto, cpu, cuda or cuda:N; an engine without ``gpu`` is asked for the first two.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +17,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
+class Column(NamedTuple):
     """A column: its numbers share one format.
 
     ``title`` and ``sub`` (the unit or the quantile) stand one over the other; a column with no
@@ -40,8 +39,7 @@ class Gap:
     count: int
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
+class Table(NamedTuple):
     """``rows`` of cells under ``columns``; ``labels`` name the rows. None is an empty cell.
 
     A ``matrix`` has one format for all its numbers and, when too wide, loses columns in its middle
@@ -93,16 +91,14 @@ class Grid(Heatmap):
     """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
 
 
-@dataclass(frozen=True, eq=False)
-class Text:
+class Text(NamedTuple):
     """Lines printed as they are."""
 
     title: str
     lines: Sequence[str]
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
+class Step(NamedTuple):
     """One stage of a computation: what it is, its numbers, and how some of them came about."""
 
     number: int
@@ -125,8 +121,7 @@ def sentences(*lines: str, indent: str = "") -> Text:
     return Text("", [part.replace("~%", " %") for part in parts])
 
 
-@dataclass(frozen=True, eq=False)
-class Records:
+class Records(NamedTuple):
     """One tidy table for programs: every row complete, every number in full."""
 
     columns: Sequence[str]

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,8 +39,7 @@ WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 SMALL = 1 << 22  # multiply-adds that any engine is done with in milliseconds
 
 
-@dataclass(frozen=True, eq=False)
-class Ran:
+class Ran(NamedTuple):
     """Which engine really ran, and how.
 
     ``note``: why it is not the first choice of ``auto``, unless the problem is SMALL; and which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -194,8 +194,7 @@ def rows_of(lengths: Any) -> Masker:
     return bind
 
 
-@dataclass(frozen=True)
-class EndToEnd:
+class EndToEnd(NamedTuple):
     """Several sequences in one: their mask, the flags left, whether queries and keys lie alike."""
 
     masker: Masker
