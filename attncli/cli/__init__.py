@@ -6,10 +6,8 @@ Exit codes: 0 good, 1 a check failed, 2 usage or bad input, 3 not available, 70 
 
 from __future__ import annotations
 
-from attncli.cli import interrupt  # isort: skip  (first: what follows takes a while to load)
-import atexit
+from attncli.cli import cycles as cycles, interrupt  # isort: skip  (first: the rest loads long)
 import errno
-import gc
 import os
 import sys
 import warnings
@@ -26,7 +24,6 @@ from attncli.cli import streams
 from attncli.cli.options import built
 from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
 from attncli.render import LINES
-from attncli.resources import rare_collections
 
 SURE = 0.75  # how alike a name must be: --quiet is not --query
 BUG = 70  # EX_SOFTWARE of sysexits.h
@@ -94,7 +91,7 @@ def main() -> int:
     if "_ATTNCLI_COMPLETE" in os.environ:
         app(prog_name="attncli")
     code = 0
-    with interrupt.watched(), rare_collections():
+    with interrupt.watched():
         try:
             code = _run(arguments)
             if sys.stdout is not None:
@@ -218,5 +215,4 @@ def _drop_stdout() -> None:
         os.close(null)
 
 
-atexit.register(gc.freeze)  # whatever is left then, memory ends with the process
 interrupt.loaded()
