@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -66,8 +67,7 @@ class Table(NamedTuple):
     shades: Sequence[Sequence[float]] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Heatmap:
+class Heatmap(NamedTuple):
     """Weights in [0, 1] to be shaded, ``(r, c)``: each the largest of a block of the matrix.
 
     Block i holds the rows ``row_edges[i]:row_edges[i + 1]`` (``r + 1`` edges), likewise columns.
@@ -86,7 +86,6 @@ class Heatmap:
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True, eq=False)
 class Grid(Heatmap):
     """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
 
@@ -128,8 +127,7 @@ class Records(NamedTuple):
     rows: Iterable[Sequence[Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
+class Report(NamedTuple):
     """What a command has to say: for people ``headline`` and ``blocks``, for programs the rest.
 
     ``headline`` are facts for the first line. ``data`` makes the JSON object and ``records`` the
@@ -143,8 +141,8 @@ class Report:
     blocks: Sequence[Block]
     data: Callable[[], Mapping[str, Any]]
     records: Callable[[], Records] | None = None
-    arrays: Mapping[str, Array] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = MappingProxyType({})
+    options: Mapping[str, Any] = MappingProxyType({})
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     exit_code: int = 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,11 @@ UNSAID = ("dtype", "rope_applied")
 PROBLEM = ("query", "key", "value")
 
 
-@dataclass(frozen=True)
-class Carried:
+class Carried(NamedTuple):
     """What goes along with query and key: ``options`` by name and further ``arrays``."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, Array] = field(default_factory=dict)
+    options: Mapping[str, Any] = MappingProxyType({})
+    arrays: Mapping[str, Array] = MappingProxyType({})
 
     @property
     def members(self) -> dict[str, Any]:
