@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attncli.errors import InputError, Unavailable, series
@@ -82,8 +82,7 @@ class How(NamedTuple):
 ANYHOW = How()
 
 
-@dataclass(frozen=True)
-class Attended:
+class Attended(NamedTuple):
     """What an engine computed, canonical and in the problem's result dtype unless said otherwise.
 
     output ``(B, H, Lq, Dv)``; lse ``(B, H, Lq)`` in the arithmetic's dtype, sink included; rows in
@@ -95,7 +94,7 @@ class Attended:
     output: Array
     lse: Array
     rows: Rows | None = None
-    stages: Mapping[str, Array] = field(default_factory=dict)
+    stages: Mapping[str, Array] = MappingProxyType({})
     kernel: str = ""
     threads: int = 1
     device: str = "cpu"

@@ -345,7 +345,7 @@ def run(
     start = time.perf_counter()
     done = engine.attend(problem, frozenset(want), How(threads, device, next(stage)))
     if done.seconds is None:
-        done = replace(done, seconds=time.perf_counter() - start)
+        done = done._replace(seconds=time.perf_counter() - start)
     derived = None
     if back is not None:
         derived = back.backward(
