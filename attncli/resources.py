@@ -147,19 +147,6 @@ def uncollected(stay: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def rare_collections() -> Iterator[None]:
-    """Look for cycles a hundredth as often, where many objects come and go and make none."""
-    import gc
-
-    often, *others = gc.get_threshold()
-    gc.set_threshold(100 * often, *others)
-    try:
-        yield
-    finally:
-        gc.set_threshold(often, *others)
-
-
-@contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Hold BLAS to one thread: threads that wait for small products cost more than they save."""
     global _blas

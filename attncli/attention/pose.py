@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import FLOATS, Family, Masker, Problem, Scale, float_dtype
 from attncli.attention.words import LAYOUTS
 from attncli.errors import InputError
@@ -95,6 +94,8 @@ def pose(
     )  # fmt: skip
     bound = _bind(mask, extent)
     if lengths is not None:
+        from attncli.attention.patterns import KeysBelow
+
         bound = bound & Mask(extent, KeysBelow(lengths))
     arithmetic, result, (q, k, v) = _dtypes((q, k, v), dtype)
     unturned = None if rope is None else (q, k)

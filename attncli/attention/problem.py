@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ Scale = float | Literal["auto", "none"]
 Masker = Callable[[Extent], Mask]
 
 
-@dataclass(frozen=True)
-class Family:
+class Family(NamedTuple):
     """The shape family that came in, so that results go back in it.
 
     ``rank`` 2, 3 or 4; ``packed`` when heads lay side by side in the last dimension; ``blhd`` when

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,16 +10,14 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class Labels:
+class Labels(NamedTuple):
     """Token labels, one tuple a batch element (or a single one for all); None: indices."""
 
     query: tuple[tuple[str, ...], ...] | None = None
     key: tuple[tuple[str, ...], ...] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class View:
+class View(NamedTuple):
     """What part to show and how. A selection is a tuple of indices, None means all."""
 
     batch: tuple[int, ...] | None = None

@@ -5,7 +5,7 @@ What a mask of ``MASKS`` does stands in ``patterns``, ``biases`` and ``language`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 #: What happens to a score on its way to a weight: the taps of ONNX's Attention, in order.
@@ -19,8 +19,7 @@ CORNERS = ("top_left", "bottom_right")
 SIDES = ("left", "right")
 
 
-@dataclass(frozen=True)
-class Word:
+class Word(NamedTuple):
     """One mask. ``forms``: all ways to write it; ``usual`` and ``meaning``: its line of help.
 
     ``last``: the words of which one may be its last argument. ``tells``: the dimensions that a list

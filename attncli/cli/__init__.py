@@ -6,7 +6,7 @@ Exit codes: 0 good, 1 a check failed, 2 usage or bad input, 3 not available, 70 
 
 from __future__ import annotations
 
-from attncli.cli import interrupt  # isort: skip  (first: what follows takes a while to load)
+from attncli.cli import cycles as cycles, interrupt  # isort: skip  (first: the rest loads long)
 import errno
 import os
 import sys

@@ -412,7 +412,6 @@ def _widths(text: str) -> list[int]:
 
 def _tensors(source: "files.Bundle", **how: Any) -> "Report":
     """Return the report on a file's tensors; say what is missing when it is nearly attention."""
-    from dataclasses import replace
 
     from attncli.reports.tensors import tensors_report
 
@@ -420,5 +419,5 @@ def _tensors(source: "files.Bundle", **how: Any) -> "Report":
     roles = [role for role in ("key", "value") if role in source.by_role]
     if roles and "query" not in source.by_role:
         missing = f"{' and '.join(roles)} but no query: its tensors, not its attention (-q REF)"
-        report = replace(report, notes=(*report.notes, missing))
+        report = report._replace(notes=(*report.notes, missing))
     return report

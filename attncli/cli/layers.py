@@ -4,7 +4,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -72,7 +71,7 @@ def many(
                 if isinstance(one, AttnError):
                     raise one
     if capture and page.target:
-        page = replace(page, target=replace(page.target, path=capture.written))
+        page = page._replace(target=page.target._replace(path=capture.written))
         warnings = [*warnings, *lost(capture)]
     if page.shown == LINES:
         render.show_warnings(warnings)
@@ -105,7 +104,7 @@ def _keep_inputs(page: output.Page, sources: Sequence[str]) -> None:
 
     output.keep_inputs(page.target, sources)
     if page.target:
-        output.keep_inputs(replace(page.target, path=index_of(page.target.path)), sources)
+        output.keep_inputs(page.target._replace(path=index_of(page.target.path)), sources)
 
 
 def _chosen(known: "Sequence[Source]", layer: str) -> "list[Source]":

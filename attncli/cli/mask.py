@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-from dataclasses import replace
 from inspect import cleandoc
 from typing import TYPE_CHECKING
 
@@ -143,7 +142,7 @@ def _finish(report: "Report", page: output.Page, printed: groups.Printed) -> Non
         files.write(
             page.target.path, report.arrays, extra=report.options, format=page.target.suffix
         )
-        page = replace(page, target=replace(page.target, names=list(report.arrays)))
+        page = page._replace(target=page.target._replace(names=list(report.arrays)))
     output.finish(report, page, printed)
 
 

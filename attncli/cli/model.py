@@ -4,7 +4,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -105,7 +104,7 @@ def reading(
         some = chosen(list(seen.short), where.layer)
         loading.run(loaded, it_reads.batch)
     if kept and page.target:
-        page = replace(page, target=replace(page.target, path=kept.written))
+        page = page._replace(target=page.target._replace(path=kept.written))
     unsaid = lost(kept) if kept else []
     if page.shown == LINES:
         render.show_warnings(unsaid)

@@ -5,8 +5,7 @@
 import os
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -14,7 +13,6 @@ from attncli.cli.groups import Format, Printed, Saved
 from attncli.errors import AttnError, FileError, InputError, nearest
 from attncli.render import LINES
 from attncli.reports.words import INCLUDABLE
-from attncli.resources import rare_collections
 
 if TYPE_CHECKING:
     from attncli import files
@@ -22,8 +20,7 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(NamedTuple):
     """Where ``--output`` points: a path or ``-``, its suffix, the names to save there."""
 
     path: str
@@ -36,8 +33,7 @@ class Target:
         return self.path == "-"
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """What the options of the output mean: the format, the arrays asked for, the file."""
 
     shown: str
@@ -101,11 +97,10 @@ def stream_answers(
     """
     failed = False
     try:
-        with rare_collections():
-            for some in records.together(heard):
-                for line, record in some:
-                    good = _print_answer(line, record, answer, command)
-                    failed = failed or not good
+        for some in records.together(heard):
+            for line, record in some:
+                good = _print_answer(line, record, answer, command)
+                failed = failed or not good
     except BrokenPipeError:
         pass  # nobody reads any more: what happened so far decides
     finally:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from attncli.errors import InputError, Unavailable, series
@@ -68,8 +68,7 @@ AUTO = ("fused", "numpy")  # the default is the first that is there and can comp
 DEVICE = r"auto|cpu|cuda(?::(\d{1,4}))?"
 
 
-@dataclass(frozen=True)
-class How:
+class How(NamedTuple):
     """How to run: threads at most (None: as many as there are), where, and whom to tell.
 
     ``device`` is auto, cpu, cuda or cuda:N; an engine without ``gpu`` is asked for the first two.
@@ -83,8 +82,7 @@ class How:
 ANYHOW = How()
 
 
-@dataclass(frozen=True)
-class Attended:
+class Attended(NamedTuple):
     """What an engine computed, canonical and in the problem's result dtype unless said otherwise.
 
     output ``(B, H, Lq, Dv)``; lse ``(B, H, Lq)`` in the arithmetic's dtype, sink included; rows in
@@ -96,7 +94,7 @@ class Attended:
     output: Array
     lse: Array
     rows: Rows | None = None
-    stages: Mapping[str, Array] = field(default_factory=dict)
+    stages: Mapping[str, Array] = MappingProxyType({})
     kernel: str = ""
     threads: int = 1
     device: str = "cpu"

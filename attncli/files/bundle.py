@@ -13,6 +13,8 @@ from attncli.errors import FileError, nearest, numbered
 from attncli.files.formats.entry import Array, Entry, Header, header_of
 from attncli.files.vocabulary import LEADING, PLAYED, ROLES, TENSOR
 
+DUMP = "dump"  # the kind of what SGLang dumped
+
 
 @dataclass(frozen=True)
 class Bundle:

@@ -16,7 +16,6 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from attncli.errors import FileError, numbered
-from attncli.files import sglang
 from attncli.files.bundle import STDIN, Bundle, Lazy, path_of, unknown_name
 from attncli.files.folders import weights_in, with_shards
 from attncli.files.formats import HEAD, is_text
@@ -93,6 +92,8 @@ def _read_path(path: str, as_lines: bool) -> Bundle | Records:
     if path == "-":
         return read_stdin(as_lines)
     if os.path.isdir(path):
+        from attncli.files import sglang
+
         return sglang.of_folder(path, read) if sglang.is_dump(path) else read(weights_in(path))
     if os.path.exists(path) and not stat.S_ISFIFO(os.stat(path).st_mode):  # <(command) is a pipe
         demand_regular(path)

@@ -18,10 +18,9 @@ from types import MappingProxyType
 import numpy as np
 
 from attncli.errors import FileError, counted, numbered
-from attncli.files.bundle import Bundle, Lazy
+from attncli.files.bundle import DUMP, Bundle, Lazy
 from attncli.files.formats.entry import Array, Entry, reading
 
-DUMP = "dump"  # the kind of such bundles
 NOTE = "mask, scale and softcap are not in a dump: a decoder's needs --causal"
 ALONE = "no seq_lens there: taken as one sequence from its first token"
 

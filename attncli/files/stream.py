@@ -57,9 +57,10 @@ class Lines(Iterator[bytes]):
     def _take(self) -> None:
         """Take some of what is there, or wait for it."""
         if isinstance(self._stream, mmap.mmap):
-            some = self._stream.readline()
-        else:
-            some = self._stream.read1(CHUNK)  # type: ignore[attr-defined]
+            line = self._stream.readline()
+            self._whole, self._ended = [line] if line else [], not line
+            return
+        some = self._stream.read1(CHUNK)  # type: ignore[attr-defined]
         self._ended = not some
         *ends, rest = some.split(b"\n")
         if ends or self._ended:

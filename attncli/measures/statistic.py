@@ -11,9 +11,8 @@ and documentation read it here; ``evidence`` makes what the formula asks for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,8 +31,7 @@ STATISTICS: dict[str, Statistic] = {}
 WEIGHTS: dict[str, Statistic] = {}
 
 
-@dataclass(frozen=True)
-class Statistic:
+class Statistic(NamedTuple):
     """What is known of one statistic.
 
     ``formula`` takes what its parameters name: evidence, or other statistics; those of ``spare``,

@@ -8,9 +8,8 @@ on near-by keys are dot products of their own, O(L·D).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,8 +27,7 @@ NEAR = 4  # positions to each side that are near by
 LOG2E = math.log2(math.e)
 
 
-@dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
     """What a second sweep found.
 
     received ``(B, H, Lk)``: Σ_i p_ij over the chosen rows; distance ``(B, H, Lq)``: Σ_j p_ij |i−j|,

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from attncli import files
 from attncli.errors import InputError
 from attncli.render.cells import columns_of, escaped, visible
-from attncli.render.paint import Paint
-from attncli.render.terminal import block_lines
 from attncli.reports.blocks import Report, Step, Table
 
 if TYPE_CHECKING:
@@ -72,6 +70,9 @@ def markdown_lines(report: Report) -> Iterator[str]:
     for note in report.notes:
         yield ""
         yield _escape(note)
+    from attncli.render.paint import Paint
+    from attncli.render.terminal import block_lines
+
     for block in report.blocks:
         yield ""
         if isinstance(block, Table):

@@ -141,8 +141,7 @@ def _folded(table: Table, room: int) -> Table:
         return table
     lines = -(-count // columns)
     empty = [None] * (lines * columns - count)
-    return replace(
-        table,
+    return table._replace(
         columns=table.columns[:columns],
         rows=[
             ([*row, *empty])[start : start + columns]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +18,7 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
+class Column(NamedTuple):
     """A column: its numbers share one format.
 
     ``title`` and ``sub`` (the unit or the quantile) stand one over the other; a column with no
@@ -40,8 +40,7 @@ class Gap:
     count: int
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
+class Table(NamedTuple):
     """``rows`` of cells under ``columns``; ``labels`` name the rows. None is an empty cell.
 
     A ``matrix`` has one format for all its numbers and, when too wide, loses columns in its middle
@@ -68,8 +67,7 @@ class Table:
     shades: Sequence[Sequence[float]] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Heatmap:
+class Heatmap(NamedTuple):
     """Weights in [0, 1] to be shaded, ``(r, c)``: each the largest of a block of the matrix.
 
     Block i holds the rows ``row_edges[i]:row_edges[i + 1]`` (``r + 1`` edges), likewise columns.
@@ -88,21 +86,18 @@ class Heatmap:
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True, eq=False)
 class Grid(Heatmap):
     """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
 
 
-@dataclass(frozen=True, eq=False)
-class Text:
+class Text(NamedTuple):
     """Lines printed as they are."""
 
     title: str
     lines: Sequence[str]
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
+class Step(NamedTuple):
     """One stage of a computation: what it is, its numbers, and how some of them came about."""
 
     number: int
@@ -125,16 +120,14 @@ def sentences(*lines: str, indent: str = "") -> Text:
     return Text("", [part.replace("~%", " %") for part in parts])
 
 
-@dataclass(frozen=True, eq=False)
-class Records:
+class Records(NamedTuple):
     """One tidy table for programs: every row complete, every number in full."""
 
     columns: Sequence[str]
     rows: Iterable[Sequence[Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class Report:
+class Report(NamedTuple):
     """What a command has to say: for people ``headline`` and ``blocks``, for programs the rest.
 
     ``headline`` are facts for the first line. ``data`` makes the JSON object and ``records`` the
@@ -148,8 +141,8 @@ class Report:
     blocks: Sequence[Block]
     data: Callable[[], Mapping[str, Any]]
     records: Callable[[], Records] | None = None
-    arrays: Mapping[str, Array] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = MappingProxyType({})
+    options: Mapping[str, Any] = MappingProxyType({})
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     exit_code: int = 0

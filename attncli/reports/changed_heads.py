@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from attncli.measures.changes import CHANGES, WEIGHT_CHANGES
@@ -34,10 +34,10 @@ class Kind:
         """All that --filter, --sort and --map know: a statistic is meant as it is after."""
         found = {**self.own, **self.statistics}
         for name, one in self.statistics.items():
-            found[name + BEFORE] = replace(one, name=name + BEFORE, heading=f"{one.heading} before")
+            found[name + BEFORE] = one._replace(name=name + BEFORE, heading=f"{one.heading} before")
             if name not in PLACES:
-                found[name + DIFFERENCE] = replace(
-                    one, name=name + DIFFERENCE, heading=f"{one.heading} difference", kind="number"
+                found[name + DIFFERENCE] = one._replace(
+                    name=name + DIFFERENCE, heading=f"{one.heading} difference", kind="number"
                 )
         return found
 

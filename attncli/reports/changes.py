@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from attncli.errors import counted, listed
@@ -322,7 +321,7 @@ def _compared(kind: Kind) -> list[Shown]:
     """Return the columns of statistics; where there is little room the difference stays longest."""
     ends = (BEFORE, "before"), ("", "after"), (DIFFERENCE, "differ.")
     return [
-        replace(one, name=one.name + end, sub=word, keep=3 * (one.keep or n) + place)
+        one._replace(name=one.name + end, sub=word, keep=3 * (one.keep or n) + place)
         for n, one in zip(range(len(kind.compared), 0, -1), kind.compared, strict=True)
         for place, (end, word) in enumerate(ends)
     ]
@@ -331,7 +330,8 @@ def _compared(kind: Kind) -> list[Shown]:
 def _column(one: Shown, kind: Kind) -> Column:
     name = one.name.removesuffix(DIFFERENCE).removesuffix(BEFORE)
     found = one.column(kind.registry, False, False, False)
-    return replace(found, title=kind.statistics[name].heading) if name in kind.statistics else found
+    statistics = kind.statistics
+    return found._replace(title=statistics[name].heading) if name in statistics else found
 
 
 def _verdict(head: Change) -> str:

@@ -20,7 +20,6 @@ from attncli.reports.matrices import (
     weights_tables,
 )
 from attncli.reports.selection import Selection, select, selection_of
-from attncli.reports.stability import stability_table
 from attncli.reports.words import GRADIENTS, SMALL
 from attncli.resources import Progress
 from attncli.studies.attend import Result
@@ -121,6 +120,8 @@ def _result_blocks(
         blocks += output_tables(result, labels, view, chosen)
     if not (len(chosen.batch) and len(chosen.head)):
         return [Text("", ["nothing to show: the batch is empty or has no heads"])]
+    from attncli.reports.stability import stability_table
+
     blocks = [_or_nothing(block) for block in blocks]
     blocks.append(stability_table(problem, result.summaries, view, chosen))
     if result.derived is not None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from attncli.attention.problem import Problem
 from attncli.measures.statistic import STATISTICS, Statistic
@@ -20,8 +19,7 @@ EDGE = 8  # of many heads with nothing to say
 WORDS = {"cv": "CV"}  # of quantiles
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """A column: a statistic at a quantile, or a range: up to ``high``, or to that of ``to``.
 
     ``sub`` and ``keep`` stand for what the registry says: the quantile or the unit, and ``keep``.

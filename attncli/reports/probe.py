@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from attncli.measures.roles import DETECTORS, OFFSETS
@@ -39,7 +38,7 @@ def probe_report(many: Many, probe: Probe, **how: Any) -> Report:
         return {**said, "probe": about, "detected": _data(heads)}
 
     made = f"{probe.words} (seed {many.seed}); scores are means over the rows where they can show"
-    return replace(report, data=data, notes=[made, *report.notes])
+    return report._replace(data=data, notes=[made, *report.notes])
 
 
 def _data(heads: Sequence[Head]) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -19,8 +18,7 @@ Indices = Sequence[int]
 One = TypeVar("One")
 
 
-@dataclass(frozen=True)
-class Selection:
+class Selection(NamedTuple):
     """The indices a View means; ``(batch, head)`` pairs are ``pairs`` for whole-head tables.
 
     ``shown`` are the pairs whose matrices are printed: the first unless more were asked for.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +51,7 @@ def steps(problem: Problem, labels: Labels, view: View, chosen: Selection) -> li
         *first, last = lesson.steps()
         blocks += [*([Text("", [which])] if which else []), *first]
         if pair == chosen.shown[-1]:
-            last = replace(last, lines=[*last.lines, *_left_out(problem, view, chosen, lesson)])
+            last = last._replace(lines=[*last.lines, *_left_out(problem, view, chosen, lesson)])
         blocks.append(last)
     return blocks
 

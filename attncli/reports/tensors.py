@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from textwrap import wrap
 from typing import Any
@@ -318,7 +317,7 @@ def _table(facts: Sequence[TensorFacts], header: bool, full: bool, sort: str) ->
         Column("shape", "text", keep=8),
         Column("dtype", "text", keep=7),
         Column("bytes", "text", keep=10 if sort in ("bytes", "size") else 0),
-        *(replace(COLUMNS[c], keep=10) if c == sort else COLUMNS[c] for c in told),
+        *(COLUMNS[c]._replace(keep=10) if c == sort else COLUMNS[c] for c in told),
     ]
     clean = not {"nan", "inf"} & {*told} and all(f.statistics for f in facts)
     return Table(

@@ -8,19 +8,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from attncli import engines
-from attncli.attention import language
 from attncli.attention.arrays import array_of
-from attncli.attention.gradients import Gradients, restored, row_norms, upstream
 from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
-from attncli.attention.tensors import padding_masker, tensor_masker
 from attncli.engines import DEFAULT, ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge, nearest
 from attncli.files.vocabulary import PLAYED
@@ -31,6 +28,7 @@ from attncli.resources import Progress, available_memory, readable_bytes, stages
 from attncli.studies.warned import warnings
 
 if TYPE_CHECKING:
+    from attncli.attention.gradients import Gradients
     from attncli.attention.rope import Rope
 
 
@@ -41,8 +39,7 @@ WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 SMALL = 1 << 22  # multiply-adds that any engine is done with in milliseconds
 
 
-@dataclass(frozen=True, eq=False)
-class Ran:
+class Ran(NamedTuple):
     """Which engine really ran, and how.
 
     ``note``: why it is not the first choice of ``auto``, unless the problem is SMALL; and which
@@ -144,6 +141,8 @@ class Result:
         """In the shapes of the inputs, or None."""
         if self.derived is None:
             return None
+        from attncli.attention.gradients import restored
+
         found = restored(self.derived, self.problem, self.gradient_norms)
         if self.bias_shape is None or not found.biases:
             return found
@@ -158,6 +157,8 @@ class Result:
         """The norms of all rows by name, ``(B, H, Lq)`` or ``(B, G, Lk)``; {} if not wanted."""
         if self.derived is None or self.derived.score_norm is None:
             return {}
+        from attncli.attention.gradients import row_norms
+
         return row_norms(self.derived)
 
 
@@ -238,8 +239,11 @@ def posed(
 
     Raises AttnError for anything that does not fit.
     """
+    from attncli.attention.language import masker
+    from attncli.attention.tensors import padding_masker, tensor_masker
+
     masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
-    maskers = [language.masker(m) for m in masks]
+    maskers = [masker(m) for m in masks]
     if attn_mask is not None:
         maskers.append(tensor_masker(array_of(attn_mask), mask_polarity))
     if key_padding_mask is not None:
@@ -299,10 +303,14 @@ def solve(
     progress: Progress | None = None,
 ) -> Result:
     """Run a posed problem through an engine. See ``attend`` for ``want`` and what is raised."""
-    wants_gradients = any(name in want for name in GRADIENTS)
+    downward = None
+    if any(name in want for name in GRADIENTS):
+        from attncli.attention.gradients import upstream
+
+        downward = upstream(grad_output, problem)
     return run(
-        problem, upstream(grad_output, problem) if wants_gradients else None, backend=backend,
-        device=device, threads=threads, want=want, progress=progress,
+        problem, downward, backend=backend, device=device, threads=threads, want=want,
+        progress=progress,
     )  # fmt: skip
 
 
@@ -338,7 +346,7 @@ def run(
     start = time.perf_counter()
     done = engine.attend(problem, frozenset(want), How(threads, device, next(stage)))
     if done.seconds is None:
-        done = replace(done, seconds=time.perf_counter() - start)
+        done = done._replace(seconds=time.perf_counter() - start)
     derived = None
     if back is not None:
         derived = back.backward(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.patterns import KeysBelow
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
 from attncli.errors import AttnError, InputError, TooLarge
@@ -25,12 +23,11 @@ UNSAID = ("dtype", "rope_applied")
 PROBLEM = ("query", "key", "value")
 
 
-@dataclass(frozen=True)
-class Carried:
+class Carried(NamedTuple):
     """What goes along with query and key: ``options`` by name and further ``arrays``."""
 
-    options: Mapping[str, Any] = field(default_factory=dict)
-    arrays: Mapping[str, Array] = field(default_factory=dict)
+    options: Mapping[str, Any] = MappingProxyType({})
+    arrays: Mapping[str, Array] = MappingProxyType({})
 
     @property
     def members(self) -> dict[str, Any]:
@@ -140,14 +137,22 @@ def _expression(mask: Mask, past: int | None) -> str | None:
     e = mask.extent
     extent = Extent(e.batch, e.heads, e.queries, e.keys, past=past, lengths=e.lengths)
     try:
-        again = language.masker(mask.text)(extent) if mask.text else Mask(extent)
+        again = _written(mask.text, extent) if mask.text else Mask(extent)
     except AttnError:
         return None
     if e.lengths is not None:
+        from attncli.attention.patterns import KeysBelow
+
         again = again & Mask(extent, KeysBelow(e.lengths))
     if difference(mask, again).first is not None or not _same_bias(mask, again):
         return None
     return mask.text
+
+
+def _written(text: str, extent: Extent) -> Mask:
+    from attncli.attention import language
+
+    return language.masker(text)(extent)
 
 
 def _same_bias(one: Mask, other: Mask) -> bool:

@@ -153,10 +153,14 @@ class Ran:
 
 
 def ran(words: list[str], variables: Mapping[str, str] | None = None) -> Ran:
-    """Run a process to its end; it ends this one where it fails."""
+    """Run a process to its end; it ends this one where it fails.
+
+    Python keeps what it compiles, as it does wherever attncli is installed.
+    """
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **(variables or {})}
     with tempfile.TemporaryFile() as out:
         start = time.perf_counter()
-        process = subprocess.Popen(words, stdout=out, env={**os.environ, **(variables or {})})
+        process = subprocess.Popen(words, stdout=out, env=variables)
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)

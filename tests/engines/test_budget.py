@@ -38,7 +38,7 @@ def answer(dtype: str) -> Result:
 
 def with_output(result: Result, output: np.ndarray) -> Result:
     """The result with another output, ``(B, H, Lq, Dv)``."""
-    return replace(result, attended=replace(result.attended, output=output))
+    return replace(result, attended=result.attended._replace(output=output))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -244,7 +244,7 @@ def test_what_attend_returned_is_used() -> None:
     grad, done = upward(problem), reference.attend(problem, ())
     whole = numpy_backward.backward(problem, grad, done)
     np.testing.assert_allclose(whole.key, backward("reference", problem, grad).key, atol=1e-12)
-    wrong = replace(done, lse=done.lse + np.log(2))  # all weights halved
+    wrong = done._replace(lse=done.lse + np.log(2))  # all weights halved
     half = numpy_backward.backward(problem, grad, wrong)
     np.testing.assert_allclose(half.value, whole.value / 2, atol=1e-12)
 

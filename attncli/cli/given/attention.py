@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +30,7 @@ from attncli.files.attentions import NO_QUERY, looks_like_weights
 from attncli.files.bundle import Bundle
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """``arguments`` for ``problem.pose``; ``tokens`` by role; ``sources`` are the files read.
 
     ``grad_output`` is that of the file, where a command asks for one and no flag gives it;
@@ -38,12 +38,12 @@ class Inputs:
     """
 
     arguments: Mapping[str, Any]
-    tokens: Mapping[str, Tokens] = field(default_factory=dict)
+    tokens: Mapping[str, Tokens] = MappingProxyType({})
     notes: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     grad_output: Array | None = None
-    expected: Mapping[str, Theirs] = field(default_factory=dict)
+    expected: Mapping[str, Theirs] = MappingProxyType({})
 
     def pose(self) -> Problem:
         """Return the problem, or raise InputError for what does not fit together."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.problem import Masker
 from attncli.cli import groups
@@ -19,7 +18,7 @@ from attncli.cli.given import sequences
 from attncli.cli.given.reader import Array, Reader, is_count, is_number, is_truth, is_word
 from attncli.cli.given.sequences import Call
 from attncli.errors import InputError
-from attncli.files.sglang import DUMP
+from attncli.files.bundle import DUMP
 
 #: Names that say which order the dimensions have.
 BLHD = ("hook_q", "hook_k", "hook_v")
@@ -249,12 +248,14 @@ def _is_side(value: Any) -> bool:
 
 def _at_the_end(text: str) -> Masker:
     """Bind an expression so that, where nothing else says it, the last query is at the last key."""
+    from attncli.attention.language import masker
+
     name, _, arguments = text.partition("(")
     cornered = f"{name}({arguments[:-1]}{', ' if arguments else ''}bottom_right)"
 
     def bind(extent: Extent) -> Mask:
         told = extent.past is not None or extent.lengths is not None
         plain = told or extent.queries == extent.keys
-        return language.masker(text if plain else cornered)(extent)
+        return masker(text if plain else cornered)(extent)
 
     return bind

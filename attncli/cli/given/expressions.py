@@ -9,9 +9,7 @@ from functools import partial
 from typing import Any
 
 from attncli import files
-from attncli.attention import language
 from attncli.attention.problem import Masker
-from attncli.attention.tensors import attention_masker, padding_masker, tensor_masker
 from attncli.cli.given.reader import Reader, is_truth, is_word
 from attncli.cli.groups import Mask
 from attncli.errors import InputError
@@ -36,7 +34,7 @@ def maskers_of(reader: Reader, flags: Mask) -> list[Any]:
             )
     for text in texts:
         reader.sources += files_in(text)
-    maskers: list[Any] = [language.masker(text) for text in texts]
+    maskers: list[Any] = [_written(text) for text in texts]
     polarity = reader.pick("mask_polarity", is_word, "keep or ignore")
     tensors = [made for role in TENSORS if (made := _tensor(reader, role, polarity or "keep"))]
     if not tensors and reader.flag("mask_polarity"):
@@ -45,6 +43,12 @@ def maskers_of(reader: Reader, flags: Mask) -> list[Any]:
             "add --attn-mask FILE or --key-padding-mask FILE",
         )
     return maskers + tensors
+
+
+def _written(text: str) -> Masker:
+    from attncli.attention import language
+
+    return language.masker(text)
 
 
 def said_of(flags: Mask) -> list[str]:
@@ -78,9 +82,12 @@ def _tensor(reader: Reader, role: str, polarity: str) -> Masker | None:
 
 def reading(role: str, name: str, text: str | None = None) -> Callable[[Any, str, str], Masker]:
     """Return how a mask tensor of that role and name is read; ``text`` writes a mask tensor."""
+    from attncli.attention import tensors
+
     if role == "key_padding_mask":
-        return padding_masker
-    read = attention_masker if name.lower() == "attention_mask" else tensor_masker
+        return tensors.padding_masker
+    whole = name.lower() == "attention_mask"
+    read = tensors.attention_masker if whole else tensors.tensor_masker
     return partial(read, text=text)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +70,8 @@ def _scaling(reader: Reader) -> Mapping[str, Any] | None:
             "rope_scaling", lambda value: isinstance(value, dict)
         )
         return found
+    import json
+
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

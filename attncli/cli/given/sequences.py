@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from attncli.attention import language
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.packed import Packed, RowsOf
 from attncli.attention.problem import Masker
 from attncli.cli import groups
 from attncli.cli.given.reader import Array, Reader, is_truth
@@ -187,6 +185,7 @@ def batched(numbers: Any, batch: int, name: str) -> Array:
 
 def rows_of(lengths: Any) -> Masker:
     """Return the mask of rows that are no padding, by the lengths of the queries."""
+    from attncli.attention.packed import RowsOf
 
     def bind(extent: Extent) -> Mask:
         own = batched(lengths, extent.batch, "query lengths")
@@ -195,8 +194,7 @@ def rows_of(lengths: Any) -> Masker:
     return bind
 
 
-@dataclass(frozen=True)
-class EndToEnd:
+class EndToEnd(NamedTuple):
     """Several sequences in one: their mask, the flags left, whether queries and keys lie alike."""
 
     masker: Masker
@@ -243,6 +241,8 @@ def _apart(reader: Reader, flags: groups.Posed, queries: Array, keys: Array) -> 
             "causal is each sequence's own there; give others as a problem of their own",
         )
     reader.options.pop("causal", None)
+    from attncli.attention.packed import Packed
+
     mask = Packed(queries, keys, causal)
     return EndToEnd(lambda extent: Mask(extent, mask), flags.but(mask=None, causal=False), False)
 
@@ -301,7 +301,9 @@ def _segments(ids: Array) -> Masker:
     """Return the mask of segments, written out where they are few enough."""
     lines = np.atleast_2d(ids)
     if len(lines) == 1 and lines.size <= LONGEST:
-        return language.masker(f"segments({', '.join(map(str, lines[0].tolist()))})")
+        from attncli.attention.language import masker
+
+        return masker(f"segments({', '.join(map(str, lines[0].tolist()))})")
 
     def bind(extent: Extent) -> Mask:
         from attncli.attention.patterns import SameSegment

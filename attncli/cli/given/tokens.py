@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -87,6 +86,8 @@ def _token_file(reader: Reader, path: str) -> Tokens:
         raise FileError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     if not text.lstrip().startswith("["):
         return (tuple(text.splitlines()),)
+    import json
+
     try:
         tokens = _token_lists(json.loads(text))
     except (ValueError, RecursionError):

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,8 +40,7 @@ TINY_CELLS = 1 << 16  # below, threads cost more than they save
 WHOLE_CELLS = 1 << 15  # scores of a head: below, several heads go into one product
 
 
-@dataclass(frozen=True)
-class Tiling:
+class Tiling(NamedTuple):
     """Rows of a head in a job, keys of a tile, heads in a job (at most)."""
 
     rows: int

@@ -13,8 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,8 +31,7 @@ SAFETENSORS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """What is known of a tensor without reading its data."""
 
     shape: tuple[int, ...]
@@ -41,8 +39,7 @@ class Header:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """How to get at one tensor, and at its header where that is known without the data."""
 
     load: Callable[[], Array]

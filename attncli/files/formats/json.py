@@ -24,6 +24,7 @@ STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
 
 UNUSUAL = re.compile(r"[^\x00-\x7e]")
 USUAL = bytes([*b"\n", *range(0x20, 0x7F)])
+DELETE = b"\x7f"
 
 
 def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[str, Any]]:
@@ -37,7 +38,7 @@ def read(data: Buffer, source: str, path: str | None) -> tuple[Entries, Mapping[
         raise FileError(f"{source} is {described(value)}; expected an array or an object")
     ours = str(value.get("schema")).startswith("attncli.")  # its empty lists are no tensors
     if not ours:
-        with _json_errors(source, several_lines=False):
+        with _json_errors(source):
             value = flat(value, source)
     entries = {
         name: _entry(member, source, name)
@@ -54,14 +55,15 @@ def _entry(value: list[Any], source: str, name: str) -> Entry:
 def write(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any]) -> None:
     """Write an object of the arrays and ``extra``; a lone unnamed array without it stays bare."""
     bare = list(arrays) == [""] and not extra
-    stream.write(dumps(arrays[""] if bare else {**extra, **arrays}) + b"\n")
+    stream.write(dumps(arrays[""] if bare else {**extra, **arrays}))
+    stream.write(b"\n")
 
 
 def parse(data: bytes, source: str) -> Any:
     """The value of a JSON text; two members of one name are an error."""
     import orjson
 
-    with _json_errors(source, b"\n" in data.strip()):
+    with _json_errors(source, data):
         try:
             with uncollected():
                 value = orjson.loads(data)
@@ -123,7 +125,7 @@ def _unique(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _json_errors(source: str, several_lines: bool) -> Iterator[None]:
+def _json_errors(source: str, data: bytes = b"") -> Iterator[None]:
     try:
         yield
     except RecursionError:
@@ -135,7 +137,7 @@ def _json_errors(source: str, several_lines: bool) -> Iterator[None]:
         if isinstance(error, UnicodeDecodeError):
             where = f"not UTF-8 at byte {error.start}"
         elif isinstance(error, json.JSONDecodeError):
-            line = f"line {error.lineno} " if several_lines else ""
+            line = f"line {error.lineno} " if b"\n" in data.strip() else ""
             where = f"{error.msg} at {line}column {error.colno}"
         raise FileError(f"{source} is no valid JSON: {where}") from None
 
@@ -157,6 +159,8 @@ def dumps(obj: Any, *, pretty: bool = False) -> bytes:
 
     layout = orjson.OPT_INDENT_2 if pretty else 0
     text = orjson.dumps(_plain(obj, pretty), option=layout | orjson.OPT_SERIALIZE_NUMPY)
+    if text.isascii() and DELETE not in text:  # other controls of ASCII are escaped already
+        return text
     if text.translate(None, USUAL).decode().isprintable():
         return text
     return UNUSUAL.sub(_escaped, text.decode()).encode()
