@@ -25,6 +25,23 @@ from attncli.errors import InputError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class WeightSums:
+    """Sums of the weights of rows with a choice (no padding, two visible keys, a finite lse).
+
+    received ``(B, H, Lk)``: Σ_i p_ij; diagonals ``(B, H, Lq + Lk − 1)``: Σ_i p_ij of the cells with
+    j = i + n − (Lq − 1), where i counts from 0; distance ``(B, H, Lq)``: Σ_j p_ij |i−j|, of
+    positions; tiny, cells ``(B, H)``: visible cells with p < 2⁻²⁴, and all. Where positions are not
+    known, distance and diagonals say nothing.
+    """
+
+    received: Array
+    diagonals: Array
+    distance: Array
+    tiny: Array
+    cells: Array
+
+
 @dataclass(frozen=True)
 class Gradients:
     """The gradients of Σ output∘grad_output.
@@ -32,7 +49,8 @@ class Gradients:
     As an engine returns them: query ``(B, H, Lq, D)``, key ``(B, G, Lk, D)``, value
     ``(B, G, Lk, Dv)``, heads of a group summed; sink ``(H,)`` or None; ``biases`` one for each
     float mask tensor, ``(B or 1, H or 1, Lq or 1, Lk or 1)``, summed over what was broadcast, when
-    asked for; score_norm ``(B, H, Lq)``, the norm of each row of dS, when asked for.
+    asked for; score_norm ``(B, H, Lq)``, the norm of each row of dS, when asked for. ``sums`` of
+    the weights, made again for them, where they were asked for and the engine makes them.
     All but sink in the arithmetic's dtype. ``restored`` rounds them, brings them into the shapes of
     the inputs and splits a cache off, as past_key and past_value; ``norms`` are then ``row_norms``.
     """
@@ -43,6 +61,7 @@ class Gradients:
     sink: Array | None = None
     biases: tuple[Array, ...] = ()
     score_norm: Array | None = None
+    sums: WeightSums | None = None
     past_key: Array | None = None
     past_value: Array | None = None
     norms: Mapping[str, Array] = field(default_factory=dict)

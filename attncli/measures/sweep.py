@@ -8,12 +8,14 @@ on near-by keys are dot products of their own, O(L·D).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
+from attncli.attention.gradients import WeightSums
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
 from attncli.measures.statistic import statistic
@@ -149,12 +151,14 @@ def sweep(
     chosen: Array,
     *,
     words: Words | None = None,
+    sums: WeightSums | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Go once more through all visible cells. lse, chosen (bool): ``(B, H, Lq)``, sink included.
 
-    words: numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart.
+    words: numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart. ``sums``
+    are what somebody has already summed: then only cells near by are left, but for words.
     """
     p = problem
     shape = (p.batch, p.heads)
@@ -174,6 +178,9 @@ def sweep(
     if not p.queries * p.keys * p.batch * p.heads:
         return found
     threads = threads or processors()
+    tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
+    if sums is not None and words is None:
+        return _of_sums(found, sums, p, lse, chosen, 1 if tiny else threads, progress)
     tiles = -(-p.queries // TILE_ROWS)
     parts = max(1, min(tiles, -(-4 * threads // (p.batch * p.heads))))
     rows = -(-tiles // parts) * TILE_ROWS
@@ -192,7 +199,6 @@ def sweep(
         for b, h in np.ndindex(shape)
         for i0 in range(0, p.queries, rows)
     ]
-    tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
     jobs: list[Job] = [partial(walk.run, found) for walk in walks]
     run_jobs(jobs, 1 if tiny else threads, not tiny, progress)
     for walk in walks:  # in order, so that threads change nothing
@@ -204,6 +210,26 @@ def sweep(
     return found
 
 
+def _of_sums(
+    found: Sweep, sums: WeightSums, p: Problem, lse: Array, chosen: Array, threads: int,
+    progress: Progress | None,
+) -> Sweep:  # fmt: skip
+    """Return a sweep that has found nothing yet with what is known already, and with near cells."""
+    offsets = p.mask.positions()
+    found = replace(found, received=sums.received, tiny=sums.tiny, cells=sums.cells)
+    if offsets is None:
+        return found
+
+    def near(b: int, h: int) -> None:
+        weights = near_weights(p, b, h, lse[b, h], 0, p.queries, offsets[b])
+        found.near[b, h] = np.where(chosen[b, h, :, None], weights, np.nan)
+
+    jobs: list[Job] = [partial(near, b, h) for b, h in np.ndindex(p.batch, p.heads)]
+    run_jobs(jobs, threads, threads > 1, progress)
+    distance = np.where(chosen, sums.distance, np.nan)
+    return replace(found, distance=distance, diagonals=sums.diagonals)
+
+
 def weights_at(problem: Problem, b: int, h: int, lse: Array, rows: Array, keys: Array) -> Array:
     """Return the weights of single cells of a head, ``(n,)`` like rows and keys; 0 where hidden.
 
@@ -213,15 +239,42 @@ def weights_at(problem: Problem, b: int, h: int, lse: Array, rows: Array, keys: 
     there = (keys >= 0) & (keys < p.keys) & (rows >= 0) & (rows < p.queries)
     i, j = np.where(there, rows, 0), np.where(there, keys, 0)
     query = p.query[b, h, i].astype(np.float64) * p.scale
-    z = np.vecdot(query, p.key[b, p.group(h), j].astype(np.float64))
-    if p.softcap is not None:
-        z = p.softcap * np.tanh(z / p.softcap)
+    scores = np.vecdot(query, p.key[b, p.group(h), j].astype(np.float64))
     cells = i[:, None], j[:, None]
+    return _weights_of(p, b, h, lse, scores[:, None], cells, there[:, None])[:, 0]
+
+
+def near_weights(
+    problem: Problem, b: int, h: int, lse: Array, i0: int, i1: int, offset: int
+) -> Array:
+    """Return the weights of keys i + offset − NEAR … + NEAR for rows i0:i1 of a head.
+
+    ``(i1 − i0, 2·NEAR + 1)``; 0 where there is none. lse ``(Lq,)``, sink included.
+    """
+    p, near = problem, np.zeros((i1 - i0, 2 * NEAR + 1))
+    key = p.key[b, p.group(h)]
+    for start in range(i0, i1, 512):
+        i = np.arange(start, min(start + 512, i1))[:, None]
+        j = i + np.arange(offset - NEAR, offset + NEAR + 1)
+        window = np.arange(j[0, 0], j[-1, -1] + 1).clip(0, p.keys - 1)
+        keys = sliding_window_view(key[window].astype(np.float64), 2 * NEAR + 1, 0)  # (n, D, 9)
+        query = p.query[b, h, i[:, 0], None].astype(np.float64) * p.scale
+        scores = np.vecdot(query, keys.swapaxes(1, 2))  # (n, 9)
+        there = (j >= 0) & (j < p.keys)
+        cells = i, np.where(there, j, 0)
+        near[start - i0 : start - i0 + len(i)] = _weights_of(p, b, h, lse, scores, cells, there)
+    return near
+
+
+def _weights_of(
+    p: Problem, b: int, h: int, lse: Array, scores: Array, cells: tuple[Array, Array], there: Array
+) -> Array:
+    """Return the weights of cells whose scores are known, ``(n, m)`` like them; 0 where hidden."""
+    z = scores if p.softcap is None else p.softcap * np.tanh(scores / p.softcap)
     for bias in p.mask.biases:
-        z = z + np.broadcast_to(bias.at(b, h, *cells), (len(i), 1))[:, 0]
-    allowed = p.mask.predicate.allows(b, h, *cells)
-    sees = there & np.broadcast_to(allowed, (len(i), 1))[:, 0]
-    return np.where(sees, np.exp(np.minimum(z - lse[i], 0)), 0)
+        z = z + bias.at(b, h, *cells)
+    sees = there & p.mask.predicate.allows(b, h, *cells)
+    return np.where(sees, np.exp(np.minimum(z - lse[cells[0]], 0)), 0)
 
 
 class _Walk:
@@ -344,13 +397,7 @@ class _Walk:
     def _near(self) -> Array:
         """Return the weight of keys i − NEAR … i + NEAR, ``(R, 2·NEAR + 1)``; 0 where none is."""
         assert self.offset is not None
-        near = np.zeros((self.i1 - self.i0, 2 * NEAR + 1))
-        for start in range(self.i0, self.i1, 4096):
-            i = np.arange(start, min(start + 4096, self.i1))
-            for d in range(-NEAR, NEAR + 1):
-                near[i - self.i0, d + NEAR] = weights_at(
-                    self.p, self.b, self.h, self.lse, i, i + self.offset + d
-                )
+        near = near_weights(self.p, self.b, self.h, self.lse, self.i0, self.i1, self.offset)
         near[~self.chosen[self.i0 : self.i1]] = np.nan
         return near
 

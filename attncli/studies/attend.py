@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GRADIENTS = ("gradients", "grad_bias", "gradient_norms")  # the last two imply the first
+SUMS = "weight_sums"  # for our own statistics: None from engines that do not make them by the way
 WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 SMALL = 1 << 22  # multiply-adds that any engine is done with in milliseconds
 
@@ -119,7 +120,10 @@ class Result:
         """What statistics are made from; only of a result with row_statistics."""
         assert self.rows is not None
         output = self.attended.output if self.problem.scored else None
-        return Evidence(self.problem, self.rows, self.attended.lse, output, self.gradient_norms)
+        return Evidence(
+            self.problem, self.rows, self.attended.lse, output, self.gradient_norms,
+            weight_sums=self.derived and self.derived.sums,
+        )  # fmt: skip
 
     @cached_property
     def summaries(self) -> dict[str, Any]:
@@ -317,7 +321,7 @@ def run(
     progress: Progress | None = None,
 ) -> Result:
     """Like ``solve``, with the gradient of the output canonical, ``(B, H, Lq, Dv)``, or None."""
-    unknown = [name for name in want if name not in WANTS]
+    unknown = [name for name in want if name not in (*WANTS, SUMS)]
     if unknown:
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
     if threads is not None and threads < 1:
@@ -327,7 +331,7 @@ def run(
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
     if grad_output is not None:
-        names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
+        names = {"grad_bias": "biases", "gradient_norms": "score_norm", SUMS: "sums"}
         asked = frozenset(names[name] for name in want if name in names)
         other = engines.choose_backward(backend, device, problem, grad_output, asked)
         back = engines.load_backward(other)

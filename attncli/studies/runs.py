@@ -12,12 +12,12 @@ from attncli.engines import DEFAULT, ENGINES
 from attncli.measures.evidence import Evidence
 from attncli.measures.statistic import summarize
 from attncli.resources import Progress
-from attncli.studies.attend import Result, run
+from attncli.studies.attend import SUMS, Result, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 FORWARD = ("output", "lse", "row_statistics")
-WANT = (*FORWARD, "gradients", "gradient_norms")
+WANT = (*FORWARD, "gradients", "gradient_norms", SUMS)
 
 
 def run_forward(
