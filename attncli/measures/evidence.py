@@ -133,7 +133,7 @@ class Evidence:
     @cached_property
     def first(self) -> Array:
         """The logit of the first key that is no padding, ``(B, H, Lq)``; −∞ where it is hidden."""
-        from attncli.measures.sweep import weights_at
+        from attncli.measures.cells import weights_at
 
         p, found, lse = self.problem, self.rows.first, self.rows.lse
         start = self.keys.argmax(-1) if p.keys else np.zeros((0, 0))

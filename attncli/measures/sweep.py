@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from attncli.attention.gradients import WeightSums
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
+from attncli.measures.cells import NEAR, near_weights
 from attncli.measures.statistic import statistic
 from attncli.resources import Job, Progress, processors, run_jobs
 
@@ -26,7 +26,6 @@ Words = tuple[Array, Array]
 
 TILE_ROWS, TILE_KEYS = 256, 512
 UNDERFLOW = 2.0**-24  # the smallest positive float16; half of it rounds to 0
-NEAR = 4  # positions to each side that are near by
 LOG2E = math.log2(math.e)
 
 
@@ -228,53 +227,6 @@ def _of_sums(
     run_jobs(jobs, threads, threads > 1, progress)
     distance = np.where(chosen, sums.distance, np.nan)
     return replace(found, distance=distance, diagonals=sums.diagonals)
-
-
-def weights_at(problem: Problem, b: int, h: int, lse: Array, rows: Array, keys: Array) -> Array:
-    """Return the weights of single cells of a head, ``(n,)`` like rows and keys; 0 where hidden.
-
-    lse ``(Lq,)``, sink included; a row or key that does not exist has no weight.
-    """
-    p = problem
-    there = (keys >= 0) & (keys < p.keys) & (rows >= 0) & (rows < p.queries)
-    i, j = np.where(there, rows, 0), np.where(there, keys, 0)
-    query = p.query[b, h, i].astype(np.float64) * p.scale
-    scores = np.vecdot(query, p.key[b, p.group(h), j].astype(np.float64))
-    cells = i[:, None], j[:, None]
-    return _weights_of(p, b, h, lse, scores[:, None], cells, there[:, None])[:, 0]
-
-
-def near_weights(
-    problem: Problem, b: int, h: int, lse: Array, i0: int, i1: int, offset: int
-) -> Array:
-    """Return the weights of keys i + offset − NEAR … + NEAR for rows i0:i1 of a head.
-
-    ``(i1 − i0, 2·NEAR + 1)``; 0 where there is none. lse ``(Lq,)``, sink included.
-    """
-    p, near = problem, np.zeros((i1 - i0, 2 * NEAR + 1))
-    key = p.key[b, p.group(h)]
-    for start in range(i0, i1, 512):
-        i = np.arange(start, min(start + 512, i1))[:, None]
-        j = i + np.arange(offset - NEAR, offset + NEAR + 1)
-        window = np.arange(j[0, 0], j[-1, -1] + 1).clip(0, p.keys - 1)
-        keys = sliding_window_view(key[window].astype(np.float64), 2 * NEAR + 1, 0)  # (n, D, 9)
-        query = p.query[b, h, i[:, 0], None].astype(np.float64) * p.scale
-        scores = np.vecdot(query, keys.swapaxes(1, 2))  # (n, 9)
-        there = (j >= 0) & (j < p.keys)
-        cells = i, np.where(there, j, 0)
-        near[start - i0 : start - i0 + len(i)] = _weights_of(p, b, h, lse, scores, cells, there)
-    return near
-
-
-def _weights_of(
-    p: Problem, b: int, h: int, lse: Array, scores: Array, cells: tuple[Array, Array], there: Array
-) -> Array:
-    """Return the weights of cells whose scores are known, ``(n, m)`` like them; 0 where hidden."""
-    z = scores if p.softcap is None else p.softcap * np.tanh(scores / p.softcap)
-    for bias in p.mask.biases:
-        z = z + bias.at(b, h, *cells)
-    sees = there & p.mask.predicate.allows(b, h, *cells)
-    return np.where(sees, np.exp(np.minimum(z - lse[cells[0]], 0)), 0)
 
 
 class _Walk:

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GRADIENTS = ("gradients", "grad_bias", "gradient_norms")  # the last two imply the first
-SUMS = "weight_sums"  # for our own statistics: None from engines that do not make them by the way
+#: For our own statistics: sums of the weights, where the engine makes them; ‖dS‖ without gradients.
+SUMS, ALONE = "weight_sums", "score_norms_alone"
 WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 SMALL = 1 << 22  # multiply-adds that any engine is done with in milliseconds
 
@@ -122,7 +123,7 @@ class Result:
         output = self.attended.output if self.problem.scored else None
         return Evidence(
             self.problem, self.rows, self.attended.lse, output, self.gradient_norms,
-            weight_sums=self.derived and self.derived.sums,
+            weight_sums=None if self.derived is None else self.derived.sums,
         )  # fmt: skip
 
     @cached_property
@@ -321,7 +322,7 @@ def run(
     progress: Progress | None = None,
 ) -> Result:
     """Like ``solve``, with the gradient of the output canonical, ``(B, H, Lq, Dv)``, or None."""
-    unknown = [name for name in want if name not in (*WANTS, SUMS)]
+    unknown = [name for name in want if name not in (*WANTS, SUMS, ALONE)]
     if unknown:
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
     if threads is not None and threads < 1:
@@ -331,7 +332,9 @@ def run(
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
     if grad_output is not None:
-        names = {"grad_bias": "biases", "gradient_norms": "score_norm", SUMS: "sums"}
+        names = {
+            "grad_bias": "biases", "gradient_norms": "score_norm", SUMS: "sums", ALONE: "alone"
+        }  # fmt: skip
         asked = frozenset(names[name] for name in want if name in names)
         other = engines.choose_backward(backend, device, problem, grad_output, asked)
         back = engines.load_backward(other)

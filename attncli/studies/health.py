@@ -128,17 +128,17 @@ def examine(
         few = sampled(part, p, seed)
         parts |= {scale: few for scale in scales if scale not in (p.scale, auto.scale)}
 
-    def run(one: Problem, of: Part = part) -> Result:
+    def run(one: Problem, of: Part = part, alone: bool = True) -> Result:
         if not one.scored:
             return run_forward(
                 one, backend=backend, device=device, threads=threads, progress=next(stage)
             )
         return run_both_ways(
-            of.problem(one), of.of_rows(upward), backend=backend, device=device, threads=threads,
-            progress=next(stage),
+            of.problem(one), of.of_rows(upward), alone=alone, backend=backend, device=device,
+            threads=threads, progress=next(stage),
         )  # fmt: skip
 
-    result = run(p, everything)
+    result = run(p, everything, alone=False)
     runs = {
         scale: (result if scale == p.scale else run(one, parts[scale])).evidence
         for scale, one in scales.items()

@@ -15,7 +15,8 @@ from attncli.attention import definition
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
-from attncli.measures import sample, sweep
+from attncli.measures import sample
+from attncli.measures.cells import NEAR
 from attncli.measures.statistic import of_head
 from attncli.studies import health
 from tests.support.definitions import by_formulas
@@ -76,7 +77,7 @@ def test_statistics_are_their_definitions(problem: Problem) -> None:
             weight = {
                 "mean_distance": np.abs(away), "diagonal_mass": away == 0,
                 "previous_mass": away == -1, "next_mass": away == 1,
-                "local_mass": np.abs(away) <= sweep.NEAR,
+                "local_mass": np.abs(away) <= NEAR,
             }[name]  # fmt: skip
             check(found[name], (p * weight).sum(1)[chosen])
         if chosen.any():
@@ -147,10 +148,10 @@ def _check_gradients(
     size = max(1.0, float(np.abs(problem.query).max() * np.abs(problem.key).max()))
     check(found["grad_score_norm"], np.linalg.norm(one["ds"], axis=1)[chosen], abs=1e-8 * size)
     check(found["grad_query_norm"], np.linalg.norm(one["dq"], axis=1)[chosen], abs=1e-8 * size)
-    keys = problem.keys if problem.mask.lengths is None else problem.mask.lengths[b]
+    real = ~problem.mask.padding()[b]
     for name, which in (("grad_key_norm", "dk"), ("grad_value_norm", "dv")):
         total = sum(by_formulas(problem, b, other)[which] for other in group)
-        check(found[name], np.linalg.norm(total, axis=1)[:keys], abs=1e-7 * size)
+        check(found[name], np.linalg.norm(total, axis=1)[real], abs=1e-7 * size)
     norms = np.linalg.norm(one["ds"], axis=1)[chosen]
     floor = 1e-3 * np.median(np.linalg.norm(auto["ds"], axis=1)[chosen]) if chosen.any() else 0
     if floor > 1e-9 and not (np.abs(norms / floor - 1) < 1e-3).any():

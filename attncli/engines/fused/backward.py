@@ -41,7 +41,8 @@ def backward(
     """Return the gradients of a problem. grad_output: ``(B, H, Lq, Dv)``.
 
     ``attended`` is what ``attend`` returned for it, used when it is in float32 and computed
-    otherwise. ``want``: any of ``score_norm``, ``sums``. Raises Unavailable for what ``unfit_backward`` names.
+    otherwise. ``want``: any of ``score_norm``, ``sums``, ``alone``. Raises Unavailable
+    for what ``unfit_backward`` names.
     """
     p, threads = problem, how.threads or processors()
     reason = unfit_backward(p, grad_output, want)
@@ -91,8 +92,10 @@ class Walk:
             self.sink = -(np.exp(p.sink[:, None] - lse) * delta).sum((0, 2))
         tiles, heads = -(-p.keys // GRAIN), max(1, p.batch * p.kv_heads)
         self.slices = max(1, min(tiles, SLICES, -(-max(4, threads) // heads)))
-        self.query = np.zeros((self.slices, *p.query.shape), p.dtype)
-        self.key, self.value = (np.zeros(a.shape, p.dtype) for a in (p.key, p.value))
+        self.query = self.key = self.value = None
+        if "alone" not in want:
+            self.query = np.zeros((self.slices, *p.query.shape), p.dtype)
+            self.key, self.value = (np.zeros(a.shape, p.dtype) for a in (p.key, p.value))
         self.norm = "score_norm" in want
         self.squares = np.zeros((self.slices, p.batch, p.heads, p.queries))
         self.place = self._places(attended) if "sums" in want else None
@@ -135,7 +138,9 @@ class Walk:
         return shift, np.where(np.isneginf(near), 0, factor).astype(p.dtype)
 
     def gradients(self) -> Gradients:
-        query = self.query[0] if self.slices == 1 else self.query.sum(0)
+        query = self.query
+        if query is not None:
+            query = query[0] if self.slices == 1 else query.sum(0)
         return Gradients(
             query=query, key=self.key, value=self.value, sink=self.sink, sums=self._sums(),
             score_norm=np.sqrt(self.squares.sum(0)) if self.norm else None,
@@ -167,13 +172,13 @@ class Walk:
                 i1 = min(i0 + step, p.queries)
                 plan = self.planner.of(n, i0, i1)
                 states = self._slice(plan, at)
+                query = None if self.query is None else self.query[at]
                 sums: tuple[Array | None, ...] = (None,) * 4
                 if self.place is not None:
                     sums = self.place, self.distance[at], self.received, self.diagonals[at]
                 buffers = (
                     scratch.take(self.scratch), *self.inputs, plan.keep, states, plan.bias,
-                    self.grad, *self.known, self.squares[at], self.query[at], self.key, self.value,
-                    *sums,
+                    self.grad, *self.known, self.squares[at], query, self.key, self.value, *sums,
                 )  # fmt: skip
                 self.kernel.backward(
                     self.build, buffers, self.shape, (n, n + 1, i0, i1, plan.j0, plan.j1),
