@@ -14,6 +14,7 @@ from attncli.engines import DEFAULT
 from attncli.errors import InputError
 from attncli.measures import outputs, rows, sample, sweep
 from attncli.measures.evidence import Evidence, told, words_of
+from attncli.measures.outputs import largest
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
@@ -185,7 +186,7 @@ def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:
     """Return the ‖dS‖ below which a gradient vanishes, ``(B, H)``; auto: ``part`` at scale 1/√D."""
     usual = part.spread(median_gradient(auto), problem.batch, problem.heads)
     with np.errstate(over="ignore", invalid="ignore"):
-        noise = ROUNDING * float(np.abs(np.asarray(problem.value, np.float64)).max(initial=0))
+        noise = ROUNDING * float(largest(problem.value))
         # a share of rounding says nothing
         return np.where(np.isnan(usual) | (usual > noise), VANISHED * usual, 0)
 
