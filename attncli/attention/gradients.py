@@ -25,6 +25,23 @@ from attncli.errors import InputError
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class WeightSums:
+    """Sums of the weights of rows with a choice (no padding, two visible keys, a finite lse).
+
+    received ``(B, H, Lk)``: Σ_i p_ij; diagonals ``(B, H, Lq + Lk − 1)``: Σ_i p_ij of the cells with
+    j = i + n − (Lq − 1), where i counts from 0; distance ``(B, H, Lq)``: Σ_j p_ij |i−j|, of
+    positions; tiny, cells ``(B, H)``: visible cells with p < 2⁻²⁴, and all. Where positions are not
+    known, distance and diagonals say nothing.
+    """
+
+    received: Array
+    diagonals: Array
+    distance: Array
+    tiny: Array
+    cells: Array
+
+
 @dataclass(frozen=True)
 class Gradients:
     """The gradients of Σ output∘grad_output.
@@ -32,17 +49,20 @@ class Gradients:
     As an engine returns them: query ``(B, H, Lq, D)``, key ``(B, G, Lk, D)``, value
     ``(B, G, Lk, Dv)``, heads of a group summed; sink ``(H,)`` or None; ``biases`` one for each
     float mask tensor, ``(B or 1, H or 1, Lq or 1, Lk or 1)``, summed over what was broadcast, when
-    asked for; score_norm ``(B, H, Lq)``, the norm of each row of dS, when asked for.
-    All but sink in the arithmetic's dtype. ``restored`` rounds them, brings them into the shapes of
-    the inputs and splits a cache off, as past_key and past_value; ``norms`` are then ``row_norms``.
+    asked for; score_norm ``(B, H, Lq)``, the norm of each row of dS, when asked for. ``sums`` of
+    the weights, made again for them, where they were asked for and the engine makes them. query,
+    key and value may be None where nobody reads them. All but sink in the arithmetic's dtype.
+    ``restored`` rounds them, brings them into the shapes of the inputs and splits a cache off, as
+    past_key and past_value; ``norms`` are then ``row_norms``.
     """
 
-    query: Array
-    key: Array
-    value: Array
+    query: Array | None
+    key: Array | None
+    value: Array | None
     sink: Array | None = None
     biases: tuple[Array, ...] = ()
     score_norm: Array | None = None
+    sums: WeightSums | None = None
     past_key: Array | None = None
     past_value: Array | None = None
     norms: Mapping[str, Array] = field(default_factory=dict)
@@ -101,7 +121,8 @@ def restored(
     rounding, and of the turned query and key.
     """
     p, g = problem, gradients
-    query, key = g.query, g.key
+    query, key, value = g.query, g.key, g.value
+    assert query is not None and key is not None and value is not None, "they were not asked for"
     if p.rope is not None:
         query, key = turned_back(p.rope, query, key, p)
 
@@ -116,10 +137,10 @@ def restored(
         g,
         query=shaped(query),
         key=shaped(key[:, :, p.past :]),
-        value=shaped(g.value[:, :, p.past :]),
+        value=shaped(value[:, :, p.past :]),
         biases=tuple(rounded(bias) for bias in g.biases),
         past_key=shaped(key[:, :, : p.past]) if p.past else None,
-        past_value=shaped(g.value[:, :, : p.past]) if p.past else None,
+        past_value=shaped(value[:, :, : p.past]) if p.past else None,
         score_norm=None if g.score_norm is None else p.family.restore_rows(g.score_norm),
         norms={name: p.family.restore_rows(rows) for name, rows in norms.items()},
     )
@@ -139,10 +160,13 @@ def row_norms(gradients: Gradients) -> dict[str, Array]:
     """Return the norm of every row, float64, of gradients as an engine returns them.
 
     ``grad_query_norm`` ``(B, H, Lq)``, ``grad_key_norm`` and ``grad_value_norm`` ``(B, G, Lk)``;
-    ``grad_score_norm`` ``(B, H, Lq)``, ‖dS_i‖, where asked for.
+    ``grad_score_norm`` ``(B, H, Lq)``, ‖dS_i‖. What is not there has none.
     """
     g = gradients
-    found = {f"grad_{name}_norm": row_norm(getattr(g, name)) for name in ("query", "key", "value")}
+    tensors = {"query": g.query, "key": g.key, "value": g.value}
+    found = {
+        f"grad_{name}_norm": row_norm(array) for name, array in tensors.items() if array is not None
+    }
     if g.score_norm is not None:
         found["grad_score_norm"] = g.score_norm
     return found

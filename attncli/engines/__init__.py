@@ -6,6 +6,10 @@
     attend(problem, want, how)                               -> Attended
     backward(problem, grad_output, attended, want, how)      -> Gradients
 
+``want`` of ``backward`` holds ``biases``, ``score_norm`` and ``sums`` (see ``attention.gradients``)
+where these are wanted; an engine may leave the sums out. With ``alone`` nobody reads the gradients
+of query, key and value, which it may leave out, too.
+
 A new engine is a module with these functions and a row; one that can compute everything needs
 neither ``unfit``. It knows problems, masks and rows; not files, statistics or other engines.
 Nothing here loads NumPy: the command line reads the table.

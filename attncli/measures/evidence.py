@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attncli.attention.gradients import WeightSums
 from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
 from attncli.measures.statistic import STATISTICS, Statistic, Summaries, of_head, summarize
@@ -82,7 +83,8 @@ class Evidence:
     ``(B, H, Lq)``, sink included; ``output`` ``(B, H, Lq, Dv)``; ``norms``: the gradients' (see
     ``gradients.row_norms``); ``floor`` ``(B, H)``: the ‖dS‖ below which a gradient vanishes;
     ``added`` ``(B, H, Lq)``: the norm of what a head adds to the output of its layer; ``words``:
-    numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart (``words_of``).
+    numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart (``words_of``);
+    ``weight_sums``: what an engine has summed of the sweep by the way.
     """
 
     problem: Problem
@@ -93,6 +95,7 @@ class Evidence:
     floor: Array | None = None
     added: Array | None = None
     words: tuple[Array, Array] | None = None
+    weight_sums: WeightSums | None = None
     seed: int = 0
     threads: int | None = None
     progress: Progress | None = None
@@ -130,7 +133,7 @@ class Evidence:
     @cached_property
     def first(self) -> Array:
         """The logit of the first key that is no padding, ``(B, H, Lq)``; −∞ where it is hidden."""
-        from attncli.measures.sweep import weights_at
+        from attncli.measures.cells import weights_at
 
         p, found, lse = self.problem, self.rows.first, self.rows.lse
         start = self.keys.argmax(-1) if p.keys else np.zeros((0, 0))
@@ -155,7 +158,7 @@ class Evidence:
         assert self.lse is not None
         return sweep(
             self.problem, np.asarray(self.lse, np.float64), self.chosen, words=self.words,
-            threads=self.threads, progress=next(self._stages),
+            sums=self.weight_sums, threads=self.threads, progress=next(self._stages),
         )  # fmt: skip
 
     @property

@@ -52,16 +52,30 @@ def of_output(**facts: Any) -> Callable[[OfOutput], OfOutput]:
 @statistic("row", heading="‖o‖", over="real")
 def output_norm(output: Array) -> Array:
     """‖o_i‖, ``(B, H, Lq)``."""
-    rows, unit = in_units(output.astype(np.float64), axis=-1)
-    return np.asarray(np.sqrt(np.vecdot(rows, rows)) * unit[..., 0])
+    found = np.empty(output.shape[:-1])
+    for at in np.ndindex(output.shape[:2]):  # a head at a time stays in a processor's cache
+        rows, unit = in_units(output[at].astype(np.float64), axis=-1)
+        found[at] = np.sqrt(np.vecdot(rows, rows)) * unit[..., 0]
+    return found
 
 
 def in_units(values: Array, axis: int | None = None) -> tuple[Array, Array]:
     """Return values over a power of two near their largest magnitude, and it; 1 if it is none."""
-    most = np.abs(values).max(axis, keepdims=True, initial=0)
-    unit = np.ldexp(0.5, np.frexp(np.where(np.isfinite(most), most, 0))[1])
-    unit = np.where(most > 0, unit, 1)
+    unit = unit_of(largest(values, axis, keepdims=True))
     return values / unit, unit
+
+
+def largest(values: Array, axis: int | None = None, keepdims: bool = False) -> Array:
+    """Return the largest magnitude, float64: NaN where there is one, 0 of nothing."""
+    ends = (end(axis, keepdims=keepdims, initial=0) for end in (values.max, values.min))
+    most, least = (np.asarray(end, np.float64) for end in ends)
+    return np.asarray(np.maximum(most, -least))
+
+
+def unit_of(most: Array) -> Array:
+    """Return a power of two near these magnitudes; 1 where there is none."""
+    unit = np.ldexp(0.5, np.frexp(np.where(np.isfinite(most), most, 0))[1])
+    return np.where(most > 0, unit, 1)
 
 
 @of_output(source="Roy & Vetterli 2007")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attncli.measures.cells import weights_at
 from attncli.measures.statistic import STATISTICS
-from attncli.measures.sweep import weights_at
 
 if TYPE_CHECKING:
     from attncli.measures.evidence import Evidence
@@ -29,7 +29,7 @@ LIFT = 2.0  # and this many times what equal weights would give
 SURE = 0.9  # of the mass: named whatever equal weights would give
 FEW = 4  # rows, before one key is called a sink, or a far offset a place
 MOST = 4  # keys, and offsets, that are looked at
-LOCAL = 0.6  # of the mass within sweep.NEAR positions
+LOCAL = 0.6  # of the mass within cells.NEAR positions
 BROAD = 0.7  # of the largest entropy there is
 OFFSETS = {-1: "previous token", 0: "self", 1: "next token"}
 PREVIOUS_OF_REPEAT = "previous token of a repeat"

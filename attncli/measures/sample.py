@@ -22,6 +22,7 @@ CELLS = 1 << 20  # weights of a head that are looked at
 FEWEST = 8  # rows, however long they are
 PAIR_CELLS = 1 << 26  # weights that all pairs of heads compare
 PIECE = 1 << 15  # cells that are worked on at once: they stay in a processor's cache
+BLOCK = 1 << 21  # weights of all heads that a job makes: of few rows the keys would be dearer
 STEPS = 64  # of an iteration that needs six
 TINY = 1e-300  # has a logarithm, and is lost beside any weight
 
@@ -154,13 +155,14 @@ def sample(
     spectral = np.full((p.batch, p.heads, p.queries), np.nan)
     total, blocks = 0, []
     rng = np.random.default_rng(seed)
-    some = max(FEWEST, PIECE // max(1, p.keys))
+    piece = max(FEWEST, PIECE // max(1, p.keys))
+    some = max(1, BLOCK // max(1, p.heads * p.keys * piece)) * piece
     for b in range(p.batch):
         rows = np.flatnonzero(chosen[b].any(0))
         total += len(rows)
         if len(rows) > most:
             rows = np.sort(rng.choice(rows, most, replace=False))
-        blocks += [_Block(p, b, rows[at : at + some]) for at in range(0, len(rows), some)]
+        blocks += [_Block(p, b, rows[at : at + some], piece) for at in range(0, len(rows), some)]
     looked = sum(len(block.rows) for block in blocks)
     tiny = looked * p.heads * p.keys <= 1 << 16
     jobs: list[Job] = [partial(block.run, chosen, spectral) for block in blocks]
@@ -176,21 +178,29 @@ def sample(
 class _Block:
     """Some rows of a batch element: the distances of all heads, summed, and of how many rows."""
 
-    def __init__(self, p: Problem, b: int, rows: Array) -> None:
-        self.p, self.b, self.rows = p, b, rows
+    def __init__(self, p: Problem, b: int, rows: Array, piece: int) -> None:
+        self.p, self.b, self.rows, self.piece = p, b, rows, piece
         self.summed = np.zeros((p.heads, p.heads))
         self.count = np.zeros((p.heads, p.heads), np.int64)
 
     def run(self, chosen: Array, spectral: Array) -> None:
-        p, rows = self.p, self.rows
+        weights = np.stack([
+            _probabilities(self.p, self.b, h, self.rows) for h in range(self.p.heads)
+        ])  # fmt: skip
+        for at in range(0, len(self.rows), self.piece):
+            some = slice(at, at + self.piece)
+            self._look(self.rows[some], weights[:, some], chosen, spectral)
+
+    def _look(self, rows: Array, weights: Array, chosen: Array, spectral: Array) -> None:
+        """Look at some of the rows; weights ``(H, n, Lk)``."""
         ours = chosen[self.b][:, rows]
-        weights = np.stack([_probabilities(p, self.b, h, rows) for h in range(p.heads)])
         for h, own in enumerate(ours):
             spectral[self.b, h, rows[own]] = largest_eigenvalues(weights[h, own])
         apart = all_distances(weights)
         both = ours[:, None] & ours & np.isfinite(apart)
-        both[np.diag_indices(p.heads)] = False
-        self.summed, self.count = np.where(both, apart, 0).sum(-1), both.sum(-1)
+        both[np.diag_indices(self.p.heads)] = False
+        self.summed += np.where(both, apart, 0).sum(-1)
+        self.count += both.sum(-1)
 
 
 def _probabilities(p: Problem, b: int, h: int, rows: Array) -> Array:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.attention.gradients import WeightSums
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
+from attncli.measures.cells import NEAR, near_weights
 from attncli.measures.statistic import statistic
 from attncli.resources import Job, Progress, processors, run_jobs
 
@@ -23,7 +25,6 @@ Words = tuple[Array, Array]
 
 TILE_ROWS, TILE_KEYS = 256, 512
 UNDERFLOW = 2.0**-24  # the smallest positive float16; half of it rounds to 0
-NEAR = 4  # positions to each side that are near by
 LOG2E = math.log2(math.e)
 
 
@@ -147,12 +148,14 @@ def sweep(
     chosen: Array,
     *,
     words: Words | None = None,
+    sums: WeightSums | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Go once more through all visible cells. lse, chosen (bool): ``(B, H, Lq)``, sink included.
 
-    words: numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart.
+    words: numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart. ``sums``
+    are what somebody has already summed: then only cells near by are left, but for words.
     """
     p = problem
     shape = (p.batch, p.heads)
@@ -172,6 +175,9 @@ def sweep(
     if not p.queries * p.keys * p.batch * p.heads:
         return found
     threads = threads or processors()
+    tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
+    if sums is not None and words is None:
+        return _of_sums(found, sums, p, lse, chosen, threads, tiny, progress)
     tiles = -(-p.queries // TILE_ROWS)
     parts = max(1, min(tiles, -(-4 * threads // (p.batch * p.heads))))
     rows = -(-tiles // parts) * TILE_ROWS
@@ -190,7 +196,6 @@ def sweep(
         for b, h in np.ndindex(shape)
         for i0 in range(0, p.queries, rows)
     ]
-    tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
     jobs: list[Job] = [partial(walk.run, found) for walk in walks]
     run_jobs(jobs, threads, tiny, progress)
     for walk in walks:  # in order, so that threads change nothing
@@ -202,24 +207,24 @@ def sweep(
     return found
 
 
-def weights_at(problem: Problem, b: int, h: int, lse: Array, rows: Array, keys: Array) -> Array:
-    """Return the weights of single cells of a head, ``(n,)`` like rows and keys; 0 where hidden.
+def _of_sums(
+    found: Sweep, sums: WeightSums, p: Problem, lse: Array, chosen: Array, threads: int, tiny: bool,
+    progress: Progress | None,
+) -> Sweep:  # fmt: skip
+    """Return a sweep that has found nothing yet with what is known already, and with near cells."""
+    offsets = p.mask.positions()
+    found = found._replace(received=sums.received, tiny=sums.tiny, cells=sums.cells)
+    if offsets is None:
+        return found
 
-    lse ``(Lq,)``, sink included; a row or key that does not exist has no weight.
-    """
-    p = problem
-    there = (keys >= 0) & (keys < p.keys) & (rows >= 0) & (rows < p.queries)
-    i, j = np.where(there, rows, 0), np.where(there, keys, 0)
-    query = p.query[b, h, i].astype(np.float64) * p.scale
-    z = np.vecdot(query, p.key[b, p.group(h), j].astype(np.float64))
-    if p.softcap is not None:
-        z = p.softcap * np.tanh(z / p.softcap)
-    cells = i[:, None], j[:, None]
-    for bias in p.mask.biases:
-        z = z + np.broadcast_to(bias.at(b, h, *cells), (len(i), 1))[:, 0]
-    allowed = p.mask.predicate.allows(b, h, *cells)
-    sees = there & np.broadcast_to(allowed, (len(i), 1))[:, 0]
-    return np.where(sees, np.exp(np.minimum(z - lse[i], 0)), 0)
+    def near(b: int, h: int) -> None:
+        weights = near_weights(p, b, h, lse[b, h], 0, p.queries, offsets[b])
+        found.near[b, h] = np.where(chosen[b, h, :, None], weights, np.nan)
+
+    jobs: list[Job] = [partial(near, b, h) for b, h in np.ndindex(p.batch, p.heads)]
+    run_jobs(jobs, threads, tiny, progress)
+    distance = np.where(chosen, sums.distance, np.nan)
+    return found._replace(distance=distance, diagonals=sums.diagonals)
 
 
 class _Walk:
@@ -342,13 +347,7 @@ class _Walk:
     def _near(self) -> Array:
         """Return the weight of keys i − NEAR … i + NEAR, ``(R, 2·NEAR + 1)``; 0 where none is."""
         assert self.offset is not None
-        near = np.zeros((self.i1 - self.i0, 2 * NEAR + 1))
-        for start in range(self.i0, self.i1, 4096):
-            i = np.arange(start, min(start + 4096, self.i1))
-            for d in range(-NEAR, NEAR + 1):
-                near[i - self.i0, d + NEAR] = weights_at(
-                    self.p, self.b, self.h, self.lse, i, i + self.offset + d
-                )
+        near = near_weights(self.p, self.b, self.h, self.lse, self.i0, self.i1, self.offset)
         near[~self.chosen[self.i0 : self.i1]] = np.nan
         return near
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GRADIENTS = ("gradients", "grad_bias", "gradient_norms")  # the last two imply the first
+#: For our own statistics: sums of the weights, where the engine makes them; ‖dS‖ without gradients.
+SUMS, ALONE = "weight_sums", "score_norms_alone"
 WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 SMALL = 1 << 22  # multiply-adds that any engine is done with in milliseconds
 
@@ -116,7 +118,10 @@ class Result:
         """What statistics are made from; only of a result with row_statistics."""
         assert self.rows is not None
         output = self.attended.output if self.problem.scored else None
-        return Evidence(self.problem, self.rows, self.attended.lse, output, self.gradient_norms)
+        return Evidence(
+            self.problem, self.rows, self.attended.lse, output, self.gradient_norms,
+            weight_sums=None if self.derived is None else self.derived.sums,
+        )  # fmt: skip
 
     @cached_property
     def summaries(self) -> dict[str, Any]:
@@ -325,7 +330,7 @@ def run(
     progress: Progress | None = None,
 ) -> Result:
     """Like ``solve``, with the gradient of the output canonical, ``(B, H, Lq, Dv)``, or None."""
-    unknown = [name for name in want if name not in WANTS]
+    unknown = [name for name in want if name not in (*WANTS, SUMS, ALONE)]
     if unknown:
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
     if threads is not None and threads < 1:
@@ -336,7 +341,9 @@ def run(
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
     if grad_output is not None:
-        names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
+        names = {
+            "grad_bias": "biases", "gradient_norms": "score_norm", SUMS: "sums", ALONE: "alone"
+        }  # fmt: skip
         asked = frozenset(names[name] for name in want if name in names)
         other = engines.choose_backward(there, problem, grad_output, asked)
         back = engines.load_backward(other)

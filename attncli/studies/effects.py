@@ -14,7 +14,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
-from attncli.measures.outputs import in_units
+from attncli.measures.outputs import largest, unit_of
 from attncli.measures.rows import SATURATED, pooled_std
 from attncli.measures.statistic import Summaries, quantile
 from attncli.studies.part import Part
@@ -179,9 +179,8 @@ def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect
     shape = changed.chosen.shape[:2]
     apart, whole, lost = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     assert before.output is not None and changed.output is not None
-    known = before.output.astype(np.float64)
-    _, unit = in_units(np.where(np.isfinite(known), known, 0))  # so that squares are numbers
-    scale, known = unit[0, 0, 0, 0], part.of_rows(known)
+    known = part.of_rows(before.output)
+    scale = unit_of(_most(before.output))  # so that squares are numbers
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         for b, h in np.ndindex(shape):
             real = changed.real[b, h]
@@ -198,6 +197,17 @@ def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect
         return found
     ratio = abs(changed.problem.scale / before.problem.scale)
     return replace(found, scores=_of(replace(part, rows=None), before), ratio=ratio)
+
+
+def _most(output: Array) -> Array:
+    """Return the largest finite magnitude of an output, ``()``."""
+    most = np.zeros(())
+    for head in output.reshape(-1, *output.shape[2:]):
+        own = largest(head)
+        if not np.isfinite(own):
+            own = largest(np.where(np.isfinite(head), head, 0))
+        most = np.maximum(most, own)
+    return most
 
 
 def _of(part: Part, run: Evidence) -> Evidence:

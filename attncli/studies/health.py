@@ -14,6 +14,7 @@ from attncli.engines import DEFAULT
 from attncli.errors import InputError
 from attncli.measures import outputs, rows, sample, sweep
 from attncli.measures.evidence import Evidence, told, words_of
+from attncli.measures.outputs import largest
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
@@ -128,17 +129,17 @@ def examine(
         few = sampled(part, p, seed)
         parts |= {scale: few for scale in scales if scale not in (p.scale, auto.scale)}
 
-    def run(one: Problem, of: Part = part) -> Result:
+    def run(one: Problem, of: Part = part, alone: bool = True) -> Result:
         if not one.scored:
             return run_forward(
                 one, backend=backend, device=device, threads=threads, progress=next(stage)
             )
         return run_both_ways(
-            of.problem(one), of.of_rows(upward), backend=backend, device=device, threads=threads,
-            progress=next(stage),
+            of.problem(one), of.of_rows(upward), alone=alone, backend=backend, device=device,
+            threads=threads, progress=next(stage),
         )  # fmt: skip
 
-    result = run(p, everything)
+    result = run(p, everything, alone=False)
     runs = {
         scale: (result if scale == p.scale else run(one, parts[scale])).evidence
         for scale, one in scales.items()
@@ -185,7 +186,7 @@ def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:
     """Return the ‖dS‖ below which a gradient vanishes, ``(B, H)``; auto: ``part`` at scale 1/√D."""
     usual = part.spread(median_gradient(auto), problem.batch, problem.heads)
     with np.errstate(over="ignore", invalid="ignore"):
-        noise = ROUNDING * float(np.abs(np.asarray(problem.value, np.float64)).max(initial=0))
+        noise = ROUNDING * float(largest(problem.value))
         # a share of rounding says nothing
         return np.where(np.isnan(usual) | (usual > noise), VANISHED * usual, 0)
 

@@ -12,7 +12,7 @@ from attncli.engines import DEFAULT, ENGINES
 from attncli.measures.evidence import Evidence
 from attncli.measures.statistic import summarize
 from attncli.resources import Progress
-from attncli.studies.attend import Result, run
+from attncli.studies.attend import ALONE, SUMS, Result, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,20 +33,21 @@ def run_forward(
 
 
 def run_both_ways(
-    problem: Problem, upward: Array, *, backend: str = DEFAULT, device: str = "auto",
-    threads: int | None = None, progress: Progress | None = None,
+    problem: Problem, upward: Array, *, alone: bool = False, backend: str = DEFAULT,
+    device: str = "auto", threads: int | None = None, progress: Progress | None = None,
 ) -> Result:  # fmt: skip
     """Run attention and its gradients, for the gradient ``(B, H, Lq, Dv)`` of its output.
 
-    Padding passes no gradient on. What it finds is in the arithmetic's precision: it is not rounded
-    to the type of the inputs, unless by a kernel of a GPU, which is made for that type.
+    With ``alone`` nothing but ‖dS‖ of them is wanted, and no sweep. Padding passes no gradient on.
+    What it finds is in the arithmetic's precision: it is not rounded to the type of the inputs,
+    unless by a kernel of a GPU, which is made for that type.
     """
     exact = replace(problem, result_dtype=problem.dtype)
     row = ENGINES.get(backend)
     on_gpu = row is not None and row.gpu and problem.dtype != np.float64
     result = run(
         problem if on_gpu else exact, _of_real(problem, upward), backend=backend, device=device,
-        threads=threads, want=WANT, progress=progress,
+        threads=threads, want=(*WANT, ALONE if alone else SUMS), progress=progress,
     )  # fmt: skip
     return replace(result, problem=problem)
 

@@ -39,6 +39,7 @@ def sweep_dim(
             run = run_both_ways(
                 problem,
                 upstream(f"random:{seed}", problem),
+                alone=True,
                 threads=threads,
                 progress=next(stage),
             ).evidence

@@ -15,7 +15,8 @@ from attncli.attention import definition
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
-from attncli.measures import sample, sweep
+from attncli.measures import sample
+from attncli.measures.cells import NEAR
 from attncli.measures.statistic import of_head
 from attncli.studies import health
 from tests.support.definitions import by_formulas
@@ -95,7 +96,7 @@ def test_statistics_are_their_definitions(problem: Problem) -> None:
             weight = {
                 "mean_distance": np.abs(away), "diagonal_mass": away == 0,
                 "previous_mass": away == -1, "next_mass": away == 1,
-                "local_mass": np.abs(away) <= sweep.NEAR,
+                "local_mass": np.abs(away) <= NEAR,
             }[name]  # fmt: skip
             check(found[name], (p * weight).sum(1)[chosen])
         if chosen.any():

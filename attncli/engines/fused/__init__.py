@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "ATTNCLI_FUSED"
 OFF = "off"
-INTERFACE = 1  # of kernel.c: an editable install may hold an older build
+INTERFACE = 2  # of kernel.c: an editable install may hold an older build
 
 
 def missing() -> str | None:

@@ -9,6 +9,8 @@
 #define slopes_bent OWN(slopes_bent)
 #define outer_tile OWN(outer_tile)
 #define outer OWN(outer)
+#define sum_weights OWN(sum_weights)
+#define sum_mass OWN(sum_mass)
 #define granule_back OWN(granule_back)
 #define granule_back_3 OWN(granule_back_3)
 #define open_slopes OWN(open_slopes)
@@ -26,6 +28,11 @@ typedef struct {
   float *qt, *gt, *dqt; /* (d, ROWS) scaled, dO (dv, ROWS), Σ dS·K (d, ROWS) */
   float *q;             /* (n, d), times the scale */
   const float *g;       /* dO (n, dv) */
+  vf place[NV];  /* the position of a row that counts in sums of weights, else NaN */
+  vd distance[NV];
+  vi tiny[NV];
+  vf *mass;      /* (GRAIN + MR): Σ p of the keys of a granule, by lanes; blocks share it */
+  double *along; /* (lq + lk − 1): Σ p of each diagonal of a head, that of the last row first */
 } Slopes;
 
 /* Turn scores s and dP, of lines `line`…, into weights P and dS = P∘(dP − δ)∘slope of the softcap. */
@@ -114,6 +121,46 @@ static void outer(float *to, const float *weights, const float *rows, int64_t n,
   }
 }
 
+/* Sum the weights of keys a + from…, `count` lines of T->p, by key, by diagonal and by distance, and
+ * count those below TINY. What lies on a diagonal moves on by a lane with each key, and leaves at
+ * the last lane. */
+RARE void sum_weights(const Job *J, Slopes *B, const Shared *T, int64_t a, int64_t from,
+                      int64_t count, int masked) {
+  const int nv = (int)((B->n + VL - 1) / VL), last = nv * VL - 1;
+  float left[GRAIN + MR + ROWS];
+  vf along[NV + 1] = {}, away[NV], far[NV] = {};
+  vm there[NV];
+  for (int v = 0; v < nv; v++) {
+    there[v] = same(B->place[v], B->place[v]);
+    away[v] = sel(there[v], B->place[v] - dup((float)(a + from)), dup(0));
+  }
+  for (int64_t line = from; line < from + count; line++) {
+    vf sum = {};
+    for (int v = nv; v--;) {
+      vm sees = there[v];
+      if (masked) sees &= lanes(T->see[line] >> v * VL);
+      vf p = sel(sees, at_(T->p, line, v), dup(0));
+      B->tiny[v] += sel_i(sees & over(dup(TINY), p), dupi(1), dupi(0));
+      far[v] += p * top_of(away[v], -away[v]), away[v] -= 1, sum += p;
+      along[v + 1] = p + next_lanes(along[v], along[v + 1]); /* along[0] stays 0 */
+    }
+    B->mass[line] += sum, left[line - from] = along[nv][VL - 1];
+  }
+  for (int r = last; r--;) left[count + last - 1 - r] = along[r / VL + 1][r % VL];
+  const int64_t first = a + from - (B->i0 + last) + J->lq - 1; /* lanes past the rows: 0 */
+  for (int64_t x = first < 0 ? -first : 0; x < count + last; x++) B->along[first + x] += left[x];
+  for (int v = 0; v < nv; v++) B->distance[v] += wide(far[v]);
+}
+
+/* Add the mass of a granule's keys, and begin anew. */
+static void sum_mass(double *received, vf *mass, int64_t keys) {
+  for (int64_t x = 0; x < keys; x++) {
+    const vd sum = wide(mass[x]);
+    for (int y = 0; y < VL; y++) received[x] += sum[y];
+    mass[x] = (vf){};
+  }
+}
+
 /* Keys a:z, a granule or less, against one block; k, val, dk, dv begin at key a. */
 INLINE void granule_back(const Job *J, Slopes *B, const Shared *T, float *ds, const float *k,
                          const float *val, float *dk, float *dval, int64_t a, int64_t z, int masked,
@@ -131,9 +178,10 @@ INLINE void granule_back(const Job *J, Slopes *B, const Shared *T, float *ds, co
       const int64_t count = (line < keys ? line : keys) - from;
       if (count > 0) {
         const float *p = T->p + from * ROWS, *w = ds + from * ROWS;
-        product(B->dqt, w, k + from * d, d, count, nv);
-        outer(dk + from * d, w, B->q, B->n, count, d);
-        outer(dval + from * dv, p, B->g, B->n, count, dv);
+        if (J->place) sum_weights(J, B, T, a, from, count, masked);
+        if (J->dq) product(B->dqt, w, k + from * d, d, count, nv);
+        if (J->dk) outer(dk + from * d, w, B->q, B->n, count, d);
+        if (J->dval) outer(dval + from * dv, p, B->g, B->n, count, dv);
       }
       from = line + MR;
       continue;
@@ -163,23 +211,30 @@ static void open_slopes(const Job *J, Slopes *B, int64_t n, int64_t i0, int64_t 
   lift(B->gt, B->g, rows, J->dv, 1);
   for (int64_t x = 0; x < rows * d; x++) B->q[x] = (float)(q[x] * J->scale);
   memset(B->dqt, 0, d * ROWS * 4);
+  if (J->place) B->along = J->along + n * (J->lq + J->lk - 1);
   for (int v = 0; v < NV; v++) {
     B->shift[v] = B->factor[v] = B->delta[v] = B->square[v] = (vf){};
-    B->squares[v] = (vd){};
+    B->squares[v] = B->distance[v] = (vd){};
+    B->place[v] = dup(NAN), B->tiny[v] = dupi(0);
   }
   for (int64_t r = 0; r < rows; r++) {
     int v = (int)(r / VL), y = (int)(r % VL);
     B->shift[v][y] = J->shift[at + r], B->factor[v][y] = J->factor[at + r];
     B->delta[v][y] = J->delta[at + r];
+    if (J->place) B->place[v][y] = J->place[at + r];
   }
 }
 
 static void close_slopes(const Job *J, const Slopes *B, int64_t n) {
-  const int64_t at = n * J->lq + B->i0;
+  const int64_t at = n * J->lq + B->i0, plane = J->all * J->lq;
   vf factor[NV];
   for (int v = 0; v < NV; v++) factor[v] = dup((float)J->scale);
-  lower(J->dq + at * J->d, B->dqt, B->n, J->d, factor);
+  if (J->dq) lower(J->dq + at * J->d, B->dqt, B->n, J->d, factor);
   for (int64_t r = 0; r < B->n; r++) J->squares[at + r] = B->squares[r / VL][r % VL];
+  for (int64_t r = 0; J->place && r < B->n; r++) {
+    J->distance[at + r] = B->distance[r / VL][r % VL];
+    J->distance[plane + at + r] = B->tiny[r / VL][r % VL];
+  }
 }
 
 static void walk_back(const Job *J, Slopes *blocks, const Shared *T, float *ds, int64_t n, int64_t i0,
@@ -197,16 +252,17 @@ static void walk_back(const Job *J, Slopes *blocks, const Shared *T, float *ds, 
       if (state == EMPTY) continue;
       if (masked) look(J, T, B->i0, B->n, a, z, state);
       if (J->bias) lay(J, T, B->i0, B->n, a, z);
-      granule_back_3(J, B, T, ds, J->k + at * d, J->v + at * dv, J->dk + at * d, J->dval + at * dv,
-                     a, z, masked);
+      granule_back_3(J, B, T, ds, J->k + at * d, J->v + at * dv, J->dk ? J->dk + at * d : NULL,
+                     J->dval ? J->dval + at * dv : NULL, a, z, masked);
     }
+    if (J->place) sum_mass(J->received + n * J->lk + a, blocks->mass, z - a);
   }
   for (Slopes *B = blocks; B < blocks + count; B++) close_slopes(J, B, n);
 }
 
 static int64_t bytes_back(int64_t d, int64_t dv) {
   int64_t nb = together(ROWS, 3 * d, dv);
-  return bytes_shared(d > dv ? d : dv) + (GRAIN + MR) * ROWS * 4 +
+  return bytes_shared(d > dv ? d : dv) + (GRAIN + MR) * (ROWS + VL) * 4 + LINE +
          nb * ((int64_t)sizeof(Slopes) + 5 * LINE + (3 * d + dv) * ROWS * 4);
 }
 
@@ -215,8 +271,11 @@ static int64_t run_back(const Job *J) {
   char *from = J->scratch;
   Shared T = share(J, &from, J->d > J->dv ? J->d : J->dv);
   float *ds = carve(&from, (GRAIN + MR) * ROWS * 4);
+  vf *mass = carve(&from, (GRAIN + MR) * (int64_t)sizeof(vf));
+  memset(mass, 0, (GRAIN + MR) * sizeof(vf));
   Slopes *blocks = carve(&from, nb * (int64_t)sizeof(Slopes));
   for (int64_t x = 0; x < nb; x++) {
+    blocks[x].mass = mass;
     blocks[x].qt = carve(&from, J->d * ROWS * 4);
     blocks[x].gt = carve(&from, J->dv * ROWS * 4);
     blocks[x].dqt = carve(&from, J->d * ROWS * 4);

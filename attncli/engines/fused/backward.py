@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.gradients import Gradients
+from attncli.attention.gradients import Gradients, WeightSums
 from attncli.attention.predicates import EMPTY, FULL
 from attncli.attention.problem import Problem
 from attncli.engines import ANYHOW, Attended, How
@@ -40,17 +40,17 @@ def backward(
     """Return the gradients that ``unfit_backward`` lets through. grad_output: ``(B, H, Lq, Dv)``.
 
     ``attended`` is what ``attend`` returned for it, used when it is in float32 and computed
-    otherwise. ``want``: ``score_norm``.
+    otherwise. ``want``: any of ``score_norm``, ``sums``, ``alone``.
     """
     p, threads = problem, how.threads or processors()
     if attended is None or attended.output.dtype != p.dtype or _has_lost_digits(attended):
         exact = replace(p, result_dtype=p.dtype, softmax_dtype=None)
         attended = attend(exact, ("row_statistics",), How(threads))
-    walk = Walk(p, grad_output, attended, threads)
+    walk = Walk(p, grad_output, attended, threads, want)
     work = p.batch * p.heads * p.queries * p.keys * (p.width + p.value_width)
     if work:
         run_jobs(walk.jobs(), threads, work <= TINY, how.progress, blas=False)
-    return walk.gradients("score_norm" in want)
+    return walk.gradients()
 
 
 def _has_lost_digits(attended: Attended) -> bool:
@@ -63,7 +63,12 @@ class Walk:
     """The gradients as jobs of some granules of keys, against all rows that see them."""
 
     def __init__(
-        self, problem: Problem, grad_output: Array, attended: Attended, threads: int
+        self,
+        problem: Problem,
+        grad_output: Array,
+        attended: Attended,
+        threads: int,
+        want: Collection[str],
     ) -> None:
         from attncli.engines.fused import _kernel
 
@@ -82,9 +87,32 @@ class Walk:
             self.sink = -(np.exp(p.sink[:, None] - lse) * delta).sum((0, 2))
         tiles, heads = -(-p.keys // GRAIN), max(1, p.batch * p.kv_heads)
         self.slices = max(1, min(tiles, SLICES, -(-max(4, threads) // heads)))
-        self.query = np.zeros((self.slices, *p.query.shape), p.dtype)
-        self.key, self.value = (np.zeros(a.shape, p.dtype) for a in (p.key, p.value))
+        self.query = self.key = self.value = None
+        if "alone" not in want:
+            self.query = np.zeros((self.slices, *p.query.shape), p.dtype)
+            self.key, self.value = (np.zeros(a.shape, p.dtype) for a in (p.key, p.value))
+        self.norm = "score_norm" in want
         self.squares = np.zeros((self.slices, p.batch, p.heads, p.queries))
+        self.place = self._places(attended) if "sums" in want else None
+        if self.place is not None:
+            assert attended.rows is not None
+            self.cells = np.where(np.isnan(self.place), 0, attended.rows.n).sum(-1)
+            diagonals = max(p.queries + p.keys - 1, 0)
+            self.received = np.zeros((p.batch, p.heads, p.keys))
+            self.diagonals = np.zeros((self.slices, p.batch, p.heads, diagonals))
+            self.distance = np.zeros((self.slices, 2, p.batch, p.heads, p.queries))
+
+    def _places(self, attended: Attended) -> Array | None:
+        """Return the position of each row that `WeightSums` are of, NaN of others; ``(B, H, Lq)``.
+
+        None where nothing says which rows have a choice.
+        """
+        p = self.problem
+        if attended.rows is None:
+            return None
+        chosen = p.real_rows[:, None] & (attended.rows.n >= 2) & np.isfinite(attended.lse)
+        offsets = np.array(p.mask.positions() or (0,) * p.batch)[:, None, None]
+        return np.where(chosen, np.arange(p.queries) + offsets, np.nan).astype(np.float32)
 
     def _weights(self, attended: Attended) -> tuple[Array, Array]:
         """Return shift and factor of each row, ``(B, H, Lq)``: p = exp(z − shift) · factor.
@@ -104,11 +132,22 @@ class Walk:
             factor = np.exp(shift.astype(np.float64) * unit - near) / total
         return shift, np.where(np.isneginf(near), 0, factor).astype(p.dtype)
 
-    def gradients(self, norm: bool) -> Gradients:
-        query = self.query[0] if self.slices == 1 else self.query.sum(0)
+    def gradients(self) -> Gradients:
+        query = self.query
+        if query is not None:
+            query = query[0] if self.slices == 1 else query.sum(0)
         return Gradients(
-            query=query, key=self.key, value=self.value, sink=self.sink,
-            score_norm=np.sqrt(self.squares.sum(0)) if norm else None,
+            query=query, key=self.key, value=self.value, sink=self.sink, sums=self._sums(),
+            score_norm=np.sqrt(self.squares.sum(0)) if self.norm else None,
+        )  # fmt: skip
+
+    def _sums(self) -> WeightSums | None:
+        if self.place is None:
+            return None
+        distance, tiny = self.distance.sum(0)
+        return WeightSums(
+            received=self.received, diagonals=self.diagonals.sum(0), distance=distance,
+            tiny=tiny.sum(-1).astype(np.int64), cells=self.cells,
         )  # fmt: skip
 
     def jobs(self) -> list[Job]:
@@ -128,9 +167,13 @@ class Walk:
                 i1 = min(i0 + step, p.queries)
                 plan = self.planner.of(n, i0, i1)
                 states = self._slice(plan, at)
+                query = None if self.query is None else self.query[at]
+                sums: tuple[Array | None, ...] = (None,) * 4
+                if self.place is not None:
+                    sums = self.place, self.distance[at], self.received, self.diagonals[at]
                 buffers = (
                     scratch.take(self.scratch), *self.inputs, plan.keep, states, plan.bias,
-                    self.grad, *self.known, self.query[at], self.key, self.value, self.squares[at],
+                    self.grad, *self.known, self.squares[at], query, self.key, self.value, *sums,
                 )  # fmt: skip
                 self.kernel.backward(
                     self.build, buffers, self.shape, (n, n + 1, i0, i1, plan.j0, plan.j1),

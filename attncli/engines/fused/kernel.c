@@ -26,11 +26,12 @@
 #include <immintrin.h>
 #endif
 
-#define INTERFACE 1 /* another one when the arguments change: Python asks, see __init__.py */
+#define INTERFACE 2 /* another one when the arguments change: Python asks, see __init__.py */
 #define GRAIN 128 /* keys of a granule: what a mask is asked about, what is summed in float32 */
 #define LINE 64   /* bytes of the widest vector */
 #define FAR 40.0  /* e³ of a key so many powers of 2 below the first nears the end of float32 */
 #define SLACK 4.0f /* how far a logit may pass the shift: more would cost digits of 1 − p₁ */
+#define TINY 0x1p-24f /* the smallest positive float16 */
 #define LN2 0.693147180559945309417
 #define LOG2E 1.44269504088896340736
 #define INLINE static inline __attribute__((always_inline))
@@ -55,8 +56,11 @@ typedef struct {
   int64_t n0, n1, i0, i1, j0, j1;
   double scale, cap; /* cap 0: none */
   const float *grad, *shift, *factor, *delta; /* of the backward pass: dO, and by row (B·H, lq) */
-  float *dq, *dk, *dval;                      /* like q, k and v; dk and dval are added to */
+  float *dq, *dk, *dval; /* like q, k and v, or NULL; dk and dval are added to */
   double *squares;                            /* Σ dS² (B·H, lq) */
+  const float *place; /* the positions of rows (B·H, lq), NaN: not summed; NULL: no sums */
+  double *distance;   /* Σ p·|i − j|, and how many p are tiny: (2, B·H, lq) */
+  double *received, *along; /* Σ p by key (B·H, lk), by diagonal (B·H, lq + lk − 1): added to */
   char *scratch;
 } Job;
 
@@ -135,8 +139,9 @@ static PyObject *scratch(PyObject *self, PyObject *args) {
 
 enum { SCRATCH, Q, K, V, KEEP, STATES, BIAS, SHARED_BUFFERS }; /* of both passes, then of one */
 enum { OUT = SHARED_BUFFERS, LSE, SUMS, TOPS, COUNT, KEYS, SINK, FORWARD_BUFFERS };
-enum { GRAD = SHARED_BUFFERS, SHIFT, FACTOR, DELTA, DQ, DK, DV, SQUARES, BACKWARD_BUFFERS };
-#define MOST_BUFFERS 16
+enum { GRAD = SHARED_BUFFERS, SHIFT, FACTOR, DELTA, SQUARES, DQ, DK, DV, PLACE, DISTANCE, RECEIVED,
+       ALONG, BACKWARD_BUFFERS };
+#define MOST_BUFFERS BACKWARD_BUFFERS
 
 /* Take a C-contiguous buffer of so many bytes at least; None leaves it empty. Returns 0 or −1. */
 static int take(PyObject *from, Py_buffer *into, int writable, int64_t bytes, const char *name) {
@@ -203,11 +208,16 @@ static int take_backward(PyObject **from, Py_buffer *b, Job *J) {
       take(from[DQ], b + DQ, 1, 4 * rows * J->d, "grad_query") ||
       take(from[DK], b + DK, 1, 4 * kv * J->d, "grad_key") ||
       take(from[DV], b + DV, 1, 4 * kv * J->dv, "grad_value") ||
-      take(from[SQUARES], b + SQUARES, 1, 8 * rows, "squares"))
+      take(from[SQUARES], b + SQUARES, 1, 8 * rows, "squares") ||
+      take(from[PLACE], b + PLACE, 0, 4 * rows, "place") ||
+      take(from[DISTANCE], b + DISTANCE, 1, 16 * rows, "distance") ||
+      take(from[RECEIVED], b + RECEIVED, 1, 8 * J->all * J->lk, "received") ||
+      take(from[ALONG], b + ALONG, 1, 8 * J->all * (J->lq + J->lk - 1), "diagonals"))
     return -1;
   J->grad = b[GRAD].buf, J->shift = b[SHIFT].buf, J->factor = b[FACTOR].buf;
   J->delta = b[DELTA].buf, J->dq = b[DQ].buf, J->dk = b[DK].buf, J->dval = b[DV].buf;
-  J->squares = b[SQUARES].buf;
+  J->squares = b[SQUARES].buf, J->place = b[PLACE].buf, J->distance = b[DISTANCE].buf;
+  J->received = b[RECEIVED].buf, J->along = b[ALONG].buf;
   return 0;
 }
 
@@ -216,6 +226,7 @@ static int complete(PyObject **from, int count, int sums) {
   for (int x = 0; x < count; x++) {
     int optional = x == KEEP || x == STATES || x == BIAS;
     if (count == FORWARD_BUFFERS) optional |= x == SINK || (!sums && x >= SUMS);
+    else optional |= x == DQ || x == DK || x == DV || (!sums && x >= PLACE);
     if (from[x] != Py_None || optional) continue;
     PyErr_Format(PyExc_ValueError, "buffer %d must be there, and is None", x);
     return 0;
@@ -251,7 +262,7 @@ static PyObject *pass(PyObject *args, int back) {
     return NULL;
   }
   for (int x = 0; x < count; x++) from[x] = PyTuple_GetItem(given, x);
-  if (!complete(from, count, !back && from[SUMS] != Py_None)) return NULL;
+  if (!complete(from, count, from[back ? PLACE : SUMS] != Py_None)) return NULL;
   memset(buffers, 0, sizeof buffers);
   int64_t odd = 0;
   int64_t bytes = back ? build->bytes_back(J.d, J.dv) : build->bytes(J.d, J.dv);
@@ -280,8 +291,10 @@ static PyMethodDef methods[] = {
      "Write the rows i0:i1 of heads n0:n1; return how many of them are not finite."},
     {"backward", backward, METH_VARARGS,
      "backward(build, (scratch, q, k, v, keep, states, bias, grad_output, shift, factor, delta,\n"
-     "                 grad_query, grad_key, grad_value, squares), …as attend…)\n\n"
-     "Write the rows' grad_query and Σ dS², add what they give to grad_key and grad_value."},
+     "                 squares, grad_query, grad_key, grad_value, place, distance, received,\n"
+     "                 diagonals), …as attend…)\n\n"
+     "Write the rows' Σ dS², grad_query and distance, add what they give to the others. Those after\n"
+     "squares may be None: grad_*, and all from place on."},
     {NULL, NULL, 0, NULL}};
 
 static int execute(PyObject *module) {

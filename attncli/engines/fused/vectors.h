@@ -17,6 +17,7 @@
 #define top_of OWN(top_of)
 #define low_of OWN(low_of)
 #define transpose OWN(transpose)
+#define next_lanes OWN(next_lanes)
 #define exp2_of OWN(exp2_of)
 #define scaled OWN(scaled)
 #define tanh_of OWN(tanh_of)
@@ -120,6 +121,13 @@ INLINE void transpose(vf part[VL]) {
 #endif
   SWAP(2)
   SWAP(1)
+}
+
+/* x moved on by a lane; the first is the last one of `before`. */
+INLINE vf next_lanes(vf before, vf x) {
+#define NEXT(x, s) ((x) + (s))
+  return __builtin_shufflevector(before, x, EACH(NEXT, VL - 1));
+#undef NEXT
 }
 
 /* 2^x for x < 128, within 3·2⁻²⁴; 0 far below, NaN for NaN. The polynomial is a minimax fit of 2^f

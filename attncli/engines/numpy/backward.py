@@ -56,8 +56,8 @@ def backward(
     """Return the gradients of a problem. grad_output: ``(B, H, Lq, Dv)``.
 
     ``attended`` is what ``attend`` returned for it, used when it is in the arithmetic's dtype and
-    computed otherwise. ``want``: any of ``biases``, ``score_norm``. ``softmax_dtype`` is left out:
-    rounding has no derivative. ``tiling`` None chooses the size of the tiles.
+    computed otherwise. ``want``: any of ``biases``, ``score_norm``, ``alone``. ``softmax_dtype`` is
+    left out: rounding has no derivative. ``tiling`` None chooses the size of the tiles.
     """
     p, threads = problem, how.threads or processors()
     if attended is None or attended.output.dtype != p.dtype or p.softmax_dtype is not None:
@@ -117,6 +117,7 @@ class Walk:
         shape = (p.batch, p.heads, p.queries)
         self.sink = None if p.sink is None else np.zeros((p.batch, p.heads))
         self.norm = np.zeros(shape) if "score_norm" in want else None
+        self.alone = "alone" in want
         self.biases = [BiasSum(s, p) for s in float_masks(p)] if "biases" in want else []
         tiles, heads = -(-p.keys // self.keys), max(1, p.batch * p.kv_heads)
         self.slices = max(1, min(tiles, SLICES, -(-4 * max(4, threads) // heads)))
@@ -127,8 +128,9 @@ class Walk:
         self.distinct = len(batches) > 1, len(each) > 1
 
     def gradients(self) -> Gradients:
+        query, key, value = (None,) * 3 if self.alone else (self.query, self.key, self.value)
         return Gradients(
-            query=self.query, key=self.key, value=self.value,
+            query=query, key=key, value=value,
             sink=None if self.sink is None else self.sink.sum(0),
             biases=tuple(b.total.astype(self.problem.dtype) for b in self.biases),
             score_norm=None if self.norm is None else np.sqrt(self.norm),
@@ -276,7 +278,6 @@ class Walk:
             np.copyto(weights[:, some], 0, where=hidden)
             if slope is not None:
                 np.copyto(slope[:, some], 0, where=hidden)
-        add_product(self.value[at], weights.T, head.grad[i0:i1])
         ds = tile.times("ds", head.right[i0:i1], tile.values_across, a, z)  # dP − δ
         np.multiply(ds, weights, out=ds)
         for some, hidden in hide:
@@ -285,6 +286,9 @@ class Walk:
             bias.add(b, h, i0, j0 + a, ds)
         if slope is not None:
             np.multiply(ds, slope, out=ds)
+        if self.alone:
+            return ds
+        add_product(self.value[at], weights.T, head.grad[i0:i1])
         add_product(self.key[at], ds.T, head.query[i0:i1])
         add_product(grad_query, ds, tile.key[a:z])
         if head.bad.size or tile.bad.size:

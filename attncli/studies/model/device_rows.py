@@ -15,9 +15,9 @@ import torch.nn.functional as F  # noqa: TID253
 from torch.overrides import TorchFunctionMode  # noqa: TID253
 
 from attncli.attention.masks import SENTINEL
+from attncli.measures.cells import NEAR
 from attncli.measures.roles import LIFT, REST
 from attncli.measures.rows import SATURATED
-from attncli.measures.sweep import NEAR
 
 Tensor = torch.Tensor
 
