@@ -25,6 +25,9 @@ class Alibi(Bias):
     def at(self, b: int, h: int, i: Array, j: Array) -> Array:
         return np.asarray(np.abs(i + self.offset[b] - j) * -self.slopes[h])
 
+    def line(self, b: int, h: int, low: int, high: int) -> Array:
+        return self.at(b, h, np.zeros(1, np.int64), np.arange(low, high))
+
     def varies(self) -> Varies:
         return Varies(batch=differ(self.offset), head=differ(self.slopes))
 
@@ -68,6 +71,9 @@ class Relative(Bias):
         row = self.table[h if self.table.shape[0] > 1 else 0]
         distance = np.clip(j - i - self.offset[b], -reach, reach)
         return np.asarray(row[distance + reach])
+
+    def line(self, b: int, h: int, low: int, high: int) -> Array:
+        return self.at(b, h, np.zeros(1, np.int64), np.arange(low, high))
 
     def varies(self) -> Varies:
         return Varies(batch=differ(self.offset), head=len(self.table) > 1)

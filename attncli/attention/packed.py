@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.predicates import Predicate, Spans, Varies, clip
+from attncli.attention.predicates import Classes, Everything, Predicate, Spans, Varies, clip
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -38,6 +38,11 @@ class Packed(Predicate):
             return ()
         first, last = np.searchsorted(self.query_starts, [i0, i1 - 1], "right")
         return clip(int(self.key_starts[first - 1]), int(self.key_starts[last]), keys)
+
+    def classes(self, queries: int, keys: int) -> Classes:
+        i = np.searchsorted(self.query_starts, np.arange(queries), "right")
+        j = np.searchsorted(self.key_starts, np.arange(keys), "right")
+        return Classes(i[None], j[None], self if self.causal else Everything())
 
     def varies(self) -> Varies:
         return Varies(batch=False, head=False)

@@ -22,6 +22,7 @@ from attncli.attention.predicates import (
     FULL,
     MIXED,
     And,
+    Classes,
     Diagonals,
     Everything,
     PerBatch,
@@ -29,6 +30,7 @@ from attncli.attention.predicates import (
     Spans,
     Varies,
     clip,
+    diagonals,
     differ,
     summary,
 )
@@ -55,10 +57,13 @@ class Band(Predicate):
     def block(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
         if i0 >= i1 or j0 >= j1:
             return np.ones((i1 - i0, j1 - j0), bool)
-        # each row is the one above moved by one: windows of a single line, O(rows + keys)
+        # O(rows + keys)
         distance = np.arange(j0 - i1 + 1, j1 - i0) - self.offset[b]
         line = (distance >= self.low) & (distance <= self.high)
-        return np.lib.stride_tricks.sliding_window_view(line, j1 - j0)[::-1]
+        return diagonals(line, j1 - j0)
+
+    def view(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
+        return self.block(b, h, i0, i1, j0, j1)
 
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         nearest = edges[:-1] - (i1 - 1) - self.offset[b]
@@ -198,6 +203,10 @@ class SameSegment(Predicate):
     def segments(self) -> tuple[Array, Array]:
         return self.query_ids, self.key_ids
 
+    def classes(self, queries: int, keys: int) -> Classes:
+        each = None if self.varies().batch else 1
+        return Classes(self.query_ids[:each], self.key_ids[:each], Everything())
+
     def code(self, code: Code) -> str:
         queries, keys = code.tensor("ids", self.query_ids), code.tensor("ids", self.key_ids)
         return f"{queries}[b, q_idx] == {keys}[b, kv_idx]"
@@ -232,6 +241,11 @@ def _ids(call: Call, ids: Array, count: int, what: str) -> Array:
     return np.broadcast_to(ids, (batch, count))
 
 
+def _each(numbers: PerBatch) -> Array:
+    """Return a number for each batch element, ``(B, 1)``, or the one that all have, ``(1, 1)``."""
+    return np.array(numbers if differ(numbers) else numbers[:1])[:, None]
+
+
 @dataclass(frozen=True, eq=False)
 class Dilated(Predicate):
     """``j - (i + offset)`` is a multiple of ``step``."""
@@ -244,6 +258,10 @@ class Dilated(Predicate):
 
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         return np.full(len(edges) - 1, FULL if self.step == 1 else MIXED, np.int8)
+
+    def classes(self, queries: int, keys: int) -> Classes:
+        i = _each(self.offset) + np.arange(queries)
+        return Classes(i % self.step, np.arange(keys)[None] % self.step, Everything())
 
     def varies(self) -> Varies:
         return Varies(batch=differ(self.offset), head=False)
@@ -291,6 +309,11 @@ class Blocks(Predicate):
         first, last = self._blocks(b, i0, i1)
         start = self.start[b]
         return clip(first * self.size + start, (last + 1) * self.size + start, keys)
+
+    def classes(self, queries: int, keys: int) -> Classes:
+        start = _each(self.start)
+        i, j = np.arange(queries) + _each(self.offset) - start, np.arange(keys) - start
+        return Classes(i // self.size, j // self.size, Everything())
 
     def varies(self) -> Varies:
         return Varies(batch=differ(self.offset) or differ(self.start), head=False)

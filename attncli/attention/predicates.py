@@ -54,6 +54,18 @@ class Slopes(NamedTuple):
     offset: PerBatch
 
 
+class Classes(NamedTuple):
+    """A class of each query, ``(B or 1, Lq)``, and key, ``(B or 1, Lk)``, alike for all heads.
+
+    A row sees only keys of its own class, and of those what ``rest`` allows, which is asked about
+    no others.
+    """
+
+    queries: Array
+    keys: Array
+    rest: Predicate
+
+
 class Predicate:
     """Which cells are allowed: ``b``, ``h`` are integers, ``i``, ``j`` broadcasting indices."""
 
@@ -105,6 +117,14 @@ class Predicate:
         """Return document ids ``(B, Lq)``, ``(B, Lk)``, if all it says is: the same id."""
         return None
 
+    def classes(self, queries: int, keys: int) -> Classes | None:
+        """Return classes of so many queries and keys, if a row sees only keys of its own class."""
+        return None
+
+    def view(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array | None:
+        """Return what ``block`` does, whole, if no cell must be made for that."""
+        return None
+
     def code(self, code: Code) -> str | None:
         """Return what is true where it allows, over b, h, q_idx, kv_idx, if it can say so."""
         return None
@@ -123,6 +143,14 @@ def clip(start: int, stop: int, keys: int) -> Spans:
     """Return the keys start:stop that exist as spans."""
     start, stop = max(start, 0), min(stop, keys)
     return ((start, stop),) if start < stop else ()
+
+
+def diagonals(line: Array, width: int) -> Array:
+    """Return rows ``(…, width)`` of which each is the one above moved by one; a view.
+
+    line: what stands where ``j - i`` is least, in the last row, and on to where it is most.
+    """
+    return np.lib.stride_tricks.sliding_window_view(line, width)[::-1]
 
 
 def differ(numbers: tuple[float, ...]) -> bool:
@@ -195,6 +223,11 @@ class Cells(Predicate):
     def block(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
         return self._keep(self.cut(b, h, i0, i1, j0, j1), np.arange(j0, j1)[None, :])
 
+    def view(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array | None:
+        if self.tensor.dtype != bool or 1 < self.tensor.shape[-1] < j1:
+            return None
+        return np.broadcast_to(self.cut(b, h, i0, i1, j0, j1), (i1 - i0, j1 - j0))
+
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         if i0 >= i1 or len(edges) < 2 or edges[0] >= edges[-1]:
             return super().tiles(b, h, i0, i1, edges)
@@ -248,6 +281,18 @@ class And(Pair):
         both = [(max(a, c), min(b_, d)) for a, b_ in ours for c, d in theirs]
         return tuple((start, stop) for start, stop in both if start < stop)
 
+    def classes(self, queries: int, keys: int) -> Classes | None:
+        pair = self.left, self.right
+        found = [part.classes(queries, keys) for part in pair]
+        if not any(found):
+            return None
+        one = np.zeros((1, queries), np.int64), np.zeros((1, keys), np.int64)
+        left, right = (said or Classes(*one, part) for said, part in zip(found, pair, strict=True))
+        ids = _numbered(left) * (queries + keys) + _numbered(right)
+        rests = [part.rest for part in (left, right) if not part.rest.everything()]
+        rest = And(*rests) if len(rests) > 1 else rests[0] if rests else Everything()
+        return Classes(ids[:, :queries], ids[:, queries:], rest)
+
     def conjuncts(self) -> tuple[Predicate, ...]:
         return (*self.left.conjuncts(), *self.right.conjuncts())
 
@@ -256,6 +301,12 @@ class And(Pair):
 
     def code(self, code: Code) -> str:
         return f"({code.allowed(self.left)}) & ({code.allowed(self.right)})"
+
+
+def _numbered(classes: Classes) -> Array:
+    """Return its ids of queries and then keys, ``(B or 1, Lq + Lk)``, counted from 0."""
+    ids = np.concatenate([classes.queries, classes.keys], -1)
+    return np.unique(ids, return_inverse=True)[1].reshape(ids.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,12 +371,19 @@ class Not(Predicate):
 class Bias:
     """A number added to each score after the softcap."""
 
+    def line(self, b: int, h: int, low: int, high: int) -> Array | None:
+        """Return what it adds where ``j - i`` is low … high − 1, if nothing else matters."""
+        return None
+
     def at(self, b: int, h: int, i: Array, j: Array) -> Array:
         """Return float that broadcasts with the index arrays ``i`` and ``j``."""
         raise TypeError(f"{type(self).__name__} does not say what it adds")
 
     def block(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array:
         """Return float ``(i1 - i0, j1 - j0)``, or what broadcasts to it."""
+        line = self.line(b, h, j0 - i1 + 1, j1 - i0) if i0 < i1 and j0 < j1 else None
+        if line is not None:
+            return diagonals(line, j1 - j0)
         return self.at(b, h, np.arange(i0, i1)[:, None], np.arange(j0, j1)[None, :])
 
     def varies(self) -> Varies:

@@ -18,6 +18,7 @@ from attncli.attention.gradients import Gradients, WeightSums
 from attncli.attention.predicates import EMPTY, FULL
 from attncli.attention.problem import Problem
 from attncli.engines import ANYHOW, Attended, How
+from attncli.engines.arranged import arranged
 from attncli.engines.fused import build
 from attncli.engines.fused.forward import TINY, attend
 from attncli.engines.fused.plan import GRAIN, Plan, Planner, ready, scratch, shape_of
@@ -43,6 +44,11 @@ def backward(
     otherwise. ``want``: any of ``score_norm``, ``sums``, ``alone``.
     """
     p, threads = problem, how.threads or processors()
+    if found := arranged(p):
+        kept = attended and found.attended(attended, found.moved)
+        some = [name for name in want if name != "sums"]  # their distances would be of other places
+        back = backward(found.problem, found.moved(grad_output), kept, some, how)
+        return found.gradients(back)
     if attended is None or attended.output.dtype != p.dtype or _has_lost_digits(attended):
         exact = replace(p, result_dtype=p.dtype, softmax_dtype=None)
         attended = attend(exact, ("row_statistics",), How(threads))
@@ -74,7 +80,7 @@ class Walk:
 
         self.problem = p = problem
         self.kernel, (self.build, self.block) = _kernel, build()
-        self.planner, self.shape = Planner(p, threads), shape_of(p)
+        self.planner, self.shape = Planner(p, threads, self.block), shape_of(p)
         _, self.scratch = _kernel.scratch(self.build, p.width, p.value_width)
         self.inputs = [ready(a, p.dtype) for a in (p.query, p.key, p.value)]
         self.grad = ready(grad_output, p.dtype)
@@ -161,10 +167,9 @@ class Walk:
     def job(self, g: int, at: int) -> None:
         """Compute what slice ``at`` of the keys of key head g gives; heads over the batch."""
         p = self.problem
-        each, step = p.heads // p.kv_heads, self.planner.rows(self.block)
+        each = p.heads // p.kv_heads
         for n in range(g * each, (g + 1) * each):
-            for i0 in range(0, p.queries, step):
-                i1 = min(i0 + step, p.queries)
+            for i0, i1 in self.planner.parts(n // p.heads, self.planner.step):
                 plan = self.planner.of(n, i0, i1)
                 states = self._slice(plan, at)
                 query = None if self.query is None else self.query[at]
@@ -184,7 +189,7 @@ class Walk:
         """Return the states of a plan's granules, those of other slices EMPTY."""
         if self.slices == 1:
             return plan.states
-        granules = np.arange(plan.j0 // GRAIN, -(-plan.j1 // GRAIN))
+        granules = plan.j0 // GRAIN + np.arange(-(-(plan.j1 - plan.j0) // GRAIN))
         states = plan.states
         if states is None:
             states = np.full(len(granules), FULL if plan.keep is None else 1, np.int8)

@@ -17,6 +17,7 @@ import numpy as np
 
 from attncli.attention.problem import Problem
 from attncli.engines import ANYHOW, Attended, How
+from attncli.engines.arranged import arranged
 from attncli.engines.fused import build
 from attncli.engines.fused.plan import Planner, ready, scratch, shape_of
 from attncli.engines.whole import Sheet, mend, not_finite, whole_rows
@@ -41,6 +42,8 @@ class Part(NamedTuple):
 def attend(problem: Problem, want: Collection[str], how: How = ANYHOW) -> Attended:
     """Compute output, lse and running sums of what ``unfit`` lets through."""
     p, threads = problem, how.threads or processors()
+    if found := arranged(p):
+        return found.restored(attend(found.problem, want, how))
     walk = Walk(p, "row_statistics" in want, threads)
     work = p.batch * p.heads * p.queries * p.keys * (p.width + p.value_width)
     used = run_jobs(walk.jobs(), threads, work <= TINY, how.progress, blas=False)
@@ -57,7 +60,7 @@ class Walk:
         from attncli.engines.fused import _kernel
 
         self.kernel, (self.build, self.block) = _kernel, build()
-        self.planner, self.shape = Planner(p, threads), shape_of(p)
+        self.planner, self.shape = Planner(p, threads, self.block), shape_of(p)
         self.scratch, _ = _kernel.scratch(self.build, p.width, p.value_width)
         self.threads = threads
         self.query, self.key, self.value = (ready(a, p.dtype) for a in (p.query, p.key, p.value))
@@ -88,15 +91,15 @@ class Walk:
         alike = 1 if varies.head else p.heads if varies.batch else total
         step, heads = self._sizes(alike)
         parts = [
-            Part(n, min(n + heads, first + alike), i0, min(i0 + step, p.queries))
-            for i0 in range(0, p.queries, step)
+            Part(n, min(n + heads, first + alike), i0, i1)
             for first in range(0, total, alike)
+            for i0, i1 in self.planner.parts(first // p.heads, step)
             for n in range(first, first + alike, heads)
         ]
         if not p.mask.trivial and self.threads > 1:
 
             def cost(part: Part) -> int:
-                spans = p.mask.spans(*divmod(part.n0, p.heads), part.i0, part.i1)
+                spans = self.planner.seen(*divmod(part.n0, p.heads), part.i0, part.i1).spans
                 return -sum(stop - start for start, stop in spans)
 
             parts.sort(key=cost)
@@ -105,10 +108,10 @@ class Walk:
     def _sizes(self, alike: int) -> tuple[int, int]:
         """Return rows and heads of a job: few enough for all threads, and worth its while."""
         p, least = self.problem, 4 * self.threads if self.threads > 1 else 1
-        total, step = p.batch * p.heads, self.planner.rows(self.block)
+        total, step = p.batch * p.heads, self.planner.step
         while step > self.block and total * -(-p.queries // step) < least:
             step = max(1, step // self.block // 2) * self.block
-        work = min(step, p.queries) * max(p.keys, 1) * (p.width + p.value_width + 1)
+        work = min(step, p.queries) * self.planner.width * (p.width + p.value_width + 1)
         heads = min(JOB // work, total * -(-p.queries // step) // least)
         return step, max(1, min(alike, heads))
 

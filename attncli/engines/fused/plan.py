@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.attention.classes import ascending, ranked
+from attncli.attention.masks import Mask
 from attncli.attention.patterns import Band
-from attncli.attention.predicates import FULL, MIXED, Predicate
+from attncli.attention.predicates import FULL, MIXED, Predicate, Spans, diagonals
 from attncli.attention.problem import Problem
+from attncli.engines.arranged import large
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -33,12 +38,33 @@ class Plan(NamedTuple):
     bias: Array | None = None
 
 
-class Planner:
-    """Plans of a problem's rows; those of heads that are alike are made once."""
+class Seen(NamedTuple):
+    """What some rows see: a mask that says it, and of which keys; none beside ``spans`` is seen.
 
-    def __init__(self, problem: Problem, threads: int) -> None:
-        self.problem, self.varies = problem, problem.mask.varies
-        self.band = one_band(problem.mask.predicate)
+    ``cells`` is its predicate as one that may have a view; granules are counted from ``start`` on.
+    """
+
+    mask: Mask
+    cells: Predicate
+    start: int
+    spans: Spans
+
+
+class Planner:
+    """Plans of a problem's rows; those of heads that are alike are made once.
+
+    ``step`` is how many rows a plan is worth being made for, a multiple of ``block``; ``width``
+    how many keys they see, about.
+    """
+
+    def __init__(self, problem: Problem, threads: int, block: int) -> None:
+        self.problem, self.varies, self.block = problem, problem.mask.varies, block
+        p, mask = problem, problem.mask
+        classes = ranked(mask) if large(p) else None
+        self.classes = classes if classes and ascending(classes) else None
+        self.asked = [mask, replace(mask, predicate=self.classes.rest) if self.classes else mask]
+        self.cells = [one_band(one.predicate) or one.predicate for one in self.asked]
+        self.step, self.width = self._sizes()
         self.plan = lru_cache(2 * threads + 2)(self._plan)
 
     def of(self, n: int, i0: int, i1: int) -> Plan:
@@ -46,31 +72,75 @@ class Planner:
         b, h = divmod(n, self.problem.heads)
         return self.plan(b * self.varies.batch, h * self.varies.head, i0, i1)
 
-    def rows(self, block: int) -> int:
-        """Return how many rows a plan is worth being made for, a multiple of ``block``."""
-        p, step = self.problem, BLOCKS * block
-        if p.mask.trivial:
-            return step
-        starts = {0, p.queries // 2, max(p.queries - 2 * step, 0)}
-        spans = [p.mask.spans(0, 0, i, min(i + 2 * step, p.queries)) for i in starts]
-        width = max(one[-1][1] - one[0][0] if one else 0 for one in spans)
-        return max(1, min(2 * step, MASK_CELLS // max(width, 1)) // block) * block
+    def parts(self, b: int, step: int) -> list[tuple[int, int]]:
+        """Return the rows of jobs, ``step`` or fewer: classes for themselves, small ones together.
+
+        Small ones are together whatever ``step`` is, since granules are counted from the first.
+        """
+        p, block = self.problem, self.block
+        if not self.classes:
+            return [(i0, min(i0 + step, p.queries)) for i0 in range(0, p.queries, step)]
+        ranks = self._ranks(b)[0]
+        starts = [0, *(np.flatnonzero(np.diff(ranks)) + 1).tolist(), p.queries]
+        pieces, i0 = [], 0
+        for start, stop in pairwise(starts):
+            large = stop - start >= block
+            if i0 < start and (large or start - i0 >= block):
+                pieces.append((i0, start))
+                i0 = start
+            if large:
+                pieces += [(i, min(i + step, stop)) for i in range(start, stop, step)]
+                i0 = stop
+        return pieces if i0 == p.queries else [*pieces, (i0, p.queries)]
+
+    def seen(self, b: int, h: int, i0: int, i1: int) -> Seen:
+        """Return what rows i0:i1 see."""
+        start, stop, one = 0, self.problem.keys, False
+        if self.classes:
+            queries, keys = self._ranks(b)
+            first, last = queries[i0], queries[i1 - 1]
+            start, stop = np.searchsorted(keys, [first, last + 1]).tolist()
+            one = bool(first == last)
+        mask, cells = self.asked[one], self.cells[one]
+        spans = ((max(a, start), min(z, stop)) for a, z in mask.spans(b, h, i0, i1))
+        return Seen(mask, cells, start, tuple((a, z) for a, z in spans if a < z))
+
+    def _ranks(self, b: int) -> tuple[Array, Array]:
+        assert self.classes is not None
+        at = b if len(self.classes.keys) > 1 else 0
+        return self.classes.queries[at], self.classes.keys[at]
+
+    def _sizes(self) -> tuple[int, int]:
+        p, block = self.problem, self.block
+        if p.mask.trivial or not p.batch * p.heads * p.queries:
+            return BLOCKS * block, max(p.keys, 1)
+        most, width = 2 * BLOCKS * block, 1
+        for i0 in {0, p.queries // 2, max(p.queries - most, 0)}:
+            i1 = min(i0 + most, p.queries)
+            if self.classes:
+                ranks = self._ranks(0)[0]
+                i1 = min(i1, int(np.searchsorted(ranks, ranks[i0], "right")))
+            spans = self.seen(0, 0, i0, i1).spans
+            width = max(width, spans[-1][1] - spans[0][0] if spans else 0)
+        return max(1, min(most, MASK_CELLS // width) // block) * block, width
 
     def _plan(self, b: int, h: int, i0: int, i1: int) -> Plan:
-        p, mask = self.problem, self.problem.mask
-        if mask.trivial:
-            return Plan(0, p.keys)
-        spans = mask.spans(b, h, i0, i1)
+        if self.problem.mask.trivial:
+            return Plan(0, self.problem.keys)
+        mask, cells, start, spans = self.seen(b, h, i0, i1)
         if not spans:
             return Plan(0, 0)
-        j0, j1 = spans[0][0] // GRAIN * GRAIN, spans[-1][1]  # the same sums for any size of a job
-        bias = None
-        if mask.has_bias:
-            bias = np.asarray(mask.bias(b, h, i0, i1, j0, j1)).astype(p.dtype)
-        if self.band:  # a view, and the kernel sees for itself where it is full
-            return Plan(j0, j1, self.band.block(b, h, i0, i1, j0, j1), None, bias)
+        # granules lie as they do for any size of a job, so that sums are the same
+        j0, j1 = start + (spans[0][0] - start) // GRAIN * GRAIN, spans[-1][1]
+        at = b, h, i0, i1, j0, j1
+        bias = self._bias(*at)
+        if cells.everything():
+            return Plan(j0, j1, bias=bias)
+        view = cells.view(*at)
+        if view is not None:  # the kernel sees for itself where it is full
+            return Plan(j0, j1, view, None, bias)
         if (i1 - i0) * (j1 - j0) <= ASK_CELLS:
-            return Plan(j0, j1, mask.keep(b, h, i0, i1, j0, j1), None, bias)
+            return Plan(j0, j1, mask.keep(*at), None, bias)
         edges = np.append(np.arange(j0, j1, GRAIN), j1)
         states = mask.tiles(b, h, i0, i1, edges)
         if (states == FULL).all():
@@ -80,6 +150,17 @@ class Planner:
         for a, z in edges[ends].reshape(-1, 2).tolist():
             keep[:, a - j0 : z - j0] = mask.keep(b, h, i0, i1, a, z)
         return Plan(j0, j1, keep, np.ascontiguousarray(states, np.int8), bias)
+
+    def _bias(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array | None:
+        """Return the biases: where they differ by diagonal alone, as views of a single line."""
+        mask, dtype = self.problem.mask, self.problem.dtype
+        if not mask.has_bias:
+            return None
+        asked = (bias.line(b, h, j0 - i1 + 1, j1 - i0) for bias in mask.biases)
+        lines = [line for line in asked if line is not None]
+        if len(lines) < len(mask.biases):
+            return np.asarray(mask.bias(b, h, i0, i1, j0, j1)).astype(dtype)
+        return diagonals(np.asarray(sum(lines)).astype(dtype), j1 - j0)
 
 
 def one_band(predicate: Predicate) -> Band | None:
