@@ -44,14 +44,14 @@ class Arrangement:
         rows = found.rows
         if rows is not None:
             rows = Rows(**{f.name: way(getattr(rows, f.name)) for f in fields(Rows)})
-        return replace(found, output=way(found.output), lse=way(found.lse), rows=rows)
+        return found._replace(output=way(found.output), lse=way(found.lse), rows=rows)
 
     def restored(self, found: Attended) -> Attended:
         """Return the results of the problem that was sorted."""
         if found.rows is not None:
             top = found.rows.top_j  # −1: no key
             names = [np.where(top[b] < 0, -1, self.order.of(b)[1][top[b]]) for b in range(len(top))]
-            found = replace(found, rows=replace(found.rows, top_j=np.stack(names)))
+            found = found._replace(rows=replace(found.rows, top_j=np.stack(names)))
         return self.attended(found, self.back)
 
     def gradients(self, found: Gradients) -> Gradients:

@@ -8,7 +8,7 @@
 #define most OWN(most)
 #define least OWN(least)
 #define second_most OWN(second_most)
-#define place OWN(place)
+#define enter OWN(enter)
 #define lead OWN(lead)
 #define centre_at OWN(centre_at)
 #define softmax OWN(softmax)
@@ -119,7 +119,7 @@ INLINE vf second_most(const vf *z) {
 }
 
 /* Put the first of logits z of keys j… that is `top` among the two largest; return which it is. */
-INLINE vi place(State *S, int v, const vf *z, vf top, int64_t j) {
+INLINE vi enter(State *S, int v, const vf *z, vf top, int64_t j) {
   vf t1 = S->t1[v], t2 = S->t2[v];
   vi first = dupi(0);
   UNROLL for (int u = MR; u--;) first = sel_i(same(z[u], top), dupi(u), first);
@@ -134,12 +134,12 @@ INLINE vi place(State *S, int v, const vf *z, vf top, int64_t j) {
 
 /* Put the logits z of keys j… among the two largest; `top` is their maximum. */
 INLINE void lead(State *S, int v, const vf *z, vf top, int64_t j) {
-  vi first = place(S, v, z, top, j);
+  vi first = enter(S, v, z, top, j);
   vf next = second_most(z), left[MR];
   if (!any(over(next, S->t2[v]))) return;
   UNROLL for (int u = 0; u < MR; u++)
     left[u] = sel(same_i(first, dupi(u)), dup(-INFINITY), z[u]);
-  place(S, v, left, next, j);
+  enter(S, v, left, next, j);
 }
 
 /* Choose the centre of moments where a row sees its first scores: their mean. */
