@@ -73,6 +73,7 @@ class Heatmap(NamedTuple):
     Block i holds the rows ``row_edges[i]:row_edges[i + 1]`` (``r + 1`` edges), likewise columns.
     ``row_labels``, ``column_labels`` name the single rows and columns, not the blocks;
     ``row_positions``, ``column_positions`` say where they stand, when not at 0, 1, 2, …
+    ``hidden``, bool ``(r, c)``: a mask hides the whole block.
     """
 
     title: str
@@ -84,6 +85,7 @@ class Heatmap(NamedTuple):
     row_positions: Sequence[int] | None = None
     column_positions: Sequence[int] | None = None
     notes: Sequence[str] = ()
+    hidden: Array | None = None
 
 
 class Grid(Heatmap):

@@ -111,7 +111,7 @@ def _result_blocks(
     if view.heatmap:
         from attncli.reports.maps import heatmaps
 
-        blocks += heatmaps(problem, labels, view, chosen, progress)
+        blocks += heatmaps(problem, result.attended.lse, labels, view, chosen, progress)
     if view.top is not None:
         blocks += top_tables(problem, labels, view, chosen)
     if not view.heatmap and view.top is None:

@@ -152,7 +152,7 @@ def _result_blocks(
     elif part and view.top is None and not view.heatmap and chosen.cells:
         blocks += weights_tables(problem, labels, view, chosen)
     if view.heatmap:
-        blocks += heatmaps(problem, labels, view, chosen)
+        blocks += heatmaps(problem, made.attention.attended.lse, labels, view, chosen)
     if view.top is not None:
         blocks += top_tables(problem, labels, view, chosen)
     if counted:

@@ -22,7 +22,7 @@ def test_heatmap_is_pooled_by_the_largest(monkeypatch: pytest.MonkeyPatch) -> No
     result = answered(asked, view, None, False)
     report = compute_report(result, Labels(), view, None, progress=seen.append)
     (heat,) = (b for b in report.blocks if isinstance(b, Heatmap))
-    assert (list(heat.row_edges), list(heat.column_edges)) == ([0, 2, 5, 7, 10], [0, 2, 5, 8, 11])
+    assert (list(heat.row_edges), list(heat.column_edges)) == ([0, 3, 6, 9, 10], [0, 3, 6, 9, 11])
     for r, c in np.ndindex(4, 4):
         block = weights[
             heat.row_edges[r] : heat.row_edges[r + 1],
