@@ -4,13 +4,14 @@
 
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from attncli.cli.groups import Format, Printed, Saved
-from attncli.errors import AttnError, FileError, InputError, nearest
+from attncli.cli.groups import Drawn, Format, Printed, Saved
+from attncli.errors import AttnError, FileError, InputError, nearest, series
 from attncli.render import LINES
 from attncli.reports.words import INCLUDABLE
 
@@ -40,6 +41,7 @@ class Page(NamedTuple):
     names: Sequence[str] | None = None
     target: Target | None = None
     quiet: bool = False
+    pictures: Mapping[str, str] = MappingProxyType({})  # kinds of PICTURES, and files to draw to
 
     @property
     def machine(self) -> bool:
@@ -47,21 +49,45 @@ class Page(NamedTuple):
         return self.shown in ("json", LINES)
 
 
-def page_of(printed: Format, saved: Saved | None = None, known: Sequence[str] = INCLUDABLE) -> Page:
+def page_of(
+    printed: Format,
+    saved: Saved | None = None,
+    known: Sequence[str] = INCLUDABLE,
+    drawn: Drawn | None = None,
+) -> Page:
     """Return what the options of the output mean, before anything is computed.
 
     ``known`` are the arrays there are; the first of them is saved unless told. Raises InputError
     or FileError for what cannot be.
     """
-    shown = format_of(printed)
+    shown, pictures = format_of(printed), pictures_of(drawn)
     if saved is None:
-        return Page(shown)
+        return Page(shown, pictures=pictures)
     names = names_of(saved.include, known)
     target = target_of(saved.output, names or known[:1], shown)
-    if saved.quiet and (target is None or target.replaces_report):
+    if saved.quiet and not pictures and (target is None or target.replaces_report):
         why = "without -o FILE" if target is None else f"with -o {saved.output}"
         raise InputError(f"--quiet has no use {why}", "with -o FILE it leaves out the table")
-    return Page(shown, names, target, saved.quiet)
+    return Page(shown, names, target, saved.quiet, pictures)
+
+
+def pictures_of(drawn: Drawn | None) -> dict[str, str]:
+    """Return the files to draw to, by kind, before anything is computed.
+
+    Raises FileError where nothing can be written.
+    """
+    from attncli.render import PICTURES
+
+    asked = {kind: getattr(drawn, kind, None) for kind in PICTURES}
+    found = {kind: path for kind, path in asked.items() if path is not None}
+    for kind, path in found.items():
+        suffix = os.path.splitext(path)[1].lower()
+        if suffix not in PICTURES[kind]:
+            what = f"{path} ends in '{suffix}'" if suffix else f"{path} has no suffix"
+            hint = f"the suffix says the format: {series(PICTURES[kind], 'or')}"
+            raise FileError(f"--{kind}: {what}", hint)
+        _demand_writable(path)
+    return found
 
 
 def demand_place(page: Page, *tables: str) -> None:
@@ -171,10 +197,14 @@ def finish(report: "Report", page: Page, printed: Printed) -> None:
     from attncli import render
 
     target = page.target
+    for kind, path in page.pictures.items():
+        render.draw(report, kind, path)
     if target is None or not (target.replaces_report or page.quiet or sys.stdout is None):
         render.show(report, page.shown, color=printed.when)
     if target and not target.replaces_report:
         say_wrote(target.path, target.names)
+    for path in page.pictures.values():
+        say_wrote(path)
     raise typer.Exit(report.exit_code)
 
 
@@ -279,11 +309,11 @@ def say(text: str) -> None:
         print(escaped(text), file=sys.stderr)
 
 
-def say_wrote(path: str, names: Collection[str]) -> None:
+def say_wrote(path: str, names: Collection[str] = ()) -> None:
     """Say on standard error what was written, after all that stands on standard output."""
     if sys.stdout is not None:
         sys.stdout.flush()
-    say(f"wrote {path} ({', '.join(names)})")
+    say(f"wrote {path}" + (f" ({', '.join(names)})" if names else ""))
 
 
 def say_waiting(example: str, *references: str | None) -> None:

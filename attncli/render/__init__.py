@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 LINES = "ndjson"  # a line of JSON for each problem that came in
 FORMATS = ("table", "json", "csv", "markdown")
+#: Options that write pictures, and how their files may end.
+PICTURES = {"plot": (".png", ".svg", ".pdf"), "report": (".html",)}
 DEFAULT_WIDTH, DEFAULT_HEIGHT = 100, 48  # where there is no terminal
 NARROWEST = 24  # cells for a message, however narrow the terminal
 
@@ -63,6 +65,21 @@ def show(
         _write_bytes(out, data.json_line(report, which))
     else:
         raise ValueError(f"unknown format {format!r}")
+
+
+def draw(report: Report, kind: str, path: str) -> None:
+    """Write the pictures of a report, ``kind`` of PICTURES, to a file: whole, or not at all.
+
+    Raises Unavailable where what draws is not installed, FileError where nothing can be written,
+    InputError where there is nothing to draw.
+    """
+    from importlib import import_module
+
+    from attncli.files.writing import atomic
+
+    made = import_module(f"attncli.render.{kind}").made(report, os.path.splitext(path)[1].lower())
+    with atomic(path) as out:
+        out.write(made)
 
 
 def show_error(

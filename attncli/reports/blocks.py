@@ -110,7 +110,30 @@ class Step(NamedTuple):
     lines: Sequence[str] = ()
 
 
+class Curve(NamedTuple):
+    """A line of a figure: x and y ``(n,)``, NaN where there is nothing; its name for the legend."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    dashed: bool = False
+
+
+class Figure(NamedTuple):
+    """Curves over the same axes; ``ticks`` name the whole numbers 0, 1, … of x."""
+
+    title: str
+    x: str
+    y: str
+    curves: Sequence[Curve]
+    log_x: bool = False
+    log_y: bool = False
+    ticks: Sequence[str] | None = None
+    notes: Sequence[str] = ()
+
+
 Block = Table | Heatmap | Grid | Text | Step
+Picture = Heatmap | Grid | Figure
 
 
 def sentences(*lines: str, indent: str = "") -> Text:
@@ -135,7 +158,7 @@ class Report(NamedTuple):
     ``headline`` are facts for the first line. ``data`` makes the JSON object and ``records`` the
     table of ``--format csv``, when they are asked for; both may raise AttnError. ``arrays`` are the
     results to be saved, by name, in the shape family that came in; ``options`` go along into files
-    that hold options.
+    that hold options. ``pictures`` makes what --plot and --report draw, of everything selected.
     """
 
     command: str
@@ -145,6 +168,7 @@ class Report(NamedTuple):
     records: Callable[[], Records] | None = None
     arrays: Mapping[str, Array] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
+    pictures: Callable[[], Sequence[Picture]] | None = None
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     exit_code: int = 0

@@ -25,7 +25,8 @@ from attncli.cli.options import (
     said,
 )
 from attncli.engines import AUTO, DEFAULT, ENGINES
-from attncli.render import FORMATS, LINES
+from attncli.errors import series
+from attncli.render import FORMATS, LINES, PICTURES
 from attncli.reports.words import INCLUDABLE, SMALL
 
 Text = str | None
@@ -354,6 +355,25 @@ JSON_HELP = (
     f"The same as --format json. Arrays of more than {SMALL:,} numbers are left out unless "
     "--include names them; its warnings say so."
 )
+
+
+class Drawn(Group, panel=SAVE):
+    """Pictures in files."""
+
+    plot: Annotated[
+        Text,
+        option(
+            metavar="FILE",
+            help=f"Draw it to {series(PICTURES['plot'], 'or')}, with the library matplotlib.",
+        ),
+    ] = None
+    report: Annotated[
+        Text,
+        option(
+            metavar="FILE",
+            help="Write one page to look through in a browser, .html; it needs no network.",
+        ),
+    ] = None
 
 
 class Format(Group, panel=SAVE):
