@@ -130,7 +130,6 @@ def differ(numbers: tuple[float, ...]) -> bool:
     return len(set(numbers)) > 1
 
 
-@dataclass(frozen=True, eq=False)
 class Everything(Predicate):
     """Every key."""
 
@@ -228,7 +227,6 @@ class Pair(Predicate):
         return self.left.offsets() | self.right.offsets()
 
 
-@dataclass(frozen=True, eq=False)
 class And(Pair):
     """Both allow."""
 
@@ -258,7 +256,6 @@ class And(Pair):
         return f"({code.allowed(self.left)}) & ({code.allowed(self.right)})"
 
 
-@dataclass(frozen=True, eq=False)
 class Or(Pair):
     """At least one allows."""
 

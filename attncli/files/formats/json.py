@@ -20,9 +20,9 @@ from attncli.files.formats.nested import described, flat, is_tensor, to_array
 from attncli.resources import uncollected
 
 #: A string, and the colon after it where it names a member.
-STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?')
+STRINGS = rb'"(?:[^"\\]|\\.)*+"(?:\s*+(:))?'
 
-UNUSUAL = re.compile(r"[^\x00-\x7e]")
+UNUSUAL = r"[^\x00-\x7e]"
 USUAL = bytes([*b"\n", *range(0x20, 0x7F)])
 DELETE = b"\x7f"
 
@@ -100,7 +100,7 @@ def refuse_twins(data: bytes, value: Any, source: str) -> None:
     if isinstance(value, dict) and colons <= len(value):
         return
     kept = _members(value)
-    if colons > kept and STRINGS.findall(data).count(b":") > kept:
+    if colons > kept and re.findall(STRINGS, data).count(b":") > kept:
         import json
 
         json.loads(data, object_pairs_hook=lambda pairs: _unique(pairs, source))
@@ -163,7 +163,7 @@ def dumps(obj: Any, *, pretty: bool = False) -> bytes:
         return text
     if text.translate(None, USUAL).decode().isprintable():
         return text
-    return UNUSUAL.sub(_escaped, text.decode()).encode()
+    return re.sub(UNUSUAL, _escaped, text.decode()).encode()
 
 
 def _escaped(found: re.Match[str]) -> str:
