@@ -158,7 +158,6 @@ def differ(numbers: tuple[float, ...]) -> bool:
     return len(set(numbers)) > 1
 
 
-@dataclass(frozen=True, eq=False)
 class Everything(Predicate):
     """Every key."""
 
@@ -261,7 +260,6 @@ class Pair(Predicate):
         return self.left.offsets() | self.right.offsets()
 
 
-@dataclass(frozen=True, eq=False)
 class And(Pair):
     """Both allow."""
 
@@ -309,7 +307,6 @@ def _numbered(classes: Classes) -> Array:
     return np.unique(ids, return_inverse=True)[1].reshape(ids.shape)
 
 
-@dataclass(frozen=True, eq=False)
 class Or(Pair):
     """At least one allows."""
 
