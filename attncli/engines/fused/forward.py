@@ -97,7 +97,7 @@ class Walk:
         parts = [
             Part(n, min(n + heads, first + alike), i0, i1)
             for first in range(0, total, alike)
-            for i0, i1 in self.planner.parts(first // p.heads, step)
+            for i0, i1 in self.planner.parts(first, step)
             for n in range(first, first + alike, heads)
         ]
         if not p.mask.trivial and self.threads > 1:

@@ -72,16 +72,13 @@ class Planner:
         b, h = divmod(n, self.problem.heads)
         return self.plan(b * self.varies.batch, h * self.varies.head, i0, i1)
 
-    def parts(self, b: int, step: int) -> list[tuple[int, int]]:
-        """Return the rows of jobs, ``step`` or fewer: classes for themselves, small ones together.
+    def parts(self, n: int, step: int) -> list[tuple[int, int]]:
+        """Return the rows of jobs of head n, ``step`` or fewer, which end where the mask changes.
 
-        Small ones are together whatever ``step`` is, since granules are counted from the first.
+        Small classes are together whatever ``step`` is, since granules are counted from the first.
         """
         p, block = self.problem, self.block
-        if not self.classes:
-            return [(i0, min(i0 + step, p.queries)) for i0 in range(0, p.queries, step)]
-        ranks = self._ranks(b)[0]
-        starts = [0, *(np.flatnonzero(np.diff(ranks)) + 1).tolist(), p.queries]
+        starts = [0, *self._changes(*divmod(n, p.heads)).tolist(), p.queries]
         pieces, i0 = [], 0
         for start, stop in pairwise(starts):
             large = stop - start >= block
@@ -92,6 +89,13 @@ class Planner:
                 pieces += [(i, min(i + step, stop)) for i in range(start, stop, step)]
                 i0 = stop
         return pieces if i0 == p.queries else [*pieces, (i0, p.queries)]
+
+    def _changes(self, b: int, h: int) -> Array:
+        if self.classes:
+            return np.flatnonzero(np.diff(self._ranks(b)[0])) + 1
+        found = self.problem.mask.predicate.changes(b, h) if large(self.problem) else np.zeros(0)
+        often = len(found) * self.block > self.problem.queries
+        return np.zeros(0, np.int64) if often else found.astype(np.int64)
 
     def seen(self, b: int, h: int, i0: int, i1: int) -> Seen:
         """Return what rows i0:i1 see."""
