@@ -100,6 +100,7 @@ class Walk:
             for i0, i1 in self.planner.parts(first, step)
             for n in range(first, first + alike, heads)
         ]
+        parts.sort(key=lambda part: part.i0)  # the next head may ask for the same cells
         if not p.mask.trivial and self.threads > 1:
 
             def cost(part: Part) -> int:
