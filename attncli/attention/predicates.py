@@ -231,7 +231,8 @@ class Cells(Predicate):
     def view(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array | None:
         if self.tensor.dtype != bool or 1 < self.tensor.shape[-1] < j1:
             return None
-        return np.broadcast_to(self.cut(b, h, i0, i1, j0, j1), (i1 - i0, j1 - j0))
+        part, whole = self.cut(b, h, i0, i1, j0, j1), (i1 - i0, j1 - j0)
+        return part if part.shape == whole else np.broadcast_to(part, whole)
 
     def changes(self, b: int, h: int) -> Array:
         plane = self._plane(b, h)

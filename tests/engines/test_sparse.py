@@ -192,7 +192,11 @@ def test_jobs_end_where_classes_do(small: None) -> None:
     for i0, i1 in planner.parts(0, 384):
         assert planner.of(0, i0, i1) == plan.Plan(i0, i1)  # all of it, and nothing to be asked
     p = replace(p, mask=masker("blocks(30)")(p.mask.extent))
-    assert plan.Planner(p, 1, 48).parts(0, 384)[:2] == [(0, 60), (60, 120)]
+    assert plan.Planner(p, 1, 48).parts(0, 384) == [(0, 210), (210, 400)]
+    p = pose(*tensors((1, 1, 1, 20, 4000, 8, 8)), mask=masker(
+        f"segments({[0] * 10 + [1] * 10}, {[0] * 1500 + [1] * 2500})"))  # fmt: skip
+    assert plan.Planner(p, 1, 48).parts(0, 384) == [(0, 10), (10, 20)]
+    assert plan.Planner(p, 1, 48).of(0, 10, 20) == plan.Plan(1500, 4000)
 
 
 def test_where_it_does_not_pay_nothing_moves() -> None:
