@@ -25,6 +25,7 @@ typedef struct {
   vf square[NV]; /* Σ dS² of this granule, and of those before */
   vd squares[NV];
   int64_t i0, n;
+  int8_t states[AHEAD];
   float *qt, *gt, *dqt; /* (d, ROWS) scaled, dO (dv, ROWS), Σ dS·K (d, ROWS) */
   float *q;             /* (n, d), times the scale */
   const float *g;       /* dO (n, dv) */
@@ -245,9 +246,12 @@ static void walk_back(const Job *J, Slopes *blocks, const Shared *T, float *ds, 
     open_slopes(J, blocks + count++, n, i, i1 - i < ROWS ? i1 - i : ROWS);
   for (int64_t a = J->j0; a < J->j1; a += GRAIN) {
     const int64_t z = J->j1 - a < GRAIN ? J->j1 : a + GRAIN, d = J->d, dv = J->dv, at = kv + a;
+    const int64_t nth = (a - J->j0) / GRAIN % AHEAD;
+    if (!nth)
+      for (Slopes *B = blocks; B < blocks + count; B++) survey(J, B->i0, B->n, a, B->states);
     if (state_at(J, a) == EMPTY) continue;
     for (Slopes *B = blocks; B < blocks + count; B++) {
-      const int state = block_state(J, B->i0, B->n, a, z);
+      const int state = B->states[nth];
       const int masked = state == MIXED || bends(J) || (z - a) % MR;
       if (state == EMPTY) continue;
       if (masked) look(J, T, B->i0, B->n, a, z, state);
