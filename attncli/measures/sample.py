@@ -56,9 +56,9 @@ def largest_eigenvalues(p: Array) -> Array:
     the top one, is (λ − p₁(1 − p₁))/(p₁ − λ), 1 − p₁ being the sum of the others. Each step puts
     r + s/(λ − p₂) with the value and the slope of ψ in its place and solves the quadratic equation
     (Bunch, Nielsen & Sorensen 1978): it lies above ψ, so that every step ends above the root and
-    the next one below it, closer by squares.
+    the next one below it, closer by squares. In float32 if the probabilities are, else in float64.
     """
-    p = np.array(p, np.float64)
+    p = np.array(p, p.dtype if p.dtype == np.float32 else np.float64)
     if not p.shape[1]:
         return np.zeros(len(p))
     rows, top = np.arange(len(p)), p.argmax(1)
@@ -68,7 +68,7 @@ def largest_eigenvalues(p: Array) -> Array:
         others, p2 = p.sum(1), p.max(1)
         gaps = p2[:, None] - p  # how far each is below p₂, where t = λ − p₂ is measured from
         apart = p1 - p2
-        t = np.minimum(0.5, p1 * (others + p2)) - p2
+        t = np.minimum(p.dtype.type(0.5), p1 * (others + p2)) - p2
         within = p2 - p1 * others
         share = np.empty_like(p)
         for _ in range(STEPS):
@@ -195,7 +195,8 @@ class _Block:
         """Look at some of the rows; weights ``(H, n, Lk)``."""
         ours = chosen[self.b][:, rows]
         for h, own in enumerate(ours):
-            spectral[self.b, h, rows[own]] = largest_eigenvalues(weights[h, own])
+            probabilities = weights[h, own].astype(self.p.dtype, copy=False)
+            spectral[self.b, h, rows[own]] = largest_eigenvalues(probabilities)
         apart = all_distances(weights)
         both = ours[:, None] & ours & np.isfinite(apart)
         both[np.diag_indices(self.p.heads)] = False
