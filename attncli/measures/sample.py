@@ -47,6 +47,11 @@ class Sample:
         """Whether every row was looked at."""
         return self.rows == self.total
 
+    def of_batches(self, at: slice, rows: int) -> Sample:
+        """Return what it says of some batch elements with so many rows, all of them looked at."""
+        assert self.whole, "nothing says which rows were looked at"
+        return Sample(self.spectral[at], self.distances[at], rows, rows, self.seed)
+
 
 def largest_eigenvalues(p: Array) -> Array:
     """The largest eigenvalue of diag(p) − ppᵀ for each row of ``(n, k)`` probabilities.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from attncli.measures.evidence import Evidence, told
 from attncli.measures.outputs import largest, unit_of
 from attncli.measures.rows import SATURATED, pooled_std
 from attncli.measures.statistic import Summaries, quantile
-from attncli.studies.part import Part
+from attncli.studies.part import Part, part_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,6 +72,9 @@ class Effect:
     lost: Array
     scores: Evidence
     ratio: float = 1.0
+    _over: dict[tuple[tuple[int, int], ...] | None, Overall] = field(
+        default_factory=dict, init=False
+    )
 
     @cached_property
     def heads(self) -> Summaries:
@@ -95,8 +98,23 @@ class Effect:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.sqrt(self.apart / self.whole))
 
+    def of_batches(self, at: slice, problem: Problem) -> Effect:
+        """Return what it does to some batch elements, ``problem``; of all heads and rows."""
+        assert self.part.whole and self.part.rows is None and self.scores is self.run
+        p = self.run.problem
+        run = self.run.of_batches(at, replace(problem, scale=p.scale, scale_source=p.scale_source))
+        return Effect(
+            self.text, run, part_of(problem), self.apart[at], self.whole[at], self.lost[at], run
+        )
+
     def over(self, pairs: Iterable[tuple[int, int]] | None = None) -> Overall:
         """Return what it does to these (batch, head) pairs of the problem, or to all."""
+        pairs = None if pairs is None else tuple(pairs)
+        if pairs not in self._over:
+            self._over[pairs] = self._look(pairs)
+        return self._over[pairs]
+
+    def _look(self, pairs: tuple[tuple[int, int], ...] | None) -> Overall:
         at = np.full(self.apart.shape, pairs is None)
         for b, h in pairs or ():
             at[self.part.at(b, h)] = True

@@ -111,9 +111,14 @@ def solve(problem: Problem, whole: Problem, *, want: Collection[str], **how: Any
 
     ``how`` are further arguments of ``run``, and so is what is raised.
     """
-    result = run(whole, want=want, **how)
-    odd = len(result.warnings) > len(whole.warnings)  # else nothing is odd in any of them
     known_lse = not {"lse", "row_statistics"}.isdisjoint(want)
+    return parts(problem, run(whole, want=want, **how), known_lse)
+
+
+def parts(problem: Problem, result: Result, known_lse: bool = True) -> list[Result]:
+    """Return the answers to problems like this one, of whose whole this is the answer."""
+    whole = result.problem
+    odd = len(result.warnings) > len(whole.warnings)  # else nothing is odd in any of them
     answers: list[Result] = []
     for start in range(0, whole.batch, problem.batch):
         at = slice(start, start + problem.batch)
