@@ -180,6 +180,16 @@ def share_of(part: Array, whole: Array) -> Array:
     return np.where(count > 0, (part & whole).sum(-1) / np.maximum(count, 1), np.nan)
 
 
+def of_batches(found: Summaries, at: slice) -> Summaries:
+    """Return the statistics of the heads of some batch elements."""
+    return {
+        name: {quantile: one[at] for quantile, one in values.items()}
+        if isinstance(values, Mapping)
+        else values[at]
+        for name, values in found.items()
+    }
+
+
 def of_head(found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
     """Return the statistics of one head by name: quantiles, or one number."""
     return {
@@ -190,6 +200,11 @@ def of_head(found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
     }
 
 
+def of_every_head(found: Mapping[str, Any], batch: int, heads: int) -> list[list[dict[str, Any]]]:
+    """Return what ``of_head`` does of every head, ``[b][h]``."""
+    return _by_head(found, batch, heads, None)
+
+
 def of_heads(found: Mapping[str, Any], computed: Array) -> list[list[dict[str, Any]]]:
     """Return the statistics of every head ``[b][h]``; a number that does not exist is None.
 
@@ -197,6 +212,13 @@ def of_heads(found: Mapping[str, Any], computed: Array) -> list[list[dict[str, A
     are all ``computed``, bool ``(B, H)``, NaN is what came out.
     """
     batch, heads = computed.shape
+    return _by_head(found, batch, heads, computed)
+
+
+def _by_head(
+    found: Mapping[str, Any], batch: int, heads: int, computed: Array | None
+) -> list[list[dict[str, Any]]]:
+    """Return the statistics of every head ``[b][h]``; without ``computed`` none is None."""
     flat = [v for one in found.values() for v in (one.values() if _is_many(one) else (one,))]
     finite = all(np.isfinite(values).all() for values in flat)
     columns = iter([_known(values, computed) for values in flat])
@@ -216,8 +238,10 @@ def _is_many(values: Any) -> bool:
     return isinstance(values, Mapping)
 
 
-def _known(values: Array, computed: Array) -> list[Any]:
+def _known(values: Array, computed: Array | None) -> list[Any]:
     """Return the numbers of all heads in order, None for those that do not exist."""
+    if computed is None:
+        return list(values.ravel().tolist())
     unknown = (values < 0) if values.dtype.kind == "i" else np.isnan(values)
     if unknown.any():
         values = values.astype(object)

@@ -10,6 +10,7 @@ import numpy as np
 
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
+from attncli.measures.statistic import of_batches
 from attncli.studies import together
 from attncli.studies.health import Examination, exact, examine
 
@@ -47,22 +48,18 @@ def examine_together(
     if not done.sample.whole or done.result.problem.dtype != p.dtype:
         return []
     for effect in done.scale:
-        _ = effect.heads  # made for all at once
+        _ = effect.statistics  # made for all at once
     answers = []
     for n, result in enumerate(together.parts(p, done.result)):
         at = slice(n * each, (n + 1) * each)
         own = result.problem
-        evidence = done.evidence.of_batches(at, own)
         heads = done.heads[at.start * p.heads : at.stop * p.heads]
-        found = {
-            name: {quantile: one[at] for quantile, one in values.items()}
-            if isinstance(values, dict)
-            else values[at]
-            for name, values in done.found.items()
-        }
-        own_heads = (replace(head, batch=head.batch - at.start) for head in heads)
-        answers.append(replace(
-            done, result=result, evidence=evidence, found=found, heads=tuple(own_heads),
+        heads = tuple(replace(head, batch=head.batch - at.start) for head in heads)
+        answer = replace(
+            done, result=result, evidence=done.evidence.of_batches(at, own), heads=heads,
+            found=of_batches(done.found, at),
             scale=tuple(effect.of_batches(at, own) for effect in done.scale),
-        ))  # fmt: skip
+        )  # fmt: skip
+        vars(answer)["statistics"] = done.statistics[at]
+        answers.append(answer)
     return answers

@@ -16,7 +16,7 @@ from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
 from attncli.measures.outputs import largest, unit_of
 from attncli.measures.rows import SATURATED, pooled_std
-from attncli.measures.statistic import Summaries, quantile
+from attncli.measures.statistic import Summaries, of_every_head, quantile
 from attncli.studies.part import Part, part_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -85,6 +85,11 @@ class Effect:
             found |= {name: self.scores.values(name) * self.ratio for name in LINEAR}
         return found
 
+    @cached_property
+    def statistics(self) -> list[list[dict[str, Any]]]:
+        """The same by head, ``[b][h]`` of the part."""
+        return of_every_head(self.heads, *self.apart.shape)
+
     @property
     def sample(self) -> tuple[int, int] | None:
         """How many rows were looked at, and of how many, if not at all."""
@@ -103,9 +108,11 @@ class Effect:
         assert self.part.whole and self.part.rows is None and self.scores is self.run
         p = self.run.problem
         run = self.run.of_batches(at, replace(problem, scale=p.scale, scale_source=p.scale_source))
-        return Effect(
+        part = Effect(
             self.text, run, part_of(problem), self.apart[at], self.whole[at], self.lost[at], run
         )
+        vars(part)["statistics"] = self.statistics[at]
+        return part
 
     def over(self, pairs: Iterable[tuple[int, int]] | None = None) -> Overall:
         """Return what it does to these (batch, head) pairs of the problem, or to all."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from attncli.measures.outputs import largest
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
-from attncli.measures.statistic import Summaries
+from attncli.measures.statistic import Summaries, of_every_head
 from attncli.resources import Progress, stages
 from attncli.studies import what_if
 from attncli.studies.attend import Result
@@ -65,6 +66,12 @@ class Examination:
     def row_values(self) -> Mapping[str, Array]:
         """The statistics of every row by name, ``(B, H, Lq)``."""
         return self.evidence.row_values(self.found)
+
+    @cached_property
+    def statistics(self) -> list[list[dict[str, Any]]]:
+        """The statistics of every head by name, ``[b][h]``."""
+        p = self.result.problem
+        return of_every_head(self.found, p.batch, p.heads)
 
     @property
     def missing(self) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import canonical, pose
 from attncli.attention.problem import STAGES, Problem
 from attncli.engines import Attended
+from attncli.measures.statistic import of_batches
 from attncli.studies.attend import Result, run
 from attncli.studies.warned import warnings
 
@@ -46,12 +47,7 @@ class Part(Result):
     @cached_property
     def summaries(self) -> dict[str, Any]:
         assert self.whole is not None
-        return {
-            name: {quantile: one[self._at] for quantile, one in values.items()}
-            if isinstance(values, Mapping)
-            else values[self._at]
-            for name, values in self.whole.summaries.items()
-        }
+        return of_batches(self.whole.summaries, self._at)
 
     @property
     def statistics_by_head(self) -> list[list[dict[str, Any]]]:
