@@ -219,18 +219,19 @@ def _by_head(
     found: Mapping[str, Any], batch: int, heads: int, computed: Array | None
 ) -> list[list[dict[str, Any]]]:
     """Return the statistics of every head ``[b][h]``; without ``computed`` none is None."""
-    flat = [v for one in found.values() for v in (one.values() if _is_many(one) else (one,))]
-    finite = all(np.isfinite(values).all() for values in flat)
-    columns = iter([_known(values, computed) for values in flat])
-    made: list[dict[str, Any]] = [Plain() if finite else {} for _ in range(batch * heads)]
+    every = {name: (*one.values(),) if _is_many(one) else (one,) for name, one in found.items()}
+    finite = {name: all(np.isfinite(one).all() for one in some) for name, some in every.items()}
+    kind = Plain if all(finite.values()) else dict
+    made: list[dict[str, Any]] = [kind() for _ in range(batch * heads)]
     for name, values in found.items():
+        columns = [_known(one, computed) for one in every[name]]
+        kind = Plain if finite[name] else dict
         if _is_many(values):
-            numbers = zip(*(next(columns) for _ in values), strict=True)
-            for one, some in zip(made, numbers, strict=True):
-                one[name] = dict(zip(values, some, strict=True))
+            for own, some in zip(made, zip(*columns, strict=True), strict=True):
+                own[name] = kind(zip(values, some, strict=True))
         else:
-            for one, number in zip(made, next(columns), strict=True):
-                one[name] = number
+            for own, number in zip(made, *columns, strict=True):
+                own[name] = number
     return [made[start : start + heads] for start in range(0, len(made), heads)]
 
 

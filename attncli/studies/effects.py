@@ -227,7 +227,8 @@ def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect
 def _most(output: Array) -> Array:
     """Return the largest finite magnitude of an output, ``()``."""
     most = np.zeros(())
-    for head in output.reshape(-1, *output.shape[2:]):
+    for at in np.ndindex(output.shape[:2]):
+        head = output[at]
         own = largest(head)
         if not np.isfinite(own):
             own = largest(np.where(np.isfinite(head), head, 0))
