@@ -109,14 +109,12 @@ def all_distances(p: Array) -> Array:
 
     starts = range(0, heads, some)
     own = np.concatenate([of_sums(p[at : at + some], p[at : at + some]) for at in starts])
-    found = np.zeros((heads, heads, n))
+    nats = np.zeros((heads, heads, n))
     for a in range(1, heads):
         for at in range(0, a, some):
             to = min(at + some, a)
-            nats = (own[at:to] + own[a]) / 4 - of_sums(p[at:to], p[a]) / 2
-            distance = np.sqrt(np.clip(nats / np.log(2), 0, 1))
-            found[a, at:to] = found[at:to, a] = distance
-    return found
+            nats[a, at:to] = (own[at:to] + own[a]) / 4 - of_sums(p[at:to], p[a]) / 2
+    return np.sqrt(np.clip((nats + nats.swapaxes(0, 1)) / np.log(2), 0, 1))
 
 
 @statistic("row", source="Golub 1973", heading="largest eigenvalue", keep=1)
@@ -189,9 +187,7 @@ class _Block:
         self.count = np.zeros((p.heads, p.heads), np.int64)
 
     def run(self, chosen: Array, spectral: Array) -> None:
-        weights = np.stack([
-            _probabilities(self.p, self.b, h, self.rows) for h in range(self.p.heads)
-        ])  # fmt: skip
+        weights = _probabilities(self.p, self.b, self.rows)
         for at in range(0, len(self.rows), self.piece):
             some = slice(at, at + self.piece)
             self._look(self.rows[some], weights[:, some], chosen, spectral)
@@ -209,9 +205,25 @@ class _Block:
         self.count += both.sum(-1)
 
 
-def _probabilities(p: Problem, b: int, h: int, rows: Array) -> Array:
-    """Return the weights of some rows, ``(n, Lk)``, and what a sink takes as one more outcome."""
-    weights = stages(p, b, h, rows)["weights"]
-    if p.sink is None:
-        return weights
-    return np.column_stack([weights, np.maximum(1 - weights.sum(1), 0)])
+def _probabilities(p: Problem, b: int, rows: Array) -> Array:
+    """Return weights of some rows, ``(H, n, Lk)``, and what a sink takes as one more outcome."""
+    found = np.empty((p.heads, len(rows), p.keys + (p.sink is not None)))
+    plain = p.mask.trivial and p.softcap is None and p.softmax_dtype is None and p.sink is None
+    for h, weights in enumerate(found):
+        if plain and p.keys:
+            _softmax(p, b, h, rows, weights)
+            continue
+        weights[:, : p.keys] = stages(p, b, h, rows)["weights"]
+        if p.sink is not None:
+            weights[:, -1] = np.maximum(1 - weights[:, :-1].sum(1), 0)
+    return found
+
+
+def _softmax(p: Problem, b: int, h: int, rows: Array, out: Array) -> None:
+    """Write softmax(scale · q·kᵀ) of rows that see every key, where they are: no copy is made."""
+    query, key = (np.asarray(a, np.float64) for a in (p.query[b, h, rows], p.key[b, p.group(h)]))
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        np.matmul(p.scale * query, key.T, out=out)
+        out -= out.max(1, keepdims=True)
+        np.exp(out, out=out)
+        out /= out.sum(1, keepdims=True)
