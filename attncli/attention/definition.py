@@ -36,7 +36,9 @@ def stages(
         scores = problem.scale * (q @ k.T)  # (n, Lk)
         capped = softcapped(scores, problem.softcap)
         keep = np.broadcast_to(problem.mask.predicate.allows(b, h, i, j), scores.shape)
-        masked = capped + sum(bias.at(b, h, i, j) for bias in problem.mask.biases)
+        masked = capped
+        for bias in problem.mask.biases:
+            masked = masked + bias.at(b, h, i, j)
         masked = np.where(keep, masked, -np.inf)
         weights, lse = _softmax(masked, problem, h)
     return {

@@ -20,6 +20,7 @@ from attncli.attention.code import Code
 Array = np.ndarray[Any, np.dtype[Any]]
 
 EMPTY, MIXED, FULL = 0, 1, 2
+SAMPLE = 16  # keys by which rows of a tensor are told apart
 FAR = 1 << 62  # an open side of a band: farther than any index
 Spans = tuple[tuple[int, int], ...]
 PerBatch = tuple[int, ...]  # a number for each batch element
@@ -125,6 +126,10 @@ class Predicate:
         """Return what ``block`` does, whole, if no cell must be made for that."""
         return None
 
+    def changes(self, b: int, h: int) -> Array:
+        """Return ascending rows at which to begin anew may pay: a hint, which binds nobody."""
+        return np.zeros(0, np.int64)
+
     def code(self, code: Code) -> str | None:
         """Return what is true where it allows, over b, h, q_idx, kv_idx, if it can say so."""
         return None
@@ -158,7 +163,6 @@ def differ(numbers: tuple[float, ...]) -> bool:
     return len(set(numbers)) > 1
 
 
-@dataclass(frozen=True, eq=False)
 class Everything(Predicate):
     """Every key."""
 
@@ -226,7 +230,14 @@ class Cells(Predicate):
     def view(self, b: int, h: int, i0: int, i1: int, j0: int, j1: int) -> Array | None:
         if self.tensor.dtype != bool or 1 < self.tensor.shape[-1] < j1:
             return None
-        return np.broadcast_to(self.cut(b, h, i0, i1, j0, j1), (i1 - i0, j1 - j0))
+        part, whole = self.cut(b, h, i0, i1, j0, j1), (i1 - i0, j1 - j0)
+        return part if part.shape == whole else np.broadcast_to(part, whole)
+
+    def changes(self, b: int, h: int) -> Array:
+        plane = self._plane(b, h)
+        # of a mask made of blocks, so few keys show nearly all changes
+        some = np.ascontiguousarray(plane[:, :: max(1, plane.shape[1] // SAMPLE)])
+        return np.flatnonzero((some[1:] != some[:-1]).any(1)) + 1
 
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         if i0 >= i1 or len(edges) < 2 or edges[0] >= edges[-1]:
@@ -261,7 +272,6 @@ class Pair(Predicate):
         return self.left.offsets() | self.right.offsets()
 
 
-@dataclass(frozen=True, eq=False)
 class And(Pair):
     """Both allow."""
 
@@ -309,7 +319,6 @@ def _numbered(classes: Classes) -> Array:
     return np.unique(ids, return_inverse=True)[1].reshape(ids.shape)
 
 
-@dataclass(frozen=True, eq=False)
 class Or(Pair):
     """At least one allows."""
 

@@ -3,7 +3,7 @@
 What a mask of ``MASKS`` does stands in ``patterns``, ``biases`` and ``language`` under its name.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: NamedTuple would compile each text.
 
 from typing import NamedTuple
 

@@ -207,12 +207,21 @@ def lines(
     output.demand_lines(answers.format)
     from attncli.cli.given import attention
     from attncli.cli.given.alike import Ahead
+    from attncli.studies import together
 
     explained = other.Explained(asked.explain)
+
+    def solve(first: "Asking[Inputs]", whole: "Problem") -> "list[Result]":
+        if not together.WANTED.issuperset(first.want):
+            return []
+        return together.solve(
+            first.problem, whole, want=first.want, backend=asked.backend, device=asked.device,
+            threads=asked.threads,
+        )  # fmt: skip
+
     ahead = Ahead(
-        lambda one: _ask(attention.gather(one, asked), asked, page, {}, machine=True),
-        backend=asked.backend, device=asked.device, threads=asked.threads,
-    )  # fmt: skip
+        lambda one: _ask(attention.gather(one, asked), asked, page, {}, machine=True), solve
+    )
 
     def alone(one: "files.Bundle") -> "Report":
         kind, given = one.options.get("kind"), attention.gather(one, asked)

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,10 @@ from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli import files
-    from attncli.attention.view import Labels
+    from attncli.attention.problem import Problem
+    from attncli.cli.answering import Posed
     from attncli.reports.blocks import Report
-    from attncli.reports.picking import Picking
+    from attncli.studies.health import Examination
 
 
 WIDEST = 1 << 16
@@ -218,8 +218,9 @@ def health(
     output.demand_place(page)
 
     from attncli import render
+    from attncli.cli.answering import Answering
 
-    answer = _answering(asked, page, full)
+    answer = Answering(asked, page, full)
     with render.progress() as progress:
         report, labels = answer(source, progress)
     output.conclude(report, labels, page, printed)
@@ -237,59 +238,25 @@ def lines(
     """Print a line of JSON for each line that holds a problem."""
     page = output.Page(output.format_of(answers), output.names_of(include, own.SAVED))
     output.demand_lines(answers.format)
-    answer = _answering(asked, page)
-    output.stream_answers(records, lambda one: answer(one)[0], "inspect")
+    from attncli.cli.answering import Answering
+    from attncli.cli.given.alike import Ahead
+    from attncli.studies.alike import examine_together
 
+    answering = Answering(asked, page)
 
-def _answering(
-    asked: own.Asked, page: output.Page, full: bool = False
-) -> "Callable[..., tuple[Report, Labels]]":
-    """Return what makes the report on one bundle; policy and what-ifs are read here, once."""
-    from attncli.cli.given.view import view
-    from attncli.cli.given.weights import gather, posed
-    from attncli.reports.health import inspect_report
-    from attncli.reports.selection import select
-    from attncli.studies import what_if
-    from attncli.studies.health import examine
+    def solve(first: "Posed", whole: "Problem") -> "list[Examination]":
+        return examine_together(first.problem, whole, **answering.how(first))
 
-    picked = _picked(asked)
-    limits = asked.limits()
-    what_ifs = [what_if.parse(text) for text in asked.what_if or ()]
-    include = page.names or (own.SAVED if page.target else ())
+    ahead = Ahead(answering.pose, solve)
 
-    def answer(
-        source: "files.Bundle | None", progress: Callable[[float], None] | None = None
-    ) -> "tuple[Report, Labels]":
-        given = gather(source, asked)
-        output.keep_inputs(page.target, given.sources)
-        problem, labels, notes = posed(given, asked.query_start)
-        seen = view(problem, asked, full=full)
-        examined = examine(
-            problem, tokens=labels.key, query_tokens=labels.query,
-            changed=[*select(problem, seen).pairs], what_ifs=what_ifs,
-            policy=limits, grad_output=f"random:{asked.seed}", backend=asked.backend,
-            device=asked.device, threads=asked.threads, seed=asked.seed, progress=progress,
-        )  # fmt: skip
-        report = inspect_report(
-            examined, labels, seen, asked=picked, fail_on=asked.fail_on,
-            include=include, notes=notes,
-        )  # fmt: skip
-        return report, labels
+    def answer(one: "files.Bundle") -> "Report":
+        found = ahead.answer(one)
+        return answering.report(*found) if found else answering(one)[0]
 
-    return answer
-
-
-def _picked(asked: own.Asked) -> "Picking":
-    """Return what --filter, --sort and --map ask of the heads of attention."""
-    from attncli.measures.statistic import STATISTICS
-    from attncli.reports.picking import picking
-    from attncli.reports.tensors import SORTABLE
-    from attncli.studies.health import TOLD
-
-    return picking(
-        {name: STATISTICS[name] for name in TOLD}, ("batch", "head"), filters=asked.filter or (),
-        sort=asked.sort, map=asked.map, others=SORTABLE,
-    )  # fmt: skip
+    if answering.what_ifs or asked.query_start is not None:
+        output.stream_answers(records, lambda one: answering(one)[0], "inspect")
+    else:
+        output.stream_answers(records, answer, "inspect", ahead.hear)
 
 
 @mode("a checkpoint")

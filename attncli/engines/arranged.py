@@ -36,8 +36,7 @@ class Arrangement:
 
     def back(self, array: Array, keys: bool = False) -> Array:
         """Return what ``moved`` was given."""
-        order = self.order.keys if keys else self.order.queries
-        return _taken(array, np.argsort(order, axis=-1))
+        return _taken(array, self.order.back.keys if keys else self.order.back.queries)
 
     def attended(self, found: Attended, way: Callable[[Array], Array]) -> Attended:
         """Return results with rows brought there (``moved``) or ``back``; keys are not renamed."""

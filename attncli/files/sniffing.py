@@ -12,7 +12,7 @@ from attncli.files.formats import FORMATS, HEAD, READABLE, UNREAD, Format, is_zi
 from attncli.files.formats.entry import Buffer
 from attncli.files.formats.nested import described
 
-LONE = re.compile(rb"""\s*(["\d-]|null|true|false|NaN|Infinity)""")
+LONE = rb"""\s*(["\d-]|null|true|false|NaN|Infinity)"""
 LONE_LIMIT = 1 << 16  # bytes in which a lone number or string of JSON ends
 
 
@@ -54,7 +54,7 @@ def read_as(row: Format, data: Buffer, source: str, path: str | None = None) -> 
 def _unknown(data: Buffer, source: str) -> FileError:
     """The error for a file in no format that is read: what it may be instead."""
     head = data[:HEAD]
-    if LONE.match(head):
+    if re.match(LONE, head):
         try:
             value = json.parse(bytes(data[:LONE_LIMIT]), source)
         except FileError:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,7 +23,19 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+E = TypeVar("E", Rows, WeightSums)
+
 TOGETHER = 1 << 14  # rows up to which calls of NumPy cost more than what they do
+
+
+def _of_all(some: Mapping[str, Array], at: slice) -> dict[str, Array]:
+    """Return some batch elements of each."""
+    return {name: one[at] for name, one in some.items()}
+
+
+def _of_each(sums: E, at: slice) -> E:
+    """Return some batch elements of all sums."""
+    return type(sums)(**_of_all(vars(sums), at))
 
 
 def _is_plain(one: Statistic) -> bool:
@@ -186,6 +198,25 @@ class Evidence:
     def followed(self) -> Array:
         """Which of them see what came after an earlier occurrence, ``(B, H, Lq)``."""
         return np.asarray(self.chosen & (self.repeats.occurrences[..., 1] > 0))
+
+    def of_batches(self, at: slice, problem: Problem) -> Evidence:
+        """Return what is known of some batch elements, ``problem``; what was made stays made."""
+
+        def some(one: Any) -> Any:
+            return one if one is None else one[at]
+
+        part = replace(
+            self, problem=problem, sums=_of_each(self.sums, at), lse=some(self.lse),
+            output=some(self.output), norms=_of_all(self.norms, at), floor=some(self.floor),
+            added=some(self.added), words=self.words and (self.words[0][at], self.words[1][at]),
+            weight_sums=self.weight_sums and _of_each(self.weight_sums, at), progress=None,
+        )  # fmt: skip
+        part._made.update(_of_all(self._made, at))
+        part._summed.update({name: _of_all(found, at) for name, found in self._summed.items()})
+        if "sample" in vars(self):
+            rows = int(part.chosen.any(1).sum())
+            vars(part)["sample"] = self.sample.of_batches(at, rows)
+        return part
 
     def known(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return those of the statistics of which this run says enough."""

@@ -17,6 +17,7 @@ from attncli.resources import Job, run_jobs
 Array = np.ndarray[Any, np.dtype[Any]]
 OfOutput = Callable[[Array], float]
 
+CLEAR = 1e-8  # of the largest σ²: the digits of any that is larger are kept
 SMALL = 1 << 15  # numbers of the output that need no threads
 
 
@@ -84,7 +85,11 @@ def effective_rank(output: Array) -> float:
     if not output.size:
         return math.nan
     tall = output if output.shape[0] >= output.shape[1] else output.T
-    values = np.linalg.svd(np.linalg.qr(tall, mode="r"), compute_uv=False)
+    squares = np.linalg.eigvalsh(tall.T @ tall)
+    if squares[0] > CLEAR * squares[-1]:
+        values = np.sqrt(squares)
+    else:  # squared, the small ones would be lost
+        values = np.linalg.svd(np.linalg.qr(tall, mode="r"), compute_uv=False)
     total = values.sum()
     if not total > 0:
         return math.nan

@@ -47,6 +47,11 @@ class Sample:
         """Whether every row was looked at."""
         return self.rows == self.total
 
+    def of_batches(self, at: slice, rows: int) -> Sample:
+        """Return what it says of some batch elements with so many rows, all of them looked at."""
+        assert self.whole, "nothing says which rows were looked at"
+        return Sample(self.spectral[at], self.distances[at], rows, rows, self.seed)
+
 
 def largest_eigenvalues(p: Array) -> Array:
     """The largest eigenvalue of diag(p) − ppᵀ for each row of ``(n, k)`` probabilities.
@@ -56,9 +61,9 @@ def largest_eigenvalues(p: Array) -> Array:
     the top one, is (λ − p₁(1 − p₁))/(p₁ − λ), 1 − p₁ being the sum of the others. Each step puts
     r + s/(λ − p₂) with the value and the slope of ψ in its place and solves the quadratic equation
     (Bunch, Nielsen & Sorensen 1978): it lies above ψ, so that every step ends above the root and
-    the next one below it, closer by squares.
+    the next one below it, closer by squares. In float32 if the probabilities are, else in float64.
     """
-    p = np.array(p, np.float64)
+    p = np.array(p, p.dtype if p.dtype == np.float32 else np.float64)
     if not p.shape[1]:
         return np.zeros(len(p))
     rows, top = np.arange(len(p)), p.argmax(1)
@@ -68,7 +73,7 @@ def largest_eigenvalues(p: Array) -> Array:
         others, p2 = p.sum(1), p.max(1)
         gaps = p2[:, None] - p  # how far each is below p₂, where t = λ − p₂ is measured from
         apart = p1 - p2
-        t = np.minimum(0.5, p1 * (others + p2)) - p2
+        t = np.minimum(p.dtype.type(0.5), p1 * (others + p2)) - p2
         within = p2 - p1 * others
         share = np.empty_like(p)
         for _ in range(STEPS):
@@ -104,14 +109,12 @@ def all_distances(p: Array) -> Array:
 
     starts = range(0, heads, some)
     own = np.concatenate([of_sums(p[at : at + some], p[at : at + some]) for at in starts])
-    found = np.zeros((heads, heads, n))
+    nats = np.zeros((heads, heads, n))
     for a in range(1, heads):
         for at in range(0, a, some):
             to = min(at + some, a)
-            nats = (own[at:to] + own[a]) / 4 - of_sums(p[at:to], p[a]) / 2
-            distance = np.sqrt(np.clip(nats / np.log(2), 0, 1))
-            found[a, at:to] = found[at:to, a] = distance
-    return found
+            nats[a, at:to] = (own[at:to] + own[a]) / 4 - of_sums(p[at:to], p[a]) / 2
+    return np.sqrt(np.clip((nats + nats.swapaxes(0, 1)) / np.log(2), 0, 1))
 
 
 @statistic("row", source="Golub 1973", heading="largest eigenvalue", keep=1)
@@ -184,9 +187,7 @@ class _Block:
         self.count = np.zeros((p.heads, p.heads), np.int64)
 
     def run(self, chosen: Array, spectral: Array) -> None:
-        weights = np.stack([
-            _probabilities(self.p, self.b, h, self.rows) for h in range(self.p.heads)
-        ])  # fmt: skip
+        weights = _probabilities(self.p, self.b, self.rows)
         for at in range(0, len(self.rows), self.piece):
             some = slice(at, at + self.piece)
             self._look(self.rows[some], weights[:, some], chosen, spectral)
@@ -195,7 +196,8 @@ class _Block:
         """Look at some of the rows; weights ``(H, n, Lk)``."""
         ours = chosen[self.b][:, rows]
         for h, own in enumerate(ours):
-            spectral[self.b, h, rows[own]] = largest_eigenvalues(weights[h, own])
+            probabilities = weights[h, own].astype(self.p.dtype, copy=False)
+            spectral[self.b, h, rows[own]] = largest_eigenvalues(probabilities)
         apart = all_distances(weights)
         both = ours[:, None] & ours & np.isfinite(apart)
         both[np.diag_indices(self.p.heads)] = False
@@ -203,9 +205,25 @@ class _Block:
         self.count += both.sum(-1)
 
 
-def _probabilities(p: Problem, b: int, h: int, rows: Array) -> Array:
-    """Return the weights of some rows, ``(n, Lk)``, and what a sink takes as one more outcome."""
-    weights = stages(p, b, h, rows)["weights"]
-    if p.sink is None:
-        return weights
-    return np.column_stack([weights, np.maximum(1 - weights.sum(1), 0)])
+def _probabilities(p: Problem, b: int, rows: Array) -> Array:
+    """Return weights of some rows, ``(H, n, Lk)``, and what a sink takes as one more outcome."""
+    found = np.empty((p.heads, len(rows), p.keys + (p.sink is not None)))
+    plain = p.mask.trivial and p.softcap is None and p.softmax_dtype is None and p.sink is None
+    for h, weights in enumerate(found):
+        if plain and p.keys:
+            _softmax(p, b, h, rows, weights)
+            continue
+        weights[:, : p.keys] = stages(p, b, h, rows)["weights"]
+        if p.sink is not None:
+            weights[:, -1] = np.maximum(1 - weights[:, :-1].sum(1), 0)
+    return found
+
+
+def _softmax(p: Problem, b: int, h: int, rows: Array, out: Array) -> None:
+    """Write softmax(scale · q·kᵀ) of rows that see every key, where they are: no copy is made."""
+    query, key = (np.asarray(a, np.float64) for a in (p.query[b, h, rows], p.key[b, p.group(h)]))
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        np.matmul(p.scale * query, key.T, out=out)
+        out -= out.max(1, keepdims=True)
+        np.exp(out, out=out)
+        out /= out.sum(1, keepdims=True)

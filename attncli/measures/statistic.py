@@ -178,6 +178,16 @@ def share_of(part: Array, whole: Array) -> Array:
     return np.where(count > 0, (part & whole).sum(-1) / np.maximum(count, 1), np.nan)
 
 
+def of_batches(found: Summaries, at: slice) -> Summaries:
+    """Return the statistics of the heads of some batch elements."""
+    return {
+        name: {quantile: one[at] for quantile, one in values.items()}
+        if isinstance(values, Mapping)
+        else values[at]
+        for name, values in found.items()
+    }
+
+
 def of_head(found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
     """Return the statistics of one head by name: quantiles, or one number."""
     return {
@@ -188,6 +198,11 @@ def of_head(found: Mapping[str, Any], b: int, h: int) -> dict[str, Any]:
     }
 
 
+def of_every_head(found: Mapping[str, Any], batch: int, heads: int) -> list[list[dict[str, Any]]]:
+    """Return what ``of_head`` does of every head, ``[b][h]``."""
+    return _by_head(found, batch, heads, None)
+
+
 def of_heads(found: Mapping[str, Any], computed: Array) -> list[list[dict[str, Any]]]:
     """Return the statistics of every head ``[b][h]``; a number that does not exist is None.
 
@@ -195,18 +210,26 @@ def of_heads(found: Mapping[str, Any], computed: Array) -> list[list[dict[str, A
     are all ``computed``, bool ``(B, H)``, NaN is what came out.
     """
     batch, heads = computed.shape
-    flat = [v for one in found.values() for v in (one.values() if _is_many(one) else (one,))]
-    finite = all(np.isfinite(values).all() for values in flat)
-    columns = iter([_known(values, computed) for values in flat])
-    made: list[dict[str, Any]] = [Plain() if finite else {} for _ in range(batch * heads)]
+    return _by_head(found, batch, heads, computed)
+
+
+def _by_head(
+    found: Mapping[str, Any], batch: int, heads: int, computed: Array | None
+) -> list[list[dict[str, Any]]]:
+    """Return the statistics of every head ``[b][h]``; without ``computed`` none is None."""
+    every = {name: (*one.values(),) if _is_many(one) else (one,) for name, one in found.items()}
+    finite = {name: all(np.isfinite(one).all() for one in some) for name, some in every.items()}
+    kind = Plain if all(finite.values()) else dict
+    made: list[dict[str, Any]] = [kind() for _ in range(batch * heads)]
     for name, values in found.items():
+        columns = [_known(one, computed) for one in every[name]]
+        kind = Plain if finite[name] else dict
         if _is_many(values):
-            numbers = zip(*(next(columns) for _ in values), strict=True)
-            for one, some in zip(made, numbers, strict=True):
-                one[name] = dict(zip(values, some, strict=True))
+            for own, some in zip(made, zip(*columns, strict=True), strict=True):
+                own[name] = kind(zip(values, some, strict=True))
         else:
-            for one, number in zip(made, next(columns), strict=True):
-                one[name] = number
+            for own, number in zip(made, *columns, strict=True):
+                own[name] = number
     return [made[start : start + heads] for start in range(0, len(made), heads)]
 
 
@@ -214,8 +237,10 @@ def _is_many(values: Any) -> bool:
     return isinstance(values, Mapping)
 
 
-def _known(values: Array, computed: Array) -> list[Any]:
+def _known(values: Array, computed: Array | None) -> list[Any]:
     """Return the numbers of all heads in order, None for those that do not exist."""
+    if computed is None:
+        return list(values.ravel().tolist())
     unknown = (values < 0) if values.dtype.kind == "i" else np.isnan(values)
     if unknown.any():
         values = values.astype(object)

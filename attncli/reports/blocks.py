@@ -1,6 +1,6 @@
 """Plain data that a window can show: facts, tables, maps, warnings. Nothing here prints."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: NamedTuple would compile each text.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class Heatmap(NamedTuple):
     """
 
     title: str
-    values: Array
+    values: "Array"
     row_edges: Sequence[int]
     column_edges: Sequence[int]
     row_labels: Sequence[str]
@@ -166,7 +166,7 @@ class Report(NamedTuple):
     blocks: Sequence[Block]
     data: Callable[[], Mapping[str, Any]]
     records: Callable[[], Records] | None = None
-    arrays: Mapping[str, Array] = MappingProxyType({})
+    arrays: Mapping[str, "Array"] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
     pictures: Callable[[], Sequence[Picture]] | None = None
     warnings: Sequence[str] = ()

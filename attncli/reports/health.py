@@ -14,7 +14,7 @@ from attncli.attention.view import Labels, View
 from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import Role
-from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
+from attncli.measures.statistic import STATISTICS, flat_names, flat_values
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
 from attncli.reports.heads import (
@@ -106,7 +106,7 @@ def inspect_report(
 
 def _facts(examined: Examination, head: Head) -> dict[str, Any]:
     """Return what --filter, --sort and --map know of a head."""
-    own = of_head(examined.found, head.batch, head.head)
+    own = examined.statistics[head.batch][head.head]
     return {**own, "batch": head.batch, "head": head.head, "verdict": head.verdict.level}
 
 
@@ -207,7 +207,7 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked:
     rows = [
         [
             head.verdict.level,
-            *cells(told, of_head(examined.found, head.batch, head.head)),
+            *cells(told, examined.statistics[head.batch][head.head]),
             looks(head.roles),
         ]
         for head in shown
@@ -378,7 +378,7 @@ def _head_data(examined: Examination, head: Head) -> dict[str, Any]:
             for f in head.verdict.findings
         ],
         "roles": [role.data for role in head.roles],
-        "statistics": of_head(examined.found, head.batch, head.head),
+        "statistics": examined.statistics[head.batch][head.head],
     }
 
 
@@ -392,10 +392,10 @@ def _effect_data(effect: Effect, heads: Sequence[Head], name: str) -> dict[str, 
         "heads": [
             {
                 "batch": head.batch, "head": head.head,
-                "statistics": of_head(effect.heads, *effect.part.at(head.batch, head.head)),
-                "output_change": effect.moved[effect.part.at(head.batch, head.head)].item(),
+                "statistics": effect.statistics[b][h], "output_change": effect.moved[b, h].item(),
             }
             for head in heads
+            for b, h in [effect.part.at(head.batch, head.head)]
         ],
     }  # fmt: skip
 
@@ -419,7 +419,7 @@ def _records(examined: Examination, heads: Sequence[Head]) -> Records:
         return [
             head.batch, head.head, head.verdict.level, "; ".join(head.verdict.reasons),
             ", ".join(role.words for role in head.roles),
-            *flat_values(of_head(examined.found, head.batch, head.head)),
+            *flat_values(examined.statistics[head.batch][head.head]),
         ]  # fmt: skip
 
     return Records(columns, map(row, heads))

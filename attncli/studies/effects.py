@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
 from attncli.measures.outputs import largest, unit_of
 from attncli.measures.rows import SATURATED, pooled_std
-from attncli.measures.statistic import Summaries, quantile
-from attncli.studies.part import Part
+from attncli.measures.statistic import Summaries, of_every_head, quantile
+from attncli.studies.part import Part, part_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,6 +72,9 @@ class Effect:
     lost: Array
     scores: Evidence
     ratio: float = 1.0
+    _over: dict[tuple[tuple[int, int], ...] | None, Overall] = field(
+        default_factory=dict, init=False
+    )
 
     @cached_property
     def heads(self) -> Summaries:
@@ -81,6 +84,11 @@ class Effect:
             found |= {name: self.scores.values(name) for name in COUNTS}
             found |= {name: self.scores.values(name) * self.ratio for name in LINEAR}
         return found
+
+    @cached_property
+    def statistics(self) -> list[list[dict[str, Any]]]:
+        """The same by head, ``[b][h]`` of the part."""
+        return of_every_head(self.heads, *self.apart.shape)
 
     @property
     def sample(self) -> tuple[int, int] | None:
@@ -95,8 +103,25 @@ class Effect:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(np.sqrt(self.apart / self.whole))
 
+    def of_batches(self, at: slice, problem: Problem) -> Effect:
+        """Return what it does to some batch elements, ``problem``; of all heads and rows."""
+        assert self.part.whole and self.part.rows is None and self.scores is self.run
+        p = self.run.problem
+        run = self.run.of_batches(at, replace(problem, scale=p.scale, scale_source=p.scale_source))
+        part = Effect(
+            self.text, run, part_of(problem), self.apart[at], self.whole[at], self.lost[at], run
+        )
+        vars(part)["statistics"] = self.statistics[at]
+        return part
+
     def over(self, pairs: Iterable[tuple[int, int]] | None = None) -> Overall:
         """Return what it does to these (batch, head) pairs of the problem, or to all."""
+        pairs = None if pairs is None else tuple(pairs)
+        if pairs not in self._over:
+            self._over[pairs] = self._look(pairs)
+        return self._over[pairs]
+
+    def _look(self, pairs: tuple[tuple[int, int], ...] | None) -> Overall:
         at = np.full(self.apart.shape, pairs is None)
         for b, h in pairs or ():
             at[self.part.at(b, h)] = True
@@ -202,7 +227,8 @@ def effect(text: str, changed: Evidence, before: Evidence, part: Part) -> Effect
 def _most(output: Array) -> Array:
     """Return the largest finite magnitude of an output, ``()``."""
     most = np.zeros(())
-    for head in output.reshape(-1, *output.shape[2:]):
+    for at in np.ndindex(output.shape[:2]):
+        head = output[at]
         own = largest(head)
         if not np.isfinite(own):
             own = largest(np.where(np.isfinite(head), head, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from attncli.measures.outputs import largest
 from attncli.measures.policy import POLICY, Rule, Verdict, judge
 from attncli.measures.roles import Role, looks_at
 from attncli.measures.sample import Sample
-from attncli.measures.statistic import Summaries
+from attncli.measures.statistic import Summaries, of_every_head
 from attncli.resources import Progress, stages
 from attncli.studies import what_if
 from attncli.studies.attend import Result
@@ -66,6 +67,12 @@ class Examination:
         """The statistics of every row by name, ``(B, H, Lq)``."""
         return self.evidence.row_values(self.found)
 
+    @cached_property
+    def statistics(self) -> list[list[dict[str, Any]]]:
+        """The statistics of every head by name, ``[b][h]``."""
+        p = self.result.problem
+        return of_every_head(self.found, p.batch, p.heads)
+
     @property
     def missing(self) -> Mapping[str, str]:
         """The statistics that are not told, and what each would need."""
@@ -87,6 +94,7 @@ def examine(
     effects: bool = True,
     policy: Sequence[Rule] = POLICY,
     grad_output: Any = "random:0",
+    upward: Array | None = None,
     backend: str = DEFAULT,
     device: str = "auto",
     threads: int | None = None,
@@ -100,15 +108,14 @@ def examine(
     verdict depends on them. ``changed`` are the (batch, head) pairs whose scale is changed, and
     that what-ifs are about (default: all); what depends on that is NaN of others. Without
     ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``; of
-    very many rows another scale is tried on a sample. Of attention weights alone there are
-    no effects, no what-ifs and no gradients. Problems of at most EXACT cells are computed in
+    very many rows another scale is tried on a sample. ``upward`` is the gradient of the output as
+    ``upstream`` returns it, where ``grad_output`` only names it. Of attention weights alone there
+    are no effects, no what-ifs and no gradients. Problems of at most EXACT cells are computed in
     float64, since float32 cannot hold the gradient of a saturated row. Raises AttnError for what
     cannot be run.
     """
-    p = problem
+    p = exact(problem)
     effects = effects and p.scored
-    if p.batch * p.heads * p.queries * p.keys <= EXACT:
-        p = replace(p, dtype=np.dtype(np.float64))
     auto = what_if.with_scale(p, "auto") if p.scored else p
     scales: dict[float, Problem] = {}
     for one in (auto, *([what_if.with_scale(p, "none")] if effects else ()), p):
@@ -122,7 +129,7 @@ def examine(
             "give query and key, or leave it out",
         )
     part, everything = part_of(p, changed), part_of(p)
-    upward = upstream(grad_output, p)
+    upward = upstream(grad_output, p) if upward is None else upward
     # of 1/√D the median gradient of all rows is needed
     parts = {scale: everything if scale == p.scale else part for scale in scales}
     if 0 < abs(p.scale) < np.inf:
@@ -180,6 +187,12 @@ def examine(
         what_ifs=tuple(changes),
         grad_output=grad_output if isinstance(grad_output, str) else "given",
     )  # fmt: skip
+
+
+def exact(p: Problem) -> Problem:
+    """Return the problem in the precision in which it is examined."""
+    small = p.batch * p.heads * p.queries * p.keys <= EXACT
+    return replace(p, dtype=np.dtype(np.float64)) if small else p
 
 
 def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:

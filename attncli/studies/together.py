@@ -13,6 +13,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import canonical, pose
 from attncli.attention.problem import STAGES, Problem
 from attncli.engines import Attended
+from attncli.measures.statistic import of_batches
 from attncli.studies.attend import Result, run
 from attncli.studies.warned import warnings
 
@@ -46,12 +47,7 @@ class Part(Result):
     @cached_property
     def summaries(self) -> dict[str, Any]:
         assert self.whole is not None
-        return {
-            name: {quantile: one[self._at] for quantile, one in values.items()}
-            if isinstance(values, Mapping)
-            else values[self._at]
-            for name, values in self.whole.summaries.items()
-        }
+        return of_batches(self.whole.summaries, self._at)
 
     @property
     def statistics_by_head(self) -> list[list[dict[str, Any]]]:
@@ -111,9 +107,14 @@ def solve(problem: Problem, whole: Problem, *, want: Collection[str], **how: Any
 
     ``how`` are further arguments of ``run``, and so is what is raised.
     """
-    result = run(whole, want=want, **how)
-    odd = len(result.warnings) > len(whole.warnings)  # else nothing is odd in any of them
     known_lse = not {"lse", "row_statistics"}.isdisjoint(want)
+    return parts(problem, run(whole, want=want, **how), known_lse)
+
+
+def parts(problem: Problem, result: Result, known_lse: bool = True) -> list[Result]:
+    """Return the answers to problems like this one, of whose whole this is the answer."""
+    whole = result.problem
+    odd = len(result.warnings) > len(whole.warnings)  # else nothing is odd in any of them
     answers: list[Result] = []
     for start in range(0, whole.batch, problem.batch):
         at = slice(start, start + problem.batch)

@@ -61,8 +61,8 @@ def interleaved(name: str, length: int, seed: int = 0) -> Masker:
     return masker(name.format(ids=", ".join(map(str, ids))))
 
 
-def judge(p: Problem, threads: int = 2) -> None:
-    result = solve(p, backend="fused", threads=threads, want=ALL)
+def judge(p: Problem, threads: int = 2, backend: str = "fused") -> None:
+    result = solve(p, backend=backend, threads=threads, want=ALL)
     assert_within_budget(result)
     assert result.attended.rows is not None
     rows_are_right(p, result.attended.rows)
@@ -71,13 +71,25 @@ def judge(p: Problem, threads: int = 2) -> None:
 @pytest.mark.parametrize("mask", INTERLEAVED)
 @pytest.mark.parametrize("sink", [None, 1.0])
 def test_what_is_sorted_comes_back(build: str, small: None, mask: str, sink: float | None) -> None:
-    q, k, v = tensors((2, 4, 2, 200, 200, 16, 8))
+    q, k, v = tensors((2, 2, 1, 130, 130, 16, 8))
     k[:, :, 40:80] = k[:, :, :40]  # ties
-    p = pose(q, k, v, mask=interleaved(mask, 200), sink=sink)
+    p = pose(q, k, v, mask=interleaved(mask, 130), sink=sink)
     assert arranged.arranged(p) is not None
     judge(p)
     grad = upstream("random", p)
     assert_gradients_within_budget(p, grad, backward(p, grad, None, (), How(3)))
+
+
+@pytest.mark.parametrize("mask", INTERLEAVED)
+def test_numpy_sorts_too(small: None, mask: str) -> None:
+    p = pose(*tensors((2, 2, 1, 200, 200, 16, 8)), mask=interleaved(mask, 200), sink=1.0)
+    judge(p, backend="numpy")
+    load, grad = engines.load_backward("numpy"), upstream("random", p)
+    assert_gradients_within_budget(p, grad, load.backward(p, grad))
+    kept = engines.load("numpy").attend(p, ("weights", "row_statistics"))
+    right = reference.attend(p, ("weights",))
+    np.testing.assert_allclose(kept.stages["weights"], right.stages["weights"], atol=1e-5)
+    assert_gradients_within_budget(p, grad, load.backward(p, grad, kept))
 
 
 @pytest.mark.parametrize("mask", INTERLEAVED)
@@ -180,7 +192,11 @@ def test_jobs_end_where_classes_do(small: None) -> None:
     for i0, i1 in planner.parts(0, 384):
         assert planner.of(0, i0, i1) == plan.Plan(i0, i1)  # all of it, and nothing to be asked
     p = replace(p, mask=masker("blocks(30)")(p.mask.extent))
-    assert plan.Planner(p, 1, 48).parts(0, 384)[:2] == [(0, 60), (60, 120)]
+    assert plan.Planner(p, 1, 48).parts(0, 384) == [(0, 210), (210, 400)]
+    p = pose(*tensors((1, 1, 1, 20, 4000, 8, 8)), mask=masker(
+        f"segments({[0] * 10 + [1] * 10}, {[0] * 1500 + [1] * 2500})"))  # fmt: skip
+    assert plan.Planner(p, 1, 48).parts(0, 384) == [(0, 10), (10, 20)]
+    assert plan.Planner(p, 1, 48).of(0, 10, 20) == plan.Plan(1500, 4000)
 
 
 def test_where_it_does_not_pay_nothing_moves() -> None:
@@ -229,15 +245,43 @@ def test_classes_views_and_sorted_masks_say_what_the_mask_does(data: st.DataObje
     assert again is not None and ascending(again)
 
 
-def test_a_bool_tensor_is_read_where_it_lies(build: str) -> None:
-    blocks = np.random.default_rng(0).random((8, 8)) < 0.3
+def test_a_bool_tensor_is_read_where_it_lies(build: str, small: None) -> None:
+    blocks = np.random.default_rng(0).random((4, 5)) < 0.4
     keep = blocks.repeat(64, 0).repeat(64, 1)
-    q, k, v = tensors((2, 2, 1, 512, 512, 8, 8))
+    q, k, v = tensors((1, 2, 1, 256, 320, 8, 8))
     for tensor in (keep, np.stack([keep, ~keep]), keep[:, ::2].repeat(2, 1)[:, ::-1], keep[:1],
-                   keep[:, :1], keep[:, :300], np.asfortranarray(keep)):  # fmt: skip
+                   keep[:, :1], keep[:, :200], np.asfortranarray(keep)):  # fmt: skip
         p = pose(q, k, v, mask=tensor_masker(tensor))
         judge(p)
     planner = plan.Planner(pose(q, k, v, mask=tensor_masker(keep)), 1, 48)
     assert planner.step == 8 * 48
+    assert planner.parts(0, 384) == [(i, i + 64) for i in range(0, 256, 64)]
     view = planner.of(0, 48, 96).keep
     assert view is not None and np.shares_memory(view, planner.problem.mask.predicate.tensor)
+
+
+@pytest.mark.parametrize("length", [8192, 8192 + 128 + 5])
+def test_more_granules_than_a_block_knows_the_states_of(build: str, length: int) -> None:
+    rng = np.random.default_rng(0)
+    keep = (rng.random((3, -(-length // 128))) < 0.2).repeat(128, 1)[:, :length].repeat(40, 0)
+    keep[50, ::77] = ~keep[50, ::77]
+    p = pose(*tensors((1, 1, 1, 120, length, 8, 8)), mask=tensor_masker(keep))
+    judge(p)
+    grad = upstream("random", p)
+    found, right = backward(p, grad), reference.backward(p, grad)
+    for name in ("query", "key", "value"):
+        np.testing.assert_allclose(getattr(found, name), getattr(right, name), 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("mask", ["alibi(top_left)", "alibi(0.5, 2, bottom_right)",
+                                  "alibi(top_left) + alibi(1, bottom_right)"])  # fmt: skip
+def test_biases_by_diagonal_are_views(build: str, mask: str) -> None:
+    p = pose(*tensors((1, 2, 1, 130, 300, 16, 8)), mask=masker(mask))
+    bias = plan.Planner(p, 1, 48).of(1, 48, 96).bias
+    assert bias is not None and bias.strides == (-4, 4)
+    right = p.mask.bias(0, 1, 48, 96, 0, 300)
+    i, j = np.arange(48, 96)[:, None], np.arange(300)[None]
+    cells = sum(one.at(0, 1, i, j) for one in p.mask.biases)
+    np.testing.assert_array_equal(right, cells)
+    np.testing.assert_array_equal(bias, cells.astype(np.float32))
+    judge(p)

@@ -5,47 +5,44 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from attncli.cli.given.attention import Inputs
 from attncli.errors import AttnError
 from attncli.files.bundle import Bundle
 from attncli.files.vocabulary import CALLED
 from attncli.studies import together
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from attncli.attention.problem import Problem
-    from attncli.cli.given.attention import Inputs
-    from attncli.studies.attend import Result
-
-    Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Asking(Protocol):
-    """A problem and what is wanted of it."""
+    """What was given, and the problem that it poses."""
 
     @property
-    def given(self) -> Inputs: ...
+    def given(self) -> Any: ...
     @property
     def problem(self) -> Problem: ...
-    @property
-    def want(self) -> set[str]: ...
 
 
 One = TypeVar("One", bound=Asking)
+Answer = TypeVar("Answer")
 
 
-class Ahead(Generic[One]):
+class Ahead(Generic[One, Answer]):
     """Answers to lines that were read ahead, those together that one call can answer.
 
-    ``ask`` reads a line and poses its problem; ``how`` are the engine, the device and the threads.
+    ``ask`` reads a line and poses its problem; ``solve`` answers the problems of a whole, where
+    the first of them was asked, or none of them.
     """
 
-    def __init__(self, ask: Callable[[Bundle], One], **how: Any) -> None:
+    def __init__(
+        self, ask: Callable[[Bundle], One], solve: Callable[[One, Problem], Sequence[Answer]]
+    ) -> None:
         self._ask = ask
-        self._how = how
+        self._whole = solve
         self._alike: dict[Hashable, list[Bundle]] = {}
         self._waiting: dict[int, list[Bundle]] = {}  # for each line it and those alike, in order
-        self._answers: dict[int, tuple[One, Result]] = {}
+        self._answers: dict[int, tuple[One, Answer]] = {}
 
     def hear(self, line: Bundle) -> None:
         """Take a line that will be asked for after those before it."""
@@ -55,7 +52,7 @@ class Ahead(Generic[One]):
             some.append(line)
             self._waiting[id(line)] = some
 
-    def answer(self, line: Bundle) -> tuple[One, Result] | None:
+    def answer(self, line: Bundle) -> tuple[One, Answer] | None:
         """Return what is asked and the answer, or None where the line has to be read by itself."""
         if id(line) not in self._answers:
             self._alike = {}  # what is heard from now on belongs to later lines
@@ -68,7 +65,7 @@ class Ahead(Generic[One]):
             del some[: len(done)]
         return self._answers.pop(id(line), None)
 
-    def _solve(self, lines: Sequence[Bundle]) -> list[tuple[One, Result]]:
+    def _solve(self, lines: Sequence[Bundle]) -> list[tuple[One, Answer]]:
         """Answer the lines together, as many as one call takes; none where they are not alike."""
         if len(lines) < 2:
             return []
@@ -76,13 +73,13 @@ class Ahead(Generic[One]):
             first = self._ask(lines[0])
             names = _tensors(lines[0], first.given)
             some = lines[: together.at_most(first.problem)]
-            if names is None or len(some) < 2 or not together.WANTED.issuperset(first.want):
+            if names is None or len(some) < 2:
                 return []
             others = [{role: one.tensors[name] for role, name in names.items()} for one in some]
             whole = together.stacked(first.problem, first.given.arguments, others)
             if whole is None:
                 return []
-            answers = together.solve(first.problem, whole, want=first.want, **self._how)
+            answers = self._whole(first, whole)
         except AttnError:  # each says it in its place
             return []
         return [(first, answer) for answer in answers]
@@ -100,11 +97,13 @@ def _likeness(line: Bundle) -> Hashable:
     return (line.kind, line.notes, *tensors, *said)
 
 
-def _tensors(line: Bundle, given: Inputs) -> Mapping[str, str] | None:
+def _tensors(line: Bundle, given: Any) -> Mapping[str, str] | None:
     """Return the names in the line of query, key and value, by role.
 
     None where it says more in tensors, or something that depends on their numbers.
     """
+    if not isinstance(given, Inputs):
+        return None
     roles = {id(given.arguments[role]): role for role in together.TENSORS}
     names = {roles.get(id(array), ""): name for name, array in line.tensors.items()}
     there = {role for role in together.TENSORS if given.arguments[role] is not None}

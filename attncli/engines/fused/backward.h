@@ -25,6 +25,7 @@ typedef struct {
   vf square[NV]; /* Σ dS² of this granule, and of those before */
   vd squares[NV];
   int64_t i0, n;
+  int8_t states[AHEAD];
   float *qt, *gt, *dqt; /* (d, ROWS) scaled, dO (dv, ROWS), Σ dS·K (d, ROWS) */
   float *q;             /* (n, d), times the scale */
   const float *g;       /* dO (n, dv) */
@@ -124,11 +125,12 @@ static void outer(float *to, const float *weights, const float *rows, int64_t n,
 /* Sum the weights of keys a + from…, `count` lines of T->p, by key, by diagonal and by distance, and
  * count those below TINY. What lies on a diagonal moves on by a lane with each key, and leaves at
  * the last lane. */
-RARE void sum_weights(const Job *J, Slopes *B, const Shared *T, int64_t a, int64_t from,
-                      int64_t count, int masked) {
-  const int nv = (int)((B->n + VL - 1) / VL), last = nv * VL - 1;
+INLINE void sum_weights(const Job *J, Slopes *B, const Shared *T, int64_t a, int64_t from,
+                        int64_t count, int masked, const int nv) {
+  const int last = nv * VL - 1;
   float left[GRAIN + MR + ROWS];
   vf along[NV + 1] = {}, away[NV], far[NV] = {};
+  vi tiny[NV] = {};
   vm there[NV];
   for (int v = 0; v < nv; v++) {
     there[v] = same(B->place[v], B->place[v]);
@@ -140,7 +142,7 @@ RARE void sum_weights(const Job *J, Slopes *B, const Shared *T, int64_t a, int64
       vm sees = there[v];
       if (masked) sees &= lanes(T->see[line] >> v * VL);
       vf p = sel(sees, at_(T->p, line, v), dup(0));
-      B->tiny[v] += sel_i(sees & over(dup(TINY), p), dupi(1), dupi(0));
+      tiny[v] += sel_i(sees & over(dup(TINY), p), dupi(1), dupi(0));
       far[v] += p * top_of(away[v], -away[v]), away[v] -= 1, sum += p;
       along[v + 1] = p + next_lanes(along[v], along[v + 1]); /* along[0] stays 0 */
     }
@@ -149,7 +151,7 @@ RARE void sum_weights(const Job *J, Slopes *B, const Shared *T, int64_t a, int64
   for (int r = last; r--;) left[count + last - 1 - r] = along[r / VL + 1][r % VL];
   const int64_t first = a + from - (B->i0 + last) + J->lq - 1; /* lanes past the rows: 0 */
   for (int64_t x = first < 0 ? -first : 0; x < count + last; x++) B->along[first + x] += left[x];
-  for (int v = 0; v < nv; v++) B->distance[v] += wide(far[v]);
+  for (int v = 0; v < nv; v++) B->distance[v] += wide(far[v]), B->tiny[v] += tiny[v];
 }
 
 /* Add the mass of a granule's keys, and begin anew. */
@@ -178,7 +180,7 @@ INLINE void granule_back(const Job *J, Slopes *B, const Shared *T, float *ds, co
       const int64_t count = (line < keys ? line : keys) - from;
       if (count > 0) {
         const float *p = T->p + from * ROWS, *w = ds + from * ROWS;
-        if (J->place) sum_weights(J, B, T, a, from, count, masked);
+        if (J->place) sum_weights(J, B, T, a, from, count, masked, nv);
         if (J->dq) product(B->dqt, w, k + from * d, d, count, nv);
         if (J->dk) outer(dk + from * d, w, B->q, B->n, count, d);
         if (J->dval) outer(dval + from * dv, p, B->g, B->n, count, dv);
@@ -245,9 +247,12 @@ static void walk_back(const Job *J, Slopes *blocks, const Shared *T, float *ds, 
     open_slopes(J, blocks + count++, n, i, i1 - i < ROWS ? i1 - i : ROWS);
   for (int64_t a = J->j0; a < J->j1; a += GRAIN) {
     const int64_t z = J->j1 - a < GRAIN ? J->j1 : a + GRAIN, d = J->d, dv = J->dv, at = kv + a;
+    const int64_t nth = (a - J->j0) / GRAIN % AHEAD;
+    if (!nth)
+      for (Slopes *B = blocks; B < blocks + count; B++) survey(J, B->i0, B->n, a, B->states);
     if (state_at(J, a) == EMPTY) continue;
     for (Slopes *B = blocks; B < blocks + count; B++) {
-      const int state = block_state(J, B->i0, B->n, a, z);
+      const int state = B->states[nth];
       const int masked = state == MIXED || bends(J) || (z - a) % MR;
       if (state == EMPTY) continue;
       if (masked) look(J, T, B->i0, B->n, a, z, state);

@@ -169,7 +169,7 @@ class Walk:
         p = self.problem
         each = p.heads // p.kv_heads
         for n in range(g * each, (g + 1) * each):
-            for i0, i1 in self.planner.parts(n // p.heads, self.planner.step):
+            for i0, i1 in self.planner.parts(n, self.planner.step):
                 plan = self.planner.of(n, i0, i1)
                 states = self._slice(plan, at)
                 query = None if self.query is None else self.query[at]

@@ -41,6 +41,7 @@ typedef struct {
   State S;
   int64_t i0, n; /* n rows from i0 on */
   int centred;   /* bit v: all rows of vector v have a centre */
+  int8_t states[AHEAD];
   float *qt, *ot; /* (d, ROWS), (dv, ROWS) */
 } Block;
 
@@ -398,10 +399,13 @@ static int64_t walk(const Job *J, Block *blocks, Shared *T, int64_t n, int64_t i
     open_block(J, blocks + count++, n, i, i1 - i < ROWS ? i1 - i : ROWS);
   for (int64_t a = J->j0; a < J->j1; a += GRAIN) {
     const int64_t z = J->j1 - a < GRAIN ? J->j1 : a + GRAIN;
+    const int64_t nth = (a - J->j0) / GRAIN % AHEAD;
+    if (!nth)
+      for (Block *B = blocks; B < blocks + count; B++) survey(J, B->i0, B->n, a, B->states);
     if (state_at(J, a) == EMPTY) continue;
     const float *k = key + a * J->d, *val = value + a * J->dv;
     for (Block *B = blocks; B < blocks + count; B++) {
-      const int state = block_state(J, B->i0, B->n, a, z), masked = state == MIXED || bent || (z - a) % MR;
+      const int state = B->states[nth], masked = state == MIXED || bent || (z - a) % MR;
       if (state == EMPTY) continue;
       if (masked) look(J, T, B->i0, B->n, a, z, state);
       if (J->bias) lay(J, T, B->i0, B->n, a, z);

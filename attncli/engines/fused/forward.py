@@ -93,9 +93,10 @@ class Walk:
         parts = [
             Part(n, min(n + heads, first + alike), i0, i1)
             for first in range(0, total, alike)
-            for i0, i1 in self.planner.parts(first // p.heads, step)
+            for i0, i1 in self.planner.parts(first, step)
             for n in range(first, first + alike, heads)
         ]
+        parts.sort(key=lambda part: part.i0)  # the next head may ask for the same cells
         if not p.mask.trivial and self.threads > 1:
 
             def cost(part: Part) -> int:

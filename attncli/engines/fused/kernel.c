@@ -28,6 +28,7 @@
 
 #define INTERFACE 2 /* another one when the arguments change: Python asks, see __init__.py */
 #define GRAIN 128 /* keys of a granule: what a mask is asked about, what is summed in float32 */
+#define AHEAD 64  /* granules whose states a block knows: a row of cells is read in one go */
 #define LINE 64   /* bytes of the widest vector */
 #define FAR 40.0  /* e³ of a key so many powers of 2 below the first nears the end of float32 */
 #define SLACK 4.0f /* how far a logit may pass the shift: more would cost digits of 1 − p₁ */

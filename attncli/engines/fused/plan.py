@@ -20,6 +20,7 @@ from attncli.engines.arranged import large
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GRAIN = 128  # keys of a granule, as in kernel.c
+WIDE = 1024  # keys of a class whose rows, be they few, are a job
 BLOCKS = 4  # of rows that a job takes, twice as many where a mask must be planned
 MASK_CELLS = 1 << 22  # most cells of a mask that a job holds
 ASK_CELLS = 1 << 18  # below, to ask for all cells costs less than to ask which granules are mixed
@@ -72,26 +73,35 @@ class Planner:
         b, h = divmod(n, self.problem.heads)
         return self.plan(b * self.varies.batch, h * self.varies.head, i0, i1)
 
-    def parts(self, b: int, step: int) -> list[tuple[int, int]]:
-        """Return the rows of jobs, ``step`` or fewer: classes for themselves, small ones together.
+    def parts(self, n: int, step: int) -> list[tuple[int, int]]:
+        """Return the rows of jobs of head n, ``step`` or fewer, which end where the mask changes.
 
-        Small ones are together whatever ``step`` is, since granules are counted from the first.
+        Small classes are together whatever ``step`` is, since granules are counted from the first.
         """
         p, block = self.problem, self.block
-        if not self.classes:
-            return [(i0, min(i0 + step, p.queries)) for i0 in range(0, p.queries, step)]
-        ranks = self._ranks(b)[0]
-        starts = [0, *(np.flatnonzero(np.diff(ranks)) + 1).tolist(), p.queries]
+        b, h = divmod(n, p.heads)
+        starts = np.array([0, *self._changes(b, h), p.queries])
+        large = np.diff(starts) >= block
+        if self.classes:
+            ranks, keys = self._ranks(b)
+            ends = np.searchsorted(keys, [ranks[starts[:-1]], ranks[starts[:-1]] + 1])
+            large |= ends[1] - ends[0] >= WIDE
         pieces, i0 = [], 0
-        for start, stop in pairwise(starts):
-            large = stop - start >= block
-            if i0 < start and (large or start - i0 >= block):
+        for (start, stop), alone in zip(pairwise(starts.tolist()), large, strict=True):
+            if i0 < start and (alone or start - i0 >= BLOCKS * block):
                 pieces.append((i0, start))
                 i0 = start
-            if large:
+            if alone:
                 pieces += [(i, min(i + step, stop)) for i in range(start, stop, step)]
                 i0 = stop
         return pieces if i0 == p.queries else [*pieces, (i0, p.queries)]
+
+    def _changes(self, b: int, h: int) -> Array:
+        if self.classes:
+            return np.flatnonzero(np.diff(self._ranks(b)[0])) + 1
+        found = self.problem.mask.predicate.changes(b, h) if large(self.problem) else np.zeros(0)
+        often = len(found) * self.block > self.problem.queries
+        return np.zeros(0, np.int64) if often else found.astype(np.int64)
 
     def seen(self, b: int, h: int, i0: int, i1: int) -> Seen:
         """Return what rows i0:i1 see."""

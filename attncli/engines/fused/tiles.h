@@ -6,7 +6,9 @@
 #define whole_tile OWN(whole_tile)
 #define scores OWN(scores)
 #define product OWN(product)
+#define any_byte OWN(any_byte)
 #define block_state OWN(block_state)
+#define survey OWN(survey)
 #define look OWN(look)
 #define lay OWN(lay)
 #define lift OWN(lift)
@@ -107,6 +109,35 @@ static int block_state(const Job *J, int64_t i0, int64_t n, int64_t a, int64_t z
       for (int64_t x = 0; x < z - a; x++) every &= row[x * step] != 0, some |= row[x * step] != 0;
   }
   return every ? FULL : some ? MIXED : EMPTY;
+}
+
+INLINE int any_byte(vb x) {
+  uint64_t part[VL / 2], found = 0;
+  memcpy(part, &x, sizeof part);
+  for (int y = 0; y < VL / 2; y++) found |= part[y];
+  return found != 0;
+}
+
+/* Write the states of AHEAD granules from key a on, or of those that there are. Cells that lie side
+ * by side are read row by row, whole lines of memory, which is what this waits for. */
+static void survey(const Job *J, int64_t i0, int64_t n, int64_t a, int8_t *states) {
+  vb some[AHEAD], gaps[AHEAD];
+  const int plain = J->keep && !J->states && J->keep_key == 1;
+  const int64_t left = J->j1 - a, whole = plain ? left / GRAIN < AHEAD ? left / GRAIN : AHEAD : 0;
+  memset(some, 0, whole * sizeof *some), memset(gaps, 0, whole * sizeof *gaps);
+  for (int64_t r = 0; r < n && whole; r++) {
+    const uint8_t *row = J->keep + (i0 + r - J->i0) * J->keep_row + a - J->j0;
+    for (int64_t g = 0; g < whole; g++)
+      UNROLL for (int x = 0; x < GRAIN; x += VL * 4) {
+        const vb cells = *(const vb *)(row + g * GRAIN + x);
+        some[g] |= cells, gaps[g] |= (vb)(cells == 0);
+      }
+  }
+  for (int64_t g = 0; g < AHEAD && g * GRAIN < left; g++) {
+    const int64_t j = a + g * GRAIN, z = J->j1 - j < GRAIN ? J->j1 : j + GRAIN;
+    if (g >= whole) states[g] = (int8_t)block_state(J, i0, n, j, z);
+    else states[g] = !any_byte(some[g]) ? EMPTY : any_byte(gaps[g]) ? MIXED : FULL;
+  }
 }
 
 /* Write which of the n rows from i0 on see keys a:z; the lines up to a multiple of MR see nothing. */

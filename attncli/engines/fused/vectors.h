@@ -4,6 +4,7 @@
 #define vi OWN(vi)
 #define vu OWN(vu)
 #define vd OWN(vd)
+#define vb OWN(vb)
 #define dup OWN(dup)
 #define dupi OWN(dupi)
 #define vm OWN(vm)
@@ -34,6 +35,7 @@ typedef float vf __attribute__((vector_size(VL * 4), may_alias));
 typedef float vl __attribute__((vector_size(VL * 4), aligned(4), may_alias)); /* at any place */
 typedef int32_t vi __attribute__((vector_size(VL * 4), may_alias));
 typedef uint32_t vu __attribute__((vector_size(VL * 4), may_alias));
+typedef uint8_t vb __attribute__((vector_size(VL * 4), aligned(1), may_alias));
 typedef double vd __attribute__((vector_size(VL * 8), may_alias));
 #define wide(x) __builtin_convertvector(x, vd)
 #define at_(base, x, v) (*(vf *)((base) + (x) * ROWS + (v) * VL)) /* vector v of line x */

@@ -23,6 +23,7 @@ from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
 from attncli.attention.softcap import softcap_with_slope
 from attncli.engines import ANYHOW, Attended, How
+from attncli.engines.arranged import arranged
 from attncli.engines.numpy.backward_tiles import (
     BiasSum,
     Head,
@@ -60,6 +61,10 @@ def backward(
     left out: rounding has no derivative. ``tiling`` None chooses the size of the tiles.
     """
     p, threads = problem, how.threads or processors()
+    if tiling is None and "biases" not in want and (found := arranged(p)):
+        kept = attended and found.attended(attended, found.moved)
+        back = backward(found.problem, found.moved(grad_output), kept, want, how)
+        return found.gradients(back)
     if attended is None or attended.output.dtype != p.dtype or p.softmax_dtype is not None:
         exact = replace(p, result_dtype=p.dtype, softmax_dtype=None)
         attended = attend(exact, (), How(threads))

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attncli.attention.predicates import EMPTY, MIXED
-from attncli.attention.problem import Problem
+from attncli.attention.problem import STAGES, Problem
 from attncli.attention.softcap import softcapped
 from attncli.attention.tile_sums import Hidden, TileSums, largest
 from attncli.engines import ANYHOW, Attended, How
+from attncli.engines.arranged import arranged
 from attncli.engines.numpy.rows import BLOCK, GRAIN, Head, Part, Rowset
 from attncli.engines.whole import Sheet, mend, whole_jobs
 from attncli.resources import Job, processors, run_jobs
@@ -53,13 +54,15 @@ def attend(
 ) -> Attended:
     """Compute in tiles of a given size; None chooses, and lets small problems do without."""
     p, threads = problem, how.threads or processors()
+    whole = p.softmax_dtype is not None or any(name in want for name in STAGES)
+    if tiling is None and not whole and (found := arranged(p)):
+        return found.restored(attend(found.problem, want, how))
     sheet = Sheet.blank(p, want)
     cells = p.queries * p.keys
     used = 1
     with np.errstate(all="ignore"):
         if cells and p.batch * p.heads:
-            matrices = bool(sheet.stages) or p.softmax_dtype is not None
-            if matrices or (tiling is None and cells <= WHOLE_CELLS):
+            if whole or (tiling is None and cells <= WHOLE_CELLS):
                 jobs = list(whole_jobs(sheet))
             else:
                 jobs = Walk(sheet, tiling or _tiling(p, threads)).jobs()

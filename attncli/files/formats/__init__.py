@@ -72,13 +72,10 @@ def is_zip(head: bytes) -> bool:
 
 #: Numbers in a first line, with something between them or a line after them.
 _NUMBER = rb"[+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|nan|inf)"
-_CSV = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*" + _NUMBER + rb"(?:[ \t]*[,;\t\n\r]|[ ]+)\s*" + rb"[\d.+\-ni]",
-    re.IGNORECASE,
-)
-_HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:script|div|!doctype|html|body|head)\b", re.IGNORECASE)
+_CSV = rb"(?i)(?:\xef\xbb\xbf)?\s*" + _NUMBER + rb"(?:[ \t]*[,;\t\n\r]|[ ]+)\s*" + rb"[\d.+\-ni]"
+_HTML = rb"(?i)(?:\xef\xbb\xbf)?\s*<(?:script|div|!doctype|html|body|head)\b"
 #: The fields of a TensorProto that come first: dims one by one, then a data_type.
-_ONNX = re.compile(rb"(?:\x08[\x80-\xff]*[\x00-\x7f])*\x10[\x01-\x17][\x22-\x72]", re.DOTALL)
+_ONNX = rb"(?s)(?:\x08[\x80-\xff]*[\x00-\x7f])*\x10[\x01-\x17][\x22-\x72]"
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -109,15 +106,15 @@ FORMATS = (
         writes=False,
     ),
     Format(
-        "csv", "CSV", (".csv", ".tsv"), lambda head, _: bool(_CSV.match(head)), binary=False,
+        "csv", "CSV", (".csv", ".tsv"), lambda head, _: bool(re.match(_CSV, head)), binary=False,
         writes=False, many=False,
     ),
     Format(
-        "html", "HTML of BertViz", (".html",), lambda head, _: bool(_HTML.match(head)),
+        "html", "HTML of BertViz", (".html",), lambda head, _: bool(re.match(_HTML, head)),
         binary=False, writes=False,
     ),
     Format(
-        "onnx", "ONNX tensors", (".pb",), lambda head, _: bool(_ONNX.match(head)), writes=False,
+        "onnx", "ONNX tensors", (".pb",), lambda head, _: bool(re.match(_ONNX, head)), writes=False,
         many=False,
     ),
 )  # fmt: skip
