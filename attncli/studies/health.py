@@ -10,7 +10,7 @@ import numpy as np
 
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
-from attncli.engines import DEFAULT
+from attncli.engines import DEFAULT, ENGINES
 from attncli.errors import InputError
 from attncli.measures import outputs, rows, sample, sweep
 from attncli.measures.evidence import Evidence, told, words_of
@@ -100,14 +100,11 @@ def examine(
     that what-ifs are about (default: all); what depends on that is NaN of others. Without
     ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``; of
     very many rows another scale is tried on a sample. Of attention weights alone there are
-    no effects, no what-ifs and no gradients. Problems of at most EXACT cells are computed in
-    float64, since float32 cannot hold the gradient of a saturated row. Raises AttnError for what
-    cannot be run.
+    no effects, no what-ifs and no gradients. Small problems are computed in float64 (``exact``).
+    Raises AttnError for what cannot be run.
     """
-    p = problem
+    p = exact(problem, backend)
     effects = effects and p.scored
-    if p.batch * p.heads * p.queries * p.keys <= EXACT:
-        p = replace(p, dtype=np.dtype(np.float64))
     auto = what_if.with_scale(p, "auto") if p.scored else p
     scales: dict[float, Problem] = {}
     for one in (auto, *([what_if.with_scale(p, "none")] if effects else ()), p):
@@ -179,6 +176,19 @@ def examine(
         what_ifs=tuple(changes),
         grad_output=grad_output if isinstance(grad_output, str) else "given",
     )  # fmt: skip
+
+
+def exact(problem: Problem, backend: str) -> Problem:
+    """Return a problem of at most EXACT cells in float64, others as they are.
+
+    float32 cannot hold the gradient of a saturated row. An engine that was named and does not take
+    every problem keeps its own arithmetic.
+    """
+    p, named = problem, ENGINES.get(backend)
+    small = p.batch * p.heads * p.queries * p.keys <= EXACT
+    if not small or (named is not None and named.partial):
+        return p
+    return replace(p, dtype=np.dtype(np.float64))
 
 
 def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:
