@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attncli.attention.classes import Order, ascending, cells, in_order, ranked
-from attncli.attention.gradients import Gradients
 from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
 from attncli.engines import Attended
+
+if TYPE_CHECKING:
+    from attncli.attention.gradients import Gradients
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

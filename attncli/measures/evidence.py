@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from attncli.attention.gradients import WeightSums
 from attncli.attention.problem import Problem
 from attncli.attention.rows import Rows
 from attncli.measures.statistic import STATISTICS, Statistic, Summaries, of_head, summarize
 from attncli.resources import Progress, stages
 
 if TYPE_CHECKING:
+    from attncli.attention.gradients import WeightSums
     from attncli.measures.sample import Sample
     from attncli.measures.sweep import Sweep
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-E = TypeVar("E", Rows, WeightSums)
+E = TypeVar("E", Rows, "WeightSums")
 
 TOGETHER = 1 << 14  # rows up to which calls of NumPy cost more than what they do
 

@@ -6,6 +6,7 @@ The gradients are those of Σ output∘dO before RoPE is taken back (formulas: `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.softcap import softcapped
 from attncli.measures.budget import Way, as_own, eps
+from attncli.resources import Job, processors, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CELLS = 1 << 20  # of a matrix of which some are held at a time
+TINY = 1 << 16  # multiplications of a product below which BLAS takes one thread by itself
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def slopes(
     *,
     own: np.dtype[Any] | None = None,
     cells: bool = False,
+    threads: int | None = None,
 ) -> Slopes:
     """Return the definition's gradients in ``dtype``; with ``own`` their bands for that type.
 
@@ -53,12 +57,19 @@ def slopes(
     arrays = {name: np.zeros(shape, dtype) for name, shape in shapes.items()}
     bands = {name: np.zeros(shape, dtype) for name, shape in shapes.items()} if own else {}
     squares = {name: np.zeros(shape, dtype) for name, shape in shapes.items()} if own else {}
-    step = max(1, min(p.queries, CELLS // max(p.keys, 1)))
-    for b, h in np.ndindex(p.batch, p.heads):
-        for i in range(0, p.queries, step):
-            rows = np.arange(i, min(i + step, p.queries))
-            part = grad[b, h, rows].astype(dtype)
-            _add(p, b, h, rows, part, way, own, arrays, bands, squares)
+    threads = threads or processors()
+    step = max(1, min(p.queries, CELLS // threads // max(p.keys, 1)))
+
+    def of_group(b: int, g: int) -> None:
+        each = p.heads // p.kv_heads
+        for h in range(g * each, (g + 1) * each):
+            for i in range(0, p.queries, step):
+                rows = np.arange(i, min(i + step, p.queries))
+                part = grad[b, h, rows].astype(dtype)
+                _add(p, b, h, rows, part, way, own, arrays, bands, squares)
+
+    jobs: list[Job] = [partial(of_group, b, g) for b, g in np.ndindex(p.batch, p.kv_heads)]
+    run_jobs(jobs, threads, p.queries * p.keys * p.width > TINY, None)
     if own is None:
         return Slopes(arrays, {})
     arithmetic = as_own(p, own).dtype

@@ -85,7 +85,7 @@ class Heatmap(NamedTuple):
     row_positions: Sequence[int] | None = None
     column_positions: Sequence[int] | None = None
     notes: Sequence[str] = ()
-    hidden: Array | None = None
+    hidden: "Array | None" = None
 
 
 class Grid(Heatmap):

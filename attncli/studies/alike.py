@@ -10,6 +10,7 @@ import numpy as np
 
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
+from attncli.engines import DEFAULT
 from attncli.measures.statistic import of_batches
 from attncli.studies import together
 from attncli.studies.health import Examination, exact, examine
@@ -24,6 +25,7 @@ def examine_together(
     *,
     changed: Pairs,
     grad_output: str,
+    backend: str = DEFAULT,
     tokens: Sequence[Sequence[str]] | None = None,
     query_tokens: Sequence[Sequence[str]] | None = None,
     **how: Any,
@@ -33,7 +35,7 @@ def examine_together(
     ``tokens`` and ``changed`` are those of one problem, ``how`` further arguments that are no
     what-ifs. Nothing where they cannot be told apart again. Raises what ``examine`` raises.
     """
-    p, each = exact(problem), problem.batch
+    p, each = exact(problem, backend), problem.batch
     if p.keys > KEYS or p.queries > KEYS or len(set(changed)) < each * p.heads:
         return []
     count = whole.batch // each
@@ -42,7 +44,7 @@ def examine_together(
         return one if one is None or len(one) == 1 else [*one] * count
 
     done = examine(
-        whole, tokens=repeated(tokens), query_tokens=repeated(query_tokens),
+        whole, backend=backend, tokens=repeated(tokens), query_tokens=repeated(query_tokens),
         grad_output=grad_output, upward=np.tile(upstream(grad_output, p), (count, 1, 1, 1)), **how,
     )  # fmt: skip
     if not done.sample.whole or done.result.problem.dtype != p.dtype:

@@ -11,7 +11,7 @@ import numpy as np
 
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
-from attncli.engines import DEFAULT
+from attncli.engines import DEFAULT, ENGINES
 from attncli.errors import InputError
 from attncli.measures import outputs, rows, sample, sweep
 from attncli.measures.evidence import Evidence, told, words_of
@@ -110,11 +110,10 @@ def examine(
     ``effects`` the scale is not changed, which saves a run. Samples are drawn with ``seed``; of
     very many rows another scale is tried on a sample. ``upward`` is the gradient of the output as
     ``upstream`` returns it, where ``grad_output`` only names it. Of attention weights alone there
-    are no effects, no what-ifs and no gradients. Problems of at most EXACT cells are computed in
-    float64, since float32 cannot hold the gradient of a saturated row. Raises AttnError for what
-    cannot be run.
+    are no effects, no what-ifs and no gradients. Small problems are computed in float64
+    (``exact``). Raises AttnError for what cannot be run.
     """
-    p = exact(problem)
+    p = exact(problem, backend)
     effects = effects and p.scored
     auto = what_if.with_scale(p, "auto") if p.scored else p
     scales: dict[float, Problem] = {}
@@ -189,10 +188,17 @@ def examine(
     )  # fmt: skip
 
 
-def exact(p: Problem) -> Problem:
-    """Return the problem in the precision in which it is examined."""
+def exact(problem: Problem, backend: str) -> Problem:
+    """Return a problem of at most EXACT cells in float64, others as they are.
+
+    float32 cannot hold the gradient of a saturated row. An engine that was named and does not take
+    every problem keeps its own arithmetic.
+    """
+    p, named = problem, ENGINES.get(backend)
     small = p.batch * p.heads * p.queries * p.keys <= EXACT
-    return replace(p, dtype=np.dtype(np.float64)) if small else p
+    if not small or (named is not None and named.partial):
+        return p
+    return replace(p, dtype=np.dtype(np.float64))
 
 
 def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:

@@ -344,7 +344,7 @@ static void write_sums(const Job *J, const Block *B, int64_t n, int64_t r) {
   o[M * plane] = t1 * unit, o[FIRST * plane] = S->first[v][y] * unit;
   o[REST * plane] = fmax(0, e1), o[ES * plane] = es * unit;
   o[REST2 * plane] = fmax(0, e2), o[REST3 * plane] = fmax(0, e3);
-  o[AMAX * plane] = count ? amax * unit : 0;
+  o[AMAX * plane] = count ? fabs(amax) * unit : 0; /* −0 is 0 */
   int alike = !bent && low == t1;
   if (alike) mean = low - S->centre[v][y], m2 = 0;
   o[MEAN * plane] = count ? (mean + S->centre[v][y]) * unit : 0;

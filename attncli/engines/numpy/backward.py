@@ -43,6 +43,7 @@ Cells = tuple[int, int, int, int, int, int]  # b, h, rows i0:i1, keys j0:j1
 
 HIDDEN = 1024  # most masks of mixed grains that are kept, 16 KiB each
 SLICES = 16  # most jobs of one head: each holds a dQ of its own
+FAR = 1e4  # scores this large differ by 1e-3 with the order in which float32 sums them
 LARGE = 1e3  # an lse this far from 0 has lost digits that the weights need
 
 
@@ -58,13 +59,16 @@ def backward(
 
     ``attended`` is what ``attend`` returned for it, used when it is in the arithmetic's dtype and
     computed otherwise. ``want``: any of ``biases``, ``score_norm``, ``alone``. ``softmax_dtype`` is
-    left out: rounding has no derivative. ``tiling`` None chooses the size of the tiles.
+    left out: rounding has no derivative. ``tiling`` None chooses the size of the tiles. What may
+    have scores beyond FAR is computed in float64.
     """
     p, threads = problem, how.threads or processors()
     if tiling is None and "biases" not in want and (found := arranged(p)):
         kept = attended and found.attended(attended, found.moved)
         back = backward(found.problem, found.moved(grad_output), kept, want, how)
         return found.gradients(back)
+    if p.dtype == np.float32 and reach(p) > FAR:
+        return _in_double(p, grad_output, want, how, tiling)
     if attended is None or attended.output.dtype != p.dtype or p.softmax_dtype is not None:
         exact = replace(p, result_dtype=p.dtype, softmax_dtype=None)
         attended = attend(exact, (), How(threads))
@@ -74,6 +78,36 @@ def backward(
         tiny = cells <= TINY_CELLS
         run_jobs(walk.jobs(), threads, tiny, how.progress)
     return walk.gradients()
+
+
+def reach(p: Problem) -> float:
+    """Return what no score is beyond, softcapped if so: |scale|·max‖q‖·max‖k‖; ∞ where one is."""
+    bound = abs(p.scale)
+    for array in (p.query, p.key):
+        array = array.astype(p.dtype, copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            bound *= float(np.sqrt(np.fmax.reduce(np.vecdot(array, array), None, initial=0)))
+    return bound if p.softcap is None else min(bound, p.softcap)
+
+
+def _in_double(
+    p: Problem, grad_output: Array, want: Collection[str], how: How, tiling: Tiling | None
+) -> Gradients:
+    """Return the gradients of a float32 problem, computed in float64.
+
+    Two products that are summed in another order differ by a rounding of the largest scores, and
+    the weights by a power of e of it.
+    """
+    double = np.dtype(np.float64)
+    tensors = {n: getattr(p, n).astype(double) for n in ("query", "key", "value")}
+    wide = replace(p, **tensors, dtype=double, result_dtype=double)
+    found = backward(wide, grad_output, None, want, how, tiling)
+    with np.errstate(over="ignore"):
+        return replace(
+            found,
+            **{n: a.astype(p.dtype) for n in tensors if (a := getattr(found, n)) is not None},
+            biases=tuple(bias.astype(p.dtype) for bias in found.biases),
+        )
 
 
 def _tiling(p: Problem, threads: int) -> Tiling:

@@ -25,7 +25,6 @@ from attncli.attention.problem import STAGES, Problem
 from attncli.attention.softcap import softcapped
 from attncli.attention.tile_sums import Hidden, TileSums, largest
 from attncli.engines import ANYHOW, Attended, How
-from attncli.engines.arranged import arranged
 from attncli.engines.numpy.rows import BLOCK, GRAIN, Head, Part, Rowset
 from attncli.engines.whole import Sheet, mend, whole_jobs
 from attncli.resources import Job, processors, run_jobs
@@ -55,8 +54,11 @@ def attend(
     """Compute in tiles of a given size; None chooses, and lets small problems do without."""
     p, threads = problem, how.threads or processors()
     whole = p.softmax_dtype is not None or any(name in want for name in STAGES)
-    if tiling is None and not whole and (found := arranged(p)):
-        return found.restored(attend(found.problem, want, how))
+    if tiling is None and not whole and p.queries * p.keys > WHOLE_CELLS:
+        from attncli.engines.arranged import arranged
+
+        if found := arranged(p):
+            return found.restored(attend(found.problem, want, how))
     sheet = Sheet.blank(p, want)
     cells = p.queries * p.keys
     used = 1

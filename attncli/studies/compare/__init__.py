@@ -124,5 +124,5 @@ def judged(
         part = Candidate(forward, candidate.own, candidate.kept, candidate.tolerance)
         found = held(theory, part, threads=threads, progress=progress)
     if len(forward) < len(candidate.stages):
-        found |= held_gradients(theory, candidate, grad_output)
+        found |= held_gradients(theory, candidate, grad_output, threads)
     return ordered(found)

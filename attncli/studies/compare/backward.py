@@ -20,7 +20,10 @@ GRADIENTS = ("grad_query", "grad_key", "grad_value")
 
 
 def held_gradients(
-    theory: Theory, candidate: Candidate, grad_output: Array | None
+    theory: Theory,
+    candidate: Candidate,
+    grad_output: Array | None,
+    threads: int | None = None,
 ) -> dict[str, Judged]:
     """Judge the gradients of a candidate. grad_output: dO, ``(B, H, Lq, Dv)``."""
     if grad_output is None:
@@ -29,10 +32,13 @@ def held_gradients(
             "add --grad-output ones, random:SEED or FILE",
         )
     p, own = theory.problem, candidate.own
-    right = _back(p, slopes(p, grad_output, np.float64, own=own))
+    right = _back(p, slopes(p, grad_output, np.float64, own=own, threads=threads))
     given = budget.as_own(p, own)
     ways = budget.ways(p, own, reorder=1)
-    plains = [_back(given, slopes(given, grad_output, given.dtype, way)).arrays for way in ways]
+    plains = [
+        _back(given, slopes(given, grad_output, given.dtype, way, threads=threads)).arrays
+        for way in ways
+    ]
     found = {}
     for name in GRADIENTS:
         if name not in candidate.stages:

@@ -21,7 +21,7 @@ from attncli.measures.evidence import words_of
 from attncli.measures.policy import POLICY
 from attncli.measures.statistic import STATISTICS, Summaries
 from attncli.studies.attend import Result, run
-from attncli.studies.health import EXACT, TOLD, Head, head_of
+from attncli.studies.health import TOLD, Head, exact, head_of
 from attncli.studies.many import call_name, labels_of
 from attncli.studies.model import interface
 from attncli.studies.model.interface import LISTENERS, NAME, Place
@@ -133,10 +133,7 @@ class Seen:
             result = self.told(place.name, problem, place.labels)
             result = run(problem, **how) if result is None else result
             return result.attended.output
-        p = problem
-        if p.batch * p.heads * p.queries * p.keys <= EXACT:
-            p = replace(p, dtype=np.dtype(np.float64))
-        result = run(p, want=("output", "lse", "row_statistics"), **how)
+        result = run(exact(problem, self.backend), want=("output", "lse", "row_statistics"), **how)
         name = call_name(self.short.get(place.name, place.name), self.calls[place.name])
         self.layers.append(_layer(name, place, result))
         return result.attended.output
