@@ -63,6 +63,7 @@ def compute(
     tested: Tested,
     pictures: Pictures,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Attention of Q, K, V: weights, output, stability statistics.
@@ -101,7 +102,7 @@ def compute(
         return call.run(write_cases)
     if command or tested.candidate is not None:
         return _judge(call, judge_command if command else judge_folder, bundle)
-    page = output.page_of(printed, saved)
+    page = output.page_of(printed, saved, drawn=drawn)
     output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
     if given.runs_model:
         return call.run(reading, source=bundle, page=page)
@@ -132,6 +133,7 @@ def one(
     where: own.Layer,
     pictures: Pictures,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print, or save, the answer to one problem."""
@@ -163,6 +165,7 @@ def reading(
     asked: OfModel,
     pictures: Pictures,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print, or save, what one layer of a model computes when it reads something."""

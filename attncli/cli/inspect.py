@@ -40,6 +40,7 @@ def inspect(
     asked: own.Everything,
     full: groups.Full,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Is this attention healthy? Statistics, gradients, what-ifs, verdicts; or any tensor file.
@@ -189,9 +190,11 @@ def _recognised(source: "files.Bundle", fewest: int) -> Mode:
 
 
 @mode("a sweep of widths (--sweep-dim)", "leave one of the two out")
-def sweep(*, sweep_dim: str, seed: int, threads: int | None, printed: groups.Printed) -> None:
+def sweep(
+    *, sweep_dim: str, seed: int, threads: int | None, drawn: groups.Drawn, printed: groups.Printed
+) -> None:
     """Print what the scale does for tensors of its own."""
-    page = output.page_of(printed)
+    page = output.page_of(printed, drawn=drawn)
     widths = _widths(sweep_dim)
 
     from attncli import render
@@ -211,10 +214,11 @@ def health(
     asked: own.Asked,
     full: bool,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print a row a head with its verdict, or save the statistics of every row."""
-    page = output.page_of(printed, saved, own.SAVED)
+    page = output.page_of(printed, saved, own.SAVED, drawn)
     output.demand_place(page)
 
     from attncli import render

@@ -32,6 +32,7 @@ def many(
     asked: own.Many,
     full: bool,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print one report on all layers, or a line of JSON for each; or save them as a capture.
@@ -40,7 +41,7 @@ def many(
     """
     if saved.output is not None and saved.include is None:
         saved = saved.but(include=",".join(own.CAPTURED))
-    page = output.page_of(printed, saved, own.CAPTURED)
+    page = output.page_of(printed, saved, own.CAPTURED, drawn)
     if page.names and not page.target:
         raise InputError("--include has no use without -o", "add -o capture.safetensors")
     _keep_inputs(page, paths)

@@ -27,6 +27,7 @@ def mask(
     save: groups.Output,
     additive: own.Additive,
     dialect: own.Dialect,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Build, see, combine, check, convert and save masks.
@@ -52,7 +53,7 @@ def mask(
         raise InputError(
             f"--additive and --for {dialect.dialect} contradict each other", "give one"
         )
-    page = output.page_of(printed, groups.Saved(**vars(save)), ("attn_mask",))
+    page = output.page_of(printed, groups.Saved(**vars(save)), ("attn_mask",), drawn)
     chosen = draw if dialect.dialect is None else translate
     call.check(chosen)
 
@@ -77,6 +78,7 @@ def draw(
     part: groups.Elements,
     save: groups.Output,
     additive: bool,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print the mask as a grid or as readers meet it, and what it keeps."""

@@ -37,12 +37,13 @@ def reading(
     seed: int,
     full: bool,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print one report on the heads of all layers, or a line of JSON each; or save a capture."""
     if saved.output is not None and saved.include is None:
         saved = saved.but(include=",".join(own.CAPTURED))
-    page = output.page_of(printed, saved, own.CAPTURED)
+    page = output.page_of(printed, saved, own.CAPTURED, drawn)
     if page.names and not page.target:
         raise InputError("--include has no use without -o", "add -o capture.safetensors")
 

@@ -38,6 +38,7 @@ def multihead(
     random: own.Random,
     pictures: own.Pictures,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """From hidden states and pretrained weights to heads and output, without the model's code.
@@ -63,7 +64,7 @@ def multihead(
     _check_weights(weights, listing, random)
     if listing.list_layers:
         return call.run(list_layers)
-    page = output.page_of(printed, saved, own.SAVED)
+    page = output.page_of(printed, saved, own.SAVED, drawn)
     output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
     if x is None and random.random_weights is None:
         raise InputError("nothing to project: no X, the hidden states", f"to try it: {EXAMPLE}")
@@ -104,6 +105,7 @@ def checkpoint(
     input_norm: str,
     pictures: own.Pictures,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Project with the weights of a checkpoint, loaded once for all lines of NDJSON."""
@@ -136,6 +138,7 @@ def learning(
     asked: own.Asked,
     pictures: own.Pictures,
     saved: groups.Saved,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Project with random weights, and without X with random vectors."""
