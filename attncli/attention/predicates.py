@@ -20,7 +20,7 @@ from attncli.attention.code import Code
 Array = np.ndarray[Any, np.dtype[Any]]
 
 EMPTY, MIXED, FULL = 0, 1, 2
-SAMPLE = 16  # keys by which rows of a tensor are told apart
+SAMPLE = 16  # keys by which rows of a tensor are told apart, at first rows so far from each other
 FAR = 1 << 62  # an open side of a band: farther than any index
 Spans = tuple[tuple[int, int], ...]
 PerBatch = tuple[int, ...]  # a number for each batch element
@@ -236,9 +236,13 @@ class Cells(Predicate):
 
     def changes(self, b: int, h: int) -> Array:
         plane = self._plane(b, h)
-        # of a mask made of blocks, so few keys show nearly all changes
-        some = np.ascontiguousarray(plane[:, :: max(1, plane.shape[1] // SAMPLE)])
-        return np.flatnonzero((some[1:] != some[:-1]).any(1)) + 1
+        # of a mask made of blocks, some keys of some rows show nearly all changes
+        some = plane[:, :: max(1, plane.shape[1] // SAMPLE)]
+        seen = some[::SAMPLE]
+        apart = np.flatnonzero((seen[1:] != seen[:-1]).any(1))
+        rows = apart[:, None] * SAMPLE + np.arange(SAMPLE + 1)  # between those that differ
+        near = some[rows]
+        return np.asarray(rows[:, 1:][(near[:, 1:] != near[:, :-1]).any(2)])
 
     def tiles(self, b: int, h: int, i0: int, i1: int, edges: Array) -> Array:
         if i0 >= i1 or len(edges) < 2 or edges[0] >= edges[-1]:
