@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncli.attention.biases import Alibi
+from attncli.attention.cells import Cells
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import Band, SameSegment
 from attncli.attention.pose import pose
-from attncli.attention.predicates import FAR, Cells, Predicate
+from attncli.attention.predicates import FAR, Predicate
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.rows import Rows
 from attncli.engines import Attended, How, reference
