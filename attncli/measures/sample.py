@@ -114,7 +114,7 @@ def all_distances(p: Array) -> Array:
         for at in range(0, a, some):
             to = min(at + some, a)
             nats[a, at:to] = (own[at:to] + own[a]) / 4 - of_sums(p[at:to], p[a]) / 2
-    return np.sqrt(np.clip((nats + nats.swapaxes(0, 1)) / np.log(2), 0, 1))
+    return np.asarray(np.sqrt(np.clip((nats + nats.swapaxes(0, 1)) / np.log(2), 0, 1)))
 
 
 @statistic("row", source="Golub 1973", heading="largest eigenvalue", keep=1)
