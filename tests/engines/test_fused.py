@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -51,6 +52,12 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 def attended(p: Problem, threads: int = 1) -> Attended:
     return forward.attend(p, ALL, How(threads))
+
+
+@functools.cache
+def masked(mask: str, *shape: int) -> Problem:
+    """The same problem for every build, which is judged by one truth."""
+    return pose(*tensors(shape), mask=[masker(mask)])  # type: ignore[arg-type]
 
 
 def judge(p: Problem, threads: int) -> None:
@@ -139,8 +146,7 @@ def test_a_long_mask_is_planned_in_parts(
     monkeypatch.setattr(plan, "ASK_CELLS", 0)
     monkeypatch.setattr(plan, "MASK_CELLS", rows * 400)
     for mask in ("causal", "window(200, 50)", "blocks(150)", "global_rows(3) | window(9)"):
-        p = pose(*tensors((1, 1, 1, 400, 400, 16, 8)), mask=[masker(mask)])
-        judge(p, 2)
+        judge(masked(mask, 1, 1, 1, 400, 400, 16, 8), 2)
 
 
 @pytest.mark.parametrize("where", ["query", "key", "value"])
@@ -225,7 +231,7 @@ def test_strided_inputs_and_memory_maps(build: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("widths", [(1, 1), (3, 80), (96, 256), (576, 512)])
 def test_widths(build: str, widths: tuple[int, int]) -> None:
-    judge(pose(*tensors((1, 2, 1, 60, 140, *widths)), mask=masker("causal(top_left)")), 2)
+    judge(masked("causal(top_left)", 1, 2, 1, 60, 140, *widths), 2)
 
 
 @pytest.mark.parametrize("gap", [0.5, 5, 17, 25, 40, 100, 300])

@@ -175,7 +175,7 @@ def test_any_problem(
 @pytest.mark.parametrize("mask", sorted(MASKS))
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_neither_tiles_nor_threads_matter(mask: str, size: float) -> None:
-    p = pose(*tensors((1, 4, 2, 400, 400, 16, 8), size), mask=MASKS[mask])
+    p = pose(*tensors((1, 2, 1, 300, 300, 16, 8), size), mask=MASKS[mask])
     first = forward.attend(p, ALL, How(1), tiling=Tiling(128, 256))
     again = forward.attend(p, ALL, How(3), tiling=Tiling(128, 256))
     assert again.threads == 3
