@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from attncli import engines
+from tests.support.builds import needs_fused
 from tests.support.program import Door
 
-reason = engines.missing("fused")
-pytestmark = pytest.mark.skipif(reason is not None, reason=f"fused: {reason}")
+pytestmark = needs_fused
 
 
 def test_small_problems_too(door: Door, tmp_path: Path) -> None:

@@ -11,36 +11,22 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import attncli
-from attncli import engines
 from attncli.attention.gradients import Gradients, float_masks, upstream
 from attncli.attention.language import masker, tensor_masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
 from attncli.engines import How, fused, reference
+from attncli.engines.fused.backward import backward
+from attncli.engines.fused.forward import attend
 from attncli.errors import Unavailable
+from tests.support.builds import BUILDS, needs_fused
 from tests.support.gradients_budget import assert_gradients_within_budget
 from tests.support.problems import problems
 
-reason = engines.missing("fused")
-if reason:
-    pytest.skip(f"fused: {reason}", allow_module_level=True)
-
-from attncli.engines.fused import _kernel  # noqa: E402
-from attncli.engines.fused.backward import backward  # noqa: E402
-from attncli.engines.fused.forward import attend  # noqa: E402
-
+pytestmark = needs_fused
 Array = np.ndarray[Any, np.dtype[Any]]
-BUILDS = list(_kernel.builds())
 NORM = ("score_norm",)
 MANY = int(os.environ.get("ATTNCLI_EXAMPLES", "0"))  # problems on each build
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every build that runs here, one after the other."""
-    monkeypatch.setenv(fused.VARIABLE, request.param)
-    name: str = request.param
-    return name
 
 
 def normal(*shapes: tuple[int, ...], seed: int = 0) -> list[Array]:
