@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.call import Call
+from attncli.attention.cells import Cells
 from attncli.attention.code import Code
-from attncli.attention.predicates import Bias, Cells, PerBatch, Slopes, Varies, differ
+from attncli.attention.predicates import Bias, PerBatch, Slopes, Varies, differ
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

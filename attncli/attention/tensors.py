@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.biases import Added
+from attncli.attention.cells import Cells
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.padding import Padding, padding_text
-from attncli.attention.predicates import Bias, Cells, Everything, Not, Part
+from attncli.attention.predicates import Bias, Everything, Not, Part
 from attncli.attention.problem import Masker
 from attncli.attention.words import POLARITIES
 from attncli.errors import MaskError

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from attncli.attention.cells import Cells
 from attncli.attention.language import masker
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.padding import Padding, padding_text
-from attncli.attention.predicates import And, Bias, Cells, Varies
+from attncli.attention.predicates import And, Bias, Varies
 from attncli.attention.problem import Family, Masker, Problem
 from attncli.errors import InputError, counted
 

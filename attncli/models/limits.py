@@ -11,8 +11,9 @@ import numpy as np
 
 from attncli.attention import language
 from attncli.attention.biases import Added, Alibi, Relative, alibi_slopes
+from attncli.attention.cells import Cells
 from attncli.attention.masks import Extent, Mask
-from attncli.attention.predicates import Cells, Everything
+from attncli.attention.predicates import Everything
 from attncli.attention.problem import Masker
 from attncli.attention.tensors import padding_masker, tensor_masker
 from attncli.errors import InputError, MaskError

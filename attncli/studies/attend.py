@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 GRADIENTS = ("gradients", "grad_bias", "gradient_norms")  # the last two imply the first
-#: For our own statistics: sums of the weights, where the engine makes them; ‖dS‖ without gradients.
-SUMS, ALONE = "weight_sums", "score_norms_alone"
 WANTS = ("output", "lse", "row_statistics", *STAGES, *GRADIENTS)
 SMALL = 1 << 22  # multiply-adds that any engine is done with in milliseconds
 
@@ -118,10 +116,9 @@ class Result:
         """What statistics are made from; only of a result with row_statistics."""
         assert self.rows is not None
         output = self.attended.output if self.problem.scored else None
-        return Evidence(
-            self.problem, self.rows, self.attended.lse, output, self.gradient_norms,
-            weight_sums=None if self.derived is None else self.derived.sums,
-        )  # fmt: skip
+        sums = None if self.derived is None else self.derived.sums
+        known = self.rows, self.attended.lse, output, self.gradient_norms
+        return Evidence(self.problem, *known, weight_sums=sums)
 
     @cached_property
     def summaries(self) -> dict[str, Any]:
@@ -327,10 +324,14 @@ def run(
     device: str = "auto",
     threads: int | None = None,
     want: Collection[str] = ("output",),
+    beside: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Result:
-    """Like ``solve``, with the gradient of the output canonical, ``(B, H, Lq, Dv)``, or None."""
-    unknown = [name for name in want if name not in (*WANTS, SUMS, ALONE)]
+    """Like ``solve``, with a canonical gradient of the output ``(B, H, Lq, Dv)``, or None.
+
+    ``beside`` is asked of ``backward``, too.
+    """
+    unknown = [name for name in want if name not in WANTS]
     if unknown:
         raise InputError(f"cannot compute '{unknown[0]}'", f"it must be one of {', '.join(WANTS)}")
     if threads is not None and threads < 1:
@@ -341,10 +342,8 @@ def run(
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
     if grad_output is not None:
-        names = {
-            "grad_bias": "biases", "gradient_norms": "score_norm", SUMS: "sums", ALONE: "alone"
-        }  # fmt: skip
-        asked = frozenset(names[name] for name in want if name in names)
+        names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
+        asked = frozenset(names[name] for name in want if name in names).union(beside)
         other = engines.choose_backward(there, problem, grad_output, asked)
         back = engines.load_backward(other)
         notes += [f"gradients by {other}"] * (other != name)

@@ -12,7 +12,7 @@ from attncli.engines import DEFAULT, ENGINES
 from attncli.measures.evidence import Evidence
 from attncli.measures.statistic import summarize
 from attncli.resources import Progress
-from attncli.studies.attend import ALONE, SUMS, Result, run
+from attncli.studies.attend import Result, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -47,7 +47,7 @@ def run_both_ways(
     on_gpu = row is not None and row.gpu and problem.dtype != np.float64
     result = run(
         problem if on_gpu else exact, _of_real(problem, upward), backend=backend, device=device,
-        threads=threads, want=(*WANT, ALONE if alone else SUMS), progress=progress,
+        threads=threads, want=WANT, beside=("alone" if alone else "sums",), progress=progress,
     )  # fmt: skip
     return replace(result, problem=problem)
 

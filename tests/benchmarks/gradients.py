@@ -15,7 +15,7 @@ import numpy as np
 
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
-from attncli.engines import How, choose_backward, load, load_backward
+from attncli.engines import How, choose_backward, load, load_backward, there
 from tests.benchmarks.dense import Cell
 from tests.benchmarks.sparse import extra_memory
 from tests.benchmarks.timing import (
@@ -60,7 +60,7 @@ def both(cell: Cell, setting: Setting) -> dict[str, Run]:
         "torch whole": lambda: back(forward()),
     }
     for engine in ENGINES:
-        name = choose_backward(engine, "auto", problem, grad, ())
+        name = choose_backward(there(engine), problem, grad, ())
         attend, backward = load(name).attend, load_backward(name).backward
 
         def ours(kept: Any = None, attend: Any = attend, backward: Any = backward) -> Any:

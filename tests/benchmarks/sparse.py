@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
-from attncli.engines import How, choose, load, load_backward
+from attncli.engines import How, choose, load, load_backward, there
 backend, length, mask, want, threads = sys.argv[1:]
 want, threads = tuple(want.split(",")), int(threads)
 rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ def memory(name):  # getrusage begins with what the parent had when it forked
     return int(re.search(name + r":\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 problem = pose(q, k, v, mask=masker(mask) if mask else ())
-name = choose(backend, "auto", problem, ("output",))[0]
+name = choose(there(backend), problem, ("output",))[0]
 attend, backward = load(name).attend, load_backward(name).backward
 before = memory("VmRSS")
 done = attend(problem, [w for w in want if w != "gradients"], How(threads))

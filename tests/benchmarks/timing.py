@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.engines import How, choose, load
+from attncli.engines import How, choose, load, there
 from attncli.resources import processors
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -126,7 +126,7 @@ def tensors(heads: int, length: int, width: int, count: int = 3) -> list[Array]:
 
 def attending(backend: str, problem: Any, want: tuple[str, ...], setting: Setting) -> Run:
     """Return what computes that with the engine of that name."""
-    engine = load(choose(backend, "auto", problem, want)[0])
+    engine = load(choose(there(backend), problem, want)[0])
     return lambda: engine.attend(problem, want, How(setting.threads))
 
 

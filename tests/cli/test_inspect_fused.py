@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attncli import engines
+from attncli.engines.fused import VARIABLE
+from tests.support.builds import BUILDS, needs_fused
 from tests.support.program import Door
 
-reason = engines.missing("fused")
-pytestmark = pytest.mark.skipif(reason is not None, reason=f"fused: {reason}")
+pytestmark = needs_fused
 
 
 def test_small_problems_too(door: Door, tmp_path: Path) -> None:
@@ -36,15 +36,11 @@ def test_float64_is_still_refused(door: Door, tmp_path: Path) -> None:
     assert "it computes in float32 only" in ran.err
 
 
-@pytest.mark.parametrize("build", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("options", [(), ("--softcap", "1"), ("--mask", "causal")])
 def test_scores_of_nothing_but_0_leave_all_room(
     door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build: str, options: tuple[str]
 ) -> None:
-    from attncli.engines.fused import VARIABLE, _kernel
-
-    if build not in _kernel.builds():
-        pytest.skip(f"{build} does not run here")
     monkeypatch.setenv(VARIABLE, build)
     np.savez(tmp_path / "x.npz", query=np.zeros((5, 4), np.float32), value=np.eye(5, dtype="f"))
     head = door("inspect", "x.npz", "--backend", "fused", "--json", *options).data["heads"][0]

@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import select
-import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attncli.studies import alike, together
-from tests.support.alike import KINDS, RNG, K, Q, V, tensors
-from tests.support.program import Door, running
-
-
-def answers(door: Door, lines: list[Any], *options: str) -> tuple[int, list[Any], list[str]]:
-    """Return exit code, answers and warnings."""
-    Path("lines.ndjson").write_text("\n".join(map(json.dumps, lines)))
-    ran = door("inspect", "lines.ndjson", "--format", "ndjson", *options)
-    return ran.code, ran.lines, ran.err.splitlines()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_answer_is_what_it_is_alone(
-    door: Door, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    lines = [{"id": n, **line} for n, line in enumerate(KINDS[kind])]
-    found = answers(door, lines)
-    assert [one["id"] for one in found[1]] == [*range(len(lines))]
-    monkeypatch.setattr(together, "CELLS", 0)
-    assert found == answers(door, lines)
-    monkeypatch.setattr(together, "CELLS", 100)  # several calls
-    assert found == answers(door, lines)
-
-
-def test_kinds_may_be_mixed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [line for kind in KINDS.values() for line in kind]
-    RNG.shuffle(lines)
-    code, found, warned = answers(door, lines, "--threads", "1")
-    assert (code, [one["line"] for one in found]) == (1, [*range(1, len(lines) + 1)])
-    monkeypatch.setattr(together, "CELLS", 0)
-    assert (code, found, warned) == answers(door, lines, "--threads", "1")
+from tests.support.alike import KINDS, answers, tensors
+from tests.support.program import Door
 
 
 @pytest.mark.parametrize(
@@ -64,18 +31,18 @@ def test_options_of_all_lines(
     door: Door, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     lines = [tensors((2, 4, 3), (2, 4, 3), (2, 4, 3)) for _ in range(3)]
-    found = answers(door, lines, *options)
+    found = answers(door, "inspect", lines, *options)
     assert [one["line"] for one in found[1]] == [1, 2, 3]
     monkeypatch.setattr(together, "CELLS", 0)
-    assert found == answers(door, lines, *options)
+    assert found == answers(door, "inspect", lines, *options)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(100, 128), (128, 40), (140, 30), (20, 300)])
 def test_longer_lines(door: Door, monkeypatch: pytest.MonkeyPatch, queries: int, keys: int) -> None:
     lines = [tensors((queries, 8), (keys, 8), (keys, 8)) for _ in range(3)]
-    found = answers(door, lines, "--threads", "2")
+    found = answers(door, "inspect", lines, "--threads", "2")
     monkeypatch.setattr(together, "CELLS", 0)
-    assert found == answers(door, lines, "--threads", "2")
+    assert found == answers(door, "inspect", lines, "--threads", "2")
 
 
 def test_what_is_alike_is_examined_at_once(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,32 +54,5 @@ def test_what_is_alike_is_examined_at_once(door: Door, monkeypatch: pytest.Monke
         return examine(whole, **how)
 
     monkeypatch.setattr(alike, "examine", counted)
-    code, *_ = answers(door, [*KINDS["plain"], *KINDS["causal"], *KINDS["plain"]])
+    code, *_ = answers(door, "inspect", [*KINDS["plain"], *KINDS["causal"], *KINDS["plain"]])
     assert (code, sizes) == (0, [10, 3])
-
-
-def test_an_answer_comes_as_soon_as_its_line(tmp_path: Path) -> None:
-    line = json.dumps(tensors(Q, K, V)).encode() + b"\n"
-    with running(tmp_path, "inspect", "-", "--format", "ndjson") as process:
-        assert process.stdin and process.stdout
-
-        def ask(text: bytes) -> None:
-            assert process.stdin
-            process.stdin.write(text)
-            process.stdin.flush()
-
-        def numbers(count: int) -> list[int]:
-            assert process.stdout
-            return [json.loads(process.stdout.readline())["line"] for _ in range(count)]
-
-        ask(line)
-        assert numbers(1) == [1]
-        start = time.perf_counter()
-        ask(line + line[:10])  # the beginning of a line keeps no answer back
-        assert numbers(1) == [2]
-        assert time.perf_counter() - start < 1
-        assert not select.select([process.stdout], [], [], 0.2)[0]
-        ask(line[10:] + b"\n\n" + line * 3)
-        assert numbers(4) == [3, 6, 7, 8]
-        process.stdin.close()
-        assert process.wait(30) == 0

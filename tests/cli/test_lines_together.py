@@ -12,37 +12,34 @@ from typing import Any
 import pytest
 
 from attncli.studies import together
-from tests.support.alike import KINDS, RNG, K, Q, V, tensors
+from tests.support.alike import KINDS, RNG, K, Q, V, answers, tensors
 from tests.support.program import Door, running
 
-
-def answers(door: Door, lines: list[Any], *options: str) -> tuple[int, list[Any], list[str]]:
-    """Return exit code, answers and warnings."""
-    Path("lines.ndjson").write_text("\n".join(map(json.dumps, lines)))
-    ran = door("compute", "lines.ndjson", "--format", "ndjson", *options)
-    return ran.code, ran.lines, ran.err.splitlines()
+COMMANDS = pytest.mark.parametrize("command", ["compute", "inspect"])
 
 
+@COMMANDS
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_answer_is_what_it_is_alone(
-    door: Door, monkeypatch: pytest.MonkeyPatch, kind: str
+    door: Door, monkeypatch: pytest.MonkeyPatch, kind: str, command: str
 ) -> None:
     lines = [{"id": n, **line} for n, line in enumerate(KINDS[kind])]
-    found = answers(door, lines)
+    found = answers(door, command, lines)
     assert [one["id"] for one in found[1]] == [*range(len(lines))]
     monkeypatch.setattr(together, "CELLS", 0)
-    assert found == answers(door, lines)
+    assert found == answers(door, command, lines)
     monkeypatch.setattr(together, "CELLS", 100)  # several calls
-    assert found == answers(door, lines)
+    assert found == answers(door, command, lines)
 
 
-def test_kinds_may_be_mixed(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+@COMMANDS
+def test_kinds_may_be_mixed(door: Door, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     lines = [line for kind in KINDS.values() for line in kind]
     RNG.shuffle(lines)
-    code, found, warned = answers(door, lines, "--threads", "1")
+    code, found, warned = answers(door, command, lines, "--threads", "1")
     assert (code, [one["line"] for one in found]) == (1, [*range(1, len(lines) + 1)])
     monkeypatch.setattr(together, "CELLS", 0)
-    assert (code, found, warned) == answers(door, lines, "--threads", "1")
+    assert (code, found, warned) == answers(door, command, lines, "--threads", "1")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +59,9 @@ def test_options_of_all_lines(
     door: Door, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
 ) -> None:
     lines = [tensors((4, 3), (4, 3), (4, 3)) for _ in range(3)]
-    found = answers(door, lines, *options)
+    found = answers(door, "compute", lines, *options)
     monkeypatch.setattr(together, "CELLS", 0)
-    assert found == answers(door, lines, *options)
+    assert found == answers(door, "compute", lines, *options)
 
 
 def test_what_is_alike_is_answered_by_one_call(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,13 +73,14 @@ def test_what_is_alike_is_answered_by_one_call(door: Door, monkeypatch: pytest.M
         return run(whole, **how)
 
     monkeypatch.setattr(together, "run", counted)
-    code, *_ = answers(door, [*KINDS["plain"], *KINDS["causal"], *KINDS["plain"]])
+    code, *_ = answers(door, "compute", [*KINDS["plain"], *KINDS["causal"], *KINDS["plain"]])
     assert (code, sizes) == (0, [10, 3])
 
 
-def test_an_answer_comes_as_soon_as_its_line(tmp_path: Path) -> None:
+@COMMANDS
+def test_an_answer_comes_as_soon_as_its_line(tmp_path: Path, command: str) -> None:
     line = json.dumps(tensors(Q, K, V)).encode() + b"\n"
-    with running(tmp_path, "compute", "-", "--format", "ndjson") as process:
+    with running(tmp_path, command, "-", "--format", "ndjson") as process:
         assert process.stdin and process.stdout
 
         def ask(text: bytes) -> None:

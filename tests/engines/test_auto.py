@@ -22,12 +22,10 @@ from attncli.engines import AUTO, DEFAULT, ENGINES, fused
 from attncli.errors import InputError, Unavailable
 from attncli.studies.attend import SMALL, run, solve
 from tests.support.budget import assert_within_budget
+from tests.support.builds import needs_fused
 from tests.support.gradients_budget import assert_gradients_within_budget
 from tests.support.problems import problems
 from tests.support.program import Door
-
-NOT_HERE = engines.missing("fused")
-needs_fused = pytest.mark.skipif(NOT_HERE is not None, reason=f"fused: {NOT_HERE}")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -16,41 +17,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attncli
-from attncli import engines
 from attncli.attention.language import masker, tensor_masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
 from attncli.engines import Attended, How, fused, reference
+from attncli.engines.fused import forward, plan
 from attncli.errors import Unavailable
 from attncli.studies.attend import solve
 from tests.support.budget import assert_within_budget, rows_are_right
+from tests.support.builds import BUILDS, needs_fused
 from tests.support.problems import mask_expressions, problems, tensors
 
-reason = engines.missing("fused")
-if reason:
-    pytest.skip(f"fused: {reason}", allow_module_level=True)
-
-from attncli.engines.fused import _kernel, forward, plan  # noqa: E402
-
+pytestmark = needs_fused
 Array = np.ndarray[Any, np.dtype[Any]]
 ALL = ("output", "lse", "row_statistics")
 HALVES = ("float32", "float16", "bfloat16")
-BUILDS = list(_kernel.builds())
 MANY = int(
     os.environ.get("ATTNCLI_EXAMPLES", "0")
 )  # small problems on each build, a quarter as many large
 
 
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every build that runs here, one after the other."""
-    monkeypatch.setenv(fused.VARIABLE, request.param)
-    name: str = request.param
-    return name
-
-
 def attended(p: Problem, threads: int = 1) -> Attended:
     return forward.attend(p, ALL, How(threads))
+
+
+@functools.cache
+def masked(mask: str, *shape: int) -> Problem:
+    """The same problem for every build, which is judged by one truth."""
+    return pose(*tensors(shape), mask=[masker(mask)])  # type: ignore[arg-type]
 
 
 def judge(p: Problem, threads: int) -> None:
@@ -139,8 +133,7 @@ def test_a_long_mask_is_planned_in_parts(
     monkeypatch.setattr(plan, "ASK_CELLS", 0)
     monkeypatch.setattr(plan, "MASK_CELLS", rows * 400)
     for mask in ("causal", "window(200, 50)", "blocks(150)", "global_rows(3) | window(9)"):
-        p = pose(*tensors((1, 1, 1, 400, 400, 16, 8)), mask=[masker(mask)])
-        judge(p, 2)
+        judge(masked(mask, 1, 1, 1, 400, 400, 16, 8), 2)
 
 
 @pytest.mark.parametrize("where", ["query", "key", "value"])
@@ -225,7 +218,7 @@ def test_strided_inputs_and_memory_maps(build: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("widths", [(1, 1), (3, 80), (96, 256), (576, 512)])
 def test_widths(build: str, widths: tuple[int, int]) -> None:
-    judge(pose(*tensors((1, 2, 1, 60, 140, *widths)), mask=masker("causal(top_left)")), 2)
+    judge(masked("causal(top_left)", 1, 2, 1, 60, 140, *widths), 2)
 
 
 @pytest.mark.parametrize("gap", [0.5, 5, 17, 25, 40, 100, 300])
@@ -320,6 +313,8 @@ def test_progress_is_told_and_an_interrupt_ends_all_threads() -> None:
 
 @pytest.mark.parametrize("back", [False, True])
 def test_buffers_that_do_not_fit_are_refused(back: bool) -> None:
+    from attncli.engines.fused import _kernel
+
     name, one, part = BUILDS[0], (1, 1, 1, 1, 1, 4, 4), (0, 1, 0, 1, 0, 1)
     blank, scratch = np.zeros(9), np.zeros(_kernel.scratch(name, 4, 4)[back], np.uint8)
     row = blank.view(np.float32)

@@ -11,36 +11,22 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import attncli
-from attncli import engines
-from attncli.attention.gradients import float_masks, upstream
+from attncli.attention.gradients import Gradients, float_masks, upstream
 from attncli.attention.language import masker, tensor_masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
 from attncli.engines import How, fused, reference
+from attncli.engines.fused.backward import backward
+from attncli.engines.fused.forward import attend
 from attncli.errors import Unavailable
+from tests.support.builds import BUILDS, needs_fused
 from tests.support.gradients_budget import assert_gradients_within_budget
 from tests.support.problems import problems
 
-reason = engines.missing("fused")
-if reason:
-    pytest.skip(f"fused: {reason}", allow_module_level=True)
-
-from attncli.engines.fused import _kernel  # noqa: E402
-from attncli.engines.fused.backward import backward  # noqa: E402
-from attncli.engines.fused.forward import attend  # noqa: E402
-
+pytestmark = needs_fused
 Array = np.ndarray[Any, np.dtype[Any]]
-BUILDS = list(_kernel.builds())
 NORM = ("score_norm",)
 MANY = int(os.environ.get("ATTNCLI_EXAMPLES", "0"))  # problems on each build
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every build that runs here, one after the other."""
-    monkeypatch.setenv(fused.VARIABLE, request.param)
-    name: str = request.param
-    return name
 
 
 def normal(*shapes: tuple[int, ...], seed: int = 0) -> list[Array]:
@@ -48,14 +34,15 @@ def normal(*shapes: tuple[int, ...], seed: int = 0) -> list[Array]:
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
-def close(p: Problem, grad: Array, rel: float = 2e-5) -> None:
+def close(p: Problem, grad: Array, right: Gradients | None = None, rel: float = 2e-5) -> None:
     """Hold gradients against the reference: errors in units of the largest of their kind."""
     kept = attend(p, ())
-    found, right = backward(p, grad, kept, NORM, How(2)), reference.backward(p, grad, want=NORM)
+    found = backward(p, grad, kept, NORM, How(2))
+    right = right or reference.backward(p, grad, want=NORM)
     for name in ("query", "key", "value", "sink", "score_norm"):
         if (truth := getattr(right, name)) is not None:
-            size = np.abs(truth).max(initial=1e-30)
-            np.testing.assert_allclose(getattr(found, name) / size, truth / size, 0, rel, name)
+            size, said = np.abs(truth).max(initial=1e-30), f"{name} by {fused.build()[0]}"
+            np.testing.assert_allclose(getattr(found, name) / size, truth / size, 0, rel, said)
 
 
 @pytest.mark.parametrize("name", BUILDS)
@@ -74,13 +61,18 @@ def test_small_problems(name: str, problem: Problem, threads: int) -> None:
 @pytest.mark.parametrize("lengths", [(1, 300), (130, 130), (257, 260), (90, 33)])
 @pytest.mark.parametrize("widths", [(64, 64), (80, 3), (1, 96)])
 def test_shapes(
-    build: str, groups: tuple[int, int], lengths: tuple[int, int], widths: tuple[int, int]
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, groups: tuple[int, int], lengths: tuple[int, int],
+    widths: tuple[int, int],
+) -> None:  # fmt: skip
     (h, g), (lq, lk), (d, dv) = groups, lengths, widths
     q, k, v = normal((2, h, lq, d), (2, g, lk, d), (2, g, lk, dv))
     for mask in ("window(70, 9, top_left)", "random(0.3, 2)", "padding(7, 30)"):
         p = pose(q, k, v, mask=masker(mask), sink=0.5)
-        close(p, upstream("random", p))
+        grad = upstream("random", p)
+        right = reference.backward(p, grad, want=NORM)
+        for name in BUILDS:
+            monkeypatch.setenv(fused.VARIABLE, name)
+            close(p, grad, right)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -118,7 +110,7 @@ def test_threads_and_what_attend_returned_change_nothing(build: str) -> None:
 def test_halves_and_empty_dimensions(build: str) -> None:
     q, k, v = normal((1, 2, 60, 16), (1, 2, 70, 16), (1, 2, 70, 4))
     p = pose(*(a.astype(np.float16) for a in (q, k, v)))
-    close(p, upstream("random", p), 1e-4)
+    close(p, upstream("random", p), rel=1e-4)
     for nothing in (q[:, :, :0], q):
         few = k[:, :, :0] if nothing is q else k
         p = pose(nothing, few, v[:, :, : few.shape[2]], sink=1.0)

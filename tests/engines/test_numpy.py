@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attncli.attention.biases import Alibi
+from attncli.attention.cells import Cells
 from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import Band, SameSegment
 from attncli.attention.pose import pose
-from attncli.attention.predicates import FAR, Cells, Predicate
+from attncli.attention.predicates import FAR, Predicate
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.rows import Rows
 from attncli.engines import Attended, How, reference
@@ -174,7 +175,7 @@ def test_any_problem(
 @pytest.mark.parametrize("mask", sorted(MASKS))
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_neither_tiles_nor_threads_matter(mask: str, size: float) -> None:
-    p = pose(*tensors((1, 4, 2, 400, 400, 16, 8), size), mask=MASKS[mask])
+    p = pose(*tensors((1, 2, 1, 300, 300, 16, 8), size), mask=MASKS[mask])
     first = forward.attend(p, ALL, How(1), tiling=Tiling(128, 256))
     again = forward.attend(p, ALL, How(3), tiling=Tiling(128, 256))
     assert again.threads == 3

@@ -83,7 +83,7 @@ def test_node_through_the_door(case: Case, door: Door, tmp_path: Path) -> None:
     case.check_saved(tmp_path / "out.safetensors")
 
 
-@pytest.mark.parametrize("case", CASES[::4], ids=by_name)
+@pytest.mark.parametrize("case", CASES[::10], ids=by_name)
 def test_node_through_the_program(case: Case, attncli: Door, tmp_path: Path) -> None:
     ran = attncli(*case.command(tmp_path))
     assert ran.code == 0, ran.err

@@ -20,33 +20,21 @@ from attncli.attention.pose import pose
 from attncli.attention.predicates import EMPTY, FULL
 from attncli.attention.problem import Masker, Problem
 from attncli.engines import How, arranged, fused, reference
+from attncli.engines.fused import forward, plan
+from attncli.engines.fused.backward import backward
 from attncli.studies.attend import solve
 from tests.support.budget import assert_within_budget, rows_are_right
+from tests.support.builds import BUILDS, needs_fused
 from tests.support.gradients_budget import assert_gradients_within_budget
 from tests.support.problems import mask_expressions, problems, tensors
 
-reason = engines.missing("fused")
-if reason:
-    pytest.skip(f"fused: {reason}", allow_module_level=True)
-
-from attncli.engines.fused import _kernel, forward, plan  # noqa: E402
-from attncli.engines.fused.backward import backward  # noqa: E402
-
+pytestmark = needs_fused
 Array = np.ndarray[Any, np.dtype[Any]]
-BUILDS = list(_kernel.builds())
 ALL = ("output", "lse", "row_statistics")
 INTERLEAVED = ("dilated(3)", "dilated(7) & causal", "dilated(2) & window(40, 9)",
                "blocks(60) & dilated(4)", "segments({ids})", "segments({ids}) & causal",
                "alibi & dilated(5)", "dilated(90)", "dilated(3) & ~causal",
                "segments({ids}) & random(0.4, 3)")  # fmt: skip
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every build that runs here, one after the other."""
-    monkeypatch.setenv(fused.VARIABLE, request.param)
-    name: str = request.param
-    return name
 
 
 @pytest.fixture

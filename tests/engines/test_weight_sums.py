@@ -10,34 +10,20 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from attncli import engines
 from attncli.attention.gradients import upstream
 from attncli.attention.language import masker, tensor_masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
 from attncli.engines import Attended, How, fused, reference
+from attncli.engines.fused.backward import backward
+from attncli.engines.fused.forward import attend
+from attncli.engines.numpy import backward as numpy_backward
 from attncli.measures.evidence import Evidence
+from tests.support.builds import BUILDS, needs_fused
 from tests.support.problems import problems
 
-reason = engines.missing("fused")
-if reason:
-    pytest.skip(f"fused: {reason}", allow_module_level=True)
-
-from attncli.engines.fused import _kernel  # noqa: E402
-from attncli.engines.fused.backward import backward  # noqa: E402
-from attncli.engines.fused.forward import attend  # noqa: E402
-from attncli.engines.numpy import backward as numpy_backward  # noqa: E402
-
+pytestmark = needs_fused
 Array = np.ndarray[Any, np.dtype[Any]]
-BUILDS = list(_kernel.builds())
-
-
-@pytest.fixture(params=BUILDS)
-def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every build that runs here, one after the other."""
-    monkeypatch.setenv(fused.VARIABLE, request.param)
-    name: str = request.param
-    return name
 
 
 def normal(*shapes: tuple[int, ...], seed: int = 0) -> list[Array]:

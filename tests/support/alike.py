@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.support.program import Door
 
 RNG = np.random.default_rng(12)
 
@@ -13,6 +17,15 @@ def tensors(*shapes: tuple[int, ...], **said: Any) -> dict[str, Any]:
     """Return a line: query, key and value of these shapes (as many as there are), and options."""
     names = ("query", "key", "value")
     return {n: RNG.normal(size=s).tolist() for n, s in zip(names, shapes, strict=False)} | said
+
+
+def answers(
+    door: Door, command: str, lines: list[Any], *options: str
+) -> tuple[int, list[Any], list[str]]:
+    """Return exit code, answers and warnings of a command that reads these lines."""
+    Path("lines.ndjson").write_text("\n".join(map(json.dumps, lines)))
+    ran = door(command, "lines.ndjson", "--format", "ndjson", *options)
+    return ran.code, ran.lines, ran.err.splitlines()
 
 
 def nan(line: dict[str, Any]) -> dict[str, Any]:

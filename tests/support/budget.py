@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +27,11 @@ class Answer:
     bands: dict[str, Array]
 
 
+#: Several results of one problem are judged one after the other.
+kept = functools.lru_cache(maxsize=4)
+
+
+@kept
 def truth(problem: Problem) -> Answer:
     """The definition in the widest float there is, with the rounding band of each result."""
     blocks = [budget.truth(problem, b, h, dtype=np.longdouble) for b, h in _heads(problem)]
@@ -35,6 +41,7 @@ def truth(problem: Problem) -> Answer:
     )
 
 
+@kept
 def plains(problem: Problem, reorder: int = 2) -> list[dict[str, Array]]:
     """Plain implementations in the problem's own arithmetic: halves, too, are rounded once."""
     return [
@@ -112,27 +119,32 @@ def assert_close(
         )
 
 
-def rows_are_right(problem: Problem, rows: Rows) -> None:
-    """Running sums against float64, by the budget: the numpy engine is the other implementation."""
-    truth = reference.attend(problem, {"row_statistics"})
-    other = engines.load("numpy").attend(problem, {"row_statistics"})
-    assert truth.rows is not None
-    assert other.rows is not None
+@kept
+def _rows_of(problem: Problem) -> tuple[Rows, Rows, Array, Array]:
+    """The truth, the numpy engine's, max_j |scale|·|q|·|k_j| ``(B, H, Lq)`` and the logits."""
+    right = reference.attend(problem, {"row_statistics"}).rows
+    other = engines.load("numpy").attend(problem, {"row_statistics"}).rows
+    assert right is not None and other is not None
     q, k = (np.abs(np.asarray(a, np.float64)) for a in (problem.query, problem.key))
     each = problem.heads // problem.kv_heads
-    reach = (q @ k.repeat(each, 1).swapaxes(-1, -2)).max(-1) * abs(problem.scale)  # (B, H, Lq)
+    reach = (q @ k.repeat(each, 1).swapaxes(-1, -2)).max(-1) * abs(problem.scale)
     exact = replace(problem, result_dtype=np.dtype(np.float64))  # a half would lose sentinels
-    logits = reference.attend(exact, {"masked"}).stages["masked"]
+    return right, other, reach, reference.attend(exact, {"masked"}).stages["masked"]
+
+
+def rows_are_right(problem: Problem, rows: Rows) -> None:
+    """Running sums against float64, by the budget: the numpy engine is the other implementation."""
+    right_rows, other_rows, reach, logits = _rows_of(problem)
     finite = np.where(np.isfinite(logits), logits, 0)
     step = 4 * eps(problem.dtype) * (1 + reach + np.ptp(finite, axis=-1) + np.abs(finite).max(-1))
-    np.testing.assert_array_equal(rows.n, truth.rows.n)
+    np.testing.assert_array_equal(rows.n, right_rows.n)
     for name in ("m", "e1", "es", "e2", "e3", "mean", "m2", "amax", "first"):
-        right = getattr(truth.rows, name)
+        right = getattr(right_rows, name)
         size = np.where(np.isfinite(right), np.abs(right), 0)
         band = step * (1 + size + (rows.n * (reach + size) if name == "m2" else rows.n))
-        assert_close(name, getattr(rows, name), right, [getattr(other.rows, name)], band)
-    right, band = truth.rows.top_z, step[..., None] * (1 + reach[..., None])
-    assert_close("top_z", rows.top_z, right, [other.rows.top_z], band)
+        assert_close(name, getattr(rows, name), right, [getattr(other_rows, name)], band)
+    right, band = right_rows.top_z, step[..., None] * (1 + reach[..., None])
+    assert_close("top_z", rows.top_z, right, [other_rows.top_z], band)
     # equal logits may be told apart by rounding: the keys must be worth what the best are worth
     chosen = np.take_along_axis(logits, np.maximum(rows.top_j, 0), -1)
     none = np.isneginf(right)

@@ -40,29 +40,40 @@ def tensors(
     return q * np.float32(size), k, v
 
 
+CORNERS = st.sampled_from(["top_left", "bottom_right"])
+
+
 @st.composite
 def leaf_masks(draw: st.DrawFn, batch: int, queries: int, keys: int) -> str:
-    """Draw one mask of the language that fits the size."""
-    corner = draw(st.sampled_from(["top_left", "bottom_right"]))
+    """Draw one mask of the language that fits the size; of its arguments alone."""
     size = st.integers(0, max(queries, keys) + 2)
-    left = draw(st.one_of(size.map(str), st.just("inf")))
-    right = draw(st.one_of(size.map(str), st.just("inf")))
-    lengths = draw(st.lists(st.integers(0, keys), min_size=batch, max_size=batch))
-    ids = draw(st.lists(st.integers(0, 3), min_size=keys, max_size=keys))
+
+    def number(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
+
+    def side() -> str:
+        return draw(st.one_of(st.just("inf"), size.map(str)))
+
+    def lengths() -> str:
+        return ", ".join(str(number(0, keys)) for _ in range(batch))
+
+    def ids() -> str:
+        found = draw(st.lists(st.integers(0, 3), min_size=keys, max_size=keys))
+        return ", ".join(map(str, sorted(found) if draw(st.booleans()) else found))
+
     options = [
-        f"causal({corner})",
-        f"window({left}, {right}, {corner})",
-        f"prefix({draw(size)})",
-        f"padding({', '.join(map(str, lengths))})",
-        f"global_rows({draw(size)})",
-        f"dilated({draw(st.integers(1, 4))}, {corner})",
-        f"blocks({draw(st.integers(1, 5))}, {corner})",
-        f"random({draw(st.sampled_from([0, 0.1, 0.5, 1]))}, {draw(st.integers(0, 9))})",
+        lambda: f"causal({draw(CORNERS)})",
+        lambda: f"window({side()}, {side()}, {draw(CORNERS)})",
+        lambda: f"prefix({draw(size)})",
+        lambda: f"padding({lengths()})",
+        lambda: f"global_rows({draw(size)})",
+        lambda: f"dilated({number(1, 4)}, {draw(CORNERS)})",
+        lambda: f"blocks({number(1, 5)}, {draw(CORNERS)})",
+        lambda: f"random({draw(st.sampled_from([0, 0.1, 0.5, 1]))}, {number(0, 9)})",
     ]
     if queries <= keys and keys:
-        sorted_ids = sorted(ids) if draw(st.booleans()) else ids
-        options.append(f"segments({', '.join(map(str, sorted_ids))}, {corner})")
-    return draw(st.sampled_from(options))
+        options.append(lambda: f"segments({ids()}, {draw(CORNERS)})")
+    return options[number(0, len(options) - 1)]()
 
 
 @st.composite
