@@ -103,7 +103,7 @@ def compute(
     if command or tested.candidate is not None:
         return _judge(call, judge_command if command else judge_folder, bundle)
     page = output.page_of(printed, saved, drawn=drawn)
-    output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
+    output.check_view(page.shown, pictures, top=asked.top, steps=pictures.steps)
     if given.runs_model:
         return call.run(reading, source=bundle, page=page)
     if bundle is None and asked.query is None:

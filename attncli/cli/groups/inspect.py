@@ -13,6 +13,7 @@ from attncli.cli.groups import (
     Elements,
     Engine,
     Heads,
+    Heatmap,
     Labels,
     Layout,
     Mask,
@@ -280,7 +281,7 @@ class Many(
 class Everything(
     Problem, Weights, HeadDim, Architecture, Reads, Compared, Changes, Sweep, Verdicts, Placed,
     Seed, Header,
-    Engine, Layers, Elements, Picked, Map,
+    Engine, Layers, Elements, Picked, Map, Heatmap,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""
 
