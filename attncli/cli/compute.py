@@ -47,7 +47,7 @@ class Tested(own.Cases, own.Candidate):
     """A kernel's test set, and whose answers to it are judged."""
 
 
-class Pictures(groups.Heatmap, groups.Steps, groups.Full):
+class Pictures(groups.Shades, groups.Steps, groups.Full):
     """How tables and maps are drawn."""
 
 

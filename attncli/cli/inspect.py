@@ -212,7 +212,7 @@ def health(
     *,
     bundle: str | None,
     asked: own.Asked,
-    pictures: groups.Heatmap,
+    pictures: groups.Shades,
     full: bool,
     saved: groups.Saved,
     drawn: groups.Drawn,

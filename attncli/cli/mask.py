@@ -60,11 +60,6 @@ def mask(
     output.check_view(page.shown, pictures)
     if pictures.heatmap and view.view is not None:
         raise InputError(f"--heatmap and --view {view.view} are two ways to draw", "choose one")
-    if pictures.scale_by is not None:
-        raise InputError(
-            f"--scale-by {pictures.scale_by} is for weights: shades of a mask are shares kept",
-            "leave it out",
-        )
 
     from attncli.cli.given import masks
 

@@ -326,7 +326,7 @@ def check_view(
     shown: str, pictures: Heatmap, *, top: int | None = None, steps: bool = False
 ) -> None:
     """Raise InputError for ways to show a result that exclude each other."""
-    heatmap, scale = pictures.heatmap, pictures.scale_by
+    heatmap, scale = pictures.heatmap, getattr(pictures, "scale_by", None)
     if scale is not None and not heatmap:
         raise InputError(f"--scale-by {scale} has no use without --heatmap", "add --heatmap")
     asked = {"--steps": steps, "--heatmap": heatmap, "--top": top is not None}

@@ -16,6 +16,7 @@ def legend_lines(
     scale: Scale, paint: Paint, width: int, *, hidden: bool = False, lost: bool = False
 ) -> Iterator[str]:
     """Return what shades mean; ``hidden``, ``lost``: there are masked cells, NaN among them."""
+    said = [scale.name] + ["100 % is each row's largest"] * (scale.kind == "row")
     marks = [f"{HIDDEN} hidden by the mask"] * hidden + [f"{LOST} not a number"] * lost
     if not paint.colors:
         steps = len(PLAIN)
@@ -24,7 +25,7 @@ def legend_lines(
         if scale.kind == "linear" and scale.low:
             pieces.insert(0, f"blank from {numbers([scale.low])[0]}")
         pieces.append(f"largest {_largest(scale)}")
-        yield from wrap([*pieces, *marks, _name(scale)], "   ", width)
+        yield from wrap([*pieces, *marks, *said], "   ", width)
         return
     ticks = scale.ticks
     texts = _written(scale, [number for _, number in ticks])
@@ -38,16 +39,10 @@ def legend_lines(
         if not line or wide(line) < at:
             line += " " * (at - wide(line)) + text
     bar = "".join(paint.cell(" ", (k + 0.5) / room) for k in range(room))
-    name, *more = wrap([_name(scale), *marks], "   ", width - room - 2)
+    name, *more = wrap([*said, *marks], "   ", width - room - 2)
     yield f"{bar}  {name}"
     yield line
     yield from more
-
-
-def _name(scale: Scale) -> str:
-    if scale.kind == "row":
-        return f"{scale.name}: shares of each row's largest"
-    return scale.name
 
 
 def _largest(scale: Scale) -> str:

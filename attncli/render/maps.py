@@ -135,8 +135,8 @@ class _Fit:
         shown, across = len(self.column_edges) - 1, len(heat.column_labels)
         self.names = [visible(text) for text in heat.column_labels] if shown == across else []
         self.cell = 1 if halves else _cell_width(self.names, shown, each, across)
-        self.axis = _axis(self.names, heat, self.column_edges, self.cell)
         self.slot = min(max(self.cell * shown, title), each)
+        self.axis = _axis(self.names, heat, self.column_edges, self.cell, self.slot)
 
 
 class _Map(NamedTuple):
@@ -259,7 +259,7 @@ def _cell_width(names: Sequence[str], shown: int, room: int, across: int) -> int
     return max(2, min(longest, room // shown))
 
 
-def _axis(names: Sequence[str], heat: Heatmap, edges: Sequence[int], cell: int) -> str:
+def _axis(names: Sequence[str], heat: Heatmap, edges: Sequence[int], cell: int, room: int) -> str:
     """Return the labels over the columns, or the position of every few columns."""
     count = len(edges) - 1
     if cell >= 4 and names:
@@ -268,7 +268,8 @@ def _axis(names: Sequence[str], heat: Heatmap, edges: Sequence[int], cell: int) 
     ticks = [str(at[edge]) for edge in edges[:-1]]
     longest = max(map(len, ticks)) + 1
     every = next(n for n in (1, 5, 10, 20, 50) if n * cell >= longest or n == 50)
-    return "".join(tick.ljust(every * cell) for tick in ticks[::every])
+    line = "".join(tick.ljust(every * cell) for tick in ticks[::every]).rstrip()
+    return line if len(line) <= room else line.rpartition(" ")[0].rstrip()
 
 
 def _tell(heat: Heatmap, edges: Sequence[int]) -> bool:
@@ -296,7 +297,7 @@ def grid_lines(grid: Grid, paint: Paint, width: int, height: int) -> Iterator[st
     if names:
         head = (" " * gaps).join(_middle(n, w) for n, w in zip(names, columns, strict=True))
     else:
-        head = _axis([], grid, column_edges, 1 + gaps)
+        head = _axis([], grid, column_edges, 1 + gaps, width - label_width)
     yield (paint.bold(pad(grid.title, label_width, left=True)) + head).rstrip()
     for label, row in zip(labels, values, strict=True):
         marks = (

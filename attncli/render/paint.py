@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from functools import cache
 from typing import TextIO
 
 from attncli.render.shades import rgb, text_on
@@ -16,6 +15,8 @@ RAMP = (
     (233, 250), (53, 255), (54, 255), (24, 255), (30, 255),
     (36, 16), (71, 16), (113, 16), (148, 16), (220, 16),
 )  # fmt: skip
+# the same in 16: five shades, since no more of these are told apart by their lightness alone
+FEW_RAMP = ((0, 7), (4, 15), (6, 0), (10, 0), (11, 0))
 VERDICTS = {"ok": "32", "watch": "33", "critical": "31"}  # green, yellow, red
 TRUE, MANY, FEW = 1 << 24, 256, 16  # colours
 
@@ -39,10 +40,10 @@ class Paint:
         code = VERDICTS.get(text.strip())
         return self._styled(text, code) if code else text
 
-    def shade(self, text: str, share: float) -> str:
-        """Return text on the shade of a weight; a weight near 0 has none."""
+    def shade(self, text: str, share: float, least: int = 1) -> str:
+        """Return text on the shade of a weight; a shade below the ``least`` of ten is none."""
         step = level(share, len(RAMP))
-        return self.cell(text, math.sqrt(share)) if self.colors and step > 0 else text
+        return self.cell(text, math.sqrt(share)) if self.colors and step >= least else text
 
     def cell(self, text: str, place: float) -> str:
         """Return text on the shade of a place 0 … 1 of the scale, readable on it."""
@@ -50,9 +51,9 @@ class Paint:
             back = rgb(place)
             codes = [_true(text_on(back), 38)] if text.strip() else []
             return self._styled(text, *codes, _true(back, 48))
-        under, over = RAMP[_step(place, len(RAMP))]
-        codes = [self._front(over)] if text.strip() else []
-        return self._styled(text, *codes, self._back(under))
+        under, over = self._ramp(place)
+        codes = [self._color(over, 38)] if text.strip() else []
+        return self._styled(text, *codes, self._color(under, 48))
 
     def halves(self, upper: float | None, lower: float | None) -> str:
         """Return one cell in the shades of two places, one over the other; None has no shade."""
@@ -65,14 +66,16 @@ class Paint:
         """Return the code of a shade as foreground (38) or background (48)."""
         if self.colors >= TRUE:
             return _true(rgb(place), layer)
-        color = RAMP[_step(place, len(RAMP))][0]
-        return self._front(color) if layer == 38 else self._back(color)
+        return self._color(self._ramp(place)[0], layer)
 
-    def _front(self, color: int) -> str:
-        return f"38;5;{color}" if self.colors >= MANY else _nearest(color, foreground=True)
+    def _ramp(self, place: float) -> tuple[int, int]:
+        ramp = RAMP if self.colors >= MANY else FEW_RAMP
+        return ramp[_step(place, len(ramp))]
 
-    def _back(self, color: int) -> str:
-        return f"48;5;{color}" if self.colors >= MANY else _nearest(color, foreground=False)
+    def _color(self, color: int, layer: int) -> str:
+        if self.colors >= MANY:
+            return f"{layer};5;{color}"
+        return str(layer - 8 + color if color < 8 else layer + 52 + color - 8)  # 30 …, 90 …
 
     def _styled(self, text: str, *codes: str) -> str:
         # by hand: rich's Style writes the same bytes and takes 5 ms to load at every start
@@ -90,15 +93,6 @@ def _step(place: float, steps: int) -> int:
 
 def _true(color: tuple[int, int, int], layer: int) -> str:
     return f"{layer};2;{color[0]};{color[1]};{color[2]}"
-
-
-@cache
-def _nearest(color: int, *, foreground: bool) -> str:
-    """Return the code of the nearest of 16 colours."""
-    from rich.color import Color, ColorSystem
-
-    nearest = Color.from_ansi(color).downgrade(ColorSystem.STANDARD)
-    return ";".join(nearest.get_ansi_codes(foreground))
 
 
 def colors_of(out: TextIO, color: str) -> int:

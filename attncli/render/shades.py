@@ -15,10 +15,12 @@ NAME = "viridis"
 #: Even steps of viridis (matplotlib's, by S. van der Walt and N. Smith), made for eyes that do not
 #: tell red from green: its lightness grows evenly.
 ANCHORS = (
-    (68, 1, 84), (72, 36, 117), (65, 68, 135), (53, 95, 141), (42, 120, 142), (33, 145, 140),
-    (34, 168, 132), (68, 191, 112), (122, 209, 81), (189, 223, 38), (253, 231, 37),
+    (68, 1, 84), (72, 24, 106), (71, 45, 123), (66, 64, 134), (59, 82, 139), (51, 99, 141),
+    (44, 114, 142), (38, 130, 142), (33, 145, 140), (31, 160, 136), (40, 174, 128), (63, 188, 115),
+    (94, 201, 98), (132, 212, 75), (173, 220, 48), (216, 226, 25), (253, 231, 37),
 )  # fmt: skip
 RGB = tuple[int, int, int]
+LEAST = 1e-300  # what is smaller is nothing
 DECADES = 6  # of a log scale, at most
 FIFTHS = tuple(k / 5 for k in range(6))
 
@@ -61,7 +63,7 @@ class Scale(NamedTuple):
         if kind == "linear":
             low = float(known.min(initial=math.inf))
             return cls(kind, low, high) if low < high else cls(kind, min(low, 0.0), max(high, 1.0))
-        high = high if high > 0 else 1.0
+        high = high if high > LEAST else 1.0
         if kind != "log":
             return cls(kind, 0.0, high)
         low = float(known[known > 0].min(initial=high))

@@ -101,7 +101,8 @@ def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Ite
             if table.columns[n].kind == "verdict":
                 cell = paint.verdict(cell)
             if table.columns[n].kind == "weight" and value is not None:
-                cell = paint.shade(cell, table.shades[r][n] if table.shades else value)
+                share = table.shades[r][n] if table.shades else value
+                cell = paint.shade(cell, share, least=0 if table.span else 1)
             cells.append(" " * gap + cell)
         yield _line(pad(cut(visible(label), LONGEST_LABEL), label_width, left=True), cells)
     yield from map(paint.dim, _footer(table, shown, width))

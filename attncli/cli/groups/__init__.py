@@ -305,6 +305,11 @@ class Heatmap(Group, panel=SHOW):
     """A map to look at."""
 
     heatmap: Annotated[bool, option("--heatmap", help="Weights as maps of shades.")] = False
+
+
+class Shades(Heatmap, panel=SHOW):
+    """A map to look at, and how it is shaded."""
+
     scale_by: Annotated[
         Text,
         option(
