@@ -57,9 +57,9 @@ def mask(
     page = output.page_of(printed, groups.Saved(**vars(save)), ("attn_mask",), drawn)
     chosen = draw if dialect.dialect is None else translate
     call.check(chosen)
-    output.check_view(page.shown, pictures)
     if pictures.heatmap and view.view is not None:
         raise InputError(f"--heatmap and --view {view.view} are two ways to draw", "choose one")
+    output.check_view(page.shown, pictures)
 
     from attncli.cli.given import masks
 

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TILE = 128  # what block-sparse kernels skip by
 MOST_TILES = 1 << 33
 MOST_PLANES = 1 << 20
-MOST_ADDED = 1 << 28  # cells of a bias that are looked at one by one
+MOST_ADDED = 1 << 30  # cells of a bias that are looked at one by one
 CHUNK = 1 << 22
 SHOWN = 100  # differing cells that are named one by one
 

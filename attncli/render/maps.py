@@ -18,6 +18,7 @@ UNASKED = (
     "each line has a scale of its own, as causal maps beyond a screen have (--scale-by matrix: one "
     "for all)"
 )
+LONGEST = 16  # cells of a label
 NARROW = 40  # cells that a map of blocks needs beside others
 
 
@@ -91,7 +92,7 @@ def heatmap_lines(heats: Sequence[Heatmap], paint: Paint, width: int, height: in
         yield from map(paint.dim, flow(visible(note), width))
     if fit.cell < 4 and _tell(first, fit.column_edges):
         at = first.column_positions or range(len(fit.names))
-        named = [f"{n} {name}" for n, name in zip(at, fit.names, strict=True)]
+        named = [f"{n} {cut(name, LONGEST)}" for n, name in zip(at, fit.names, strict=True)]
         yield from map(paint.dim, wrap(["keys:", *named], "  ", width))
 
 
@@ -246,7 +247,7 @@ def _block_labels(heat: Heatmap, edges: Sequence[int], together: int) -> list[st
     for k in range(0, len(edges) - 1, together):
         start, stop = edges[k], edges[min(k + together, len(edges) - 1)]
         if stop - start == 1:
-            labels.append(cut(visible(heat.row_labels[start]), 16))
+            labels.append(cut(visible(heat.row_labels[start]), LONGEST))
         else:
             labels.append(f"{at[start]}–{at[stop - 1]}")
     return labels

@@ -236,8 +236,9 @@ def _maps(
 ) -> list[Heatmap]:
     """Return maps of the weights of all heads that were asked for, or else of the worst."""
     problem, total = examined.result.problem, len(heads)
-    if view.head is None and not view.full and total > MAPS:
-        heads = list(heads if asked.sort else sorted(heads, key=_gravity))[:MAPS]
+    if view.head is None:
+        heads = list(heads) if asked.sort else sorted(heads, key=_gravity)
+        heads = heads if view.full else heads[:MAPS]
     shown = sorted(((head.batch, head.head) for head in heads), key=lambda pair: pair[0])
     chosen = select(problem, view)._replace(shown=tuple(shown))
     maps = heatmaps(problem, examined.result.attended.lse, labels, view, chosen)

@@ -157,7 +157,7 @@ def test_shares_of_a_mask_are_means() -> None:
 
 HOSTILE = (
     "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "a\nb\r\tc\x08\x00", "שלום עולם", "مرحبا 123",
-    "\u202eevil\u2066", "漢字漢字漢字漢字漢字漢字", "👩\u200d👩\u200d👧", "e\u0301" * 40, "x" * 100_000,
+    "\u202eevil\u2066", "漢字漢字漢字漢字漢字漢字", "👩\u200d👩", "e\u0301" * 40, "x" * 100_000,
     "", "   ", "\udc80", "<script>", "\ufeff",
 )  # fmt: skip
 
