@@ -29,3 +29,4 @@ class View(NamedTuple):
     steps: bool = False
     full: bool = False
     time: bool = False
+    scale_by: str | None = None  # of a heatmap: see Heatmap.scale

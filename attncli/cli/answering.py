@@ -28,12 +28,15 @@ class Posed(NamedTuple):
 
 
 class Answering:
-    """What makes the report on one bundle; policy and what-ifs are read here, once."""
+    """What makes the report on one bundle; policy and what-ifs are read here, once.
 
-    def __init__(self, asked: own.Asked, page: output.Page, full: bool = False) -> None:
+    ``drawn`` are members of View: how it is shown.
+    """
+
+    def __init__(self, asked: own.Asked, page: output.Page, **drawn: Any) -> None:
         from attncli.studies import what_if
 
-        self.asked, self.page, self.full = asked, page, full
+        self.asked, self.page, self.drawn = asked, page, drawn
         self.picked, self.limits = _picked(asked), asked.limits()
         self.what_ifs = [what_if.parse(text) for text in asked.what_if or ()]
         self.include = page.names or (own.SAVED if page.target else ())
@@ -57,7 +60,7 @@ class Answering:
         given = gather(source, self.asked)
         output.keep_inputs(self.page.target, given.sources)
         problem, labels, notes = posed(given, self.asked.query_start)
-        return Posed(given, problem, labels, notes, view(problem, self.asked, full=self.full))
+        return Posed(given, problem, labels, notes, view(problem, self.asked, **self.drawn))
 
     def how(self, posed: Posed) -> dict[str, Any]:
         """Return how it is examined."""

@@ -47,7 +47,7 @@ class Tested(own.Cases, own.Candidate):
     """A kernel's test set, and whose answers to it are judged."""
 
 
-class Pictures(groups.Heatmap, groups.Steps, groups.Full):
+class Pictures(groups.Shades, groups.Steps, groups.Full):
     """How tables and maps are drawn."""
 
 
@@ -103,7 +103,7 @@ def compute(
     if command or tested.candidate is not None:
         return _judge(call, judge_command if command else judge_folder, bundle)
     page = output.page_of(printed, saved, drawn=drawn)
-    output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
+    output.check_view(page.shown, pictures, top=asked.top, steps=pictures.steps)
     if given.runs_model:
         return call.run(reading, source=bundle, page=page)
     if bundle is None and asked.query is None:

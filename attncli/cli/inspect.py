@@ -212,6 +212,7 @@ def health(
     *,
     bundle: str | None,
     asked: own.Asked,
+    pictures: groups.Shades,
     full: bool,
     saved: groups.Saved,
     drawn: groups.Drawn,
@@ -219,12 +220,13 @@ def health(
 ) -> None:
     """Print a row a head with its verdict, or save the statistics of every row."""
     page = output.page_of(printed, saved, own.SAVED, drawn)
+    output.check_view(page.shown, pictures)
     output.demand_place(page)
 
     from attncli import render
     from attncli.cli.answering import Answering
 
-    answer = Answering(asked, page, full)
+    answer = Answering(asked, page, full=full, **vars(pictures))
     with render.progress() as progress:
         report, labels = answer(source, progress)
     output.conclude(report, labels, page, printed)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from attncli.studies.many import LayerHealth, Many
 
 
-@mode("one report on many layers")
+@mode(
+    "one report on many layers",
+    heatmap="--map STATISTIC shades all heads; one layer: attncli compute FILE --layer N --heatmap",
+)
 def many(
     found: "Iterable[Source]",
     paths: Sequence[str],

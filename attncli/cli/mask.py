@@ -23,6 +23,7 @@ def mask(
     *,
     described: own.Described,
     view: own.ViewAs,
+    pictures: groups.Heatmap,
     part: groups.Elements,
     save: groups.Output,
     additive: own.Additive,
@@ -56,6 +57,9 @@ def mask(
     page = output.page_of(printed, groups.Saved(**vars(save)), ("attn_mask",), drawn)
     chosen = draw if dialect.dialect is None else translate
     call.check(chosen)
+    if pictures.heatmap and view.view is not None:
+        raise InputError(f"--heatmap and --view {view.view} are two ways to draw", "choose one")
+    output.check_view(page.shown, pictures)
 
     from attncli.cli.given import masks
 
@@ -75,6 +79,7 @@ def draw(
     expressions: list[str],
     described: own.Described,
     view: str | None,
+    pictures: groups.Heatmap,
     part: groups.Elements,
     save: groups.Output,
     additive: bool,
@@ -96,6 +101,7 @@ def draw(
     chosen = View(
         batch=selection("--batch", part.batch, extent.batch),
         head=selection("--head", part.head, extent.heads),
+        heatmap=pictures.heatmap,
     )
     with render.progress("mask") as progress:
         report = mask_report(

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from attncli.studies.model.loading import Loaded
 
 
-@mode(f"a model that reads ({', '.join(f'--{name}' for name in own.Reads.members)})")
+@mode(
+    f"a model that reads ({', '.join(f'--{name}' for name in own.Reads.members)})",
+    heatmap="--map STATISTIC shades all heads; one layer: "
+    "attncli compute FOLDER --text … --layer N --heatmap",
+)
 def reading(
     source: str,
     *,

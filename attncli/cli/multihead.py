@@ -65,7 +65,7 @@ def multihead(
     if listing.list_layers:
         return call.run(list_layers)
     page = output.page_of(printed, saved, own.SAVED, drawn)
-    output.check_view(page.shown, top=asked.top, heatmap=pictures.heatmap, steps=pictures.steps)
+    output.check_view(page.shown, pictures, top=asked.top, steps=pictures.steps)
     if x is None and random.random_weights is None:
         raise InputError("nothing to project: no X, the hidden states", f"to try it: {EXAMPLE}")
     call.run(checkpoint if random.random_weights is None else learning, call=call, page=page)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
-from attncli.cli.groups import Drawn, Format, Printed, Saved
+from attncli.cli.groups import Drawn, Format, Heatmap, Printed, Saved
 from attncli.errors import AttnError, FileError, InputError, nearest, series
 from attncli.render import LINES
 from attncli.reports.words import INCLUDABLE
@@ -322,8 +322,13 @@ def say_waiting(example: str, *references: str | None) -> None:
         say(f"reading {example} from the keyboard; Ctrl-D ends it")
 
 
-def check_view(shown: str, *, top: int | None, heatmap: bool, steps: bool) -> None:
+def check_view(
+    shown: str, pictures: Heatmap, *, top: int | None = None, steps: bool = False
+) -> None:
     """Raise InputError for ways to show a result that exclude each other."""
+    heatmap, scale = pictures.heatmap, getattr(pictures, "scale_by", None)
+    if scale is not None and not heatmap:
+        raise InputError(f"--scale-by {scale} has no use without --heatmap", "add --heatmap")
     asked = {"--steps": steps, "--heatmap": heatmap, "--top": top is not None}
     named = [name for name, given in asked.items() if given]
     if steps and len(named) > 1:

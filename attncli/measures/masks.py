@@ -18,6 +18,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TILE = 128  # what block-sparse kernels skip by
 MOST_TILES = 1 << 33
 MOST_PLANES = 1 << 20
+MOST_ADDED = 1 << 30  # cells of a bias that are looked at one by one
+CHUNK = 1 << 22
 SHOWN = 100  # differing cells that are named one by one
 
 
@@ -189,3 +191,29 @@ def kept_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> Array:
         for k in np.flatnonzero(fills == MIXED).tolist():
             shares[r, k] = mask.keep(b, h, i0, i1, int(edges[k]), int(edges[k + 1])).mean()
     return shares
+
+
+def added_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> tuple[Array, Array]:
+    """Return the largest number added to a visible score of each block, and which blocks have any.
+
+    float and bool ``(rows, keys)``, blocks as in ``kept_blocks``, 0 where nothing is visible.
+    Raises TooLarge for more cells than can be looked at in seconds: biases have no tiles to skip.
+    """
+    e = mask.extent
+    if e.queries * e.keys > MOST_ADDED:
+        raise TooLarge(
+            f"{e.queries} × {e.keys} numbers are too many for a map of what is added",
+            f"give lengths up to {int(MOST_ADDED**0.5)}, or leave out --heatmap",
+        )
+    row_edges = np.linspace(0, e.queries, rows + 1).astype(int).tolist()
+    starts = np.linspace(0, e.keys, keys + 1).astype(int)[:-1]
+    found = np.full((rows, keys), -np.inf)
+    step = max(1, CHUNK // max(e.keys, 1))
+    for r in range(rows):
+        for i0 in range(row_edges[r], row_edges[r + 1], step):
+            i1 = min(i0 + step, row_edges[r + 1])
+            keep, bias = mask.keep(b, h, i0, i1, 0, e.keys), mask.bias(b, h, i0, i1, 0, e.keys)
+            added = np.where(keep, 0.0 if bias is None else bias, -np.inf).max(0)
+            found[r] = np.maximum(found[r], np.maximum.reduceat(added, starts))
+    seen = ~np.isneginf(found)
+    return np.where(seen, found, 0), seen

@@ -10,17 +10,28 @@ from attncli.reports.blocks import Column, Table
 
 ELLIPSIS = "…"
 DECADES = 6  # a column that spans more is written with exponents
-_NARROW = frozenset("…–—−·×√∞≥≤‖␣▀█▓▒░■ᵀ₀₁₂₃")
+_NARROW = frozenset("…–—−·×√∞≥≤‖␣▀▄█▓▒░■ᵀ₀₁₂₃")
+LRM = "\u200e"  # left to right, of no width
+RIGHT_TO_LEFT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
 
 
 def visible(text: str) -> str:
     r"""Return text in one line with nothing a terminal would act on: '\n', '\x1b', '␣word'.
 
-    Blanks at the ends, which nobody would see, become '␣'.
+    Blanks at the ends, which nobody would see, become '␣'. Text that is read from right to left
+    stands between marks, so that a terminal which turns it leaves what follows in its place.
     """
     if text.isascii() and text.isprintable() and text == text.strip():
         return text
-    shown = escaped(text)
+    if not text.isascii():
+        import re
+
+        if re.search(f"[{RIGHT_TO_LEFT}]", text):
+            return LRM + _blanks_shown(escaped(text)) + LRM
+    return _blanks_shown(escaped(text))
+
+
+def _blanks_shown(shown: str) -> str:
     bare = shown.strip(" ")
     if not bare:
         return "␣" * len(shown)
@@ -41,7 +52,7 @@ PLAINER = {
     "…": "~", "–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "√": "sqrt", "∞": "inf",
     "θ": "theta", "σ": "s", "Σ": "sum", "≥": ">=", "≤": "<=", "≠": "!=", "±": "+-", "→": "->",
     "‖": "||", "␣": "_", "°": " deg", "ᵀ": "T", "₀": "0", "₁": "1", "₂": "2", "₃": "3",
-    "■": "#", "█": "#", "▓": "*", "▒": "+", "░": ".", "▀": "^",
+    "■": "#", "█": "#", "▓": "*", "▒": "+", "░": ":", "▀": "^", "▄": "_", LRM: "",
 }  # fmt: skip
 
 

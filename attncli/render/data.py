@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from attncli import files
 from attncli.errors import InputError
-from attncli.render.cells import columns_of, escaped, visible
+from attncli.render.cells import LRM, columns_of, escaped, visible
 from attncli.reports.blocks import Report, Step, Table
 
 if TYPE_CHECKING:
@@ -70,10 +70,11 @@ def markdown_lines(report: Report) -> Iterator[str]:
     for note in report.notes:
         yield ""
         yield _escape(note)
+    from attncli.render.maps import gathered
     from attncli.render.paint import Paint
     from attncli.render.terminal import block_lines
 
-    for block in report.blocks:
+    for block, *beside in gathered(report.blocks):
         yield ""
         if isinstance(block, Table):
             yield from _pipe_table(block)
@@ -88,7 +89,7 @@ def markdown_lines(report: Report) -> Iterator[str]:
                 yield ""
                 yield from (f"- {_escape(line)}" for line in block.lines)
         else:
-            yield from _code(block_lines(block, Paint(0), WIDTH, HEIGHT))
+            yield from _code(block_lines([block, *beside], Paint(0), WIDTH, HEIGHT))
 
 
 def _pipe_table(table: Table) -> Iterator[str]:
@@ -132,6 +133,6 @@ def _escape(text: str) -> str:
 
 def _code(lines: Iterable[str]) -> Iterator[str]:
     """Return lines as a block of code, whose fence is longer than any in them."""
-    shown = [escaped(line) for line in lines]
+    shown = [escaped(line, LRM) for line in lines]
     fence = "`" * max(3, *(len(run) + 1 for line in shown for run in re.findall("`+", line)), 0)
     yield from (fence, *shown, fence)

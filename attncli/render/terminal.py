@@ -7,8 +7,10 @@ from dataclasses import replace
 
 from attncli.errors import counted
 from attncli.render.cells import ELLIPSIS, columns_of, cut, escaped, flow, pad, visible, wide, wrap
-from attncli.render.maps import grid_lines, heatmap_lines
+from attncli.render.legend import legend_lines
+from attncli.render.maps import gathered, grid_lines, heatmap_lines
 from attncli.render.paint import Paint
+from attncli.render.shades import Scale
 from attncli.reports.blocks import Block, Grid, Heatmap, Report, Step, Table
 
 LAYOUTS = ((3, 16), (2, 8))  # blanks between columns, longest label over a column of a matrix
@@ -26,22 +28,27 @@ def lines(report: Report, *, width: int, height: int, colors: int) -> Iterator[s
         yield from map(paint.dim, flow(visible(note), width))
     own = [_label_width(b) for b in report.blocks if isinstance(b, Table)]
     aligned = max((w for w in own if w <= SHORT_LABEL), default=0)
-    for n, block in enumerate(report.blocks):
+    for n, blocks in enumerate(gathered(report.blocks)):
         if n or report.headline:
             yield ""
-        yield from block_lines(block, paint, width, height, aligned)
+        yield from block_lines(blocks, paint, width, height, aligned)
 
 
 def block_lines(
-    block: Block, paint: Paint, width: int, height: int, aligned: int = 0
+    blocks: Sequence[Block], paint: Paint, width: int, height: int, aligned: int = 0
 ) -> Iterator[str]:
-    """Return one block as lines. ``aligned``: at least that wide a label column for tables."""
+    """Return one block, or maps that go side by side, as lines.
+
+    ``aligned``: at least that wide a label column for tables.
+    """
+    block = blocks[0]
     if isinstance(block, Table):
         yield from table_lines(block, paint, width, aligned)
-    elif isinstance(block, Grid):
+    elif isinstance(block, Grid) and block.scale is None:
         yield from grid_lines(block, paint, width, height)
     elif isinstance(block, Heatmap):
-        yield from heatmap_lines(block, paint, width, height)
+        maps = [one for one in blocks if isinstance(one, Heatmap)]
+        yield from heatmap_lines(maps, paint, width, height)
     elif isinstance(block, Step):
         yield from step_lines(block, paint, width)
     else:
@@ -94,10 +101,13 @@ def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Ite
             if table.columns[n].kind == "verdict":
                 cell = paint.verdict(cell)
             if table.columns[n].kind == "weight" and value is not None:
-                cell = paint.shade(cell, table.shades[r][n] if table.shades else value)
+                share = table.shades[r][n] if table.shades else value
+                cell = paint.shade(cell, share, least=0 if table.span else 1)
             cells.append(" " * gap + cell)
         yield _line(pad(cut(visible(label), LONGEST_LABEL), label_width, left=True), cells)
     yield from map(paint.dim, _footer(table, shown, width))
+    if table.span and paint.colors:
+        yield from legend_lines(Scale("linear", *table.span), paint, width)
 
 
 def _line(label: str, cells: Sequence[str]) -> str:

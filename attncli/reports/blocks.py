@@ -48,7 +48,7 @@ class Table(NamedTuple):
     loses none. With ``fold`` a row goes on below, ``fold`` columns staying together.
     ``row_gap`` and ``column_gap`` say what was left out before; ``part`` and ``notes`` say it in
     words and ``hint`` how to see it. ``shades`` are shares in [0, 1] by which cells of weights are
-    shaded, where not by themselves.
+    shaded, where not by themselves, and ``span`` the numbers at both ends of their scale.
     """
 
     title: str
@@ -65,6 +65,7 @@ class Table(NamedTuple):
     whole: bool = False
     fold: int = 0
     shades: Sequence[Sequence[float]] | None = None
+    span: tuple[float, float] | None = None
 
 
 class Heatmap(NamedTuple):
@@ -73,7 +74,9 @@ class Heatmap(NamedTuple):
     Block i holds the rows ``row_edges[i]:row_edges[i + 1]`` (``r + 1`` edges), likewise columns.
     ``row_labels``, ``column_labels`` name the single rows and columns, not the blocks;
     ``row_positions``, ``column_positions`` say where they stand, when not at 0, 1, 2, …
-    ``hidden``, bool ``(r, c)``: a mask hides the whole block.
+    ``hidden``, bool ``(r, c)``: a mask hides the whole block. ``scale``: matrix (√, up to the
+    largest of all maps beside it), row (√, up to each row's largest), log or linear (lowest to
+    highest); None: by row where a causal map outgrows the screen, else matrix.
     """
 
     title: str
@@ -86,10 +89,14 @@ class Heatmap(NamedTuple):
     column_positions: Sequence[int] | None = None
     notes: Sequence[str] = ()
     hidden: "Array | None" = None
+    scale: str | None = None
 
 
 class Grid(Heatmap):
-    """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
+    """Which cells of a matrix are kept: the share of each block, 0 none, 1 all.
+
+    Shown as marks; as shades where it has a ``scale``.
+    """
 
 
 class Text(NamedTuple):

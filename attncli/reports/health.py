@@ -15,7 +15,7 @@ from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import Role
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values
-from attncli.reports.blocks import Block, Column, Records, Report, Table, Text, sentences
+from attncli.reports.blocks import Block, Column, Heatmap, Records, Report, Table, Text, sentences
 from attncli.reports.facts import facts_of, headline
 from attncli.reports.heads import (
     WHOLE,
@@ -30,6 +30,7 @@ from attncli.reports.heads import (
     reasons,
     telling,
 )
+from attncli.reports.maps import heatmaps
 from attncli.reports.missing import demand_known, in_words, not_known
 from attncli.reports.picking import Picking, mapped
 from attncli.reports.selection import select
@@ -41,6 +42,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SCHEMA = "attncli.inspect/1"
 WHOLE_ROWS = "Jacobian's largest eigenvalue and head similarity"  # what is made from these
 LINES = 24  # of reasons
+MAPS = 6  # of heads, unless more are asked for
 FACTS = 6  # counts on a line of the summary
 HEAD = (
     Shown("entropy", keep=7), Shown("entropy", "p05", "p95", keep=3), Shown("max_weight", keep=4),
@@ -84,6 +86,7 @@ def inspect_report(
         blocks = [_summary(heads), *([seen.table] if seen else [])]
         blocks.append(_head_table(examined, heads, view, asked))
         blocks += reasons(heads, partial(_name, examined), _gravity, LINES)
+        blocks += _maps(examined, heads, labels, view, asked) if view.heatmap else []
         scale, what_ifs = _over(examined, heads)
         blocks += [_scale_table(scale), sentences(scale_sentence(scale))] if scale else []
         blocks += [_what_if_table(scale[examined.today], what_ifs)] if what_ifs else []
@@ -226,6 +229,24 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked:
         row_gap=gap,
         whole=view.full,
     )
+
+
+def _maps(
+    examined: Examination, heads: Sequence[Head], labels: Labels, view: View, asked: Picking
+) -> list[Heatmap]:
+    """Return maps of the weights of all heads that were asked for, or else of the worst."""
+    problem, total = examined.result.problem, len(heads)
+    if view.head is None:
+        heads = list(heads) if asked.sort else sorted(heads, key=_gravity)
+        heads = heads if view.full else heads[:MAPS]
+    shown = sorted(((head.batch, head.head) for head in heads), key=lambda pair: pair[0])
+    chosen = select(problem, view)._replace(shown=tuple(shown))
+    maps = heatmaps(problem, examined.result.attended.lse, labels, view, chosen)
+    ill = any(head.verdict.level != "ok" for head in heads)
+    which = asked.words if asked.sort else "the worst" if ill else "all ok"
+    part = f"maps of {len(heads)} of {total} heads, {which} (--head, --full)"
+    maps[-1] = maps[-1]._replace(notes=[part] * (len(heads) < total))
+    return maps
 
 
 def _name(examined: Examination, head: Head) -> str:

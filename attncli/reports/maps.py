@@ -45,6 +45,9 @@ def heatmaps(
     else:
         values, seen = _exact_peaks(problem, chosen, rows, keys, progress)
     hidden, flags = not_shown(problem, view, chosen)
+    elements = {b for b, _ in chosen.shown}
+    names = {b: (Names(labels.query, b, chosen.rows), Names(labels.key, b, chosen.keys))
+             for b in elements}  # fmt: skip
     return [
         Heatmap(
             title="Weights" + where(problem, b, h),
@@ -52,13 +55,14 @@ def heatmaps(
             hidden=~seen[n],
             row_edges=rows.edges,
             column_edges=keys.edges,
-            row_labels=Names(labels.query, b, chosen.rows),
-            column_labels=Names(labels.key, b, chosen.keys),
+            row_labels=names[b][0],
+            column_labels=names[b][1],
             row_positions=chosen.rows,
             column_positions=chosen.keys,
             notes=[f"{hidden} ({', '.join(flags)})"]
             if hidden and n == len(chosen.shown) - 1
             else [],
+            scale=view.scale_by,
         )
         for n, (b, h) in enumerate(chosen.shown)
     ]

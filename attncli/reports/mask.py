@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ from attncli.measures.masks import (
     SHOWN,
     Difference,
     MaskFacts,
+    added_blocks,
     check_size,
     difference,
     kept_blocks,
     mask_facts,
 )
-from attncli.reports.blocks import Block, Grid, Records, Report, Text
+from attncli.reports.blocks import Block, Grid, Heatmap, Records, Report, Text
 from attncli.reports.labels import Names, label, where
 from attncli.resources import Progress, available_memory, readable_bytes
 
@@ -67,6 +69,8 @@ def mask_report(
         blocks.append(_dialect(spoken))
     elif tokens_view:
         blocks.append(_reader(mask, labels, b, h))
+    elif e.queries and e.keys and view.heatmap:
+        blocks += heatmaps(mask, labels, view.batch or (b,), view.head or (h,))
     elif e.queries and e.keys:
         blocks.append(_grid(mask, labels, b, h))
     more = [] if tokens_view else _sentences(mask, facts)
@@ -232,6 +236,33 @@ def _grid(mask: Mask, labels: Labels, b: int, h: int) -> Grid:
         row_labels=Names(labels.query, b, range(e.queries)),
         column_labels=Names(labels.key, b, range(e.keys)),
     )
+
+
+def heatmaps(
+    mask: Mask, labels: Labels, batches: Sequence[int], heads: Sequence[int]
+) -> list[Heatmap]:
+    """Return maps of the numbers that a mask adds, or else of the share that it keeps of blocks.
+
+    Raises TooLarge for biases of more cells than can be looked at in seconds.
+    """
+    maps: list[Heatmap] = []
+    for b in batches:
+        first = _grid(mask, labels, b, heads[0])  # all heads have its edges and names
+        for h in heads:
+            at = where(mask.extent, b, h)
+            rows, keys = first.values.shape
+            if mask.has_bias:
+                values, seen = added_blocks(mask, b, h, rows, keys)
+                maps.append(
+                    Heatmap(
+                        f"Added to the scores{at}", values, first.row_edges, first.column_edges,
+                        first.row_labels, first.column_labels, hidden=~seen, scale="linear",
+                    )
+                )  # fmt: skip
+            else:
+                grid = first if h == heads[0] else _grid(mask, labels, b, h)
+                maps.append(grid._replace(title=f"Share kept{at}", scale="linear"))
+    return maps
 
 
 def _reader(mask: Mask, labels: Labels, b: int, h: int) -> Text:

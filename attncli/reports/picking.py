@@ -244,6 +244,7 @@ class Mapped:
             rows=[[*row, *[None] * (heads - len(row))] for row in self.values],
             labels=[f"{self.rows} {label}" for label in self.labels],
             matrix=True, things="heads", shades=shades,
+            span=(low, high) if low < high else None,
             notes=[f"a row a {self.rows}, a column a head; shades from {low:.4g} to {high:.4g}"],
         )  # fmt: skip
 

@@ -1,7 +1,9 @@
-"""The names of arrays that ``--include`` takes. Nothing is loaded for them."""
+"""Words that options take: arrays of ``--include``, scales of maps. Nothing is loaded for them."""
 
 from attncli.attention.words import STAGES
 
+#: What --scale-by takes: √ up to the largest of a row or of all, or a log scale.
+SCALES = ("row", "matrix", "log")
 SMALL = 4096  # numbers of an array that JSON gives without being asked
 GRADIENTS = ("grad_query", "grad_key", "grad_value")
 INCLUDABLE = (

@@ -33,6 +33,7 @@ def test_map_in_characters() -> None:
         "0  ██▓▓▒▒░░",
         "1  ??      ██",
         "░ from 0.040   ▒ from 0.160   ▓ from 0.360   █ from 0.640   largest 1.000",
+        "? not a number   √ scale",
     ]
 
 

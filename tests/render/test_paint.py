@@ -58,7 +58,8 @@ def test_shades_are_ordered() -> None:
     ("environment", "colors"),
     [
         ({"TERM": "xterm-256color"}, 256),
-        ({"TERM": "linux", "COLORTERM": "truecolor"}, 256),
+        ({"TERM": "linux", "COLORTERM": "truecolor"}, 1 << 24),
+        ({"TERM": "xterm", "COLORTERM": "yes"}, 256),
         ({"TERM": "dumb"}, 0),
         ({"TERM": "xterm-256color", "NO_COLOR": "1"}, 0),
     ],
@@ -99,4 +100,4 @@ def test_sixteen_colours_shade_as_many_cells_as_256() -> None:
         assert (few.shade("x", share) == "x") == (many.shade("x", share) == "x")
     assert few.shade("0.9", 0.9) == "\x1b[30;103m0.9\x1b[0m"
     assert few.halves(1, 0) == "\x1b[93;40m▀\x1b[0m"
-    assert few.blank(2, 9) == "\x1b[103m  \x1b[0m"
+    assert few.cell("  ", 1) == "\x1b[103m  \x1b[0m"

@@ -27,7 +27,7 @@ from attncli.cli.options import (
 from attncli.engines import AUTO, DEFAULT, ENGINES
 from attncli.errors import series
 from attncli.render import FORMATS, LINES, PICTURES
-from attncli.reports.words import INCLUDABLE, SMALL
+from attncli.reports.words import INCLUDABLE, SCALES, SMALL
 
 Text = str | None
 Float = float | None
@@ -304,7 +304,20 @@ class Cells(Group, panel=SHOW):
 class Heatmap(Group, panel=SHOW):
     """A map to look at."""
 
-    heatmap: Annotated[bool, option("--heatmap", help="Weights as a map of shades.")] = False
+    heatmap: Annotated[bool, option("--heatmap", help="Weights as maps of shades.")] = False
+
+
+class Shades(Heatmap, panel=SHOW):
+    """A map to look at, and how it is shaded."""
+
+    scale_by: Annotated[
+        Text,
+        option(
+            **one_of(*SCALES),
+            help="With --heatmap: shades up to the largest of each row or of all, in roots, or in "
+            "powers of ten (default: matrix; row for causal maps beyond a screen).",
+        ),
+    ] = None
 
 
 class Steps(Group, panel=SHOW):

@@ -20,6 +20,7 @@ from attncli.cli.groups import (
     Polarity,
     Problem,
     Rope,
+    Shades,
     Text,
 )
 from attncli.cli.groups.model import Given
@@ -280,7 +281,7 @@ class Many(
 class Everything(
     Problem, Weights, HeadDim, Architecture, Reads, Compared, Changes, Sweep, Verdicts, Placed,
     Seed, Header,
-    Engine, Layers, Elements, Picked, Map,
+    Engine, Layers, Elements, Picked, Map, Shades,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""
 

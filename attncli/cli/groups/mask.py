@@ -109,5 +109,6 @@ class Dialect(Group, panel=SAVE):
 
 
 DIFFERING = {
-    "output": said(help="Save the mask, bool True = keep, as attn_mask (or as --for says).")
+    "heatmap": said(help="What is kept of each block, or what is added, as a map of shades."),
+    "output": said(help="Save the mask, bool True = keep, as attn_mask (or as --for says)."),
 }

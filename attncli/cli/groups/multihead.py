@@ -15,13 +15,13 @@ from attncli.cli.groups import (
     Engine,
     Full,
     Heads,
-    Heatmap,
     Labels,
     Mask,
     Padding,
     Part,
     Polarity,
     Rope,
+    Shades,
     Softmax,
     Steps,
     Text,
@@ -176,7 +176,7 @@ class Asked(Expected, Lined):
     """All that one answer depends on, besides the weights."""
 
 
-class Pictures(Heatmap, Steps, Full):
+class Pictures(Shades, Steps, Full):
     """How tables and maps are drawn."""
 
 
