@@ -92,6 +92,28 @@ class Grid(Heatmap):
     """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
 
 
+class Shaded(NamedTuple):
+    """Any numbers ``(r, c)`` to be shaded, NaN where there is none; blocks as of a ``Heatmap``.
+
+    ``name`` says what the numbers are, with their unit; ``rows`` and ``columns`` what stands along
+    the sides. ``log``: shades by the logarithm, those of 0 as the smallest; ``diverging``: around 0.
+    """
+
+    title: str
+    values: "Array"
+    row_edges: Sequence[int]
+    column_edges: Sequence[int]
+    row_labels: Sequence[str]
+    column_labels: Sequence[str]
+    name: str = ""
+    rows: str = ""
+    columns: str = ""
+    log: bool = False
+    diverging: bool = False
+    notes: Sequence[str] = ()
+    hidden: "Array | None" = None
+
+
 class Text(NamedTuple):
     """Lines printed as they are."""
 
@@ -111,7 +133,10 @@ class Step(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line of a figure: x and y ``(n,)``, NaN where there is nothing; its name for the legend."""
+    """A line of a figure: x and y ``(n,)``, NaN where there is nothing; its name for the legend.
+
+    One without a name is one of many, drawn thin behind the others.
+    """
 
     name: str
     x: Sequence[float]
@@ -133,7 +158,7 @@ class Figure(NamedTuple):
 
 
 Block = Table | Heatmap | Grid | Text | Step
-Picture = Heatmap | Grid | Figure
+Picture = Heatmap | Grid | Shaded | Figure
 
 
 def sentences(*lines: str, indent: str = "") -> Text:
