@@ -51,7 +51,8 @@ def head_pictures(
     pairs = list(chosen.pairs) if pairs is None else pairs
     if not pairs or not len(chosen.rows) or not len(chosen.keys):
         return []
-    maps = heatmaps(problem, lse, labels, view, chosen._replace(shown=tuple(pairs[:MOST_HEADS])))
+    shown = chosen._replace(shown=tuple(pairs[:MOST_HEADS]))
+    maps = [one._replace(notes=()) for one in heatmaps(problem, lse, labels, view, shown)]
     if len(pairs) > MOST_HEADS:
         note = f"{MOST_HEADS} of {len(pairs):,} heads are drawn (--batch, --head)"
         maps[-1] = maps[-1]._replace(notes=[note])
@@ -81,13 +82,13 @@ def _profiles(
         if len(pairs) <= MOST_CURVES:
             x = rows[edges[:-1]].tolist()
             curves = [Curve(text, x, y.tolist()) for text, y in zip(names, means, strict=True)]
-            found.append(Figure(f"{title} along the rows", "query", title, curves, notes=notes))
+            found.append(Figure(title, "query", title, curves, notes=notes))
             continue
         shared = labels.query and not several and len(rows) <= MOST_TOKENS
         queries = Names(labels.query if shared else None, pairs[0][0], chosen.rows)
         found.append(
             Shaded(
-                f"{title} along the rows", means, range(len(pairs) + 1), edges, heads, queries,
+                title, means, range(len(pairs) + 1), edges, heads, queries,
                 title, "batch/head" if several else "head", "query", notes=notes,
             )
         )  # fmt: skip
@@ -133,9 +134,7 @@ def _averaged(edges: Sequence[int], things: str) -> list[str]:
 # -- changes ----------------------------------------------------------------------------------
 
 
-def effect_pictures(
-    effects: Sequence[Effect], pairs: Sequence[tuple[int, int]]
-) -> list[Picture]:
+def effect_pictures(effects: Sequence[Effect], pairs: Sequence[tuple[int, int]]) -> list[Picture]:
     """Return what becomes of some heads with other scales: all of them together, and each."""
     if len(effects) < 2:
         return []
@@ -210,6 +209,7 @@ def bias_pictures(mask: Mask, labels: Labels, b: int, h: int) -> list[Picture]:
 def error_pictures(judged: Comparison, name: str) -> list[Picture]:
     """Return where a candidate, called ``name``, is off: by head and row, and the budget."""
     found: list[Picture] = []
+    name = name.rpartition("/")[2] or name  # a folder says nothing on paper
     for one in judged.stages.values():
         if one.error.size:
             found += _errors(one, name)

@@ -20,7 +20,6 @@ STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "attncli", "pdf.fonttype": 42, "path.simplify": True,
     "axes.linewidth": 0.5, "axes.edgecolor": "#666666", "axes.labelcolor": "#222222",
     "axes.unicode_minus": True, "xtick.color": "#444444", "ytick.color": "#444444",
-    "hatch.linewidth": 0.4, "font.family": ["DejaVu Sans"],
 }  # fmt: skip
 #: What files say of themselves: no date.
 METADATA: dict[str, dict[str, str | None]] = {
@@ -58,8 +57,8 @@ def made(report: Report, suffix: str) -> bytes:
             raise _missing(f"matplotlib cannot be loaded: {error}") from None
         with mpl.rc_context():
             mpl.rcdefaults()
-            mpl.rcParams.update(STYLE)
-            mpl.rcParams["font.family"] = families()
+            style: Any = {**STYLE, "font.family": families()}
+            mpl.rcParams.update(style)
             figure = page_of(pictures, Letters(written=suffix == ".svg"))
             out = BytesIO()
             figure.savefig(out, format=suffix[1:], dpi=DOTS, metadata=METADATA[suffix])

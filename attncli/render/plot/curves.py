@@ -112,7 +112,7 @@ class CurveBand:
         marked = bool(curve.name) and len(curve.x) <= MARKED
         axes.plot(
             list(curve.x), list(curve.y), color=self.colors.get(curve.name, FAINT),
-            linewidth=1.1 if curve.name else 0.4, linestyle="--" if curve.dashed else "-",
+            linewidth=0.9 if curve.name else 0.4, linestyle="--" if curve.dashed else "-",
             marker="o" if marked else None, markersize=2.2, zorder=3 if curve.name else 2,
             solid_capstyle="round", clip_on=not marked,
         )  # fmt: skip
@@ -127,7 +127,10 @@ class CurveBand:
         if not one.log_x:
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
-            axes.margins(x=0.02)
+            every = [x for curve in one.curves for x in curve.x]
+            low, high = min(every), max(every)
+            pad = 0.02 * (high - low or 1)
+            axes.set_xlim(low - pad, high + pad)  # where y is NaN, too
             return
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +18,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Map = Heatmap | Grid | Shaded
 
 PITCH = 5.7  # points from a label to the next
-LARGEST, LOWEST = 0.42, 0.15  # inches: a cell of weights, the height of one of statistics
+LARGEST = 0.42  # inches: a cell
+FLAT = 0.09, 0.15  # the height of one of statistics, at least and at most
 NARROWEST, THINNEST = 0.45, 0.14  # a map, its shorter side
-HIGHEST, TALLEST = 4.5, 8.2  # a map, a band
+HIGHEST, TALLEST = 4.5, 8.2  # a map, all maps of weights
 GAP = 0.1  # between maps
 HEAD = 0.17  # a band's title
 NUMBERED = 0.24, 0.12  # a cell from which on its number stands in it
@@ -43,22 +45,29 @@ class MapBand:
     def __init__(
         self, title: str, names: Sequence[str], maps: Sequence[Map], letters: Letters,
         width: float, shades: Shades | None = None, *, legend: bool = True,
+        tallest: float = TALLEST,
     ) -> None:  # fmt: skip
         self.title, self.names, self.maps, self.letters = title, names, maps, letters
         self.shades, self.legend = shades, legend and shades is not None
         first = maps[0]
         self.rows, self.cells = first.row_edges[-1], first.column_edges[-1]
-        self.room = width - 2 * MARGIN
+        self.room, self.tallest = width - 2 * MARGIN, tallest
+        self.flat = isinstance(first, Shaded) and first.rows != "query"
         self.left = self._widest(first.row_labels, first) + 0.06 + LINE
         self.head = HEAD * bool(title)
         self.over = 0.14 * bool(names)
         self.under = 0.3 if shades is None else 0.0  # a scale below each
         self.sizes = self._arrange()
         s = self.sizes
-        self.row_ticks = self._ticks(first.row_labels, _positions(first, "row"), self.rows, s.height)
+        self.row_ticks = self._ticks(
+            first.row_labels, _positions(first, "row"), self.rows, s.height
+        )
         self.key_ticks = self._ticks(
             first.column_labels, _positions(first, "column"), self.cells, s.width, across=True
         )
+        self._shorten()
+        self.left = max((letters.width(text) for _, text in self.row_ticks), default=0)
+        self.left += 0.06 + LINE
         self.turned = self._turned()
         self.bottom = LINE + 0.05 + (
             max((letters.width(text) for _, text in self.key_ticks), default=0)
@@ -66,10 +75,18 @@ class MapBand:
         )  # fmt: skip
         self.notes = broken(self._notes(), letters, self.room)
         keys = self._legend_rows() if self.legend else []
-        self.height = s.total + self.bottom + 0.2 * len(keys) + 0.06 * bool(keys)
+        self.height = s.total + self.bottom + sum(map(_high, keys)) + 0.06 * bool(keys)
         self.height += LINE * len(self.notes) + 0.04 * bool(self.notes)
         self.legible = self._legible(s) and (len(maps) == 1 or s.width >= 0.9)
         self.legible &= width > 4 or len(maps) <= 4
+
+    def _shorten(self) -> None:
+        """Leave 'head' of 'head 7' to the title where maps are too narrow for both."""
+        stems = {name.rpartition(" ")[0] for name in self.names}
+        widest = max((self.letters.width(name, NORMAL) for name in self.names), default=0)
+        if widest > self.sizes.width and len(stems) == 1 and self.title:
+            self.title += f" · {stems.pop()}"
+            self.names = [name.rpartition(" ")[2] for name in self.names]
 
     # -- arranging --
 
@@ -78,7 +95,7 @@ class MapBand:
         n = len(self.maps)
         most = max(1, min(n, int((self.room - self.left + GAP) / (NARROWEST + GAP))))
         found = [self._sized(columns) for columns in range(most, 0, -1)]
-        low = [one for one in found if one.total <= TALLEST] or found[:1]
+        low = [one for one in found if one.total <= self.tallest] or found[:1]
         return next((one for one in low if self._legible(one)), self._usual(low))
 
     def _usual(self, fitting: Sequence[Sizes]) -> Sizes:
@@ -90,8 +107,8 @@ class MapBand:
         most = (self.room - self.left - GAP * (columns - 1)) / columns
         wide = min(most / self.cells, LARGEST)
         high = min(wide, HIGHEST / self.rows)
-        if isinstance(self.maps[0], Shaded):
-            high = min(high, LOWEST)
+        if self.flat:
+            high = min(max(wide, FLAT[0]), FLAT[1], HIGHEST / self.rows)
         else:
             wide = high  # rows and keys may be the same tokens
         width, height = max(wide * self.cells, THINNEST), max(high * self.rows, THINNEST)
@@ -103,6 +120,12 @@ class MapBand:
 
     def _legible(self, sizes: Sizes) -> bool:
         sides = ((self.rows, sizes.height), (self.cells, sizes.width))
+        if self.flat and len(self.maps) > 1:  # a title that is cut says nothing
+            name = max(self.letters.width(name, NORMAL) for name in self.names)
+            label = self._widest(self.maps[0].column_labels, self.maps[0])
+            upright = label > 0.25 or label + 0.03 <= sizes.width / self.cells
+            if name > sizes.width or (self.cells <= MANY and not upright):
+                return False
         return all(n > MANY or size * POINTS / n >= PITCH for n, size in sides)
 
     def _widest(self, labels: Sequence[str], one: Map) -> float:
@@ -121,16 +144,20 @@ class MapBand:
         pitch = size * POINTS / count
         if pitch >= PITCH and count <= MANY:
             return [(i, self.letters.shown(labels[i])) for i in range(count)]
-        need = PITCH + 1
+        need = 2 * PITCH
         if across:
-            need = self.letters.width(str(positions[-1] if positions else count)) * POINTS + 6
+            need = self.letters.width(str(positions[-1] if positions else count)) * POINTS + 4
         step = next(m * 10**k for k in range(12) for m in (1, 2, 5) if m * 10**k * pitch >= need)
         if positions is None:
             return [(i, self.letters.shown(labels[i])) for i in range(0, count, step)]
-        if isinstance(positions, range):
-            start = -positions[0] % step
-            return [(i, str(positions[i])) for i in range(start, count, step)]
-        return [(i, str(positions[i])) for i in range(0, count, step)]
+        start = -positions[0] % step if isinstance(positions, range) else 0
+        found = [(i, str(positions[i])) for i in range(start, count, step)]
+        if not across or len(self.maps) == 1:
+            return found
+        room = size + GAP / 2  # the next map's labels begin there
+        return [
+            (i, t) for i, t in found if (i + 0.5) / count * size + self.letters.width(t) / 2 < room
+        ]
 
     def _turned(self) -> bool:
         """Whether labels of columns stand upright."""
@@ -142,7 +169,9 @@ class MapBand:
         found = [note for one in self.maps for note in one.notes]
         if type(self.maps[0]) is Heatmap:
             one = _pooled(self.maps[0], self.sizes, np.maximum)
-            down, across = (int(np.diff(edges).max()) for edges in (one.row_edges, one.column_edges))
+            down, across = (
+                int(np.diff(edges).max()) for edges in (one.row_edges, one.column_edges)
+            )
             if down * across > 1:
                 found.append(f"each pixel is the largest of {down} × {across} weights")
         return found
@@ -163,7 +192,7 @@ class MapBand:
             left = MARGIN + self.left + column * (s.width + GAP)
             y = top + self.head + row * step + self.over
             axes = paper.axes(left, y, s.width, s.height)
-            shades = self.shades or of_numbers(one)
+            shades = self.shades or _own_shades(one)
             self._map(axes, one, shades, numbered=numbered)
             lowest = at + s.columns >= n
             self._label(axes, one, rows=column == 0, keys=lowest)
@@ -179,7 +208,7 @@ class MapBand:
             y += 0.06
             for keys in self._legend_rows():
                 self._keys(paper, y, keys)
-                y += 0.2
+                y += _high(keys)
         paper.lines(MARGIN, y + 0.04, self.notes)
 
     def _map(self, axes: Axes, one: Map, shades: Shades, *, numbered: bool) -> None:
@@ -206,14 +235,18 @@ class MapBand:
 
     def _numbered(self, axes: Axes, one: Map, image: Array) -> None:
         hidden = np.zeros(one.values.shape, bool) if one.hidden is None else one.hidden
-        for (i, j), value in np.ndenumerate(one.values):
-            if np.isfinite(value) and not hidden[i, j]:
-                text = f"{value:.2f}" if isinstance(one, Heatmap) else plain(float(value))
-                light = image[i, j, :3] @ (0.299, 0.587, 0.114) > 130
-                axes.text(
-                    j + 0.5, i + 0.5, text, fontsize=5.5, ha="center", va="center",
-                    color="#111111" if light else "#ffffff",
-                )  # fmt: skip
+        cells = [at for at, value in np.ndenumerate(one.values)
+                 if np.isfinite(value) and not hidden[at]]  # fmt: skip
+        heat = isinstance(one, Heatmap)
+        said = [f"{one.values[at]:.2f}" if heat else plain(float(one.values[at])) for at in cells]
+        if max(map(self.letters.width, said), default=0) > self.sizes.width / self.cells:
+            return
+        for (i, j), text in zip(cells, said, strict=True):
+            light = image[i, j, :3] @ (0.299, 0.587, 0.114) > 130
+            axes.text(
+                j + 0.5, i + 0.5, text, fontsize=5.5, ha="center", va="center",
+                color="#111111" if light else "#ffffff",
+            )  # fmt: skip
 
     def _label(self, axes: Axes, one: Map, *, rows: bool, keys: bool) -> None:
         for axis, ticks, wanted in (
@@ -287,6 +320,16 @@ class MapBand:
             left += self._key_width(text, color)
 
 
+def _high(keys: Sequence[tuple[str, Any]]) -> float:
+    """Return the height of a line of a legend: a scale has numbers below."""
+    return 0.26 if any(color is None for _, color in keys) else 0.15
+
+
+def _own_shades(one: Map) -> Shades:
+    assert isinstance(one, Shaded)
+    return of_numbers(one)
+
+
 def _share(color: Sequence[int]) -> tuple[float, ...]:
     return tuple(part / 255 for part in color)
 
@@ -302,7 +345,7 @@ def _positions(one: Map, side: str) -> Sequence[int] | None:
 
 def _span(edges: Sequence[int]) -> int:
     """Return where the last block would end if it were as large as the others."""
-    sizes = {b - a for a, b in zip(edges[:-2], edges[1:-1], strict=True)}
+    sizes = {b - a for a, b in pairwise(edges[:-1])}
     return sizes.pop() * (len(edges) - 1) if len(sizes) == 1 else edges[-1]
 
 

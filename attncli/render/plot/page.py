@@ -9,15 +9,16 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure as Drawing
 
 from attncli.render.plot.curves import CurveBand
-from attncli.render.plot.maps import MapBand
+from attncli.render.plot.maps import TALLEST, MapBand
 from attncli.render.plot.paper import MARGIN, Paper
 from attncli.render.plot.shades import Shades, of_kept, of_weights
 from attncli.render.plot.text import Letters
 from attncli.reports.blocks import Figure, Grid, Heatmap, Picture, Shaded
 
 COLUMN, PAGE = 3.4, 7.0  # inches
-TALL = 5.0  # of what stands in a column
+TALL = 9.0  # of what stands in a column
 BETWEEN = 0.16  # bands
+LEAST = 2.0  # of maps with labels of their own
 SAMPLED = 64  # labels that tell whether two maps have the same ones
 
 
@@ -64,11 +65,11 @@ def _stem(title: str) -> str:
     return stem if dot else title
 
 
-def _bands(
-    groups: Sequence[Sequence[Picture]], letters: Letters, width: float
-) -> Iterator[Band]:
+def _bands(groups: Sequence[Sequence[Picture]], letters: Letters, width: float) -> Iterator[Band]:
     weights = [one for some in groups for one in some if type(one) is Heatmap]
     shared = of_weights(weights) if weights else None
+    kinds = [type(some[0]) for some in groups]
+    tall = max(TALLEST / max(kinds.count(Heatmap), 1), LEAST)
     last = max((n for n, some in enumerate(groups) if type(some[0]) is Heatmap), default=-1)
     for n, some in enumerate(groups):
         first = some[0]
@@ -83,6 +84,4 @@ def _bands(
         names = [one.title.rpartition(" · ")[2] for one in maps] if len(maps) > 1 else []
         shades: Shades | None = of_kept() if isinstance(first, Grid) else shared
         legend = n == last or isinstance(first, Grid)
-        yield MapBand(stem, names, maps, letters, width, shades, legend=legend)
-
-
+        yield MapBand(stem, names, maps, letters, width, shades, legend=legend, tallest=tall)

@@ -38,7 +38,8 @@ class Shades:
     def painted(self, values: Array, hidden: Array | None) -> Array:
         """Return uint8 ``(r, c, 4)``; what is hidden, and what is no number, in its own colour."""
         known = np.isfinite(values)
-        shares = np.asarray(self.norm(np.where(known, values, self.norm.vmin)))
+        lowest = np.asarray(self.norm.vmin, values.dtype)
+        shares = np.asarray(self.norm(np.where(known, values, lowest)))
         rgba: Array = self.colors(np.clip(shares, 0, 1), bytes=True)
         rgba[~known] = ODD
         if hidden is not None:
