@@ -130,10 +130,10 @@ class MapBand:
 
     def _widest(self, labels: Sequence[str], one: Map) -> float:
         """Return the width of the widest label, of some where there are very many."""
-        step = max(1, len(labels) // MANY)
-        texts = [self.letters.shown(labels[i]) for i in range(0, len(labels), step)]
         if len(labels) > MANY and not isinstance(one, Shaded):
-            texts = [str(len(labels))]
+            return self.letters.width(str(len(labels)))  # positions are shown in their place
+        step = max(1, len(labels) // MANY)
+        texts = (self.letters.shown(labels[i]) for i in range(0, len(labels), step))
         return max(map(self.letters.width, texts), default=0.0)
 
     def _ticks(
