@@ -61,6 +61,8 @@ def page_of(
     or FileError for what cannot be.
     """
     shown, pictures = format_of(printed), pictures_of(drawn)
+    if pictures and shown == LINES:
+        raise InputError(f"--{next(iter(pictures))} has no use in {IN_LINES}", LINES_HINT)
     if saved is None:
         return Page(shown, pictures=pictures)
     names = names_of(saved.include, known)
@@ -74,7 +76,7 @@ def page_of(
 def pictures_of(drawn: Drawn | None) -> dict[str, str]:
     """Return the files to draw to, by kind, before anything is computed.
 
-    Raises FileError where nothing can be written.
+    Raises FileError where nothing can be written, Unavailable where nothing can be drawn.
     """
     from attncli.render import PICTURES
 
@@ -87,6 +89,10 @@ def pictures_of(drawn: Drawn | None) -> dict[str, str]:
             hint = f"the suffix says the format: {series(PICTURES[kind], 'or')}"
             raise FileError(f"--{kind}: {what}", hint)
         _demand_writable(path)
+    if "plot" in found:
+        from attncli.render.plot import demand
+
+        demand()
     return found
 
 
@@ -199,7 +205,9 @@ def finish(report: "Report", page: Page, printed: Printed) -> None:
     target = page.target
     for kind, path in page.pictures.items():
         render.draw(report, kind, path)
-    if target is None or not (target.replaces_report or page.quiet or sys.stdout is None):
+    written = target is not None or page.pictures
+    carried = target is not None and target.replaces_report
+    if not (carried or page.quiet or (written and sys.stdout is None)):
         render.show(report, page.shown, color=printed.when)
     if target and not target.replaces_report:
         say_wrote(target.path, target.names)

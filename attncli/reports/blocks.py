@@ -99,6 +99,28 @@ class Grid(Heatmap):
     """
 
 
+class Shaded(NamedTuple):
+    """Any numbers ``(r, c)`` to be shaded, NaN where there is none; blocks as of a ``Heatmap``.
+
+    ``name`` says what the numbers are, with their unit; ``rows`` and ``columns`` what stands along
+    the sides. ``log``: shades by the logarithm, 0 as the smallest; ``diverging``: around 0.
+    """
+
+    title: str
+    values: "Array"
+    row_edges: Sequence[int]
+    column_edges: Sequence[int]
+    row_labels: Sequence[str]
+    column_labels: Sequence[str]
+    name: str = ""
+    rows: str = ""
+    columns: str = ""
+    log: bool = False
+    diverging: bool = False
+    notes: Sequence[str] = ()
+    hidden: "Array | None" = None
+
+
 class Text(NamedTuple):
     """Lines printed as they are."""
 
@@ -118,7 +140,10 @@ class Step(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line of a figure: x and y ``(n,)``, NaN where there is nothing; its name for the legend."""
+    """A line of a figure: x and y ``(n,)``, NaN where there is nothing; its name for the legend.
+
+    One without a name is one of many, drawn thin behind the others.
+    """
 
     name: str
     x: Sequence[float]
@@ -140,7 +165,7 @@ class Figure(NamedTuple):
 
 
 Block = Table | Heatmap | Grid | Text | Step
-Picture = Heatmap | Grid | Figure
+Picture = Heatmap | Grid | Shaded | Figure
 
 
 def sentences(*lines: str, indent: str = "") -> Text:

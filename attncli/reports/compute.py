@@ -12,7 +12,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import quantile
 from attncli.reports.arrays import array_of, left_out, saved, top_data
-from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
+from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table, Text
 from attncli.reports.facts import facts_of, headline, tokens_of
 from attncli.reports.matrices import (
     output_tables,
@@ -80,6 +80,13 @@ def compute_report(
 
         return records_of(result, labels, view, chosen, include or (), result.summaries)
 
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import error_pictures, head_pictures
+
+        lse, values = result.attended.lse, result.row_values or {}
+        errors = [] if judged is None else error_pictures(judged, name)
+        return [*errors, *head_pictures(problem, lse, values, labels, view, chosen)]
+
     return Report(
         command="compute",
         headline=[] if machine else headline(result),
@@ -88,6 +95,7 @@ def compute_report(
         records=records,
         arrays=saved(result, include or ("output",)) | {**along.arrays},
         options=along.options,
+        pictures=pictures,
         warnings=result.warnings,
         notes=notes,
         exit_code=0 if judged is None or judged.passed else 1,

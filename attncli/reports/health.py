@@ -15,7 +15,17 @@ from attncli.errors import counted
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import Role
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values
-from attncli.reports.blocks import Block, Column, Heatmap, Records, Report, Table, Text, sentences
+from attncli.reports.blocks import (
+    Block,
+    Column,
+    Heatmap,
+    Picture,
+    Records,
+    Report,
+    Table,
+    Text,
+    sentences,
+)
 from attncli.reports.facts import facts_of, headline
 from attncli.reports.heads import (
     WHOLE,
@@ -94,6 +104,17 @@ def inspect_report(
     worst = max((LEVELS.index(head.verdict.level) for head in heads), default=0)
     warnings = [*examined.result.warnings, *_unjudged(examined, heads, bool(asked.tests))]
     more = {"warnings": warnings} | ({"map": seen.data} if seen else {})
+
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import effect_pictures, head_pictures, map_picture
+
+        pairs = [(head.batch, head.head) for head in heads]
+        lse, part = examined.evidence.lse, select(problem, view)
+        found: list[Picture] = [] if seen is None else [map_picture(seen)]
+        if lse is not None:
+            found += head_pictures(problem, lse, examined.row_values, labels, view, part, pairs)
+        return [*found, *effect_pictures([*examined.scale, *examined.what_ifs], pairs)]
+
     return Report(
         command="inspect",
         headline=_first_line(problem, heads, count),
@@ -101,6 +122,7 @@ def inspect_report(
         data=lambda: _data(examined, heads, labels, include, notes) | more,
         records=lambda: seen.records if seen else _records(examined, heads),
         arrays={f"row_statistics.{name}": values for name, values in arrays.items()},
+        pictures=pictures,
         warnings=warnings,
         notes=[" · ".join(headline(examined.result)), *notes, *_how(examined)],
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),

@@ -13,7 +13,7 @@ from attncli.errors import counted, listed
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import CONTENT, DETECTORS
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
-from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
+from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table, Text
 from attncli.reports.facts import engine_data, engine_in_words
 from attncli.reports.heads import Shown, cells, columns, known, looks, reasons
 from attncli.reports.health import findings_of, places_of
@@ -90,6 +90,13 @@ def many_report(
             **({"map": seen.data} if seen else {}),
         }  # fmt: skip
 
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import map_picture
+
+        names = dict.fromkeys([asked.map or lens.map, *map(_name_of, lens.columns)])
+        there = [one for one in names if any(one.name in layer.found for layer in many.layers)]
+        return [map_picture(_map(heads, one)) for one in there if heads]
+
     return Report(
         command="inspect",
         headline=[
@@ -99,6 +106,7 @@ def many_report(
         blocks=blocks,
         data=data,
         records=lambda: seen.records if seen else _records(heads),
+        pictures=pictures,
         warnings=told,
         notes=_notes(many),
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
@@ -202,6 +210,10 @@ class Lens:
     summary: Callable[[Sequence[Head]], list[Block]] = _summary
     first: Callable[[Head], Any] | None = None
     words: str = "the most telling"
+
+
+def _name_of(column: Shown) -> Name:
+    return Name(column.name, column.quantile if STATISTICS[column.name].quantiles else "")
 
 
 def _map(heads: Sequence[Head], name: Name) -> Mapped:

@@ -77,7 +77,8 @@ def _exact_peaks(
 ) -> tuple[Array, Array]:
     """Return what ``peaks`` does of any rows and keys, by the definition."""
     shape = len(chosen.shown), len(rows), len(keys)
-    values, seen = np.zeros(shape), np.zeros(shape, bool)
+    exact = np.prod(shape) <= EXACT
+    values, seen = np.zeros(shape, float if exact else np.float32), np.zeros(shape, bool)
     some, firsts = np.asarray(chosen.keys, np.int64), keys.edges[:-1]
     for n, (b, h) in enumerate(chosen.shown if values.size else ()):
         for start, stage in chunks(problem, b, h, chosen.rows):

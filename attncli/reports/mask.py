@@ -22,7 +22,7 @@ from attncli.measures.masks import (
     kept_blocks,
     mask_facts,
 )
-from attncli.reports.blocks import Block, Grid, Heatmap, Records, Report, Text
+from attncli.reports.blocks import Block, Grid, Heatmap, Picture, Records, Report, Text
 from attncli.reports.labels import Names, label, where
 from attncli.resources import Progress, available_memory, readable_bytes
 
@@ -93,10 +93,17 @@ def mask_report(
     else:
         said["warnings"] = [f"attn_mask is left out: more than {SMALL:,} cells (-o FILE)"]
     options = {"mask_polarity": "ignore"} if dialect == "mha" and tensors else {}
+
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import bias_pictures
+
+        grid = [_grid(mask, labels, b, h)] if cells else []
+        return [*grid, *bias_pictures(mask, labels, b, h)]
+
     return Report(
         command="mask", headline=[] if tokens_view else _headline(mask, facts),
         blocks=blocks, data=lambda: {**_data(mask, facts, notes), **said, **options, **tensors},
-        records=lambda: _records(mask), arrays=tensors, options=options,
+        records=lambda: _records(mask), pictures=pictures, arrays=tensors, options=options,
         warnings=notes,
         exit_code=int(found is not None and found.first is not None),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from attncli.attention.view import Labels, View
 from attncli.errors import InputError
 from attncli.measures.statistic import of_head
 from attncli.reports.arrays import array_of, left_out, top_data, wanted
-from attncli.reports.blocks import Block, Column, Heatmap, Records, Report, Table, Text
+from attncli.reports.blocks import Block, Column, Heatmap, Picture, Records, Report, Table, Text
 from attncli.reports.facts import (
     facts_of,
     headline,
@@ -119,6 +119,13 @@ def multihead_report(
             return expect_records(judged)
         return _records(made, facts, labels, view, chosen, include)
 
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import error_pictures, head_pictures
+
+        lse, values = made.attention.attended.lse, made.attention.row_values or {}
+        errors = [] if judged is None else error_pictures(judged, name)
+        return [*errors, *head_pictures(problem, lse, values, labels, view, chosen)]
+
     return Report(
         command="multihead",
         headline=first_line(made),
@@ -127,6 +134,7 @@ def multihead_report(
         records=records,
         arrays=_saved(made, names) | {**along.arrays},
         options=along.options,
+        pictures=pictures,
         warnings=warnings,
         notes=[" · ".join(headline(made.attention)), *made.notes, *notes, *_sampled(facts)],
         exit_code=0 if judged is None or judged.passed else 1,

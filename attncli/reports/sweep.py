@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from attncli.measures.statistic import STATISTICS
-from attncli.reports.blocks import Column, Records, Report, Table, sentences
+from attncli.reports.blocks import Column, Picture, Records, Report, Table, sentences
 from attncli.reports.heads import WORDS
 from attncli.reports.health import SCHEMA, share_in_words
 from attncli.studies.effects import OVERALL
@@ -46,6 +46,12 @@ def sweep_report(
             f"{auto['score_variance']:.3g}, and these shares are "
             f"{words['auto', 'saturated_share']} and {words['auto', 'vanishing_share']}."
         )
+
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import sweep_pictures
+
+        return sweep_pictures(swept)
+
     return Report(
         command="inspect",
         headline=[
@@ -53,6 +59,7 @@ def sweep_report(
             f"values of width {SWEPT_VALUES}", f"seed {seed}", "numpy float64",
         ],
         blocks=[table, sentences(*lines)] if lines else [table],
+        pictures=pictures,
         data=lambda: {
             "schema": SCHEMA, "command": "inspect", "seed": seed,
             "shapes": {"queries": SWEPT, "keys": SWEPT, "value_width": SWEPT_VALUES},

@@ -1,0 +1,78 @@
+"""Text in pictures: what is drawn of a label, and how much room it takes."""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from typing import Any
+
+from attncli.render.cells import cut, visible
+
+FAMILY = "DejaVu Sans"  # comes with matplotlib
+#: Families for the signs that it lacks, where they are installed.
+OTHERS = (
+    "Noto Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans Devanagari", "Noto Sans Thai",
+    "WenQuanYi Zen Hei", "Noto Emoji", "Symbola", "Unifont", "Arial Unicode MS", "Hiragino Sans",
+    "Microsoft YaHei", "Malgun Gothic",
+)  # fmt: skip
+LONGEST = 16  # signs of a label
+POINTS = 72  # an inch
+SMALL, NORMAL, TITLE = 6.0, 6.5, 7.5  # points
+
+
+def families() -> list[str]:
+    """Return the families to draw with, in the order in which signs are looked for."""
+    from matplotlib.font_manager import fontManager
+
+    there = {font.name for font in fontManager.ttflist}
+    return [FAMILY, *(name for name in OTHERS if name in there)]
+
+
+class Letters:
+    """What is drawn of a label. ``written``: the reader of the file has fonts of its own."""
+
+    def __init__(self, *, written: bool = False) -> None:
+        self.written = written
+
+    def shown(self, text: str, most: int = LONGEST) -> str:
+        """Return text in one line, cut in its middle, without signs that cannot be drawn."""
+        text = visible(text)
+        if not self.written and not text.isascii():
+            text = "".join(map(self._drawn, text))
+        return cut(text, most)
+
+    def _drawn(self, sign: str) -> str:
+        if any(ord(sign) in known for known in self._known):
+            return sign
+        return sign.encode("unicode_escape").decode()
+
+    @cached_property
+    def _known(self) -> list[Any]:
+        from matplotlib.font_manager import FontProperties, findfont, get_font
+
+        return [get_font(findfont(FontProperties(family=[one]))).get_charmap()
+                for one in families()]  # fmt: skip
+
+    def width(self, text: str, points: float = SMALL) -> float:
+        """Return how wide text is drawn, in inches."""
+        return _measured(text) * points / 100 / POINTS
+
+
+@lru_cache(4096)
+def _measured(text: str) -> float:
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    found = TextToPath().get_text_width_height_descent(text, FontProperties(size=100), ismath=False)
+    return float(found[0])
+
+
+def plain(value: float) -> str:
+    """Return a number as it stands at a tick: short, with a true minus."""
+    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace(
+        "-", "−"
+    )  # fmt: skip
+
+
+def power(exponent: int) -> str:
+    """Return 10⁻³."""
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
