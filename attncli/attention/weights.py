@@ -71,9 +71,9 @@ class Found:
     """What one look at all weights finds.
 
     sums ``(B, H, Lq)``; seen: bool ``(B, Lq, Lk)``, cells with weight in any head; even: bool
-    ``(B, Lq)``, rows in which all keys have one weight, in every head; ``low``, ``high``: the
-    smallest and the largest number that is finite; ``few``: the share of what is seen that may be 0
-    in every head all the same.
+    ``(B, Lq)``, rows that weigh all keys alike in every head, where not every row weighs alike what
+    it sees; ``low``, ``high``: the smallest and the largest number that is finite; ``few``: the
+    share of what is seen that may be 0 in every head all the same.
     """
 
     sums: Array
@@ -149,7 +149,7 @@ def _look(array: Array) -> Found:
     batch, heads, queries, keys = array.shape
     sums = np.empty((batch, heads, queries))
     seen = np.zeros((batch, queries, keys), bool)
-    even = np.ones((batch, queries), bool)
+    even, flat = np.ones((batch, queries), bool), np.ones(batch, bool)
     low, high, least = np.inf, -np.inf, np.inf
     for b, h in np.ndindex(batch, heads):
         plane = array[b, h].astype(np.float64)
@@ -157,10 +157,12 @@ def _look(array: Array) -> Found:
             sums[b, h] = plane.sum(-1)
         seen[b] |= plane != 0
         even[b] &= (plane == plane[:, :1]).all(-1) & (plane[:, 0] > 0)
+        flat[b] &= ((plane == 0) | (plane == plane.max(-1, keepdims=True))).all()
         finite = plane[np.isfinite(plane)]
         low, high = min(low, finite.min(initial=low)), max(high, finite.max(initial=high))
         least = min(least, plane[plane > 0].min(initial=least))
     few = MORE if array.dtype == np.float16 and least < TINY else FEW
+    even &= ~flat[:, None]  # where every row weighs alike what it sees, one more says nothing
     return Found(sums, seen, even, float(low), float(high), few)
 
 

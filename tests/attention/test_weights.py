@@ -139,6 +139,12 @@ def test_what_transformers_gives_a_padded_row() -> None:
     assert "causal" in notes[0]
 
 
+def test_where_every_row_weighs_alike_the_last_key_is_no_padding() -> None:
+    weights = np.tril(np.ones((1, 2, 6, 6)))
+    seen, _ = of_weights(weights / weights.sum(-1, keepdims=True))
+    assert seen.mask.text == "causal"
+
+
 def test_families_and_ranks() -> None:
     weights = weights_of(drawn(5))
     for array in (weights, weights[0], weights[0, 0]):
