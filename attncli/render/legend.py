@@ -39,12 +39,12 @@ def legend_lines(
         if not line or wide(line) < at:
             line += " " * (at - wide(line)) + text
     bar = "".join(paint.cell(" ", (k + 0.5) / room) for k in range(room))
-    beside, *below = wrap(["", *said, *marks], "   ", width - room)
-    if not beside:  # there is no room
-        below = wrap([*said, *marks], "   ", width)
-    yield (bar + beside).rstrip()
+    beside, pieces = "", [*said, *marks]
+    while pieces and room + wide(beside + pieces[0]) + 3 <= width:
+        beside += f"   {pieces.pop(0)}"
+    yield bar + beside
     yield line
-    yield from below
+    yield from wrap(pieces, "   ", width)
 
 
 def _largest(scale: Scale) -> str:
