@@ -16,7 +16,7 @@ def legend_lines(
     scale: Scale, paint: Paint, width: int, *, hidden: bool = False, lost: bool = False
 ) -> Iterator[str]:
     """Return what shades mean; ``hidden``, ``lost``: there are masked cells, NaN among them."""
-    said = [scale.name] + ["100 % is each row's largest"] * (scale.kind == "row")
+    said = [scale.name] + ["100 %: a row's largest"] * (scale.kind == "row")
     marks = [f"{HIDDEN} hidden by the mask"] * hidden + [f"{LOST} not a number"] * lost
     if not paint.colors:
         steps = len(PLAIN)
@@ -39,10 +39,12 @@ def legend_lines(
         if not line or wide(line) < at:
             line += " " * (at - wide(line)) + text
     bar = "".join(paint.cell(" ", (k + 0.5) / room) for k in range(room))
-    name, *more = wrap([*said, *marks], "   ", width - room - 2)
-    yield f"{bar}  {name}"
+    beside, pieces = "", [*said, *marks]
+    while pieces and room + wide(beside + pieces[0]) + 3 <= width:
+        beside += f"   {pieces.pop(0)}"
+    yield bar + beside
     yield line
-    yield from more
+    yield from wrap(pieces, "   ", width)
 
 
 def _largest(scale: Scale) -> str:

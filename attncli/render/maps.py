@@ -72,9 +72,8 @@ def heatmap_lines(heats: Sequence[Heatmap], paint: Paint, width: int, height: in
     if first.scale is None and pooled and first.hidden is not None:
         unasked = all(map(_causal, heats))
         kind = "row" if unasked else kind
-    scale = Scale.of(kind, [one.values for one in maps])
-    if isinstance(first, Grid):
-        scale = Scale(kind, 0.0, 1.0)
+    shares = isinstance(first, Grid)
+    scale = Scale("linear", 0.0, 1.0) if shares else Scale.of(kind, [m.values for m in maps])
     yield paint.bold(shared)
     for start in range(0, len(maps), fit.abreast):
         if start:
@@ -307,7 +306,8 @@ def grid_lines(grid: Grid, paint: Paint, width: int, height: int) -> Iterator[st
         )
         yield (pad(label, label_width, left=True) + (" " * gaps).join(marks)).rstrip()
     if (len(values), count) != (len(grid.row_labels), across):
-        yield paint.dim(f"each mark is a block: {KEPT} all, {SOME} some, {HIDDEN} none kept")
+        said = f"each mark is a block: {KEPT} all, {SOME} some, {HIDDEN} none kept"
+        yield from map(paint.dim, flow(said, width))
 
 
 def _averaged(values: Any, edges: Sequence[int], starts: Sequence[int]) -> Any:

@@ -123,7 +123,7 @@ def test_a_causal_map_beyond_the_screen_is_scaled_by_row_and_says_so() -> None:
     last = next(line for line in long if line.startswith("60–63"))
     assert "█" in last  # weights of 1/64
     told = " ".join(long)
-    assert "√ scale, by row" in told and "100 % is each row's largest" in told
+    assert "√ scale, by row" in told and "100 %: a row's largest" in told
     for other in (
         drawn(causal(8), width=60, height=16),  # it fits
         drawn(causal(64)._replace(scale="matrix"), width=60, height=16),
@@ -210,3 +210,24 @@ def test_names_of_keys_are_there_where_the_axis_has_no_room() -> None:
     assert "keys:  0 token0  1 token1" in lines
     assert "11 token11" in lines
     assert lines.count("keys:") == 1
+
+
+@pytest.mark.parametrize("width", [24, 40, 80, 300])
+@pytest.mark.parametrize("color", ["never", "always"])
+def test_any_map_fits_any_screen(width: int, color: str) -> None:
+    rng = np.random.default_rng(width)
+    sizes = (0, 1, 2, 18, 40, 130)
+    for rows in sizes:
+        for columns in sizes:
+            values = rng.random((3, rows, columns)) ** 20
+            values[rng.random(values.shape) < 0.05] = np.nan
+            hidden = np.broadcast_to(~np.tri(rows, columns, dtype=bool), values.shape)
+            scale = [None, "row", "matrix", "log", "linear"][int(rng.integers(5))]
+            maps = [
+                heat(np.where(hidden[h], 0, values[h]), f"Weights · head {h}", hidden=hidden[h],
+                     scale=scale)
+                for h in range(3)
+            ]  # fmt: skip
+            lines = drawn(*maps, width=width, height=20, color=color)
+            assert max(wide(COLOR.sub("", line)) for line in lines) <= width
+            assert not any(COLOR.sub("", line).endswith(" ") for line in lines if color == "never")
