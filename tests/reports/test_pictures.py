@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncli import attend, compare
 from attncli.attention.view import Labels, View
 from attncli.reports.blocks import Figure, Heatmap, Picture, Report, Shaded
 from attncli.reports.compute import compute_report
@@ -15,6 +14,7 @@ from attncli.reports.health import inspect_report
 from attncli.reports.many import asked_of_heads, many_report
 from attncli.reports.pictures import MOST_HEADS, SWEPT
 from attncli.reports.sweep import sweep_report
+from attncli.studies.compare import compare
 from attncli.studies.health import examine
 from attncli.studies.many import Many
 from attncli.studies.what_if import parse
@@ -90,11 +90,7 @@ def test_a_candidate_is_off_by_head_and_row() -> None:
     result = answered(asked, View(), None, False)
     mine = result.output.copy()
     mine[0, 1, 3] += 0.5
-    judged = compare.compare(asked, {"output": mine}) if hasattr(compare, "compare") else None
-    if judged is None:
-        from attncli.studies.compare import compare as judge
-
-        judged = judge(asked, {"output": mine}, explain=False)
+    judged = compare(asked, {"output": mine}, explain=False)
     report = compute_report(result, Labels(), View(), None, judged=judged, name="a/mine.npy")
     errors, curve, *rest = drawn(report)
     assert (
@@ -159,7 +155,3 @@ def test_the_sweep_is_curves_with_and_without_the_scale() -> None:
         assert list(scaled.x) == [4, 16] and plain.dashed
         assert plain.y[1] == swept[0][2][name] and scaled.y[0] == swept[1][1][name]
     assert drawn(sweep_report([], 0)) == []
-
-
-def test_what_attend_returns_is_unchanged() -> None:
-    assert attend(np.eye(2)).output.shape == (2, 2)
