@@ -1,4 +1,4 @@
-"""Make the pictures of this folder from the samples: ``python samples/gallery/make.py [FOLDER]``."""
+"""Make the pictures of this folder: ``python samples/gallery/make.py [ANOTHER FOLDER]``."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_health_draws_the_scale_and_what_ifs() -> None:
     found = drawn(inspect_report(examined, Labels(), View()))
     figures = [one for one in found if isinstance(one, Figure) and one.ticks is not None]
     assert [one.title for one in figures] == [
-        "logit std", "saturated (share of rows)", "entropy median (nats)", "‖dS‖ p05",
+        "logit std", "saturated (share of rows)", "entropy, median (nats)", "gradient ‖dS‖, p05",
     ]  # fmt: skip
     for one in figures:
         assert list(one.ticks or ()) == ["1/√8", "none", "softcap=1"]
@@ -136,9 +136,9 @@ def test_layers_are_maps_of_statistics() -> None:
     found = drawn(many_report(many, asked=asked_of_heads(map="sink_mass")))
     assert all(isinstance(one, Shaded) for one in found)
     titles = [one.title for one in found]
-    assert titles[0] == "sink mass" and "entropy median (nats)" in titles
+    assert titles[0] == "sink mass" and "entropy, median (nats)" in titles
     assert len(set(titles)) == len(titles)
-    entropy = found[titles.index("entropy median (nats)")]
+    entropy = found[titles.index("entropy, median (nats)")]
     assert isinstance(entropy, Shaded) and entropy.values.shape == (3, 4)
     own = many.heads[5]
     assert entropy.values[1, 1] == own.statistics["entropy"]["median"]
