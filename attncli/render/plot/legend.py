@@ -69,7 +69,7 @@ def _keys(maps: Sequence[Heatmap | Grid | Shaded], shades: Shades | None) -> lis
     keys = [(shades.name, None)] if shades and maps else []
     if any(one.hidden is not None and one.hidden.any() for one in maps):
         keys.append(("hidden by the mask", _share(HIDDEN)))
-    odd = [one[~np.isfinite(one)] for one in values]
+    odd = [one.values if one.hidden is None else one.values[~one.hidden] for one in maps]
     words = [name for name, test in (("NaN", np.isnan), ("∞", np.isinf))
              if any(test(one).any() for one in odd)]  # fmt: skip
     return [*keys, (" or ".join(words), _share(ODD))] if words else keys
