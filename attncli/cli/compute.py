@@ -180,7 +180,7 @@ def reading(
     from attncli.cli.given.model import call, sources
     from attncli.resources import stages
 
-    output.keep_inputs(page.target, sources(source, given))
+    output.keep_inputs(page.target, sources(source, given), page.pictures)
     with render.progress() as progress:
         model, own = stages(progress, (2, 1))
         report, labels = _answer(

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from attncli.reports.blocks import Report
 
 
+NONE: Mapping[str, str] = MappingProxyType({})
+
+
 class Target(NamedTuple):
     """Where ``--output`` points: a path or ``-``, its suffix, the names to save there."""
 
@@ -41,7 +44,7 @@ class Page(NamedTuple):
     names: Sequence[str] | None = None
     target: Target | None = None
     quiet: bool = False
-    pictures: Mapping[str, str] = MappingProxyType({})  # kinds of PICTURES, and files to draw to
+    pictures: Mapping[str, str] = NONE  # kinds of PICTURES, and files to draw to
 
     @property
     def machine(self) -> bool:
@@ -297,16 +300,26 @@ def _demand_writable(path: str) -> None:
         raise FileError(f"no permission to write {path}", "choose another folder")
 
 
-def keep_inputs(target: Target | None, sources: Collection[str]) -> None:
-    """Raise FileError when the target is one of the files that were read, under any name."""
-    if target is None or target.replaces_report or not os.path.isfile(target.path):
-        return
-    output = target.path
-    # a reference may name a tensor as well as its file
-    for source in dict.fromkeys(s for r in sources for s in (r, r.rpartition("::")[0]) if s):
-        if os.path.exists(source) and os.path.samefile(source, output):
-            same = "" if source == output else f" (it is {source})"
-            raise FileError(f"-o {output} would overwrite an input{same}", "write to another file")
+def keep_inputs(
+    target: Target | None, sources: Collection[str], pictures: Mapping[str, str] = NONE
+) -> None:
+    """Raise FileError when a file to write is one of those that were read, under any name.
+
+    ``pictures`` are files to draw to, by kind.
+    """
+    written = {f"--{kind}": path for kind, path in pictures.items()}
+    if target is not None and not target.replaces_report:
+        written["-o"] = target.path
+    for flag, output in written.items():
+        if not os.path.isfile(output):
+            continue
+        # a reference may name a tensor as well as its file
+        for source in dict.fromkeys(s for r in sources for s in (r, r.rpartition("::")[0]) if s):
+            if os.path.exists(source) and os.path.samefile(source, output):
+                same = "" if source == output else f" (it is {source})"
+                raise FileError(
+                    f"{flag} {output} would overwrite an input{same}", "write to another file"
+                )
 
 
 def say(text: str) -> None:

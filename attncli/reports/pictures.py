@@ -112,7 +112,9 @@ def titled(name: str, quantile: str = "") -> str:
     """Return what a statistic is called beside a scale: its heading, quantile and unit."""
     one = STATISTICS[name]
     unit = f"share of {one.unit}" if one.kind == "percent" and one.unit else one.unit
-    return " ".join(filter(None, (one.heading, quantile, f"({unit})" * bool(unit))))
+    heading = f"gradient {one.heading}" if one.heading.startswith("‖d") else one.heading
+    named = ", ".join(filter(None, (heading, quantile)))
+    return f"{named} ({unit})" if unit else named
 
 
 def _means(values: Array, most: int) -> tuple[Array, list[int]]:
@@ -208,12 +210,10 @@ def bias_pictures(mask: Mask, labels: Labels, b: int, h: int) -> list[Picture]:
 
 def error_pictures(judged: Comparison, name: str) -> list[Picture]:
     """Return where a candidate, called ``name``, is off: by head and row, and the budget."""
-    found: list[Picture] = []
     name = name.rpartition("/")[2] or name  # a folder says nothing on paper
-    for one in judged.stages.values():
-        if one.error.size:
-            found += _errors(one, name)
-    return found
+    stages = [one for one in judged.stages.values() if one.error.size]
+    found = [picture for one in stages for picture in _errors(one, name)]
+    return sorted(found, key=lambda one: isinstance(one, Figure))  # maps side by side, then curves
 
 
 def _errors(one: Judged, name: str) -> Iterable[Picture]:

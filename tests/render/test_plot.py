@@ -158,6 +158,13 @@ def test_hidden_cells_and_nan_look_like_no_weight() -> None:
     assert {HIDDEN, ODD} <= drawn and len(drawn) == 4
 
 
+def test_what_is_hidden_is_not_said_to_be_nan() -> None:
+    hidden = np.array([[True, False]])
+    found = texts(plotted([shaded([[np.nan, 1.0]], hidden=hidden)]))
+    assert "hidden by the mask" in found and "NaN" not in found
+    assert "NaN or ∞" in texts(plotted([shaded([[np.nan, np.inf, 1.0]])]))
+
+
 def test_no_legend_for_what_is_not_there() -> None:
     found = texts(plotted([heat(np.eye(2))]))
     assert "hidden by the mask" not in found and "NaN" not in found

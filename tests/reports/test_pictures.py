@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncli import attend, compare
 from attncli.attention.view import Labels, View
 from attncli.reports.blocks import Figure, Heatmap, Picture, Report, Shaded
 from attncli.reports.compute import compute_report
@@ -15,6 +14,7 @@ from attncli.reports.health import inspect_report
 from attncli.reports.many import asked_of_heads, many_report
 from attncli.reports.pictures import MOST_HEADS, SWEPT
 from attncli.reports.sweep import sweep_report
+from attncli.studies.compare import compare
 from attncli.studies.health import examine
 from attncli.studies.many import Many
 from attncli.studies.what_if import parse
@@ -90,11 +90,7 @@ def test_a_candidate_is_off_by_head_and_row() -> None:
     result = answered(asked, View(), None, False)
     mine = result.output.copy()
     mine[0, 1, 3] += 0.5
-    judged = compare.compare(asked, {"output": mine}) if hasattr(compare, "compare") else None
-    if judged is None:
-        from attncli.studies.compare import compare as judge
-
-        judged = judge(asked, {"output": mine}, explain=False)
+    judged = compare(asked, {"output": mine}, explain=False)
     report = compute_report(result, Labels(), View(), None, judged=judged, name="a/mine.npy")
     errors, curve, *rest = drawn(report)
     assert (
@@ -113,7 +109,7 @@ def test_health_draws_the_scale_and_what_ifs() -> None:
     found = drawn(inspect_report(examined, Labels(), View()))
     figures = [one for one in found if isinstance(one, Figure) and one.ticks is not None]
     assert [one.title for one in figures] == [
-        "logit std", "saturated (share of rows)", "entropy median (nats)", "‖dS‖ p05",
+        "logit std", "saturated (share of rows)", "entropy, median (nats)", "gradient ‖dS‖, p05",
     ]  # fmt: skip
     for one in figures:
         assert list(one.ticks or ()) == ["1/√8", "none", "softcap=1"]
@@ -140,9 +136,9 @@ def test_layers_are_maps_of_statistics() -> None:
     found = drawn(many_report(many, asked=asked_of_heads(map="sink_mass")))
     assert all(isinstance(one, Shaded) for one in found)
     titles = [one.title for one in found]
-    assert titles[0] == "sink mass" and "entropy median (nats)" in titles
+    assert titles[0] == "sink mass" and "entropy, median (nats)" in titles
     assert len(set(titles)) == len(titles)
-    entropy = found[titles.index("entropy median (nats)")]
+    entropy = found[titles.index("entropy, median (nats)")]
     assert isinstance(entropy, Shaded) and entropy.values.shape == (3, 4)
     own = many.heads[5]
     assert entropy.values[1, 1] == own.statistics["entropy"]["median"]
@@ -159,7 +155,3 @@ def test_the_sweep_is_curves_with_and_without_the_scale() -> None:
         assert list(scaled.x) == [4, 16] and plain.dashed
         assert plain.y[1] == swept[0][2][name] and scaled.y[0] == swept[1][1][name]
     assert drawn(sweep_report([], 0)) == []
-
-
-def test_what_attend_returns_is_unchanged() -> None:
-    assert attend(np.eye(2)).output.shape == (2, 2)

@@ -21,8 +21,7 @@ VALUES = {
     "rope_cos": "cos.npy", "rope_sin": "cos.npy", "backend": "reference", "device": "cpu",
     "threads": "1", "grad_output": "ones", "time": "", "batch": "1", "head": "1", "rows": "1",
     "keys": "99", "top": "1", "heatmap": "", "scale_by": "row", "steps": "", "full": "",
-    "output": "out.json",
-    "quiet": "",
+    "output": "out.json", "quiet": "", "plot": "picture.svg", "report": "page.html",
     "include": "row_statistics", "format": "csv", "json": "", "color": "always",
     "no_color": "", "length": "5", "query_length": "3", "key_length": "5", "batch_size": "3",
     "past": "1", "against": "prefix(1)", "view": "tokens", "additive": "", "dialect": "mha",
@@ -38,7 +37,7 @@ VALUES = {
     "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
     "compare": "more.npz", "text": "a", "ids": "positions.npy", "image": "a.png", "audio": "a.wav",
-    "probe": "repeat:4", "plot": "picture.svg",
+    "probe": "repeat:4",
     "attention_weights": "weights.npy",
 }  # fmt: skip
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 
+from attncli.render.plot.legend import Legend, draw_scale
 from attncli.render.plot.paper import LINE, MARGIN, Paper, broken
-from attncli.render.plot.shades import HIDDEN, KEPT, ODD, Shades, of_numbers
+from attncli.render.plot.shades import Shades, of_numbers
 from attncli.render.plot.text import NORMAL, POINTS, SMALL, TITLE, Letters, plain
 from attncli.reports.blocks import Grid, Heatmap, Shaded
 
@@ -26,7 +27,6 @@ GAP = 0.1  # between maps
 HEAD = 0.17  # a band's title
 NUMBERED = 0.24, 0.12  # a cell from which on its number stands in it
 PIXELS = 300  # an inch: cells beyond are pooled
-BAR, BAR_HIGH = 1.2, 0.07  # of a legend
 MANY = 64  # labels that are never all shown
 
 
@@ -40,15 +40,18 @@ class Sizes(NamedTuple):
 
 
 class MapBand:
-    """Maps of the same cells. ``names`` stand over each; without ``shades`` each has its own."""
+    """Maps of the same cells. ``names`` stand over each; without ``shades`` each has its own.
+
+    ``legend`` are the maps that a legend below is about.
+    """
 
     def __init__(
         self, title: str, names: Sequence[str], maps: Sequence[Map], letters: Letters,
-        width: float, shades: Shades | None = None, *, legend: bool = True,
+        width: float, shades: Shades | None = None, *, legend: Sequence[Map] = (),
         tallest: float = TALLEST,
     ) -> None:  # fmt: skip
         self.title, self.names, self.maps, self.letters = title, names, maps, letters
-        self.shades, self.legend = shades, legend and shades is not None
+        self.shades = shades
         first = maps[0]
         self.rows, self.cells = first.row_edges[-1], first.column_edges[-1]
         self.room, self.tallest = width - 2 * MARGIN, tallest
@@ -74,8 +77,8 @@ class MapBand:
             if self.turned else LINE
         )  # fmt: skip
         self.notes = broken(self._notes(), letters, self.room)
-        keys = self._legend_rows() if self.legend else []
-        self.height = s.total + self.bottom + sum(map(_high, keys)) + 0.06 * bool(keys)
+        self.legend = Legend(legend, shades, letters, self.room - self.left)
+        self.height = s.total + self.bottom + self.legend.height
         self.height += LINE * len(self.notes) + 0.04 * bool(self.notes)
         self.legible = self._legible(s) and (len(maps) == 1 or s.width >= 0.9)
         self.legible &= width > 4 or len(maps) <= 4
@@ -143,7 +146,12 @@ class MapBand:
         """Return indices and their labels: all, or at round steps their positions."""
         pitch = size * POINTS / count
         if pitch >= PITCH and count <= MANY:
-            return [(i, self.letters.shown(labels[i])) for i in range(count)]
+            every = [(i, self.letters.shown(labels[i])) for i in range(count)]
+            widest = max(self.letters.width(text) for _, text in every) * POINTS
+            if not all(text.isdecimal() for _, text in every) or pitch >= (
+                widest + 2 if across else 1.3 * PITCH
+            ):
+                return every  # of numbers, some say where the others are
         need = 2 * PITCH
         if across:
             need = self.letters.width(str(positions[-1] if positions else count)) * POINTS + 4
@@ -202,13 +210,10 @@ class MapBand:
                 paper.text(left, y - 0.03, name, NORMAL, va="bottom")
             if self.shades is None:
                 under = y + s.height + (self.bottom if lowest else 0) + 0.03
-                self._scale(paper, left, under, min(s.width, 2.0), shades)
+                draw_scale(paper, left, under, min(s.width, 2.0), shades)
         y = top + s.total + self.bottom
-        if self.legend:
-            y += 0.06
-            for keys in self._legend_rows():
-                self._keys(paper, y, keys)
-                y += _high(keys)
+        self.legend.draw(paper, MARGIN + self.left, y)
+        y += self.legend.height
         paper.lines(MARGIN, y + 0.04, self.notes)
 
     def _map(self, axes: Axes, one: Map, shades: Shades, *, numbered: bool) -> None:
@@ -216,7 +221,7 @@ class MapBand:
         image = shades.painted(seen.values, seen.hidden)
         axes.imshow(
             image, extent=(0, _span(seen.column_edges), _span(seen.row_edges), 0), aspect="auto",
-            interpolation="nearest", gid="map",
+            interpolation="nearest", gid="map", zorder=2.6,  # above the frame
         )  # fmt: skip
         axes.set_xlim(0, self.cells)
         axes.set_ylim(self.rows, 0)
@@ -229,9 +234,9 @@ class MapBand:
         """Part the cells of a mask, so that they can be counted."""
         if max(self.rows, self.cells) <= MANY:
             for i in range(1, self.rows):
-                axes.axhline(i, color="white", linewidth=0.5)
+                axes.axhline(i, color="white", linewidth=0.5, zorder=2.7)
             for j in range(1, self.cells):
-                axes.axvline(j, color="white", linewidth=0.5)
+                axes.axvline(j, color="white", linewidth=0.5, zorder=2.7)
 
     def _numbered(self, axes: Axes, one: Map, image: Array) -> None:
         hidden = np.zeros(one.values.shape, bool) if one.hidden is None else one.hidden
@@ -263,75 +268,10 @@ class MapBand:
         if keys:
             axes.set_xlabel(across, fontsize=SMALL, labelpad=1, color="#666666")
 
-    def _scale(self, paper: Paper, left: float, top: float, width: float, shades: Shades) -> None:
-        axes = paper.axes(left, top, width, BAR_HIGH)
-        axes.imshow(shades.gradient(), extent=(0, 1, 0, 1), aspect="auto")
-        axes.set_yticks([])
-        shown: list[tuple[float, str]] = []
-        end = -1.0
-        for value, text in shades.ticks:
-            half = self.letters.width(text) / 2 / width
-            if (x := shades.at(value)) - half > end:
-                shown.append((x, text))
-                end = x + half + 0.04
-        axes.set_xticks([x for x, _ in shown], [text for _, text in shown], fontsize=SMALL)
-
-    # -- the legend --
-
-    def _legend_rows(self) -> list[list[tuple[str, Any]]]:
-        """Return what stands in the legend, line by line: a text and its colour, None the scale."""
-        assert self.shades is not None
-        grid = isinstance(self.maps[0], Grid)
-        keys: list[tuple[str, Any]] = [] if grid else [(self.shades.name, None)]
-        if grid:
-            keys.append(("kept", KEPT[1]))
-            if any(((one.values > 0) & (one.values < 1)).any() for one in self.maps):
-                keys.append(("partly", self.shades.colors(0.5)))
-            if any((one.values < 1).any() for one in self.maps):
-                keys.append(("hidden", KEPT[0]))
-        if any(one.hidden is not None and one.hidden.any() for one in self.maps):
-            keys.append(("hidden by the mask", _share(HIDDEN)))
-        if any(not np.isfinite(one.values).all() for one in self.maps):
-            keys.append(("NaN", _share(ODD)))
-        rows: list[list[tuple[str, Any]]] = [[]]
-        used = 0.0
-        for text, color in keys:
-            wide = self._key_width(text, color)
-            if rows[-1] and used + wide > self.room - self.left:
-                rows.append([])
-                used = 0.0
-            rows[-1].append((text, color))
-            used += wide
-        return rows
-
-    def _key_width(self, text: str, color: Any) -> float:
-        return self.letters.width(text) + 0.2 + (BAR if color is None else 0.12)
-
-    def _keys(self, paper: Paper, top: float, keys: Sequence[tuple[str, Any]]) -> None:
-        left = MARGIN + self.left
-        for text, color in keys:
-            if color is None:
-                assert self.shades is not None
-                self._scale(paper, left, top, BAR, self.shades)
-                paper.text(left + BAR + 0.08, top + BAR_HIGH / 2, text, va="center")
-            else:
-                paper.patch(left, top, 0.08, color)
-                paper.text(left + 0.12, top + 0.04, text, va="center")
-            left += self._key_width(text, color)
-
-
-def _high(keys: Sequence[tuple[str, Any]]) -> float:
-    """Return the height of a line of a legend: a scale has numbers below."""
-    return 0.26 if any(color is None for _, color in keys) else 0.15
-
 
 def _own_shades(one: Map) -> Shades:
     assert isinstance(one, Shaded)
     return of_numbers(one)
-
-
-def _share(color: Sequence[int]) -> tuple[float, ...]:
-    return tuple(part / 255 for part in color)
 
 
 def _positions(one: Map, side: str) -> Sequence[int] | None:

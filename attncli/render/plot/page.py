@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure as Drawing
 
 from attncli.render.plot.curves import CurveBand
-from attncli.render.plot.maps import TALLEST, MapBand
+from attncli.render.plot.maps import TALLEST, Map, MapBand
 from attncli.render.plot.paper import MARGIN, Paper
 from attncli.render.plot.shades import Shades, of_kept, of_weights
 from attncli.render.plot.text import Letters
@@ -78,10 +78,10 @@ def _bands(groups: Sequence[Sequence[Picture]], letters: Letters, width: float) 
             continue
         maps = [one for one in some if not isinstance(one, Figure)]
         if isinstance(first, Shaded):
-            yield MapBand("", [one.title for one in maps], maps, letters, width)
+            yield MapBand("", [one.title for one in maps], maps, letters, width, legend=maps)
             continue
         stem = _stem(first.title) if len(maps) > 1 else first.title or "Mask"
         names = [one.title.rpartition(" · ")[2] for one in maps] if len(maps) > 1 else []
         shades: Shades | None = of_kept() if isinstance(first, Grid) else shared
-        legend = n == last or isinstance(first, Grid)
+        legend: Sequence[Map] = maps if isinstance(first, Grid) else weights if n == last else ()
         yield MapBand(stem, names, maps, letters, width, shades, legend=legend, tallest=tall)
