@@ -73,7 +73,9 @@ class Heatmap(NamedTuple):
     Block i holds the rows ``row_edges[i]:row_edges[i + 1]`` (``r + 1`` edges), likewise columns.
     ``row_labels``, ``column_labels`` name the single rows and columns, not the blocks;
     ``row_positions``, ``column_positions`` say where they stand, when not at 0, 1, 2, …
-    ``hidden``, bool ``(r, c)``: a mask hides the whole block.
+    ``hidden``, bool ``(r, c)``: a mask hides the whole block. ``head`` is whose weights these are,
+    as `head_key` spells it. ``closer`` are parts of the map in smaller blocks, where much is to be
+    seen; their positions say where they lie.
     """
 
     title: str
@@ -86,10 +88,34 @@ class Heatmap(NamedTuple):
     column_positions: Sequence[int] | None = None
     notes: Sequence[str] = ()
     hidden: "Array | None" = None
+    head: str = ""
+    closer: Sequence["Heatmap"] = ()
 
 
 class Grid(Heatmap):
     """Which cells of a matrix are kept: the share of each block, 0 none, 1 all, shown as marks."""
+
+
+class Shaded(NamedTuple):
+    """Any numbers ``(r, c)`` to be shaded, NaN where there is none; blocks as of a ``Heatmap``.
+
+    ``name`` says what the numbers are, with their unit; ``rows`` and ``columns`` what stands along
+    the sides. ``log``: shades by the logarithm, those of 0 as the smallest; ``diverging``: around 0.
+    """
+
+    title: str
+    values: "Array"
+    row_edges: Sequence[int]
+    column_edges: Sequence[int]
+    row_labels: Sequence[str]
+    column_labels: Sequence[str]
+    name: str = ""
+    rows: str = ""
+    columns: str = ""
+    log: bool = False
+    diverging: bool = False
+    notes: Sequence[str] = ()
+    hidden: "Array | None" = None
 
 
 class Text(NamedTuple):
@@ -111,7 +137,10 @@ class Step(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A line of a figure: x and y ``(n,)``, NaN where there is nothing; its name for the legend."""
+    """A line of a figure: x and y ``(n,)``, NaN where there is nothing; its name for the legend.
+
+    One without a name is one of many, drawn thin behind the others.
+    """
 
     name: str
     x: Sequence[float]
@@ -132,8 +161,13 @@ class Figure(NamedTuple):
     notes: Sequence[str] = ()
 
 
+def head_key(batch: int, head: int, layer: str = "") -> str:
+    """Return what ties a map to its head in JSON's list of heads."""
+    return f"{layer}:{batch}:{head}"
+
+
 Block = Table | Heatmap | Grid | Text | Step
-Picture = Heatmap | Grid | Figure
+Picture = Heatmap | Grid | Shaded | Figure
 
 
 def sentences(*lines: str, indent: str = "") -> Text:

@@ -12,6 +12,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import quantile
 from attncli.reports.arrays import array_of, left_out, saved, top_data
+from attncli.reports.closer import closer_maps
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
 from attncli.reports.facts import facts_of, headline, tokens_of
 from attncli.reports.matrices import (
@@ -88,6 +89,7 @@ def compute_report(
         records=records,
         arrays=saved(result, include or ("output",)) | {**along.arrays},
         options=along.options,
+        pictures=lambda: closer_maps(problem, result.attended.lse, labels, view, chosen),
         warnings=result.warnings,
         notes=notes,
         exit_code=0 if judged is None or judged.passed else 1,

@@ -9,7 +9,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.peaks import Blocks, peaks
-from attncli.reports.blocks import Heatmap
+from attncli.reports.blocks import Heatmap, head_key
 from attncli.reports.labels import Names, where
 from attncli.reports.matrices import chunks, not_shown
 from attncli.reports.selection import Indices, Selection
@@ -59,6 +59,7 @@ def heatmaps(
             notes=[f"{hidden} ({', '.join(flags)})"]
             if hidden and n == len(chosen.shown) - 1
             else [],
+            head=head_key(b, h),
         )
         for n, (b, h) in enumerate(chosen.shown)
     ]

@@ -1,0 +1,238 @@
+"""Maps as text that a page can carry: exact where they are small, else a byte a cell, deflated.
+
+A byte says the square root of a weight's share of the map's largest, so that small weights keep
+their differences: 1 is 0, 254 the largest; 0 is hidden and 255 is NaN.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attncli.render.cells import cut, visible
+from attncli.reports.blocks import Grid, Heatmap
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+EXACT = 64 * 64  # cells of a map that is kept as it is
+BUDGET = 3_300_000  # bytes of all maps, a third less than their text in base64
+SIDES = (512, 384, 256, 192, 128, 96, 64)  # blocks of a map, of which the most that fit are taken
+TRIED = 6  # maps by whose size that of all is judged
+HIDDEN, NAN, LAST = 0, 255, 253  # LAST is the largest weight, beyond 1 for a weight of 0
+OFF = 1 / LAST  # of the largest weight: half a step of the square root, twice
+WIDEST, NAMES = 80, 1_200_000  # letters of a token, and of all tokens
+
+
+class Packed(NamedTuple):
+    """What a page needs of all maps: ``axes`` and ``names`` are shared by many of them."""
+
+    maps: list[dict[str, Any]]
+    axes: list[dict[str, Any]]
+    names: list[list[str]]
+    notes: list[str]
+
+
+def pack(maps: Sequence[Heatmap]) -> Packed:
+    """Return maps as plain data: pooled until all of them fit, and in words what was done."""
+    side, closer = _side(maps)
+    shared = _Shared()
+    made = [_packed(one, side, closer, shared) for one in maps]
+    return Packed(made, shared.axes, shared.names, _notes(maps, side, closer, shared.cut))
+
+
+def pooled(heat: Heatmap, most: int) -> Heatmap:
+    """Return the map in at most so many blocks each way: the largest of neighbours.
+
+    Of a Grid it is the mean, weighted by how many cells a block holds.
+    """
+    high, wide = (max(1, -(-n // most)) for n in heat.values.shape)
+    if high == wide == 1:
+        return heat
+    rows, columns = (
+        [*edges[:-1:step], edges[-1]]
+        for edges, step in ((heat.row_edges, high), (heat.column_edges, wide))
+    )
+    values, hidden = heat.values, heat.hidden
+    if isinstance(heat, Grid):
+        cells = np.outer(np.diff(heat.row_edges), np.diff(heat.column_edges))
+        values = _blocks(values * cells, high, wide, np.add) / _blocks(cells, high, wide, np.add)
+    else:
+        values = _blocks(values, high, wide, np.maximum)
+    if hidden is not None:
+        hidden = _blocks(hidden, high, wide, np.logical_and)
+    return heat._replace(values=values, hidden=hidden, row_edges=rows, column_edges=columns)
+
+
+def _blocks(values: Array, high: int, wide: int, of: np.ufunc) -> Array:
+    starts = (np.arange(0, n, step) for n, step in zip(values.shape, (high, wide), strict=True))
+    for axis, some in enumerate(starts):
+        values = of.reduceat(values, some, axis=axis)
+    return values
+
+
+# -- how large --------------------------------------------------------------------------------
+
+
+def _side(maps: Sequence[Heatmap]) -> tuple[int, bool]:
+    """Return the most blocks a side that fit the budget, and whether closer parts do."""
+    some = [maps[n] for n in sorted({len(maps) * k // TRIED for k in range(TRIED)})] if maps else []
+    ways = [(side, closer) for side in SIDES for closer in (True, False)]
+    for side, closer in ways:
+        tried = sum(_size(one, side, closer) for one in some)
+        if tried * len(maps) <= BUDGET * len(some):
+            return side, closer
+    return ways[-1]
+
+
+def _size(heat: Heatmap, side: int, closer: bool) -> int:
+    """Return bytes; closer parts are never pooled: that is what they are for."""
+    own = len(_bytes(pooled(heat, side))[1])
+    return own + sum(len(_bytes(one)[1]) for one in heat.closer if closer)
+
+
+def _notes(maps: Sequence[Heatmap], side: int, closer: bool, cut_names: bool) -> list[str]:
+    """Return what was lost, in words."""
+    lines = []
+    if any(one.values.size > EXACT for one in maps):
+        lines.append(
+            "Maps of more than 64 × 64 cells are kept in 8 bits on a square-root scale: a weight "
+            f"is off by at most {100 * OFF:.1f} % of the largest in its map."
+        )
+    if any(max(one.values.shape) > side for one in maps):
+        lines.append(f"To keep this page small, maps have at most {side} cells a side.")
+    if not closer and any(one.closer for one in maps):
+        lines.append("There was no room for closer views of parts of these maps.")
+    if cut_names:
+        lines.append("Long tokens are cut in the middle.")
+    return lines
+
+
+# -- what is kept -----------------------------------------------------------------------------
+
+
+def _packed(heat: Heatmap, side: int, closer: bool, shared: _Shared) -> dict[str, Any]:
+    heat = pooled(heat, side)
+    rows, columns = shared.row_axis(heat), shared.column_axis(heat)
+    code, data, top = _coded(heat)
+    return {
+        "title": visible(heat.title),
+        "head": heat.head,
+        "kind": "mask" if isinstance(heat, Grid) else "weights",
+        "rows": rows,
+        "columns": columns,
+        "code": code,
+        "top": top,
+        "data": base64.b64encode(data).decode(),
+        "notes": list(map(visible, heat.notes)),
+        "closer": [_part(one, rows, columns, shared) for one in heat.closer if closer],
+    }
+
+
+def _part(heat: Heatmap, rows: int, columns: int, shared: _Shared) -> dict[str, Any]:
+    """Return a closer part, whose names are those of the whole map."""
+    names = [shared.axes[n].get("names") for n in (rows, columns)]
+    code, data, top = _coded(heat)
+    return {
+        "rows": shared.axis(heat.row_edges, heat.row_positions, names[0]),
+        "columns": shared.axis(heat.column_edges, heat.column_positions, names[1]),
+        "code": code,
+        "top": top,
+        "data": base64.b64encode(data).decode(),
+    }
+
+
+def _coded(heat: Heatmap) -> tuple[str, bytes, float]:
+    """Return how cells are written, their bytes, and the largest weight there is."""
+    exact, data = _bytes(heat)
+    return ("f32" if exact else "u8"), data, _top(heat.values)
+
+
+def _top(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(f"{float(finite.max(initial=0)):.7g}")
+
+
+def _bytes(heat: Heatmap) -> tuple[bool, bytes]:
+    """Return whether these are the values themselves, where −1 is hidden, and the bytes."""
+    values, hidden = np.asarray(heat.values, np.float32), heat.hidden
+    if values.size <= EXACT:
+        whole = values if hidden is None else np.where(hidden, np.float32(-1), values)
+        return True, zlib.compress(np.ascontiguousarray(whole, "<f4").tobytes(), 9)
+    top = _top(values) or 1.0
+    with np.errstate(invalid="ignore"):
+        share = np.sqrt(np.clip(values / np.float32(top), 0, 1))
+    known = np.isfinite(values)
+    code = np.rint(np.where(known, share, 0) * LAST).astype(np.uint8) + np.uint8(1)
+    code[~known] = NAN
+    if hidden is not None:
+        code[hidden] = HIDDEN
+    return False, zlib.compress(code.tobytes(), 6)
+
+
+class _Shared:
+    """Axes and lists of names, each kept once."""
+
+    def __init__(self) -> None:
+        self.axes: list[dict[str, Any]] = []
+        self.names: list[list[str]] = []
+        self.cut = False
+        self._axes: dict[str, int] = {}
+        self._names: dict[tuple[str, ...], int] = {}
+
+    def row_axis(self, heat: Heatmap) -> int:
+        names = self._named(heat.row_labels, heat.row_positions)
+        return self.axis(heat.row_edges, heat.row_positions, names)
+
+    def column_axis(self, heat: Heatmap) -> int:
+        names = self._named(heat.column_labels, heat.column_positions)
+        return self.axis(heat.column_edges, heat.column_positions, names)
+
+    def axis(
+        self, edges: Sequence[int], positions: Sequence[int] | None, names: int | None
+    ) -> int:
+        """Return the number of an axis: blocks of ``size``, or their edges, and where they lie."""
+        axis: dict[str, Any] = {"count": len(edges) - 1, "stop": int(edges[-1])}
+        size = int(edges[1]) if len(edges) > 1 else 1
+        if [*range(0, axis["stop"], size), axis["stop"]] == list(edges):
+            axis["size"] = size
+        else:
+            axis["edges"] = [int(edge) for edge in edges]
+        if positions is not None and len(positions) and isinstance(positions, range):
+            axis |= {"at": positions[0]} if positions.step == 1 else {"places": list(positions)}
+        elif positions is not None:
+            axis["places"] = list(map(int, positions))
+        if names is not None:
+            axis["names"] = names
+        key = repr(axis)
+        if key not in self._axes:
+            self._axes[key] = len(self.axes)
+            self.axes.append(axis)
+        return self._axes[key]
+
+    def _named(self, labels: Sequence[str], positions: Sequence[int] | None) -> int | None:
+        """Return the number of a list of names; None where they only count."""
+        key = tuple(labels)
+        counted = map(str, positions if positions is not None else range(len(key)))
+        if all(map(str.__eq__, key, counted)):
+            return None
+        if key not in self._names:
+            self._names[key] = self._kept(key)
+        return self._names[key]
+
+    def _kept(self, labels: Sequence[str]) -> int:
+        room = max(8, min(WIDEST, NAMES // max(len(labels), 1)))
+        kept = list(_cut(labels, room))
+        self.cut = self.cut or any(len(one) > room for one in labels)
+        self.names.append(kept)
+        return len(self.names) - 1
+
+
+def _cut(labels: Sequence[str], room: int) -> Iterator[str]:
+    for label in labels:
+        # what lies between is not shown: it need not be spelled out first
+        short = label if len(label) <= 4 * room else label[: 2 * room] + label[-2 * room :]
+        yield cut(visible(short), room)
