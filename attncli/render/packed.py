@@ -21,7 +21,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 EXACT = 64 * 64  # cells of a map that is kept as it is
 BUDGET = 3_300_000  # bytes of all maps, a third less than their text in base64
 SIDES = (512, 384, 256, 192, 128, 96, 64)  # blocks of a map, of which the most that fit are taken
-TRIED = 6  # maps by whose size that of all is judged
+#: Blocks a side, and whether closer parts are kept: the first that fits is taken.
+WAYS = [(side, closer) for side in SIDES for closer in (True, False)]
+TRIED, GOLDEN = 12, 0.618  # maps by whose size that of all is judged, and how they are spread
 HIDDEN, NAN, LAST = 0, 255, 253  # LAST is the largest weight, beyond 1 for a weight of 0
 OFF = 1 / LAST  # of the largest weight: half a step of the square root, twice
 WIDEST, NAMES = 80, 1_200_000  # letters of a token, and of all tokens
@@ -38,9 +40,13 @@ class Packed(NamedTuple):
 
 def pack(maps: Sequence[Heatmap]) -> Packed:
     """Return maps as plain data: pooled until all of them fit, and in words what was done."""
-    side, closer = _side(maps)
-    shared = _Shared()
-    made = [_packed(one, side, closer, shared) for one in maps]
+    for side, closer in WAYS:
+        if not _seems_to_fit(maps, side, closer):
+            continue
+        shared = _Shared()
+        made = [_packed(one, side, closer, shared) for one in maps]
+        if shared.size <= BUDGET:
+            break
     return Packed(made, shared.axes, shared.names, _notes(maps, side, closer, shared.cut))
 
 
@@ -77,15 +83,11 @@ def _blocks(values: Array, high: int, wide: int, of: np.ufunc) -> Array:
 # -- how large --------------------------------------------------------------------------------
 
 
-def _side(maps: Sequence[Heatmap]) -> tuple[int, bool]:
-    """Return the most blocks a side that fit the budget, and whether closer parts do."""
-    some = [maps[n] for n in sorted({len(maps) * k // TRIED for k in range(TRIED)})] if maps else []
-    ways = [(side, closer) for side in SIDES for closer in (True, False)]
-    for side, closer in ways:
-        tried = sum(_size(one, side, closer) for one in some)
-        if tried * len(maps) <= BUDGET * len(some):
-            return side, closer
-    return ways[-1]
+def _seems_to_fit(maps: Sequence[Heatmap], side: int, closer: bool) -> bool:
+    """Whether all maps would fit the budget, by the size of some; the last way always does."""
+    spread = sorted({int(len(maps) * (k * GOLDEN % 1)) for k in range(TRIED)}) if maps else []
+    tried = sum(_size(maps[n], side, closer) for n in spread)
+    return tried * len(maps) <= BUDGET * len(spread) or (side, closer) == WAYS[-1]
 
 
 def _size(heat: Heatmap, side: int, closer: bool) -> int:
@@ -102,8 +104,12 @@ def _notes(maps: Sequence[Heatmap], side: int, closer: bool, cut_names: bool) ->
             "Maps of more than 64 × 64 cells are kept in 8 bits on a square-root scale: a weight "
             f"is off by at most {100 * OFF:.1f} % of the largest in its map."
         )
-    if any(max(one.values.shape) > side for one in maps):
-        lines.append(f"To keep this page small, maps have at most {side} cells a side.")
+    largest = max(maps, key=lambda one: one.values.size, default=None)
+    if largest is not None and max(largest.values.shape) > side:
+        before, after = (
+            " × ".join(map(str, one.values.shape)) for one in (largest, pooled(largest, side))
+        )
+        lines.append(f"To keep this page small, maps of {before} cells are pooled to {after}.")
     if not closer and any(one.closer for one in maps):
         lines.append("There was no room for closer views of parts of these maps.")
     if cut_names:
@@ -117,7 +123,7 @@ def _notes(maps: Sequence[Heatmap], side: int, closer: bool, cut_names: bool) ->
 def _packed(heat: Heatmap, side: int, closer: bool, shared: _Shared) -> dict[str, Any]:
     heat = pooled(heat, side)
     rows, columns = shared.row_axis(heat), shared.column_axis(heat)
-    code, data, top = _coded(heat)
+    code, data, top = shared.coded(heat)
     return {
         "title": visible(heat.title),
         "head": heat.head,
@@ -126,7 +132,7 @@ def _packed(heat: Heatmap, side: int, closer: bool, shared: _Shared) -> dict[str
         "columns": columns,
         "code": code,
         "top": top,
-        "data": base64.b64encode(data).decode(),
+        "data": data,
         "notes": list(map(visible, heat.notes)),
         "closer": [_part(one, rows, columns, shared) for one in heat.closer if closer],
     }
@@ -135,20 +141,14 @@ def _packed(heat: Heatmap, side: int, closer: bool, shared: _Shared) -> dict[str
 def _part(heat: Heatmap, rows: int, columns: int, shared: _Shared) -> dict[str, Any]:
     """Return a closer part, whose names are those of the whole map."""
     names = [shared.axes[n].get("names") for n in (rows, columns)]
-    code, data, top = _coded(heat)
+    code, data, top = shared.coded(heat)
     return {
         "rows": shared.axis(heat.row_edges, heat.row_positions, names[0]),
         "columns": shared.axis(heat.column_edges, heat.column_positions, names[1]),
         "code": code,
         "top": top,
-        "data": base64.b64encode(data).decode(),
+        "data": data,
     }
-
-
-def _coded(heat: Heatmap) -> tuple[str, bytes, float]:
-    """Return how cells are written, their bytes, and the largest weight there is."""
-    exact, data = _bytes(heat)
-    return ("f32" if exact else "u8"), data, _top(heat.values)
 
 
 def _top(values: Array) -> float:
@@ -174,14 +174,21 @@ def _bytes(heat: Heatmap) -> tuple[bool, bytes]:
 
 
 class _Shared:
-    """Axes and lists of names, each kept once."""
+    """What all maps are written into: axes and lists of names, each kept once."""
 
     def __init__(self) -> None:
+        self.size = 0  # bytes of cells
         self.axes: list[dict[str, Any]] = []
         self.names: list[list[str]] = []
         self.cut = False
         self._axes: dict[str, int] = {}
         self._names: dict[tuple[str, ...], int] = {}
+
+    def coded(self, heat: Heatmap) -> tuple[str, str, float]:
+        """Return how cells are written, their bytes in base64, and the largest weight there is."""
+        exact, data = _bytes(heat)
+        self.size += len(data)
+        return ("f32" if exact else "u8"), base64.b64encode(data).decode(), _top(heat.values)
 
     def row_axis(self, heat: Heatmap) -> int:
         names = self._named(heat.row_labels, heat.row_positions)

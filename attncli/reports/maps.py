@@ -23,20 +23,21 @@ EXACT = 1 << 20  # cells up to which the definition makes a map
 
 def heatmaps(
     problem: Problem,
-    lse: Array,
+    lse: Array | None,
     labels: Labels,
     view: View,
     chosen: Selection,
     progress: Progress | None = None,
+    most: int = MAP_BLOCKS,
 ) -> list[Heatmap]:
-    """Return maps of the heads shown, each at most MAP_BLOCKS blocks wide and high.
+    """Return maps of the heads shown, each at most ``most`` blocks wide and high.
 
-    lse: ``(B, H, Lq)``, sink included.
+    lse: ``(B, H, Lq)``, sink included; None of weights alone.
     """
-    rows = Blocks.of(0, len(chosen.rows), MAP_BLOCKS)
-    keys = Blocks.of(0, len(chosen.keys), MAP_BLOCKS)
+    rows = Blocks.of(0, len(chosen.rows), most)
+    keys = Blocks.of(0, len(chosen.keys), most)
     ranges = _is_range(chosen.rows) and _is_range(chosen.keys)
-    if ranges and rows.stop * keys.stop > EXACT:
+    if lse is not None and ranges and rows.stop * keys.stop > EXACT:
         i, j = chosen.rows[0], chosen.keys[0]
         values, seen = peaks(
             problem, lse, chosen.shown, Blocks(i, i + rows.stop, rows.size),
