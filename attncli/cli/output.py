@@ -62,7 +62,8 @@ def page_of(
     """
     shown, pictures = format_of(printed), pictures_of(drawn)
     if pictures and shown == LINES:
-        raise InputError(f"--{[*pictures][0]} has no use in {IN_LINES}", "leave out --format ndjson")
+        asked = " and ".join(f"--{kind}" for kind in pictures)
+        raise InputError(f"{asked} draw nothing in {IN_LINES}", "leave out --format ndjson")
     if saved is None:
         return Page(shown, pictures=pictures)
     names = names_of(saved.include, known)

@@ -1,5 +1,7 @@
 """Maps as text that a page can carry: exact where they are small, else a byte a cell, deflated.
 
+Numbers other than weights are always exact, pooled where there are many.
+
 A byte says the square root of a weight's share of the map's largest, so that small weights keep
 their differences: 1 is 0, 254 the largest; 0 is hidden and 255 is NaN.
 """
@@ -14,12 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attncli.render.cells import cut, visible
-from attncli.reports.blocks import Grid, Heatmap
+from attncli.reports.blocks import Grid, Heatmap, Shaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 EXACT = 64 * 64  # cells of a map that is kept as it is
-BUDGET = 3_300_000  # bytes of all maps, a third less than their text in base64
+BUDGET = 3_450_000  # bytes of all maps, a third less than their text in base64
+NUMBERS = 256  # cells a side of other numbers
 SIDES = (512, 384, 256, 192, 128, 96, 64)  # blocks of a map, of which the most that fit are taken
 #: Blocks a side, and whether closer parts are kept: the first that fits is taken.
 WAYS = [(side, closer) for side in SIDES for closer in (True, False)]
@@ -38,8 +41,8 @@ class Packed(NamedTuple):
     notes: list[str]
 
 
-def pack(maps: Sequence[Heatmap]) -> Packed:
-    """Return maps as plain data: pooled until all of them fit, and in words what was done."""
+def pack(maps: Sequence[Heatmap], others: Sequence[Shaded] = ()) -> Packed:
+    """Return maps as plain data, ``others`` behind: pooled until all fit, with words for that."""
     for side, closer in WAYS:
         if not _seems_to_fit(maps, side, closer):
             continue
@@ -47,6 +50,7 @@ def pack(maps: Sequence[Heatmap]) -> Packed:
         made = [_packed(one, side, closer, shared) for one in maps]
         if shared.size <= BUDGET:
             break
+    made += [_numbers(one, shared) for one in others]
     return Packed(made, shared.axes, shared.names, _notes(maps, side, closer, shared.cut))
 
 
@@ -67,7 +71,7 @@ def pooled(heat: Heatmap, most: int) -> Heatmap:
         cells = np.outer(np.diff(heat.row_edges), np.diff(heat.column_edges))
         values = _blocks(values * cells, high, wide, np.add) / _blocks(cells, high, wide, np.add)
     else:
-        values = _blocks(values, high, wide, np.maximum)
+        values = _blocks(values, high, wide, np.maximum)  # NaN stays
     if hidden is not None:
         hidden = _blocks(hidden, high, wide, np.logical_and)
     return heat._replace(values=values, hidden=hidden, row_edges=rows, column_edges=columns)
@@ -120,14 +124,17 @@ def _notes(maps: Sequence[Heatmap], side: int, closer: bool, cut_names: bool) ->
 # -- what is kept -----------------------------------------------------------------------------
 
 
-def _packed(heat: Heatmap, side: int, closer: bool, shared: _Shared) -> dict[str, Any]:
+def _packed(
+    heat: Heatmap, side: int, closer: bool, shared: _Shared, exact: bool = False
+) -> dict[str, Any]:
     heat = pooled(heat, side)
     rows, columns = shared.row_axis(heat), shared.column_axis(heat)
-    code, data, top = shared.coded(heat)
+    code, data, top = shared.coded(heat, exact)
     return {
         "title": visible(heat.title),
         "head": heat.head,
         "kind": "mask" if isinstance(heat, Grid) else "weights",
+        "words": ["query", "key"],
         "rows": rows,
         "columns": columns,
         "code": code,
@@ -136,6 +143,23 @@ def _packed(heat: Heatmap, side: int, closer: bool, shared: _Shared) -> dict[str
         "notes": list(map(visible, heat.notes)),
         "closer": [_part(one, rows, columns, shared) for one in heat.closer if closer],
     }
+
+
+def _numbers(shaded: Shaded, shared: _Shared) -> dict[str, Any]:
+    """Return any numbers: of a block, the one that is furthest from 0."""
+    values = np.asarray(shaded.values, np.float32)
+    heat = Heatmap(
+        shaded.title, values, shaded.row_edges, shaded.column_edges, shaded.row_labels,
+        shaded.column_labels, notes=shaded.notes, hidden=shaded.hidden,
+    )  # fmt: skip
+    high = pooled(heat, NUMBERS)
+    low = -pooled(heat._replace(values=-values), NUMBERS).values
+    furthest = high._replace(values=np.where(-low > high.values, low, high.values))
+    return _packed(furthest, NUMBERS, False, shared, exact=True) | {
+        "kind": "numbers", "name": visible(shaded.name), "log": shaded.log,
+        "diverging": shaded.diverging,
+        "words": [visible(shaded.rows or "row"), visible(shaded.columns or "column")],
+    }  # fmt: skip
 
 
 def _part(heat: Heatmap, rows: int, columns: int, shared: _Shared) -> dict[str, Any]:
@@ -156,11 +180,11 @@ def _top(values: Array) -> float:
     return float(f"{float(finite.max(initial=0)):.7g}")
 
 
-def _bytes(heat: Heatmap) -> tuple[bool, bytes]:
-    """Return whether these are the values themselves, where −1 is hidden, and the bytes."""
+def _bytes(heat: Heatmap, exact: bool = False) -> tuple[bool, bytes]:
+    """Return whether these are the values themselves, where −∞ is hidden, and the bytes."""
     values, hidden = np.asarray(heat.values, np.float32), heat.hidden
-    if values.size <= EXACT:
-        whole = values if hidden is None else np.where(hidden, np.float32(-1), values)
+    if values.size <= EXACT or exact:
+        whole = values if hidden is None else np.where(hidden, np.float32(-np.inf), values)
         return True, zlib.compress(np.ascontiguousarray(whole, "<f4").tobytes(), 9)
     top = _top(values) or 1.0
     with np.errstate(invalid="ignore"):
@@ -184,9 +208,9 @@ class _Shared:
         self._axes: dict[str, int] = {}
         self._names: dict[tuple[str, ...], int] = {}
 
-    def coded(self, heat: Heatmap) -> tuple[str, str, float]:
+    def coded(self, heat: Heatmap, exact: bool = False) -> tuple[str, str, float]:
         """Return how cells are written, their bytes in base64, and the largest weight there is."""
-        exact, data = _bytes(heat)
+        exact, data = _bytes(heat, exact)
         self.size += len(data)
         return ("f32" if exact else "u8"), base64.b64encode(data).decode(), _top(heat.values)
 
@@ -198,9 +222,7 @@ class _Shared:
         names = self._named(heat.column_labels, heat.column_positions)
         return self.axis(heat.column_edges, heat.column_positions, names)
 
-    def axis(
-        self, edges: Sequence[int], positions: Sequence[int] | None, names: int | None
-    ) -> int:
+    def axis(self, edges: Sequence[int], positions: Sequence[int] | None, names: int | None) -> int:
         """Return the number of an axis: blocks of ``size``, or their edges, and where they lie."""
         axis: dict[str, Any] = {"count": len(edges) - 1, "stop": int(edges[-1])}
         size = int(edges[1]) if len(edges) > 1 else 1

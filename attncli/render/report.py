@@ -17,11 +17,11 @@ from attncli import files
 from attncli.render.cells import escaped, visible
 from attncli.render.packed import pack
 from attncli.render.told import block_of, figure_of, heads_of
-from attncli.reports.blocks import Figure, Heatmap, Picture, Report
+from attncli.reports.blocks import Figure, Heatmap, Picture, Report, Shaded
 
 SCRIPTS = ("values", "heads", "map", "look", "figures", "page")  # in the order of their running
 #: What would end a script element, or a line of JavaScript, spelled so that JSON reads the same.
-INERT = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+INERT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def made(report: Report, suffix: str = ".html") -> bytes:
@@ -53,7 +53,7 @@ def _hash(text: str) -> str:
 
 
 def _inert(data: Any) -> str:
-    return files.dumps(data).decode().translate(str.maketrans(INERT))
+    return files.dumps(data).decode().translate(INERT)
 
 
 def _data(report: Report) -> dict[str, Any]:
@@ -63,8 +63,12 @@ def _data(report: Report) -> dict[str, Any]:
         one for one in report.blocks
         if isinstance(one, Heatmap) and not (maps and one.title in {m.title for m in maps})
     ]  # fmt: skip
-    packed = pack(maps)
     heads = heads_of(report.data())
+    others = [
+        one for one in drawn
+        if isinstance(one, Shaded) and not (one.columns == "head" and heads["names"])
+    ]  # fmt: skip
+    packed = pack(maps, others)
     keys = {key: n for n, key in enumerate(heads.pop("keys"))}
     for one in packed.maps:
         one["head"] = keys.get(one["head"])

@@ -120,7 +120,7 @@ def _rows(
         layer, batch = one.get("layer"), one.get("batch")
         if (layer, batch) not in found:
             found[layer, batch] = len(rows)
-            told = [f"batch {batch}"] if several or layer is None else []
+            told = [f"batch {batch}"] if several else []
             told += [] if layer is None else [f"layer {index[layer]}" if clear else str(layer)]
             rows.append(", ".join(told))
         numbers.append(found[layer, batch])

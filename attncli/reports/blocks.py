@@ -100,7 +100,7 @@ class Shaded(NamedTuple):
     """Any numbers ``(r, c)`` to be shaded, NaN where there is none; blocks as of a ``Heatmap``.
 
     ``name`` says what the numbers are, with their unit; ``rows`` and ``columns`` what stands along
-    the sides. ``log``: shades by the logarithm, those of 0 as the smallest; ``diverging``: around 0.
+    the sides. ``log``: shades by the logarithm, 0 as the smallest; ``diverging``: around 0.
     """
 
     title: str

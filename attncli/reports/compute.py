@@ -12,8 +12,8 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import quantile
 from attncli.reports.arrays import array_of, left_out, saved, top_data
-from attncli.reports.closer import closer_maps
 from attncli.reports.blocks import Block, Column, Records, Report, Table, Text
+from attncli.reports.closer import closer_maps
 from attncli.reports.facts import facts_of, headline, tokens_of
 from attncli.reports.matrices import (
     output_tables,

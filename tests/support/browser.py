@@ -47,7 +47,7 @@ class Browser:
         self._process = subprocess.Popen(
             [program, *FLAGS, f"--user-data-dir={folder}", "about:blank"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            pass_fds=(3, 4), preexec_fn=placed,  # noqa: PLW1509
+            pass_fds=(3, 4), preexec_fn=placed,
         )  # fmt: skip
         os.close(theirs_in)
         os.close(theirs_out)
@@ -119,9 +119,8 @@ class Browser:
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         start = time.monotonic()
         self.ask("Page.navigate", url=page.as_uri())
-        self.until("document.readyState === 'complete' && document.getElementById('theme') !== null")
-        self.until("typeof data !== 'undefined' && (!data.maps.length || document.getElementById"
-                   "('readout').textContent !== '' || document.getElementById('drawn').hidden)")
+        self.until("document.readyState === 'complete' && typeof data !== 'undefined'")
+        self.until("!data.maps.length || !!document.getElementById('readout').textContent")
         return time.monotonic() - start
 
     def run(self, script: str) -> Any:

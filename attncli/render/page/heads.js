@@ -25,6 +25,15 @@ function statisticOptions() {
   });
 }
 
+/** A number with room for three digits. */
+function brief(one, value) {
+  if (typeof value !== "number") return value ?? "–";
+  if (inPercent(one)) return `${Math.round(100 * value)} %`;
+  const size = Math.abs(value);
+  if (size === 0) return "0";
+  return size >= 1e4 || size < 0.005 ? value.toExponential(0) : size >= 100 ? value.toFixed(0) : value.toPrecision(3);
+}
+
 function drawGrid() {
   const one = heads.statistics[shownStatistic], values = one ? heads.values[shownStatistic] : [];
   const low = Math.min(...known(values)), high = Math.max(...known(values));
@@ -59,7 +68,7 @@ function drawGrid() {
 function gridCell(n, one, values, low, high) {
   const cell = make("td");
   if (n === null) return cell;
-  const value = values[n], button = make("button", asText(one || {}, value));
+  const value = values[n], button = make("button", brief(one || {}, value));
   const share = typeof value === "number" ? (high > low ? (value - low) / (high - low) : 0.5) : 0;
   const back = typeof value === "number" ? color(0.04 + 0.86 * share) : hiddenColor();
   button.type = "button";
@@ -105,7 +114,6 @@ function listColumns() {
   const levels = ["critical", "watch", "ok"];
   if (heads.verdicts.some(Boolean)) words.push(["verdict", "text", heads.verdicts.map((v) => levels.indexOf(v)), (n) => heads.verdicts[n] || ""]);
   if (heads.looks.some(Boolean)) words.push(["looks at", "text", heads.looks, (n) => heads.looks[n]]);
-  if (heads.reasons.some(Boolean)) words.push(["because", "text", heads.reasons, (n) => heads.reasons[n]]);
   const some = FIRST.map((name) => heads.statistics.findIndex((one) => one.name === name)).filter((n) => n >= 0);
   const numbers = [...new Set([...some, shownStatistic])].filter((n) => heads.statistics[n]).map((n) => {
     const one = heads.statistics[n];
@@ -144,7 +152,7 @@ function drawList() {
   top.append(...columns.map(([title, sub], n) => listHeading(title, sub, n)));
   const shown = allListed ? some : some.slice(0, LISTED);
   put(at("list"), put(make("thead"), top), put(make("tbody"), ...shown.map((n) => listRow(n, columns))));
-  at("count").textContent = some.length === heads.names.length ? `${some.length} heads` : `${some.length} of ${heads.names.length} heads`;
+  at("count").textContent = some.length === heads.names.length ? `${some.length} head${some.length === 1 ? "" : "s"}` : `${some.length} of ${heads.names.length} heads`;
   at("more").hidden = shown.length === some.length;
   at("more").textContent = `Show all ${some.length} heads`;
 }
@@ -168,9 +176,9 @@ function listHeading(title, sub, n) {
 
 function listRow(n, columns) {
   const row = make("tr", null, n === chosenHead ? "chosen" : "");
-  row.append(...columns.map(([title, sub, , text], at) => {
-    const cell = make(at ? "td" : "th", null, sub === "text" ? "text" : "");
-    if (at) {
+  row.append(...columns.map(([title, sub, , text], c) => {
+    const cell = make(c ? "td" : "th", null, sub === "text" ? "text" : "");
+    if (c) {
       put(cell, make("bdi", text(n), title === "verdict" ? heads.verdicts[n] : ""));
     } else {
       const button = make("button", text(n));

@@ -20,8 +20,8 @@ function strongest(row, most) {
 
 /** Show what a row looks at: bars, and lines where every token has a place. */
 function look(row) {
-  const mask = view.map.kind === "mask", some = mask ? [] : strongest(row, STRONGEST);
-  at("row-title").textContent = mask ? "" : `${view.called("rows", row)} looks at`;
+  const other = !isWeights(), some = other ? [] : strongest(row, STRONGEST);
+  at("row-title").textContent = other ? "" : `${view.called("rows", row)} looks at`;
   const most = some.length ? some[0][1] : 1;
   put(at("strongest"), ...some.map(([column, value]) => {
     const line = make("li"), bar = make("i");
@@ -30,7 +30,7 @@ function look(row) {
     line.append(make("bdi", view.called("columns", column)), make("span", weight(value)), bar);
     return line;
   }));
-  const room = !mask && !view.pooled && view.height <= TOKENS && view.width <= TOKENS && view.width > 1;
+  const room = !other && !view.pooled && view.height <= TOKENS && view.width <= TOKENS && view.width > 1;
   at("lines-box").hidden = !room;
   if (room) drawLines(row);
 }

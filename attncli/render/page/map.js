@@ -1,7 +1,9 @@
 const canvas = at("canvas");
 const LARGEST = 30, NAMED = 11; // pixels of a cell; from which on it has its name beside it
 const cursor = { row: 0, column: 0 };
-let view = null, inside = [], geometry = null;
+let view = null, inside = [], geometry = null, shadeChosen = false;
+
+const isWeights = () => view.map.kind === "weights";
 
 async function openMap(n) {
   const map = data.maps[n];
@@ -31,6 +33,10 @@ async function enter(next) {
     at("lines-box").hidden = true;
     return;
   }
+  // where rows see ever more keys, the weights of the first ones would pale all others
+  const causal = view.height > 64 && view.value(0, view.width - 1) === HIDDEN && view.value(view.height - 1, 0) !== HIDDEN;
+  if (!shadeChosen) at("shade").value = causal ? "row" : "matrix";
+  at("shade").parentElement.hidden = !isWeights();
   draw();
   read(cursor.row, cursor.column);
   look(cursor.row);
@@ -47,14 +53,20 @@ function measure() {
     return Math.ceil(most);
   };
   const left = Math.min(widest("rows", view.height), 120) + 10;
-  let wide = Math.min(LARGEST, (room - left - 6) / view.width), high = Math.min(LARGEST, 620 / view.height);
+  const longest = view.width * NAMED < room ? widest("columns", view.width) : 0, right = 6 + Math.ceil(Math.min(longest, 120) / 2);
+  let wide = Math.min(LARGEST, (room - left - right) / view.width), high = Math.min(LARGEST, 620 / view.height);
   if (Math.max(wide, high) < 4 * Math.min(wide, high)) wide = high = Math.min(wide, high);
   const named = wide >= NAMED;
-  const top = named ? Math.min(Math.ceil(widest("columns", view.width) * 0.87) + 14, 120) : 20;
-  return { left, top, wide, high, named, room, width: left + wide * view.width + 6, height: top + high * view.height + 2 };
+  const top = named ? Math.min(Math.ceil(longest * 0.87) + 14, 120) : 20;
+  return { left, top, wide, high, named, room, width: left + wide * view.width + (named ? right : 6), height: top + high * view.height + 2 };
 }
 
-const cutName = (name) => name.length > 18 ? `${name.slice(0, 9)}…${name.slice(-8)}` : name;
+/** A name of at most 18 letters; none is cut in two. */
+function cutName(name) {
+  if (name.length <= 18) return name;
+  const letters = [...name];
+  return letters.length > 18 ? `${letters.slice(0, 9).join("")}…${letters.slice(-8).join("")}` : name;
+}
 
 function draw() {
   if (!view || !view.values) return;
@@ -83,12 +95,12 @@ function cells() {
   picture.width = view.width;
   picture.height = view.height;
   const pen = picture.getContext("2d"), image = pen.createImageData(view.width, view.height);
-  const table = Array.from({ length: 256 }, (_, n) => color(n / 255)), whole = view.top() || 1;
+  const table = Array.from({ length: 256 }, (_, n) => color(n / 255)), whole = view.top() || 1, scale = isWeights() ? null : numberScale();
   for (let row = 0, n = 0; row < view.height; row++) {
     const most = shade === "row" ? view.top(row) || 1 : whole;
     for (let column = 0; column < view.width; column++, n++) {
       const value = view.values[n];
-      const rgb = value === HIDDEN ? hiddenColor() : Number.isNaN(value) ? NOT_A_NUMBER : table[Math.round(255 * share(value / most, shade))];
+      const rgb = value === HIDDEN ? hiddenColor() : Number.isNaN(value) ? NOT_A_NUMBER : scale ? scale.color(value) : table[Math.round(255 * share(value / most, shade))];
       image.data.set(rgb, 4 * n);
       image.data[4 * n + 3] = 255;
     }
@@ -97,10 +109,31 @@ function cells() {
   return picture;
 }
 
+/** How numbers other than weights are shaded, and what stands at both ends. */
+function numberScale() {
+  const { kind, log, diverging } = view.map;
+  if (kind === "mask") return { color, low: 0, high: 1 };
+  let low = Infinity, high = -Infinity, least = Infinity;
+  for (const value of view.values) {
+    if (!Number.isFinite(value)) continue;
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+    if (value > 0) least = Math.min(least, value);
+  }
+  if (diverging) {
+    const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
+    return { color: (value) => around(Math.min(Math.max(value / most, -1), 1)), low: -most, high: most, ramp: around };
+  }
+  if (log && least < high) {
+    return { color: (value) => color(value > 0 ? 0.05 + 0.95 * Math.log(value / least) / Math.log(high / least) : 0), low: least, high };
+  }
+  return { color: (value) => color(high > low ? (value - low) / (high - low) : 0.5), low, high };
+}
+
 const DECADES = 4;
 function share(part, shade) {
   const of = Math.min(Math.max(part, 0), 1);
-  if (view.map.kind === "mask" || shade === "linear") return of;
+  if (shade === "linear") return of;
   if (shade === "log") return of > 0 ? Math.max(0, 1 + Math.log10(of) / DECADES) : 0;
   return Math.sqrt(of);
 }
@@ -135,13 +168,15 @@ function labels(pen) {
   pen.textBaseline = "middle";
   pen.textAlign = "right";
   for (let row = 0; row < view.height; row += every(view.height, high, 14)) {
-    pen.fillText(cutName(view.block("rows", row)), left - 6, top + (row + 0.5) * high, left - 8);
+    const single = high >= NAMED || view.rows.stop === view.height;
+    pen.fillText(single ? cutName(view.block("rows", row)) : place(view.rows, start(view.rows, row)), left - 6, top + (row + 0.5) * high, left - 8);
   }
   pen.textAlign = "left";
   const step = named ? 1 : every(view.width, wide, 58);
   for (let column = 0; column < view.width; column += step) {
     const x = left + (column + 0.5) * wide;
     if (!named) {
+      if (left + column * wide + 30 > geometry.width) continue;
       pen.fillText(String(place(view.columns, start(view.columns, column))), left + column * wide, top - 10);
       continue;
     }
@@ -177,25 +212,38 @@ function span(number, which, size) {
 function legend() {
   const largest = view.top(), shade = at("shade").value, all = view.values;
   const low = shade === "log" ? weight(largest / 10 ** DECADES) : "0";
-  const pieces = view.map.kind === "mask" ? [ramp("hidden", "kept", 2)] : [ramp(low, shade === "row" ? "each row’s largest" : weight(largest))];
-  if (view.map.kind !== "mask") pieces.push(make("span", { matrix: "√ scale", row: "√ scale, by row", linear: "linear scale", log: "log scale" }[shade]));
-  if (all.includes(HIDDEN)) pieces.push(swatch(hiddenColor(), "hidden by the mask"));
-  if (all.some(Number.isNaN)) pieces.push(swatch(NOT_A_NUMBER, "NaN"));
+  const pieces = isWeights() ? [ramp(low, shade === "row" ? "each row’s largest" : weight(largest))] : [numberRamp()];
+  if (isWeights()) pieces.push(make("span", { matrix: "√ scale", row: "√ scale, by row", linear: "linear scale", log: "log scale" }[shade]));
+  if (all.includes(HIDDEN)) pieces.push(swatch(hiddenColor(), "hidden"));
+  if (all.some(Number.isNaN)) pieces.push(swatch(NOT_A_NUMBER, isWeights() ? "NaN" : "none"));
   const high = Math.ceil(view.rows.stop / view.height), wide = Math.ceil(view.columns.stop / view.width);
-  const how = view.map.kind === "mask" ? "the share kept of" : "the largest of";
-  if (view.pooled) pieces.push(make("span", `each cell is ${how} up to ${high} × ${wide} weights`));
+  const how = { mask: "the share kept of", weights: "the largest of", numbers: "the furthest from 0 of" }[view.map.kind];
+  if (view.pooled) pieces.push(make("span", `each cell is ${how} up to ${high} × ${wide}`));
   pieces.push(...view.map.notes.map((note) => make("span", note)));
   put(at("legend"), ...pieces);
+}
+
+function numberRamp() {
+  if (view.map.kind === "mask") return ramp("hidden", "kept", 2);
+  const scale = numberScale(), said = [`${view.map.name} ${short(scale.low)}`, `${short(scale.high)}${view.map.log ? ", log scale" : ""}`];
+  return ramp(...said, 24, scale.ramp && ((share) => scale.ramp(2 * share - 1)));
 }
 
 // -- reading ----------------------------------------------------------------------------------
 
 function read(row, column) {
-  const value = view.value(row, column), mask = view.map.kind === "mask";
-  const what = value === HIDDEN ? "hidden by the mask" : Number.isNaN(value) ? "NaN"
-    : mask ? (value >= 1 ? "kept" : value > 0 ? `${short(100 * value)} % kept` : "hidden") : weight(value);
-  const line = at("readout"), block = stop(view.rows, row) - start(view.rows, row) > 1;
-  put(line, block ? "queries " : "query ", make("bdi", view.called("rows", row)), " → key ", make("bdi", view.called("columns", column)), ": ", make("b", what));
+  const value = view.value(row, column), many = (which, n) => stop(view[which], n) - start(view[which], n) > 1;
+  const [first, second] = view.map.words, words = (word, several) => `${several ? { query: "queries", key: "keys" }[word] || `${word}s` : word} `;
+  put(at("readout"), words(first, many("rows", row)), make("bdi", view.called("rows", row)), " → ",
+    words(second, many("columns", column)), make("bdi", view.called("columns", column)), ": ", make("b", said(value)));
+}
+
+function said(value) {
+  if (value === HIDDEN) return "hidden by the mask";
+  if (Number.isNaN(value)) return isWeights() ? "NaN" : "none";
+  if (isWeights()) return weight(value);
+  if (view.map.kind === "numbers") return short(value);
+  return value >= 1 ? "kept" : value > 0 ? `${short(100 * value)} % kept` : "hidden";
 }
 
 function cellAt(event) {
@@ -275,7 +323,7 @@ function listenToMap() {
     event.preventDefault();
   });
   at("out").addEventListener("click", goOut);
-  at("shade").addEventListener("change", draw);
+  at("shade").addEventListener("change", () => { shadeChosen = true; draw(); });
   at("which").addEventListener("change", (event) => {
     const head = data.maps[Number(event.target.value)].head;
     if (head === null) openMap(Number(event.target.value));
@@ -292,7 +340,6 @@ function showMaps() {
     option.value = n;
     at("which").append(option);
   });
-  at("shade").parentElement.hidden = data.maps.every((map) => map.kind === "mask");
   listenToMap();
   const first = data.maps[0].head;
   if (first === null) openMap(0);

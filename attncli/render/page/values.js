@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = (id) => document.getElementById(id);
-const HIDDEN = -1;
+const HIDDEN = -Infinity;
 
 /** An element with text, never markup: whatever a token holds, it is only read. */
 function make(tag, text, className) {
@@ -50,11 +50,17 @@ function color(share) {
 const css = (rgb) => `rgb(${rgb.join(" ")})`;
 const onIt = (rgb) => 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140 ? "#15181d" : "#ffffff";
 
-function ramp(low, high, steps = 24) {
+/** Around 0: as `color` above it, orange below. */
+function around(share) {
+  const from = color(0), to = dark() ? [255, 170, 90] : [178, 66, 8];
+  return share >= 0 ? color(share) : from.map((one, n) => Math.round(one + (to[n] - one) * -share));
+}
+
+function ramp(low, high, steps = 24, shade = color) {
   const box = make("span", null, "ramp");
   for (let n = 0; n < steps; n++) {
     const piece = make("i");
-    piece.style.background = css(color(n / (steps - 1)));
+    piece.style.background = css((shade || color)(n / (steps - 1)));
     box.append(piece);
   }
   const whole = make("span");
