@@ -8,12 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attncli.measures.statistic import STATISTICS, WEIGHTS
-from attncli.render.cells import columns_of, escaped, visible
+from attncli.render.cells import columns_of, cut, escaped, visible
 from attncli.reports.blocks import Block, Figure, Grid, Heatmap, Step, Table, Text, head_key
 
 QUANTILES = ("median", "mean", "p05", "p95", "min", "max", "cv")
 FEW = ("median", "p05", "p95")  # of very many heads
 MANY = 1000
+WIDEST = 120  # letters of a cell
 REGISTRY = {**WEIGHTS, **STATISTICS}
 
 
@@ -44,15 +45,19 @@ def _table(table: Table) -> dict[str, Any]:
                   for row in table.rows]  # fmt: skip
     left_out = (table.row_gap, table.column_gap)
     return {
-        "title": visible(table.title) if table.title else "",
-        "columns": [[visible(one.title), visible(one.sub), one.kind] for one in table.columns],
-        "labels": list(map(visible, table.labels)),
-        "rows": [list(row) for row in zip(*columns, strict=True)],
+        "title": _label(table.title),
+        "columns": [[_label(one.title), _label(one.sub), one.kind] for one in table.columns],
+        "labels": list(map(_label, table.labels)),
+        "rows": [[cut(text, WIDEST) for text in row] for row in zip(*columns, strict=True)],
         "shades": None if shades is None else [[_short(v) for v in row] for row in shades],
         "gaps": [None if gap is None else [gap.after, gap.count] for gap in left_out],
         "things": table.things,
         "notes": [escaped(one) for one in (table.part, *table.notes) if one],
     }
+
+
+def _label(text: str) -> str:
+    return cut(visible(text), WIDEST)
 
 
 def _shade(kind: str, value: Any) -> float:
@@ -88,6 +93,7 @@ def heads_of(data: Mapping[str, Any]) -> dict[str, Any]:
     heads: Sequence[Mapping[str, Any]] = data.get("heads") or ()
     if not all(isinstance(one, Mapping) and "statistics" in one for one in heads):
         heads = ()
+    heads = [{**one, "statistics": _numbers(one)} for one in heads]
     rows, numbers = _rows(heads, data.get("layers") or ())
     named = [*_columns(heads)]
     return {
@@ -103,6 +109,15 @@ def heads_of(data: Mapping[str, Any]) -> dict[str, Any]:
         "statistics": [_told(name, quantile) for name, quantile in named],
         "values": [[_value(one, *column) for one in heads] for column in named],
     }  # fmt: skip
+
+
+def _numbers(head: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the statistics of a head, and before them what a comparison says of it."""
+    beside = {
+        name: value for name, value in head.items()
+        if isinstance(value, float) or (isinstance(value, Mapping) and "median" in value)
+    }  # fmt: skip
+    return {**beside, **head["statistics"]}
 
 
 def _rows(
@@ -139,7 +154,7 @@ def _looks(roles: Sequence[Mapping[str, Any]]) -> str:
         where = role.get("token") or role["role"]
         share = role.get("mass")
         sink = " (sink)" if role.get("sink") else ""
-        words.append(visible(str(where)) + (f" {100 * share:.0f} %" if share else "") + sink)
+        words.append(_label(str(where)) + (f" {100 * share:.0f} %" if share else "") + sink)
     return ", ".join(words)
 
 

@@ -28,12 +28,13 @@ def heatmaps(
     view: View,
     chosen: Selection,
     progress: Progress | None = None,
-    most: int = MAP_BLOCKS,
+    most: int | None = None,
 ) -> list[Heatmap]:
-    """Return maps of the heads shown, each at most ``most`` blocks wide and high.
+    """Return maps of the heads shown, each at most ``most`` (MAP_BLOCKS) blocks wide and high.
 
     lse: ``(B, H, Lq)``, sink included; None of weights alone.
     """
+    most = most or MAP_BLOCKS
     rows = Blocks.of(0, len(chosen.rows), most)
     keys = Blocks.of(0, len(chosen.keys), most)
     ranges = _is_range(chosen.rows) and _is_range(chosen.keys)

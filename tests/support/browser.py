@@ -32,7 +32,7 @@ def found() -> str | None:
 
 
 class Browser:
-    """A browser with one page open at a time; ``problems`` and ``requests`` are the page's."""
+    """A browser with one page; ``problems``, ``requests`` and ``refused`` are of that page."""
 
     def __init__(self, folder: Path) -> None:
         program = found()
@@ -54,6 +54,7 @@ class Browser:
         self._number, self._rest, self._session = 0, b"", ""
         self.problems: list[str] = []
         self.requests: list[str] = []
+        self.refused: list[str] = []
         target = self.ask("Target.createTarget", url="about:blank")["targetId"]
         attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
@@ -105,12 +106,15 @@ class Browser:
                 self.problems.append(params["entry"]["text"])
             case "Network.requestWillBeSent":
                 self.requests.append(params["request"]["url"])
+            case "Network.loadingFailed":
+                self.refused.append(params.get("blockedReason", params["errorText"]))
         return message
 
     def open(self, page: Path, width: int = 1200, height: int = 900, dark: bool = False) -> float:
         """Open a file and wait until its first map is drawn; return the seconds that took."""
         self.problems.clear()
         self.requests.clear()
+        self.refused.clear()
         self.ask(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1,
             mobile=False,

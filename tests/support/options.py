@@ -37,7 +37,7 @@ VALUES = {
     "cases": "tests.jsonl", "candidate": "answers", "timeout": "0.0001", "explain": "none",
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
     "compare": "more.npz", "text": "a", "ids": "positions.npy", "image": "a.png", "audio": "a.wav",
-    "probe": "repeat:4",
+    "probe": "repeat:4", "report": "page.html",
     "attention_weights": "weights.npy",
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 const heads = data.heads;
 const LISTED = 200; // rows of the list until all are asked for
-const FIRST = ["entropy_median", "max_weight_median", "saturated_share", "logit_max", "largest_logit", "qk_rank", "ov_norm"];
+const FIRST = ["change", "entropy_median", "max_weight_median", "saturated_share", "logit_max", "largest_logit", "qk_rank", "ov_norm"];
 const order = { column: -1, down: false };
 let chosenHead = null, shownStatistic = 0, allListed = false;
 
@@ -122,16 +122,16 @@ function listColumns() {
   return [...words, ...numbers];
 }
 
-/** Whether a head has all the words of the filter; entropy<1 compares a statistic. */
-function passes(n, words) {
+/** Whether a head has all that stands between &; entropy<1 compares a statistic. */
+function passes(n, pieces) {
   const text = [heads.names[n], heads.verdicts[n], heads.looks[n], heads.reasons[n], heads.rows[heads.at[n][0]]].join(" ").toLowerCase();
-  return words.every((word) => {
-    const found = /^([a-z_0-9]+)(<=|>=|<|>|=)(-?[\d.]+(?:e-?\d+)?)$/.exec(word);
+  return pieces.every((piece) => {
+    const found = /^([a-z_0-9]+) *(<=|>=|<|>|==?) *(-?[\d.]+(?:e-?\d+)?)$/.exec(piece);
     const column = found ? statisticCalled(found[1]) : -1;
-    if (column < 0) return text.includes(word);
+    if (column < 0) return text.includes(piece);
     const value = heads.values[column][n], limit = Number(found[3]);
     if (typeof value !== "number") return false;
-    return { "<": value < limit, ">": value > limit, "<=": value <= limit, ">=": value >= limit, "=": value === limit }[found[2]];
+    return { "<": value < limit, ">": value > limit, "<=": value <= limit, ">=": value >= limit, "=": value === limit, "==": value === limit }[found[2]];
   });
 }
 
@@ -141,8 +141,8 @@ const statisticCalled = (name) => {
 };
 
 function drawList() {
-  const columns = listColumns(), words = at("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const some = heads.names.map((_, n) => n).filter((n) => passes(n, words));
+  const columns = listColumns(), pieces = at("filter").value.toLowerCase().split("&").map((piece) => piece.trim()).filter(Boolean);
+  const some = heads.names.map((_, n) => n).filter((n) => passes(n, pieces));
   if (order.column >= 0 && columns[order.column]) {
     const keys = columns[order.column][2], unknown = (value) => value === null || value === "";
     const compare = (a, b) => typeof a === "string" || typeof b === "string" ? String(a).localeCompare(String(b)) : a - b;
@@ -211,6 +211,7 @@ function openHead(n) {
   const map = data.maps.findIndex((one) => one.head === n);
   showCard(n);
   if (map >= 0) return openMap(map);
+  turn++;
   at("map-title").textContent = heads.names[n];
   at("drawn").hidden = true;
   at("map-bar").hidden = true;

@@ -1,23 +1,27 @@
 const canvas = at("canvas");
 const LARGEST = 30, NAMED = 11; // pixels of a cell; from which on it has its name beside it
 const cursor = { row: 0, column: 0 };
-let view = null, inside = [], geometry = null, shadeChosen = false;
+let view = null, inside = [], geometry = null, shadeChosen = false, turn = 0;
 
 const isWeights = () => view.map.kind === "weights";
 
 async function openMap(n) {
   const map = data.maps[n];
   at("which").value = n;
-  at("map-title").textContent = map.title || "Mask";
   at("drawn").hidden = false;
   at("map-bar").hidden = false;
   showCard(map.head);
-  inside = [];
-  await enter(new View(map, map));
+  await enter(new View(map, map), []);
 }
 
-async function enter(next) {
-  view = await next.load();
+/** Show a map, or a part of one that lies inside others; of two that are asked for, the later. */
+async function enter(next, outer) {
+  const mine = ++turn;
+  await next.load();
+  if (mine !== turn) return;
+  view = next;
+  inside = outer;
+  at("map-title").textContent = view.map.title || "Mask";
   cursor.row = cursor.column = 0;
   const empty = !view.height || !view.width;
   canvas.hidden = empty;
@@ -270,13 +274,10 @@ function partHere() {
   return view.parts.find((part) => holds(part.rows, row) && holds(part.columns, column));
 }
 
-async function goInto(part) {
-  inside.push(view);
-  await enter(new View(view.map, part));
-}
+const goInto = (part) => enter(new View(view.map, part), [...inside, view]);
 
 async function goOut() {
-  if (inside.length) await enter(inside.pop());
+  if (inside.length) await enter(inside.at(-1), inside.slice(0, -1));
 }
 
 function showParts() {
