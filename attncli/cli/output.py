@@ -61,9 +61,6 @@ def page_of(
     or FileError for what cannot be.
     """
     shown, pictures = format_of(printed), pictures_of(drawn)
-    if pictures and shown == LINES:
-        asked = " and ".join(f"--{kind}" for kind in pictures)
-        raise InputError(f"{asked} draw nothing in {IN_LINES}", "leave out --format ndjson")
     if saved is None:
         return Page(shown, pictures=pictures)
     names = names_of(saved.include, known)

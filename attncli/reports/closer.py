@@ -32,11 +32,10 @@ def closer_maps(
     chosen: Selection,
     progress: Progress | None = None,
 ) -> list[Heatmap]:
-    """Return maps of all heads selected; where blocks are large, with closer parts of the map.
+    """Return maps of the heads shown, as `heatmaps`; where blocks are large, with closer parts.
 
     lse ``(B, H, Lq)``, sink included.
     """
-    chosen = chosen._replace(shown=tuple(chosen.pairs))
     maps = heatmaps(problem, lse, labels, view, chosen, progress)
     if len(maps) > MOST:
         return maps

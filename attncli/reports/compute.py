@@ -89,11 +89,14 @@ def compute_report(
         records=records,
         arrays=saved(result, include or ("output",)) | {**along.arrays},
         options=along.options,
-        pictures=lambda: closer_maps(problem, result.attended.lse, labels, view, chosen),
+        pictures=lambda: closer_maps(
+            problem, result.attended.lse, labels, view,
+            chosen._replace(shown=tuple(chosen.pairs)),
+        ),
         warnings=result.warnings,
         notes=notes,
         exit_code=0 if judged is None or judged.passed else 1,
-    )
+    )  # fmt: skip
 
 
 def _result_blocks(

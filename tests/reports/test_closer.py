@@ -20,7 +20,9 @@ from tests.support.reports import problem
 
 def maps_of(asked: Problem, view: View | None = None) -> list[Heatmap]:
     view, lse = view or View(), solve(asked, backend="numpy", want=set()).attended.lse
-    return closer.closer_maps(asked, lse, Labels(), view, select(asked, view))
+    chosen = select(asked, view)
+    every = chosen._replace(shown=tuple(chosen.pairs))
+    return closer.closer_maps(asked, lse, Labels(), view, every)
 
 
 def assert_largest(asked: Problem, heat: Heatmap, b: int, h: int) -> None:
