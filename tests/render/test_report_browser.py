@@ -272,7 +272,7 @@ def test_masks_numbers_and_figures(browser: Browser, tmp_path: Path) -> None:
     browser.mouse("mouseMoved", *middle(browser, 0, 0))
     assert read(browser) == "query 0 ‘a’ → key 0 ‘a’: kept"
     browser.mouse("mouseMoved", *middle(browser, 0, 3))
-    assert read(browser).endswith(": hidden")
+    assert read(browser).endswith(": hidden by the mask")
     browser.run("at('which').value = 1; at('which').dispatchEvent(new Event('change'))")
     browser.until("document.getElementById('map-title').textContent === 'Errors'")
     browser.mouse("mouseMoved", *middle(browser, 0, 1))

@@ -15,6 +15,12 @@ function ticks(low, high, log) {
   return found;
 }
 
+/** A number beside an axis: no more digits than it has. */
+function tick(value) {
+  const number = Number(value.toPrecision(4)), size = Math.abs(number);
+  return size !== 0 && (size < 1e-3 || size >= 1e6) ? number.toExponential().replace("e+", "e") : String(number);
+}
+
 const there = (value) => typeof value === "number";
 
 function extent(values, log) {
@@ -32,7 +38,7 @@ function drawFigure(figure) {
   const across = (v) => BOX.left + (v - x0) / (x1 - x0) * (BOX.wide - BOX.left - BOX.right);
   const up = (v) => BOX.high - BOX.bottom - (v - y0) / (y1 - y0) * (BOX.high - BOX.top - BOX.bottom);
   const picture = svg("svg", { viewBox: `0 0 ${BOX.wide} ${BOX.high}`, width: BOX.wide, role: "img", "aria-label": `${figure.title}: ${figure.y} over ${figure.x}` });
-  const text = (log) => (v) => short(Number((log ? 10 ** v : v).toPrecision(6)));
+  const text = (log) => (v) => tick(log ? 10 ** v : v);
   for (const v of ticks(y0, y1, figure.log[1])) {
     picture.append(svg("line", { class: "axis", x1: BOX.left, x2: BOX.wide - BOX.right, y1: up(v), y2: up(v) }));
     picture.append(svg("text", { class: "soft", x: BOX.left - 8, y: up(v), "text-anchor": "end", "dominant-baseline": "middle" }, text(figure.log[1])(v)));
@@ -43,11 +49,14 @@ function drawFigure(figure) {
     picture.append(svg("text", { class: "soft", x: across(v), y: BOX.high - BOX.bottom + 18, "text-anchor": "middle" }, cutName(name)));
   });
   picture.append(svg("text", { x: (BOX.left + BOX.wide - BOX.right) / 2, y: BOX.high - 8, "text-anchor": "middle" }, figure.x));
-  figure.curves.forEach((curve, n) => drawCurve(picture, curve, n, figure.log, across, up));
-  whole.append(make("h3", figure.title), make("p", figure.y, "sub"), picture, keyOf(figure.curves), ...figure.notes.map((note) => make("p", note, "hint")));
+  const telling = figure.curves.filter((curve) => curve.name), others = figure.curves.filter((curve) => !curve.name);
+  others.forEach((curve) => drawCurve(picture, curve, -1, figure.log, across, up));
+  telling.forEach((curve, n) => drawCurve(picture, curve, n, figure.log, across, up));
+  whole.append(make("h3", figure.title), make("p", figure.y === figure.title ? "" : figure.y, "sub"), picture, keyOf(telling), ...figure.notes.map((note) => make("p", note, "hint")));
   return whole;
 }
 
+/** A line; one without a name, whose number is −1, is one of many behind the others. */
 function drawCurve(picture, curve, n, log, across, up) {
   let path = "", drawing = false;
   const dots = [];
@@ -59,6 +68,10 @@ function drawCurve(picture, curve, n, log, across, up) {
       dots.push([a, b, `${curve.name}: ${short(x)}, ${short(y)}`]);
     }
     drawing = good;
+  }
+  if (n < 0) {
+    picture.append(svg("path", { d: path || "M0 0", class: "behind" }));
+    return;
   }
   const stroke = CURVES[n % CURVES.length];
   picture.append(svg("path", { d: path || "M0 0", fill: "none", stroke, "stroke-width": 2, "stroke-dasharray": curve.dashed ? "6 4" : "none" }));

@@ -113,12 +113,12 @@ function listColumns() {
   const words = [["head", "text", heads.names.map((_, n) => n), (n) => heads.names[n]]];
   const levels = ["critical", "watch", "ok"];
   if (heads.verdicts.some(Boolean)) words.push(["verdict", "text", heads.verdicts.map((v) => levels.indexOf(v)), (n) => heads.verdicts[n] || ""]);
-  if (heads.looks.some(Boolean)) words.push(["looks at", "text", heads.looks, (n) => heads.looks[n]]);
   const some = FIRST.map((name) => heads.statistics.findIndex((one) => one.name === name)).filter((n) => n >= 0);
   const numbers = [...new Set([...some, shownStatistic])].filter((n) => heads.statistics[n]).map((n) => {
     const one = heads.statistics[n];
     return [one.heading, one.quantile || one.unit, heads.values[n], (h) => asText(one, heads.values[n][h])];
   });
+  if (heads.looks.some(Boolean)) numbers.push(["looks at", "text", heads.looks, (n) => heads.looks[n]]);
   return [...words, ...numbers];
 }
 

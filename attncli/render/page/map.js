@@ -99,12 +99,15 @@ function cells() {
   picture.width = view.width;
   picture.height = view.height;
   const pen = picture.getContext("2d"), image = pen.createImageData(view.width, view.height);
-  const table = Array.from({ length: 256 }, (_, n) => color(n / 255)), whole = view.top() || 1, scale = isWeights() ? null : numberScale();
+  const scale = isWeights() ? null : numberScale(), shades = scale ? scale.shade : color, whole = view.top() || 1;
+  const table = Array.from({ length: 256 }, (_, n) => shades(n / 255));
+  const away = hiddenColor();
   for (let row = 0, n = 0; row < view.height; row++) {
     const most = shade === "row" ? view.top(row) || 1 : whole;
     for (let column = 0; column < view.width; column++, n++) {
       const value = view.values[n];
-      const rgb = value === HIDDEN ? hiddenColor() : Number.isNaN(value) ? NOT_A_NUMBER : scale ? scale.color(value) : table[Math.round(255 * share(value / most, shade))];
+      const part = scale ? scale.share(value) : share(value / most, shade);
+      const rgb = value === HIDDEN ? away : Number.isNaN(value) ? NOT_A_NUMBER : table[Math.round(255 * Math.min(Math.max(part, 0), 1))];
       image.data.set(rgb, 4 * n);
       image.data[4 * n + 3] = 255;
     }
@@ -113,10 +116,10 @@ function cells() {
   return picture;
 }
 
-/** How numbers other than weights are shaded, and what stands at both ends. */
+/** How numbers other than weights become shares of a scale, its colours, and what its ends are. */
 function numberScale() {
   const { kind, log, diverging } = view.map;
-  if (kind === "mask") return { color, low: 0, high: 1 };
+  if (kind === "mask") return { share: (value) => value, low: 0, high: 1, shade: color };
   let low = Infinity, high = -Infinity, least = Infinity;
   for (const value of view.values) {
     if (!Number.isFinite(value)) continue;
@@ -126,12 +129,13 @@ function numberScale() {
   }
   if (diverging) {
     const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
-    return { color: (value) => around(Math.min(Math.max(value / most, -1), 1)), low: -most, high: most, ramp: around };
+    return { share: (value) => (1 + value / most) / 2, low: -most, high: most, shade: (of) => around(2 * of - 1) };
   }
   if (log && least < high) {
-    return { color: (value) => color(value > 0 ? 0.05 + 0.95 * Math.log(value / least) / Math.log(high / least) : 0), low: least, high };
+    const decades = Math.log(high / least);
+    return { share: (value) => value > 0 ? 0.05 + 0.95 * Math.log(value / least) / decades : 0, low: least, high, shade: color };
   }
-  return { color: (value) => color(high > low ? (value - low) / (high - low) : 0.5), low, high };
+  return { share: (value) => high > low ? (value - low) / (high - low) : 0.5, low, high, shade: color };
 }
 
 const DECADES = 4;
@@ -228,9 +232,9 @@ function legend() {
 }
 
 function numberRamp() {
-  if (view.map.kind === "mask") return ramp("hidden", "kept", 2);
+  if (view.map.kind === "mask") return view.pooled ? ramp("some", "all kept") : swatch(color(1), "kept");
   const scale = numberScale(), said = [`${view.map.name} ${short(scale.low)}`, `${short(scale.high)}${view.map.log ? ", log scale" : ""}`];
-  return ramp(...said, 24, scale.ramp && ((share) => scale.ramp(2 * share - 1)));
+  return ramp(...said, 24, scale.shade);
 }
 
 // -- reading ----------------------------------------------------------------------------------
@@ -247,7 +251,7 @@ function said(value) {
   if (Number.isNaN(value)) return isWeights() ? "NaN" : "none";
   if (isWeights()) return weight(value);
   if (view.map.kind === "numbers") return short(value);
-  return value >= 1 ? "kept" : value > 0 ? `${short(100 * value)} % kept` : "hidden";
+  return value >= 1 ? "kept" : `${short(100 * value)} % kept`;
 }
 
 function cellAt(event) {

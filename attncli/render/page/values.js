@@ -60,7 +60,7 @@ function ramp(low, high, steps = 24, shade = color) {
   const box = make("span", null, "ramp");
   for (let n = 0; n < steps; n++) {
     const piece = make("i");
-    piece.style.background = css((shade || color)(n / (steps - 1)));
+    piece.style.background = css(shade(n / (steps - 1)));
     box.append(piece);
   }
   const whole = make("span");
@@ -109,6 +109,7 @@ class View {
       known[255] = NaN;
       this.values = Float32Array.from(new Uint8Array(raw), (code) => known[code]);
     }
+    if (this.map.kind === "mask") this.values = this.values.map((kept) => kept === 0 ? HIDDEN : kept);
     return this;
   }
 
