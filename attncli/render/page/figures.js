@@ -46,7 +46,8 @@ function drawFigure(figure) {
   const named = figure.ticks ? figure.ticks.map((name, n) => [n, name]).filter(([n]) => n >= x0 && n <= x1) : ticks(x0, x1, figure.log[0]).map((v) => [v, text(figure.log[0])(v)]);
   const step = Math.ceil(named.length / 12);
   named.filter((_, n) => n % step === 0).forEach(([v, name]) => {
-    picture.append(svg("text", { class: "soft", x: across(v), y: BOX.high - BOX.bottom + 18, "text-anchor": "middle" }, cutName(name)));
+    const x = across(v), anchor = x > BOX.wide - 50 ? "end" : "middle";
+    picture.append(svg("text", { class: "soft", x: anchor === "end" ? BOX.wide : x, y: BOX.high - BOX.bottom + 18, "text-anchor": anchor }, cutName(name)));
   });
   picture.append(svg("text", { x: (BOX.left + BOX.wide - BOX.right) / 2, y: BOX.high - 8, "text-anchor": "middle" }, figure.x));
   const telling = figure.curves.filter((curve) => curve.name), others = figure.curves.filter((curve) => !curve.name);

@@ -116,10 +116,12 @@ function cells() {
   return picture;
 }
 
+const keptColor = (part) => color(0.65 * part);
+
 /** How numbers other than weights become shares of a scale, its colours, and what its ends are. */
 function numberScale() {
   const { kind, log, diverging } = view.map;
-  if (kind === "mask") return { share: (value) => value, low: 0, high: 1, shade: color };
+  if (kind === "mask") return { share: (value) => value, low: 0, high: 1, shade: keptColor };
   let low = Infinity, high = -Infinity, least = Infinity;
   for (const value of view.values) {
     if (!Number.isFinite(value)) continue;
@@ -232,7 +234,7 @@ function legend() {
 }
 
 function numberRamp() {
-  if (view.map.kind === "mask") return view.pooled ? ramp("some", "all kept") : swatch(color(1), "kept");
+  if (view.map.kind === "mask") return view.pooled ? ramp("some", "all kept", 24, keptColor) : swatch(keptColor(1), "kept");
   const scale = numberScale(), said = [`${view.map.name} ${short(scale.low)}`, `${short(scale.high)}${view.map.log ? ", log scale" : ""}`];
   return ramp(...said, 24, scale.shade);
 }
