@@ -7,7 +7,8 @@ let chosenHead = null, shownStatistic = 0, allListed = false;
 const known = (values) => values.filter((value) => typeof value === "number");
 const called = (one) => one.heading + (one.quantile ? `, ${one.quantile}` : "");
 const inPercent = (one) => one.kind === "percent";
-const asText = (one, value) => inPercent(one) && typeof value === "number" ? `${short(100 * value)} %` : short(value);
+const asText = (one, value) => inPercent(one) && typeof value === "number" ? percent(value) : short(value);
+const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
 
 function statisticOptions() {
   const select = at("statistic");
