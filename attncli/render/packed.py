@@ -23,13 +23,27 @@ Array = np.ndarray[Any, np.dtype[Any]]
 EXACT = 64 * 64  # cells of a map that is kept as it is
 BUDGET = 3_450_000  # bytes of all maps, a third less than their text in base64
 NUMBERS = 256  # cells a side of other numbers
-SIDES = (512, 384, 256, 192, 128, 96, 64)  # blocks of a map, of which the most that fit are taken
-#: Blocks a side, and whether closer parts are kept: the first that fits is taken.
-WAYS = [(side, closer) for side in SIDES for closer in (True, False)]
+SIDES = (512, 384, 256, 192, 128, 96, 64)  # blocks of a map
+FEWEST = (64, 48, 32, 24, 16)  # of very many maps
 TRIED, GOLDEN = 12, 0.618  # maps by whose size that of all is judged, and how they are spread
 HIDDEN, NAN, LAST = 0, 255, 253  # LAST is the largest weight, beyond 1 for a weight of 0
 OFF = 1 / LAST  # of the largest weight: half a step of the square root, twice
 WIDEST, NAMES = 80, 1_200_000  # letters of a token, and of all tokens
+
+
+class Way(NamedTuple):
+    """Most blocks a side, whether closer parts are kept, whether small maps are as they are."""
+
+    side: int
+    closer: bool
+    exact: bool
+
+
+#: The first that fits the budget is taken, or the last.
+WAYS = [
+    *(Way(side, closer, True) for side in SIDES for closer in (True, False)),
+    *(Way(side, False, False) for side in FEWEST),
+]
 
 
 class Packed(NamedTuple):
@@ -43,15 +57,15 @@ class Packed(NamedTuple):
 
 def pack(maps: Sequence[Heatmap], others: Sequence[Shaded] = ()) -> Packed:
     """Return maps as plain data, ``others`` behind: pooled until all fit, with words for that."""
-    for side, closer in WAYS:
-        if not _seems_to_fit(maps, side, closer):
+    for way in WAYS:
+        if not _seems_to_fit(maps, way):
             continue
         shared = _Shared()
-        made = [_packed(one, side, closer, shared) for one in maps]
+        made = [_packed(one, way, shared) for one in maps]
         if shared.size <= BUDGET:
             break
     made += [_numbers(one, shared) for one in others]
-    return Packed(made, shared.axes, shared.names, _notes(maps, side, closer, shared.cut))
+    return Packed(made, shared.axes, shared.names, _notes(maps, way, shared.cut))
 
 
 def pooled(heat: Heatmap, most: int) -> Heatmap:
@@ -87,34 +101,39 @@ def _blocks(values: Array, high: int, wide: int, of: np.ufunc) -> Array:
 # -- how large --------------------------------------------------------------------------------
 
 
-def _seems_to_fit(maps: Sequence[Heatmap], side: int, closer: bool) -> bool:
+def _seems_to_fit(maps: Sequence[Heatmap], way: Way) -> bool:
     """Whether all maps would fit the budget, by the size of some; the last way always does."""
     spread = sorted({int(len(maps) * (k * GOLDEN % 1)) for k in range(TRIED)}) if maps else []
-    tried = sum(_size(maps[n], side, closer) for n in spread)
-    return tried * len(maps) <= BUDGET * len(spread) or (side, closer) == WAYS[-1]
+    tried = sum(_size(maps[n], way) for n in spread)
+    return tried * len(maps) <= BUDGET * len(spread) or way == WAYS[-1]
 
 
-def _size(heat: Heatmap, side: int, closer: bool) -> int:
+def _size(heat: Heatmap, way: Way) -> int:
     """Return bytes; closer parts are never pooled: that is what they are for."""
-    own = len(_bytes(pooled(heat, side))[1])
-    return own + sum(len(_bytes(one)[1]) for one in heat.closer if closer)
+    own = len(_bytes(pooled(heat, way.side), _is_exact(heat, way)))
+    return own + sum(len(_bytes(one, _is_exact(one, way))) for one in heat.closer if way.closer)
 
 
-def _notes(maps: Sequence[Heatmap], side: int, closer: bool, cut_names: bool) -> list[str]:
+def _is_exact(heat: Heatmap, way: Way) -> bool:
+    return way.exact and heat.values.size <= EXACT
+
+
+def _notes(maps: Sequence[Heatmap], way: Way, cut_names: bool) -> list[str]:
     """Return what was lost, in words."""
     lines = []
-    if any(one.values.size > EXACT for one in maps):
+    if not all(_is_exact(one, way) for one in maps):
+        which = "Maps of more than 64 × 64 cells" if way.exact else "Maps"
         lines.append(
-            "Maps of more than 64 × 64 cells are kept in 8 bits on a square-root scale: a weight "
-            f"is off by at most {100 * OFF:.1f} % of the largest in its map."
+            f"{which} are kept in 8 bits on a square-root scale: a weight is off by at most "
+            f"{100 * OFF:.1f} % of the largest in its map."
         )
     largest = max(maps, key=lambda one: one.values.size, default=None)
-    if largest is not None and max(largest.values.shape) > side:
+    if largest is not None and max(largest.values.shape) > way.side:
         before, after = (
-            " × ".join(map(str, one.values.shape)) for one in (largest, pooled(largest, side))
+            " × ".join(map(str, one.values.shape)) for one in (largest, pooled(largest, way.side))
         )
         lines.append(f"To keep this page small, maps of {before} cells are pooled to {after}.")
-    if not closer and any(one.closer for one in maps):
+    if not way.closer and any(one.closer for one in maps):
         lines.append("There was no room for closer views of parts of these maps.")
     if cut_names:
         lines.append("Long tokens are cut in the middle.")
@@ -124,12 +143,9 @@ def _notes(maps: Sequence[Heatmap], side: int, closer: bool, cut_names: bool) ->
 # -- what is kept -----------------------------------------------------------------------------
 
 
-def _packed(
-    heat: Heatmap, side: int, closer: bool, shared: _Shared, exact: bool = False
-) -> dict[str, Any]:
-    heat = pooled(heat, side)
+def _packed(heat: Heatmap, way: Way, shared: _Shared) -> dict[str, Any]:
+    exact, heat = _is_exact(heat, way), pooled(heat, way.side)
     rows, columns = shared.row_axis(heat), shared.column_axis(heat)
-    code, data, top = shared.coded(heat, exact)
     return {
         "title": visible(heat.title),
         "head": heat.head,
@@ -137,11 +153,9 @@ def _packed(
         "words": ["query", "key"],
         "rows": rows,
         "columns": columns,
-        "code": code,
-        "top": top,
-        "data": data,
+        **shared.coded(heat, exact),
         "notes": list(map(visible, heat.notes)),
-        "closer": [_part(one, rows, columns, shared) for one in heat.closer if closer],
+        "closer": [_part(one, way, rows, columns, shared) for one in heat.closer if way.closer],
     }
 
 
@@ -155,23 +169,21 @@ def _numbers(shaded: Shaded, shared: _Shared) -> dict[str, Any]:
     high = pooled(heat, NUMBERS)
     low = -pooled(heat._replace(values=-values), NUMBERS).values
     furthest = high._replace(values=np.where(-low > high.values, low, high.values))
-    return _packed(furthest, NUMBERS, False, shared, exact=True) | {
+    made = _packed(furthest, Way(NUMBERS, False, True), shared)
+    return made | shared.coded(furthest, True) | {
         "kind": "numbers", "name": visible(shaded.name), "log": shaded.log,
         "diverging": shaded.diverging,
         "words": [visible(shaded.rows or "row"), visible(shaded.columns or "column")],
     }  # fmt: skip
 
 
-def _part(heat: Heatmap, rows: int, columns: int, shared: _Shared) -> dict[str, Any]:
+def _part(heat: Heatmap, way: Way, rows: int, columns: int, shared: _Shared) -> dict[str, Any]:
     """Return a closer part, whose names are those of the whole map."""
     names = [shared.axes[n].get("names") for n in (rows, columns)]
-    code, data, top = shared.coded(heat)
     return {
         "rows": shared.axis(heat.row_edges, heat.row_positions, names[0]),
         "columns": shared.axis(heat.column_edges, heat.column_positions, names[1]),
-        "code": code,
-        "top": top,
-        "data": data,
+        **shared.coded(heat, _is_exact(heat, way)),
     }
 
 
@@ -180,21 +192,23 @@ def _top(values: Array) -> float:
     return float(f"{float(finite.max(initial=0)):.7g}")
 
 
-def _bytes(heat: Heatmap, exact: bool = False) -> tuple[bool, bytes]:
-    """Return whether these are the values themselves, where −∞ is hidden, and the bytes."""
+def _bytes(heat: Heatmap, exact: bool) -> bytes:
+    """Return the values themselves, where −∞ is hidden, or a byte each; deflated."""
     values, hidden = np.asarray(heat.values, np.float32), heat.hidden
-    if values.size <= EXACT or exact:
+    if exact:
         whole = values if hidden is None else np.where(hidden, np.float32(-np.inf), values)
-        return True, zlib.compress(np.ascontiguousarray(whole, "<f4").tobytes(), 9)
+        return zlib.compress(np.ascontiguousarray(whole, "<f4").tobytes(), 9)
     top = _top(values) or 1.0
     with np.errstate(invalid="ignore"):
         share = np.sqrt(np.clip(values / np.float32(top), 0, 1))
     known = np.isfinite(values)
-    code = np.rint(np.where(known, share, 0) * LAST).astype(np.uint8) + np.uint8(1)
+    code = np.rint(np.where(known, share, 0) * LAST).astype(np.int16) + 1
+    if isinstance(heat, Grid):  # some is neither none nor all
+        code = np.clip(code, 1 + (values > 0), LAST + (values >= 1))
     code[~known] = NAN
     if hidden is not None:
         code[hidden] = HIDDEN
-    return False, zlib.compress(code.tobytes(), 6)
+    return zlib.compress(code.astype(np.uint8).tobytes(), 6)
 
 
 class _Shared:
@@ -208,11 +222,12 @@ class _Shared:
         self._axes: dict[str, int] = {}
         self._names: dict[tuple[str, ...], int] = {}
 
-    def coded(self, heat: Heatmap, exact: bool = False) -> tuple[str, str, float]:
+    def coded(self, heat: Heatmap, exact: bool) -> dict[str, Any]:
         """Return how cells are written, their bytes in base64, and the largest weight there is."""
-        exact, data = _bytes(heat, exact)
+        data = _bytes(heat, exact)
         self.size += len(data)
-        return ("f32" if exact else "u8"), base64.b64encode(data).decode(), _top(heat.values)
+        text = base64.b64encode(data).decode()
+        return {"code": "f32" if exact else "u8", "top": _top(heat.values), "data": text}
 
     def row_axis(self, heat: Heatmap) -> int:
         names = self._named(heat.row_labels, heat.row_positions)

@@ -178,6 +178,24 @@ def test_a_block_of_a_mask_is_the_share_of_its_cells() -> None:
     assert small.values[0, 1] == 0 and small.values[3, 0] == 1
 
 
+def test_a_block_that_is_nearly_all_kept_is_not_all_kept() -> None:
+    kept = np.ones((100, 100))
+    kept[0] = 1e-6, *[1 - 1e-6] * 99
+    kept[1] = 0
+    found = weights(pack([Grid("", kept, range(101), range(101), [""] * 100, [""] * 100)]).maps[0],
+                    (100, 100))  # fmt: skip
+    assert 0 < found[0, 0] < 0.01 and (found[0, 1:] < 1).all()
+    assert (found[1] == 0).all() and (found[2:] == 1).all()
+
+
+def test_very_many_small_maps_share_the_budget() -> None:
+    rng = np.random.default_rng(3)
+    packed = pack([heat(rng.random((40, 40)).astype(np.float32)) for _ in range(2500)])
+    assert sum(len(one["data"]) for one in packed.maps) * 3 / 4 <= BUDGET
+    assert {one["code"] for one in packed.maps} == {"u8"}
+    assert packed.notes[0].startswith("Maps are kept in 8 bits")
+
+
 def test_axes_and_names_are_kept_once() -> None:
     names = [f"token {n}" for n in range(5)]
     one = Heatmap("", np.ones((5, 5)), range(6), range(6), names, names)

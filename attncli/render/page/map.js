@@ -222,7 +222,7 @@ function span(number, which, size) {
 function legend() {
   const largest = view.top(), shade = at("shade").value, all = view.values;
   const low = shade === "log" ? weight(largest / 10 ** DECADES) : "0";
-  const pieces = isWeights() ? [ramp(low, shade === "row" ? "each row’s largest" : weight(largest))] : [numberRamp()];
+  const pieces = isWeights() ? [ramp(low, shade === "row" ? "each row’s largest" : weight(largest), color, weightTicks(shade, largest))] : [numberRamp()];
   if (isWeights()) pieces.push(make("span", { matrix: "√ scale", row: "√ scale, by row", linear: "linear scale", log: "log scale" }[shade]));
   if (all.includes(HIDDEN)) pieces.push(swatch(hiddenColor(), "hidden"));
   if (all.some(Number.isNaN)) pieces.push(swatch(NOT_A_NUMBER, isWeights() ? "NaN" : "none"));
@@ -233,10 +233,16 @@ function legend() {
   put(at("legend"), ...pieces);
 }
 
+/** What stands at a quarter, half and three quarters of the scale of weights. */
+function weightTicks(shade, largest) {
+  const part = { linear: (of) => of, log: (of) => 10 ** (DECADES * (of - 1)) }[shade] || ((of) => of * of);
+  return [0.25, 0.5, 0.75].map((of) => [of, shade === "row" ? percent(part(of)) : tick(Number((largest * part(of)).toPrecision(2)))]);
+}
+
 function numberRamp() {
-  if (view.map.kind === "mask") return view.pooled ? ramp("some", "all kept", 24, keptColor) : swatch(keptColor(1), "kept");
+  if (view.map.kind === "mask") return view.pooled ? ramp("some", "all kept", keptColor) : swatch(keptColor(1), "kept");
   const scale = numberScale(), said = [`${view.map.name} ${short(scale.low)}`, `${short(scale.high)}${view.map.log ? ", log scale" : ""}`];
-  return ramp(...said, 24, scale.shade);
+  return ramp(...said, scale.shade);
 }
 
 // -- reading ----------------------------------------------------------------------------------

@@ -56,14 +56,21 @@ function around(share) {
   return share >= 0 ? color(share) : from.map((one, n) => Math.round(one + (to[n] - one) * -share));
 }
 
-function ramp(low, high, steps = 24, shade = color) {
-  const box = make("span", null, "ramp");
-  for (let n = 0; n < steps; n++) {
+const STEPS = 24; // of a ramp
+
+/** A scale: its colours from low to high, with what stands at places between, if anything does. */
+function ramp(low, high, shade = color, between = []) {
+  const box = make("span", null, "ramp"), whole = make("span", null, "scale");
+  for (let n = 0; n < STEPS; n++) {
     const piece = make("i");
-    piece.style.background = css(shade(n / (steps - 1)));
+    piece.style.background = css(shade(n / (STEPS - 1)));
     box.append(piece);
   }
-  const whole = make("span");
+  box.append(...between.map(([share, text]) => {
+    const mark = make("small", text);
+    mark.style.left = `${100 * share}%`;
+    return mark;
+  }));
   whole.append(make("span", low), box, make("span", high));
   return whole;
 }
