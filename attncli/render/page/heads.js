@@ -32,7 +32,7 @@ function brief(one, value) {
   if (inPercent(one)) return `${Math.round(100 * value)} %`;
   const size = Math.abs(value);
   if (size === 0) return "0";
-  return size >= 1e4 || size < 0.005 ? value.toExponential(0) : size >= 100 ? value.toFixed(0) : value.toPrecision(3);
+  return size >= 1e4 || size < 0.005 ? value.toExponential(0) : size >= 100 ? value.toFixed(0) : size < 1 ? value.toFixed(3) : value.toPrecision(3);
 }
 
 function drawGrid() {

@@ -59,6 +59,7 @@ function showWords() {
   const first = data.blocks.findIndex((block) => block.kind !== "text");
   const summary = data.blocks.slice(0, first < 0 ? data.blocks.length : first);
   const lines = summary.flatMap((block) => block.lines.map((line) => make("p", line)));
+  if (data.failed && lines.length) lines[0].className = "failed";
   put(at("said"), ...data.warnings.map((text) => make("p", `Warning: ${text}`, "warning")), ...lines);
 }
 
