@@ -95,3 +95,18 @@ def test_no_maps_are_made_where_nobody_asked(
 )  # fmt: skip
 def test_where_no_page_can_be_written(door: Door, path: str, said: str) -> None:
     assert_bad(door, "compute", SAMPLES / "fruit.json", "--report", path, expected=said)
+
+
+def test_a_model_that_reads_keeps_the_maps_of_all_its_layers(door: Door, tmp_path: Path) -> None:
+    for needed in ("torch", "transformers", "tokenizers"):
+        pytest.importorskip(needed)
+    from tests.support.model import write_model
+
+    folder = write_model(tmp_path / "llama")
+    ran = door("inspect", folder, "--text", "the cat sat", "--layer", "1:", "--report", "page.html")
+    assert ran.code == 0, ran.err
+    page = held(tmp_path / "page.html")
+    drawn = [page["heads"]["names"][one["head"]] for one in maps_in(page)]
+    assert drawn == [f"{n}.{h}" for n in (1, 2) for h in range(4)]
+    names = page["names"][page["axes"][maps_in(page)[0]["rows"]]["names"]]
+    assert [name.strip("␣▁Ġ") for name in names][-3:] == ["the", "cat", "sat"]
