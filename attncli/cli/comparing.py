@@ -63,10 +63,11 @@ def compared(
     compare: str,
     asked: own.Many,
     full: bool,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print what became of each head of captured problems; the options are those of both."""
-    page = output.page_of(printed)
+    page = output.page_of(printed, drawn=drawn)
 
     from attncli import render
     from attncli.reports.changed_heads import RUNS, asked_of_changes
@@ -158,10 +159,11 @@ def compared_weights(
     map: str | None,
     threads: int | None,
     full: bool,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print what became of each head by the weights alone."""
-    page = output.page_of(printed)
+    page = output.page_of(printed, drawn=drawn)
 
     from attncli import render
     from attncli.models import finding
@@ -234,10 +236,11 @@ def compared_models(
     engine: groups.Engine,
     seed: int,
     full: bool,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print what became of each head where two models read the same text, one after the other."""
-    page = output.page_of(printed)
+    page = output.page_of(printed, drawn=drawn)
 
     from attncli import render
     from attncli.reports.changed_heads import RUNS, asked_of_changes

@@ -391,5 +391,6 @@ def _report(
     judged = checked(asking.problem, expected, asked, asking.upstream, explain=explain)
     return compute_report(
         result, asking.labels, asking.part, page.names, notes=asking.given.notes,
-        progress=progress, machine=machine, judged=judged, name=name_of(judged, expected),
+        progress=progress, machine=machine and not page.pictures, judged=judged,
+        name=name_of(judged, expected),
     )  # fmt: skip

@@ -278,10 +278,11 @@ def checkpoint(
     map: str | None,
     threads: int | None,
     full: bool,
+    drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
     """Print a row a head from the weights alone."""
-    page = output.page_of(printed)
+    page = output.page_of(printed, drawn=drawn)
 
     from attncli import render
     from attncli.models import finding

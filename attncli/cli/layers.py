@@ -50,15 +50,18 @@ def many(
     _keep_inputs(page, paths)
 
     from attncli import render
+    from attncli.reports.kept import KeptMaps
     from attncli.reports.many import asked_of_heads, many_report
     from attncli.studies.captures import Capture
     from attncli.studies.many import Many
 
     picked = asked_of_heads(filters=asked.filter or (), sort=asked.sort, map=asked.map)
     known = found if isinstance(found, Sequence) else ()
+    maps = KeptMaps(len(known))
     together = Many(
         policy=asked.limits(), seed=asked.seed, backend=asked.backend, device=asked.device,
         threads=asked.threads, among=[one.name for one in known],
+        seen=maps.add if "report" in page.pictures else None,
     )  # fmt: skip
     if asked.layer is not None:
         found = _chosen(known, asked.layer)
@@ -84,7 +87,7 @@ def many(
         raise typer.Exit(int(failed))
     report = many_report(
         together, head=asked.head, asked=picked, fail_on=asked.fail_on, full=full, sources=paths,
-        warnings=warnings,
+        warnings=warnings, maps=maps.maps,
     )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)

@@ -54,6 +54,7 @@ def reading(
     from attncli import render
     from attncli.cli.given import model as reads
     from attncli.cli.layers import lost
+    from attncli.reports.kept import KeptMaps
     from attncli.reports.many import asked_of_heads, layer_report, many_report
     from attncli.reports.probe import probe_report
     from attncli.reports.selection import selection
@@ -102,9 +103,11 @@ def reading(
                 device=engine.device, threads=engine.threads,
             )
         )  # fmt: skip
+        maps = KeptMaps(len(seen.short))
         many = Many(
             policy=limits, seed=seed, backend=engine.backend, device=engine.device,
             threads=engine.threads, among=list(seen.short),
+            seen=maps.add if "report" in page.pictures else None,
         )  # fmt: skip
         some = chosen(list(seen.short), where.layer)
         loading.run(loaded, it_reads.batch)
@@ -119,6 +122,7 @@ def reading(
     how: dict[str, Any] = dict(
         head=elements.head, asked=asked, fail_on=verdicts.fail_on, full=full, sources=[source],
         facts=_facts(loaded, it_reads), warnings=[*it_reads.warnings, *unsaid],
+        maps=maps.maps,
     )  # fmt: skip
     report = probe_report(many, probe, **how) if probe else many_report(many, **how)
     render.show_warnings(report.warnings)

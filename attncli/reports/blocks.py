@@ -76,7 +76,9 @@ class Heatmap(NamedTuple):
     ``row_positions``, ``column_positions`` say where they stand, when not at 0, 1, 2, …
     ``hidden``, bool ``(r, c)``: a mask hides the whole block. ``scale``: matrix (√, up to the
     largest of all maps beside it), row (√, up to each row's largest), log or linear (lowest to
-    highest); None: by row where a causal map outgrows the screen, else matrix.
+    highest); None: by row where a causal map outgrows the screen, else matrix. ``head`` is whose
+    weights these are, as `head_key` spells it. ``closer`` makes parts of the map in smaller blocks,
+    where much is to be seen; their positions say where they lie.
     """
 
     title: str
@@ -90,6 +92,8 @@ class Heatmap(NamedTuple):
     notes: Sequence[str] = ()
     hidden: "Array | None" = None
     scale: str | None = None
+    head: str = ""
+    closer: Callable[[], Sequence["Heatmap"]] = tuple
 
 
 class Grid(Heatmap):
@@ -162,6 +166,11 @@ class Figure(NamedTuple):
     log_y: bool = False
     ticks: Sequence[str] | None = None
     notes: Sequence[str] = ()
+
+
+def head_key(batch: int, head: int, layer: str = "") -> str:
+    """Return what ties a map to its head in JSON's list of heads."""
+    return f"{layer}:{batch}:{head}"
 
 
 Block = Table | Heatmap | Grid | Text | Step

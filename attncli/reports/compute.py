@@ -99,7 +99,7 @@ def compute_report(
         warnings=result.warnings,
         notes=notes,
         exit_code=0 if judged is None or judged.passed else 1,
-    )
+    )  # fmt: skip
 
 
 def _result_blocks(

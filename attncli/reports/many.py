@@ -13,7 +13,17 @@ from attncli.errors import counted, listed
 from attncli.measures.policy import LEVELS, POLICY
 from attncli.measures.roles import CONTENT, DETECTORS
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values, of_head
-from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table, Text
+from attncli.reports.blocks import (
+    Block,
+    Column,
+    Heatmap,
+    Picture,
+    Records,
+    Report,
+    Table,
+    Text,
+    head_key,
+)
 from attncli.reports.facts import engine_data, engine_in_words
 from attncli.reports.heads import Shown, cells, columns, known, looks, reasons
 from attncli.reports.health import findings_of, places_of
@@ -54,14 +64,15 @@ def many_report(
     facts: Sequence[str] = (),
     warnings: Sequence[str] = (),
     lens: Lens | None = None,
+    maps: Sequence[Heatmap] = (),
 ) -> Report:
     """Return the report on the heads of all layers.
 
     ``layer`` and ``head`` select numbers, as ``0:4,7``; ``asked`` picks among these; its map is of
     the entropy unless it says otherwise. ``fail_on`` is watch or critical: a head that bad makes
     the exit code 1. ``full``: every head is a row. ``sources`` are the files and ``facts`` words of
-    the first line on where all this comes from; ``lens``: what is looked for. Raises InputError
-    where a selection hits nothing.
+    the first line on where all this comes from; ``lens``: what is looked for; ``maps``: what was
+    kept of their weights. Raises InputError where a selection hits nothing.
     """
     every, asked, lens = many.heads, asked or Picking(STATISTICS), lens or Lens()
     demand_known(asked, *_found(many.layers))
@@ -95,7 +106,8 @@ def many_report(
 
         names = dict.fromkeys([asked.map or lens.map, *map(_name_of, lens.columns)])
         there = [one for one in names if any(one.name in layer.found for layer in many.layers)]
-        return [map_picture(_map(heads, one)) for one in there if heads]
+        shaded = [map_picture(_map(heads, one)) for one in there if heads]
+        return [*_maps_of(heads, maps), *shaded]
 
     return Report(
         command="inspect",
@@ -277,6 +289,13 @@ def _interest(head: Head) -> tuple[Any, ...]:
         for one in head.roles
     ]  # fmt: skip
     return (*gravity, *min(shares, default=(4, 0.0)))
+
+
+def _maps_of(heads: Sequence[Head], maps: Sequence[Heatmap]) -> list[Picture]:
+    """Return the maps of these heads, in their order."""
+    kept = {one.head: one for one in maps}
+    keys = (head_key(one.batch or 0, one.head, one.layer.name) for one in heads)
+    return [kept[key] for key in keys if key in kept]
 
 
 def _notes(many: Many) -> list[str]:

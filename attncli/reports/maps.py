@@ -9,7 +9,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.peaks import Blocks, peaks
-from attncli.reports.blocks import Heatmap
+from attncli.reports.blocks import Heatmap, head_key
 from attncli.reports.labels import Names, where
 from attncli.reports.matrices import chunks, not_shown
 from attncli.reports.selection import Indices, Selection
@@ -23,20 +23,22 @@ EXACT = 1 << 20  # cells up to which the definition makes a map
 
 def heatmaps(
     problem: Problem,
-    lse: Array,
+    lse: Array | None,
     labels: Labels,
     view: View,
     chosen: Selection,
     progress: Progress | None = None,
+    most: int | None = None,
 ) -> list[Heatmap]:
-    """Return maps of the heads shown, each at most MAP_BLOCKS blocks wide and high.
+    """Return maps of the heads shown, each at most ``most`` (MAP_BLOCKS) blocks wide and high.
 
-    lse: ``(B, H, Lq)``, sink included.
+    lse: ``(B, H, Lq)``, sink included; None of weights alone.
     """
-    rows = Blocks.of(0, len(chosen.rows), MAP_BLOCKS)
-    keys = Blocks.of(0, len(chosen.keys), MAP_BLOCKS)
+    most = most or MAP_BLOCKS
+    rows = Blocks.of(0, len(chosen.rows), most)
+    keys = Blocks.of(0, len(chosen.keys), most)
     ranges = _is_range(chosen.rows) and _is_range(chosen.keys)
-    if ranges and rows.stop * keys.stop > EXACT:
+    if lse is not None and ranges and rows.stop * keys.stop > EXACT:
         i, j = chosen.rows[0], chosen.keys[0]
         values, seen = peaks(
             problem, lse, chosen.shown, Blocks(i, i + rows.stop, rows.size),
@@ -63,6 +65,7 @@ def heatmaps(
             if hidden and n == len(chosen.shown) - 1
             else [],
             scale=view.scale_by,
+            head=head_key(b, h),
         )
         for n, (b, h) in enumerate(chosen.shown)
     ]

@@ -12,8 +12,9 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import STATISTICS
 from attncli.reports.blocks import Curve, Figure, Picture, Shaded
+from attncli.reports.closer import closer_maps
 from attncli.reports.labels import Names, where
-from attncli.reports.maps import MAP_BLOCKS, heatmaps
+from attncli.reports.maps import MAP_BLOCKS
 from attncli.reports.picking import Mapped
 from attncli.reports.selection import Selection
 from attncli.studies.compare import Comparison
@@ -52,7 +53,7 @@ def head_pictures(
     if not pairs or not len(chosen.rows) or not len(chosen.keys):
         return []
     shown = chosen._replace(shown=tuple(pairs[:MOST_HEADS]))
-    maps = [one._replace(notes=()) for one in heatmaps(problem, lse, labels, view, shown)]
+    maps = [one._replace(notes=()) for one in closer_maps(problem, lse, labels, view, shown)]
     if len(pairs) > MOST_HEADS:
         note = f"{MOST_HEADS} of {len(pairs):,} heads are drawn (--batch, --head)"
         maps[-1] = maps[-1]._replace(notes=[note])

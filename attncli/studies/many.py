@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -92,15 +92,18 @@ class Many:
     """Attention problems, one added after the other; of each O(heads) numbers stay.
 
     The arguments are those of `health.examine`. ``among`` are the names of all that there is, where
-    only some are added: they get the short names and numbers that they have among these.
+    only some are added: they get the short names and numbers that they have among these. ``seen``
+    is called with each layer while its tensors are at hand.
     """
 
     def __init__(
         self, *, policy: Sequence[Rule] = POLICY, seed: int = 0, backend: str = DEFAULT,
         device: str = "auto", threads: int | None = None, among: Sequence[str] = (),
+        seen: Callable[[LayerHealth, Examination, Labels], None] | None = None,
     ) -> None:  # fmt: skip
         self.layers: list[LayerHealth] = []
         self.seed = seed
+        self._seen = seen
         self._among = list(dict.fromkeys(among))
         self._names: set[str] = set()
         self._policy = policy
@@ -125,7 +128,11 @@ class Many:
         all of them together. A name that was there before, as of a layer that is called twice, gets
         a number behind it. Raises AttnError for what cannot be run.
         """
-        return self.keep(name, self.examine(problem, labels, progress), notes, batches=batches)
+        done = self.examine(problem, labels, progress)
+        layer = self.keep(name, done, notes, batches=batches)
+        if self._seen:
+            self._seen(layer, done, labels or Labels())
+        return layer
 
     def examine(
         self, problem: Problem, labels: Labels | None = None, progress: Progress | None = None
