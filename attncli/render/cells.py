@@ -16,22 +16,28 @@ RIGHT_TO_LEFT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0
 
 
 def visible(text: str) -> str:
-    r"""Return text in one line with nothing a terminal would act on: '\n', '\x1b', '␣word'.
+    """Return text as ``legible``, for a terminal.
 
-    Blanks at the ends, which nobody would see, become '␣'. Text that is read from right to left
-    stands between marks, so that a terminal which turns it leaves what follows in its place.
+    What is read from right to left stands between marks, so that a terminal which turns it leaves
+    what follows in its place.
+    """
+    shown = legible(text)
+    if not shown.isascii():
+        import re
+
+        if re.search(f"[{RIGHT_TO_LEFT}]", shown):
+            return LRM + shown + LRM
+    return shown
+
+
+def legible(text: str) -> str:
+    r"""Return text in one line with nothing that is acted on: '\n', '\x1b', '␣word'.
+
+    Blanks at the ends, which nobody would see, become '␣'.
     """
     if text.isascii() and text.isprintable() and text == text.strip():
         return text
-    if not text.isascii():
-        import re
-
-        if re.search(f"[{RIGHT_TO_LEFT}]", text):
-            return LRM + _blanks_shown(escaped(text)) + LRM
-    return _blanks_shown(escaped(text))
-
-
-def _blanks_shown(shown: str) -> str:
+    shown = escaped(text)
     bare = shown.strip(" ")
     if not bare:
         return "␣" * len(shown)

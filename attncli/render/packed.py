@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from attncli.render.cells import cut, visible
+from attncli.render.cells import cut, legible
 from attncli.reports.blocks import Grid, Heatmap, Shaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -151,14 +151,14 @@ def _packed(heat: Heatmap, way: Way, shared: _Shared) -> dict[str, Any]:
     exact, heat = _is_exact(heat, way), pooled(heat, way.side)
     rows, columns = shared.row_axis(heat), shared.column_axis(heat)
     return {
-        "title": visible(heat.title),
+        "title": legible(heat.title),
         "head": heat.head,
         "kind": "mask" if isinstance(heat, Grid) else "weights",
         "words": ["query", "key"],
         "rows": rows,
         "columns": columns,
         **shared.coded(heat, exact),
-        "notes": list(map(visible, heat.notes)),
+        "notes": list(map(legible, heat.notes)),
         "closer": [_part(one, way, rows, columns, shared) for one in way.parts(heat)],
     }
 
@@ -175,9 +175,9 @@ def _numbers(shaded: Shaded, shared: _Shared) -> dict[str, Any]:
     furthest = high._replace(values=np.where(-low > high.values, low, high.values))
     made = _packed(furthest, Way(NUMBERS, False, True), shared)
     return made | shared.coded(furthest, True) | {
-        "kind": "numbers", "name": visible(shaded.name), "log": shaded.log,
+        "kind": "numbers", "name": legible(shaded.name), "log": shaded.log,
         "diverging": shaded.diverging,
-        "words": [visible(shaded.rows or "row"), visible(shaded.columns or "column")],
+        "words": [legible(shaded.rows or "row"), legible(shaded.columns or "column")],
     }  # fmt: skip
 
 
@@ -283,4 +283,4 @@ def _cut(labels: Sequence[str], room: int) -> Iterator[str]:
     for label in labels:
         # what lies between is not shown: it need not be spelled out first
         short = label if len(label) <= 4 * room else label[: 2 * room] + label[-2 * room :]
-        yield cut(visible(short), room)
+        yield cut(legible(short), room)

@@ -14,7 +14,7 @@ from importlib.resources import files as parts_of
 from typing import Any
 
 from attncli import files
-from attncli.render.cells import escaped, visible
+from attncli.render.cells import escaped, legible
 from attncli.render.packed import pack
 from attncli.render.told import block_of, figure_of, heads_of
 from attncli.reports.blocks import Figure, Heatmap, Picture, Report, Shaded
@@ -31,7 +31,7 @@ def made(report: Report, suffix: str = ".html") -> bytes:
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    told = " · ".join(map(visible, report.headline))
+    told = " · ".join(map(legible, report.headline))
     filled = {
         "policy": policy, "style": style, "script": script, "data": _inert(_data(report)),
         "title": escape(f"attncli {report.command}: {told}"[:160]),
@@ -75,7 +75,7 @@ def _data(report: Report) -> dict[str, Any]:
     blocks = [block_of(one) for one in report.blocks]
     return {
         "command": report.command,
-        "headline": list(map(visible, report.headline)),
+        "headline": list(map(legible, report.headline)),
         "notes": list(map(escaped, report.notes)),
         "warnings": list(map(escaped, report.warnings)),
         "failed": bool(report.exit_code),

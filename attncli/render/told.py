@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attncli.measures.statistic import STATISTICS, WEIGHTS
-from attncli.render.cells import columns_of, cut, escaped, visible
+from attncli.render.cells import columns_of, cut, escaped, legible
 from attncli.reports.blocks import Block, Figure, Grid, Heatmap, Step, Table, Text, head_key
 
 QUANTILES = ("median", "mean", "p05", "p95", "min", "max", "cv")
@@ -57,7 +57,7 @@ def _table(table: Table) -> dict[str, Any]:
 
 
 def _label(text: str) -> str:
-    return cut(visible(text), WIDEST)
+    return cut(legible(text), WIDEST)
 
 
 def _shade(kind: str, value: Any) -> float:
@@ -68,13 +68,13 @@ def _shade(kind: str, value: Any) -> float:
 def figure_of(figure: Figure) -> dict[str, Any]:
     """Return a figure as data, None for points that are not there."""
     return {
-        "title": visible(figure.title), "x": visible(figure.x), "y": visible(figure.y),
+        "title": legible(figure.title), "x": legible(figure.x), "y": legible(figure.y),
         "log": [figure.log_x, figure.log_y],
-        "ticks": None if figure.ticks is None else list(map(visible, figure.ticks)),
+        "ticks": None if figure.ticks is None else list(map(legible, figure.ticks)),
         "notes": list(map(escaped, figure.notes)),
         "curves": [
             {
-                "name": visible(one.name), "dashed": one.dashed,
+                "name": legible(one.name), "dashed": one.dashed,
                 "points": [[_short(x), _short(y)] for x, y in zip(one.x, one.y, strict=True)],
             }
             for one in figure.curves
@@ -101,7 +101,7 @@ def heads_of(data: Mapping[str, Any]) -> dict[str, Any]:
         "keys": [
             head_key(one.get("batch", 0), one["head"], one.get("layer", "")) for one in heads
         ],
-        "rows": list(map(visible, rows)),
+        "rows": list(map(legible, rows)),
         "at": [[at, one["head"]] for one, at in zip(heads, numbers, strict=True)],
         "verdicts": [one.get("verdict") for one in heads],
         "reasons": ["; ".join(map(escaped, one.get("reasons", ()))) for one in heads],
@@ -144,8 +144,8 @@ def _rows(
 
 def _name(head: Mapping[str, Any], row: str) -> str:
     if "name" in head:
-        return visible(head["name"])
-    return f"{visible(row)}, head {head['head']}" if row else f"head {head['head']}"
+        return legible(head["name"])
+    return f"{legible(row)}, head {head['head']}" if row else f"head {head['head']}"
 
 
 def _looks(roles: Sequence[Mapping[str, Any]]) -> str:

@@ -12,20 +12,19 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import counted
-from attncli.measures.policy import LEVELS, POLICY
+from attncli.measures.policy import LEVELS
 from attncli.measures.roles import Role
 from attncli.measures.statistic import STATISTICS, flat_names, flat_values
 from attncli.reports.blocks import (
     Block,
     Column,
-    Heatmap,
-    Picture,
     Records,
     Report,
     Table,
     Text,
     sentences,
 )
+from attncli.reports.examined import gravity, maps, pictures
 from attncli.reports.facts import facts_of, headline
 from attncli.reports.heads import (
     WHOLE,
@@ -40,7 +39,6 @@ from attncli.reports.heads import (
     reasons,
     telling,
 )
-from attncli.reports.maps import heatmaps
 from attncli.reports.missing import demand_known, in_words, not_known
 from attncli.reports.picking import Picking, mapped
 from attncli.reports.selection import select
@@ -52,7 +50,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SCHEMA = "attncli.inspect/1"
 WHOLE_ROWS = "Jacobian's largest eigenvalue and head similarity"  # what is made from these
 LINES = 24  # of reasons
-MAPS = 6  # of heads, unless more are asked for
 FACTS = 6  # counts on a line of the summary
 HEAD = (
     Shown("entropy", keep=7), Shown("entropy", "p05", "p95", keep=3), Shown("max_weight", keep=4),
@@ -95,8 +92,8 @@ def inspect_report(
     if heads:
         blocks = [_summary(heads), *([seen.table] if seen else [])]
         blocks.append(_head_table(examined, heads, view, asked))
-        blocks += reasons(heads, partial(_name, examined), _gravity, LINES)
-        blocks += _maps(examined, heads, labels, view, asked) if view.heatmap else []
+        blocks += reasons(heads, partial(_name, examined), gravity, LINES)
+        blocks += maps(examined, heads, labels, view, asked) if view.heatmap else []
         scale, what_ifs = _over(examined, heads)
         blocks += [_scale_table(scale), sentences(scale_sentence(scale))] if scale else []
         blocks += [_what_if_table(scale[examined.today], what_ifs)] if what_ifs else []
@@ -105,16 +102,6 @@ def inspect_report(
     warnings = [*examined.result.warnings, *_unjudged(examined, heads, bool(asked.tests))]
     more = {"warnings": warnings} | ({"map": seen.data} if seen else {})
 
-    def pictures() -> list[Picture]:
-        from attncli.reports.pictures import effect_pictures, head_pictures, map_picture
-
-        pairs = [(head.batch, head.head) for head in heads]
-        lse, part = examined.evidence.lse, select(problem, view)
-        found: list[Picture] = [] if seen is None else [map_picture(seen)]
-        if lse is not None:
-            found += head_pictures(problem, lse, examined.row_values, labels, view, part, pairs)
-        return [*found, *effect_pictures([*examined.scale, *examined.what_ifs], pairs)]
-
     return Report(
         command="inspect",
         headline=_first_line(problem, heads, count),
@@ -122,7 +109,7 @@ def inspect_report(
         data=lambda: _data(examined, heads, labels, include, notes) | more,
         records=lambda: seen.records if seen else _records(examined, heads),
         arrays={f"row_statistics.{name}": values for name, values in arrays.items()},
-        pictures=pictures,
+        pictures=partial(pictures, examined, heads, labels, view, seen),
         warnings=warnings,
         notes=[" · ".join(headline(examined.result)), *notes, *_how(examined)],
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),
@@ -227,7 +214,7 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked:
     if asked.sort:
         shown, part, gap = first(heads, asked.words, view.full)
     else:
-        shown, part, gap = telling(heads, ill, _gravity, what, view.full)
+        shown, part, gap = telling(heads, ill, gravity, what, view.full)
     told = known(asked.shown(HEAD), [examined.found])
     rows = [
         [
@@ -253,33 +240,8 @@ def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked:
     )
 
 
-def _maps(
-    examined: Examination, heads: Sequence[Head], labels: Labels, view: View, asked: Picking
-) -> list[Heatmap]:
-    """Return maps of the weights of all heads that were asked for, or else of the worst."""
-    problem, total = examined.result.problem, len(heads)
-    if view.head is None:
-        heads = list(heads) if asked.sort else sorted(heads, key=_gravity)
-        heads = heads if view.full else heads[:MAPS]
-    shown = sorted(((head.batch, head.head) for head in heads), key=lambda pair: pair[0])
-    chosen = select(problem, view)._replace(shown=tuple(shown))
-    maps = heatmaps(problem, examined.result.attended.lse, labels, view, chosen)
-    ill = any(head.verdict.level != "ok" for head in heads)
-    which = asked.words if asked.sort else "the worst" if ill else "all ok"
-    part = f"maps of {len(heads)} of {total} heads, {which} (--head, --full)"
-    maps[-1] = maps[-1]._replace(notes=[part] * (len(heads) < total))
-    return maps
-
-
 def _name(examined: Examination, head: Head) -> str:
     return head_name(examined.result.problem, head.batch, head.head)
-
-
-def _gravity(head: Head) -> tuple[int, int]:
-    """Return what sorts heads: the worst verdict first, then the rule that stands first."""
-    first = head.verdict.findings[0].name if head.verdict.findings else ""
-    at = [rule.name for rule in POLICY].index(first) if first else len(POLICY)
-    return -LEVELS.index(head.verdict.level), at
 
 
 # -- the scale and other changes --------------------------------------------------------------

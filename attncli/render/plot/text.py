@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property, lru_cache
 from typing import Any
 
-from attncli.render.cells import cut, visible
+from attncli.render.cells import cut, legible
 
 FAMILY = "DejaVu Sans"  # comes with matplotlib
 #: Families for the signs that it lacks, where they are installed.
@@ -35,7 +35,7 @@ class Letters:
 
     def shown(self, text: str, most: int = LONGEST) -> str:
         """Return text in one line, cut in its middle, without signs that cannot be drawn."""
-        text = visible(text)
+        text = legible(text)
         if not self.written and not text.isascii():
             text = "".join(map(self._drawn, text))
         return cut(text, most)
