@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from attncli.cli.output import keep_inputs
+from attncli.errors import FileError
 from tests.support.program import Door, assert_bad
 
 pytest.importorskip("matplotlib")
@@ -137,3 +139,13 @@ def test_in_a_process_of_its_own_without_a_display(attncli: Door, tmp_path: Path
     again = attncli("compute", "qkv.npz", "--plot", "b.svg", "--quiet", PYTHONHASHSEED="7")
     assert again.code == 0
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_no_picture_takes_the_place_of_what_was_read(tmp_path: Path) -> None:
+    image = tmp_path / "image.png"
+    image.write_bytes(b"mine")
+    (tmp_path / "link.png").symlink_to(image)
+    for path in (image, tmp_path / "link.png"):
+        with pytest.raises(FileError, match=f"--plot {path} would overwrite an input"):
+            keep_inputs(None, [str(image)], {"plot": str(path)})
+    keep_inputs(None, [str(image)], {"plot": str(tmp_path / "other.png")})

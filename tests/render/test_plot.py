@@ -188,6 +188,25 @@ def test_a_scale_of_roots_tells_small_weights_apart() -> None:
     assert small.ticks[-1][0] == pytest.approx(0.02)
 
 
+def test_a_few_weights_of_long_maps_do_not_leave_the_others_dark() -> None:
+    values = np.full((200, 200), 1e-3)
+    values[0, 0] = 1
+    found = texts(plotted([heat(values)]))
+    assert "weight, log scale" in found and {"10⁻⁴", "10⁻²", "10⁰"} <= {*found}
+    hidden = np.ones((200, 200), bool)
+    hidden[:, 0] = False
+    values[:, 0] = 0.5  # what is hidden says nothing of what is usual
+    assert "weight, √ scale" in texts(plotted([heat(values, hidden=hidden)]))
+
+
+def test_numbers_stand_in_all_cells_or_in_none() -> None:
+    few = [shaded([[0.25, 0.5]]), shaded([[1.5, 0.75]])]
+    assert {"0.25", "0.5", "1.5", "0.75"} <= {*texts(plotted(few))}
+    long = shaded(np.full((2, 8), 1.23e-7))
+    assert "1.23e−7" not in texts(plotted([long, shaded(np.full((2, 8), 4))]))
+    assert "0.40" not in texts(plotted([heat(np.full((30, 30), 0.4))]))
+
+
 def test_pooled_maps_keep_their_peaks_and_say_so() -> None:
     values = np.zeros((4096, 4096), np.float32)
     values[1234, 3210] = 1

@@ -25,7 +25,7 @@ NARROWEST, THINNEST = 0.45, 0.14  # a map, its shorter side
 HIGHEST, TALLEST = 4.5, 8.2  # a map, all maps of weights
 GAP = 0.1  # between maps
 HEAD = 0.17  # a band's title
-NUMBERED = 0.24, 0.12  # a cell from which on its number stands in it
+NUMBERS, NUMBERED = 600, 0.12  # cells, and the height of one, where numbers stand in them
 PIXELS = 300  # an inch: cells beyond are pooled
 MANY = 64  # labels that are never all shown
 
@@ -149,12 +149,13 @@ class MapBand:
             every = [(i, self.letters.shown(labels[i])) for i in range(count)]
             widest = max(self.letters.width(text) for _, text in every) * POINTS
             if not all(text.isdecimal() for _, text in every) or pitch >= (
-                widest + 2 if across else 1.3 * PITCH
+                widest + 2 if across else 1.1 * PITCH
             ):
                 return every  # of numbers, some say where the others are
         need = 2 * PITCH
         if across:
-            need = self.letters.width(str(positions[-1] if positions else count)) * POINTS + 4
+            need = self.letters.width(str(positions[-1] if positions else count)) * POINTS
+            need += 4 if size < 1 else 10
         step = next(m * 10**k for k in range(12) for m in (1, 2, 5) if m * 10**k * pitch >= need)
         if positions is None:
             return [(i, self.letters.shown(labels[i])) for i in range(0, count, step)]
@@ -192,8 +193,7 @@ class MapBand:
         if self.title:
             title = self.letters.shown(self.title, 90)
             paper.text(MARGIN, top, title, TITLE)
-        numbered = n * self.rows * self.cells <= 600
-        numbered &= s.width / self.cells >= NUMBERED[0] and s.height / self.rows >= NUMBERED[1]
+        numbered = self._fits()
         step = self.over + s.height + self.under + GAP
         for at, one in enumerate(self.maps):
             row, column = divmod(at, s.columns)
@@ -205,8 +205,10 @@ class MapBand:
             lowest = at + s.columns >= n
             self._label(axes, one, rows=column == 0, keys=lowest)
             if self.names:
-                most = max(4, int(s.width / self.letters.width("nnnnn", NORMAL) * 5))
-                name = self.letters.shown(self.names[at], most)
+                name = self.letters.shown(self.names[at], 90)
+                if self.letters.width(name, NORMAL) > s.width + GAP / 2:
+                    most = max(4, int(s.width / self.letters.width("nnnnn", NORMAL) * 5))
+                    name = self.letters.shown(name, most)
                 paper.text(left, y - 0.03, name, NORMAL, va="bottom")
             if self.shades is None:
                 under = y + s.height + (self.bottom if lowest else 0) + 0.03
@@ -238,15 +240,16 @@ class MapBand:
             for j in range(1, self.cells):
                 axes.axvline(j, color="white", linewidth=0.5, zorder=2.7)
 
+    def _fits(self) -> bool:
+        """Whether there is room for its number in every cell of all maps."""
+        s, cells = self.sizes, len(self.maps) * self.rows * self.cells
+        if cells > NUMBERS or s.height / self.rows < NUMBERED:
+            return False
+        texts = [text for one in self.maps for _, text in _numbers(one)]
+        return max(map(self.letters.width, texts), default=0) + 0.02 < s.width / self.cells
+
     def _numbered(self, axes: Axes, one: Map, image: Array) -> None:
-        hidden = np.zeros(one.values.shape, bool) if one.hidden is None else one.hidden
-        cells = [at for at, value in np.ndenumerate(one.values)
-                 if np.isfinite(value) and not hidden[at]]  # fmt: skip
-        heat = isinstance(one, Heatmap)
-        said = [f"{one.values[at]:.2f}" if heat else plain(float(one.values[at])) for at in cells]
-        if max(map(self.letters.width, said), default=0) > self.sizes.width / self.cells:
-            return
-        for (i, j), text in zip(cells, said, strict=True):
+        for (i, j), text in _numbers(one):
             light = image[i, j, :3] @ (0.299, 0.587, 0.114) > 130
             axes.text(
                 j + 0.5, i + 0.5, text, fontsize=5.5, ha="center", va="center",
@@ -272,6 +275,15 @@ class MapBand:
 def _own_shades(one: Map) -> Shades:
     assert isinstance(one, Shaded)
     return of_numbers(one)
+
+
+def _numbers(one: Map) -> list[tuple[tuple[int, int], str]]:
+    """Return what stands in the cells of a map, those that are seen and are numbers."""
+    seen = np.isfinite(one.values) if one.hidden is None else np.isfinite(one.values) & ~one.hidden
+    heat = isinstance(one, Heatmap)
+    cells = zip(*(axis.tolist() for axis in np.nonzero(seen)), strict=True)
+    numbers = ((at, float(one.values[at])) for at in cells)
+    return [(at, f"{value:.2f}" if heat else plain(value)) for at, value in numbers]
 
 
 def _positions(one: Map, side: str) -> Sequence[int] | None:

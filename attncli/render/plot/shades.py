@@ -22,6 +22,7 @@ ODD = (231, 41, 138, 255)  # NaN and ∞: seen at once
 WEIGHTS, NUMBERS, AROUND = "viridis", "cividis", "RdBu_r"  # told apart by the colour-blind, too
 KEPT = ("#e2e2e2", "#2f5d8a")
 DECADES = 12  # of a logarithmic scale
+LONG, FAINT, WEIGHTS_DECADES = 128, 0.005, 4  # cells across; a share of the largest
 TICKS = (0, 0.05, 0.2, 0.5, 1)  # of a scale of roots, as shares of its end
 
 
@@ -56,8 +57,16 @@ class Shades:
 
 
 def of_weights(maps: Sequence[Heatmap]) -> Shades:
-    """Return a scale of square roots, on which small weights differ, from 0 to the largest."""
+    """Return a scale of square roots, on which small weights differ, from 0 to the largest.
+
+    Logarithmic where a few weights of long maps would leave all others dark.
+    """
     top = _round_up(max(_largest(one.values) for one in maps))
+    usual = float(np.median([_usual(one) for one in maps]))
+    if max(maps[0].values.shape) >= LONG and usual < FAINT * top:
+        low = top * 10.0**-WEIGHTS_DECADES
+        norm = LogNorm(low, top, clip=True)
+        return Shades("weight, log scale", norm, colormaps[WEIGHTS], decades(low, top, 5))
     ticks = [(share * top, plain(share * top)) for share in TICKS]
     return Shades("weight, √ scale", PowerNorm(0.5, 0, top), colormaps[WEIGHTS], ticks)
 
@@ -97,6 +106,12 @@ def decades(low: float, top: float, most: int = 4) -> list[tuple[float, str]]:
         return [(low, plain(low)), (top, plain(top))]
     step = -(-(last - first + 1) // most)
     return [(10.0**n, power(n)) for n in range(first, last + 1, step)]
+
+
+def _usual(one: Heatmap) -> float:
+    """Return the median of the cells that are not hidden; 0 without any."""
+    seen = np.isfinite(one.values) if one.hidden is None else np.isfinite(one.values) & ~one.hidden
+    return float(np.median(one.values[seen])) if seen.any() else 0.0
 
 
 def _largest(values: Array) -> float:
