@@ -200,7 +200,7 @@ def test_where_it_does_not_pay_nothing_moves() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_classes_views_and_sorted_masks_say_what_the_mask_does(data: st.DataObject) -> None:
     batch, queries, keys = 2, data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
     extent = Extent(batch, 1, queries, keys)
@@ -211,7 +211,8 @@ def test_classes_views_and_sorted_masks_say_what_the_mask_does(data: st.DataObje
     if view is not None:
         np.testing.assert_array_equal(view, dense[1, i:, j:])
     found = ranked(mask)
-    assume(found)
+    if not found:
+        return
     assert found is not None
     same = found.queries[:, :, None] == found.keys[:, None]
     rest = Mask(extent, found.rest).dense()[:, 0]
