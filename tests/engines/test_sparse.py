@@ -213,7 +213,6 @@ def test_classes_views_and_sorted_masks_say_what_the_mask_does(data: st.DataObje
     found = ranked(mask)
     if not found:
         return
-    assert found is not None
     same = found.queries[:, :, None] == found.keys[:, None]
     rest = Mask(extent, found.rest).dense()[:, 0]
     np.testing.assert_array_equal(dense, same & rest)
