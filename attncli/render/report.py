@@ -16,6 +16,7 @@ from typing import Any
 from attncli import files
 from attncli.render.cells import escaped, legible
 from attncli.render.packed import pack
+from attncli.render.shades import ANCHORS
 from attncli.render.told import block_of, figure_of, heads_of
 from attncli.reports.blocks import Figure, Heatmap, Picture, Report, Shaded
 
@@ -75,6 +76,7 @@ def _data(report: Report) -> dict[str, Any]:
     blocks = [block_of(one) for one in report.blocks]
     return {
         "command": report.command,
+        "shades": ANCHORS,
         "headline": list(map(legible, report.headline)),
         "notes": list(map(escaped, report.notes)),
         "warnings": list(map(escaped, report.warnings)),

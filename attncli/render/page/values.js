@@ -31,20 +31,17 @@ const weight = (value) => value === 0 ? "0" : value < 5e-4 ? value.toExponential
 
 // -- colour -----------------------------------------------------------------------------------
 
-/** Lightness grows evenly, and no pair of shades differs by hue alone (seaborn's mako). */
-const RAMP = ["#f3f9f5", "#bfe8cf", "#78d0b2", "#40b0ac", "#348fa7", "#366d9c", "#3c4a84", "#33285a", "#170d1d"]
-  .map((hex) => [1, 3, 5].map((n) => parseInt(hex.slice(n, n + 2), 16)));
 const NOT_A_NUMBER = [214, 51, 132];
 let theme = null;
 
 const dark = () => theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 const hiddenColor = () => dark() ? [49, 47, 44] : [226, 221, 213];
 
-/** The colour of a share from 0 to 1: more is darker on light, lighter on dark. */
+/** The colour of a share from 0 to 1, as in the terminal and on paper: more is lighter. */
 function color(share) {
-  const place = Math.min(Math.max(dark() ? 1 - share : share, 0), 1) * (RAMP.length - 1);
-  const low = Math.min(Math.floor(place), RAMP.length - 2), rest = place - low;
-  return RAMP[low].map((from, n) => Math.round(from + (RAMP[low + 1][n] - from) * rest));
+  const shades = data.shades, place = Math.min(Math.max(share, 0), 1) * (shades.length - 1);
+  const low = Math.min(Math.floor(place), shades.length - 2), rest = place - low;
+  return shades[low].map((from, n) => Math.round(from + (shades[low + 1][n] - from) * rest));
 }
 
 const css = (rgb) => `rgb(${rgb.join(" ")})`;
@@ -52,7 +49,7 @@ const onIt = (rgb) => 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140 ? "
 
 /** Around 0: as `color` above it, orange below. */
 function around(share) {
-  const from = color(0), to = dark() ? [255, 170, 90] : [178, 66, 8];
+  const from = color(0), to = [255, 170, 90];
   return share >= 0 ? color(share) : from.map((one, n) => Math.round(one + (to[n] - one) * -share));
 }
 
