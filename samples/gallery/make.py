@@ -1,9 +1,14 @@
-"""Make the pictures of this folder: ``python samples/gallery/make.py [ANOTHER FOLDER]``."""
+"""Make the pictures of this folder: ``python samples/gallery/make.py [ANOTHER FOLDER]``.
+
+page.png shows the page that --report writes, and is made where a Chromium is found.
+"""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -19,6 +24,7 @@ PICTURES = {
     "minilm": ["inspect", SAMPLES / "minilm.safetensors", "--batch", "0"],
     "fault": ["compute", KERNELS / "chunk.npz", "--expect", "-"],
 }
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def main(folder: Path = HERE) -> None:
@@ -31,6 +37,21 @@ def main(folder: Path = HERE) -> None:
         done = subprocess.run(attncli, input=answer, stdout=subprocess.DEVNULL, check=False)
         if done.returncode != (name == "fault"):
             sys.exit(f"{name}: exit code {done.returncode}")
+    if browser := next(filter(None, map(shutil.which, BROWSERS)), None):
+        show_page(browser, folder / "page.png")
+
+
+def show_page(browser: str, picture: Path) -> None:
+    """Take a picture of the page on MiniLM."""
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder, "page.html")
+        attncli = [sys.executable, "-m", "attncli", *PICTURES["minilm"], "--report", page]
+        subprocess.run(attncli, stdout=subprocess.DEVNULL, check=True)
+        headless = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        shot = [f"--screenshot={picture}", "--window-size=1200,1480", f"--user-data-dir={folder}"]
+        subprocess.run(
+            [browser, *headless, *shot, page.as_uri()], stderr=subprocess.DEVNULL, check=True
+        )
 
 
 if __name__ == "__main__":
