@@ -286,7 +286,8 @@ def _demand_writable(path: str) -> None:
             f"{path} cannot be written: the current folder was deleted", "write to a whole path"
         ) from None
     if os.path.isdir(path):
-        raise FileError(f"{path} is a folder", f"name a file: {os.path.join(path, 'out.npz')}")
+        suffix = os.path.splitext(path)[1].lower()
+        raise FileError(f"{path} is a folder", f"name a file: {os.path.join(path, 'out' + suffix)}")
     if not os.path.isdir(folder):
         link = f"{path} is a link into a folder that is not there: " if os.path.islink(path) else ""
         named = folder if link else os.path.dirname(path)

@@ -82,6 +82,19 @@ def figure_of(figure: Figure) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def grid_of(block: Block, heads: Mapping[str, Any]) -> int | None:
+    """Return which statistic of the grid of heads a table shows once more; None of all others."""
+    if not (isinstance(block, Table) and block.matrix and block.things == "heads"):
+        return None
+    if len(block.rows) != len(heads["rows"]):
+        return None
+    titles = [
+        " ".join(filter(None, (one["heading"], one["quantile"], one["unit"] and f"({one['unit']})")))
+        for one in heads["statistics"]
+    ]  # fmt: skip
+    return titles.index(block.title) if block.title in titles else None
+
+
 # -- heads ------------------------------------------------------------------------------------
 
 
