@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ QUANTILES = ("median", "mean", "p05", "p95", "min", "max", "cv")
 FEW = ("median", "p05", "p95")  # of very many heads
 MANY = 1000
 WIDEST = 120  # letters of a cell
+SHAPE = re.compile(r",? ``\([^`]*\)``")  # in a docstring; a reader of the page has no arrays
 REGISTRY = {**WEIGHTS, **STATISTICS}
 
 
@@ -88,10 +90,10 @@ def grid_of(block: Block, heads: Mapping[str, Any]) -> int | None:
         return None
     if len(block.rows) != len(heads["rows"]):
         return None
-    titles = [
-        " ".join(filter(None, (one["heading"], one["quantile"], one["unit"] and f"({one['unit']})")))
-        for one in heads["statistics"]
-    ]  # fmt: skip
+    titles = []
+    for one in heads["statistics"]:
+        unit = f"({one['unit']})" if one["unit"] else ""
+        titles.append(" ".join(filter(None, (one["heading"], one["quantile"], unit))))
     return titles.index(block.title) if block.title in titles else None
 
 
@@ -194,7 +196,7 @@ def _value(head: Mapping[str, Any], name: str, quantile: str) -> Any:
 def _told(name: str, quantile: str) -> dict[str, str]:
     one = REGISTRY.get(name)
     heading = one.heading if one else name.replace("_", " ")
-    about = one.text if one else ""
+    about = SHAPE.sub("", one.text) if one else ""
     unit, kind = (one.unit, one.kind) if one else ("", "number")
     return {
         "name": f"{name}_{quantile}" if quantile else name, "heading": heading,

@@ -23,10 +23,13 @@ def page(path: Path) -> Any:
 def test_the_map_is_the_grid(door: Door, tmp_path: Path, statistic: str) -> None:
     rng = np.random.default_rng(0)
     names = [f"layers.{n}.{k}" for n in range(2) for k in ("query", "key", "value")]
-    np.savez(tmp_path / "l.npz", **{name: rng.normal(size=(1, 2, 5, 4)) for name in names})
+    arrays: dict[str, Any] = {name: rng.normal(size=(1, 2, 5, 4)) for name in names}
+    np.savez(tmp_path / "l.npz", **arrays)
     assert door("inspect", "l.npz", "--map", statistic, "--report", "x.html").code == 0
     data = page(tmp_path / "x.html")
     shown = data["heads"]["statistics"][data["heads"]["shown"]]
     assert shown["name"].startswith(statistic)
+    about = [one["about"] for one in data["heads"]["statistics"]]
+    assert any(about) and not [text for text in about if "`" in text]
     titles = [one["title"] for one in data["blocks"]]
     assert titles and not [one for one in titles if one.startswith(shown["heading"])]
