@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +17,7 @@ FEW = ("median", "p05", "p95")  # of very many heads
 MANY = 1000
 WIDEST = 120  # letters of a cell
 SHAPE = re.compile(r",? ``\([^`]*\)``")  # in a docstring; a reader of the page has no arrays
-REGISTRY = {**WEIGHTS, **STATISTICS}
+REGISTRY = ChainMap(STATISTICS, WEIGHTS)  # live: statistics register when theirs are imported
 
 
 def block_of(block: Block) -> dict[str, Any] | None:
