@@ -58,7 +58,7 @@ class Answering:
         from attncli.cli.given.weights import gather, posed
 
         given = gather(source, self.asked)
-        output.keep_inputs(self.page.target, given.sources)
+        output.keep_inputs(self.page, given.sources)
         problem, labels, notes = posed(given, self.asked.query_start)
         return Posed(given, problem, labels, notes, view(problem, self.asked, **self.drawn))
 

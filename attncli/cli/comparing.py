@@ -77,6 +77,7 @@ def compared(
     from attncli.studies.changes import Changes, paired
 
     sources = (bundle or [""])[0], compare
+    output.keep_inputs(page, sources)
     picked = asked_of_changes(
         RUNS, filters=asked.filter or (), sort=asked.sort, map=asked.map
     )  # fmt: skip
@@ -173,6 +174,7 @@ def compared_weights(
     from attncli.studies.weight_changes import unseen_tensors, weight_changes
 
     sources = (bundle or [""])[0], compare
+    output.keep_inputs(page, sources)
     asked = asked_of_changes(WEIGHTS, filters=picked.filter or (), sort=picked.sort, map=map)
     limit, limits = own.limit_of(verdicts.fail_on), verdicts.limits()
     warnings: list[str] = []
@@ -243,6 +245,7 @@ def compared_models(
     page = output.page_of(printed, drawn=drawn)
 
     from attncli import render
+    from attncli.cli.given import model as reads
     from attncli.reports.changed_heads import RUNS, asked_of_changes
     from attncli.reports.changes import changes_report
     from attncli.reports.selection import selection
@@ -256,6 +259,7 @@ def compared_models(
     limit, limits = own.limit_of(verdicts.fail_on), verdicts.limits()
     how: dict[str, Any] = dict(backend=engine.backend, device=engine.device, threads=engine.threads)
     sources = source, compare
+    output.keep_inputs(page, [file for model in sources for file in reads.sources(model, given)])
     with Waiting() as waiting, render.progress("layers") as progress:
         loaded = loading.load(source, dtype=dtype, device=engine.device)
         it_reads = batch_of(loaded, given, seed)

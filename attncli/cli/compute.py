@@ -180,7 +180,7 @@ def reading(
     from attncli.cli.given.model import call, sources
     from attncli.resources import stages
 
-    output.keep_inputs(page.target, sources(source, given), page.pictures)
+    output.keep_inputs(page, sources(source, given))
     with render.progress() as progress:
         model, own = stages(progress, (2, 1))
         report, labels = _answer(
@@ -336,7 +336,7 @@ def _ask(
     from attncli.cli.given.view import view
     from attncli.reports import arrays
 
-    output.keep_inputs(page.target, given.sources)
+    output.keep_inputs(page, given.sources)
     problem = given.pose()
     labels = given.labels(problem)
     part = view(problem, asked, top=asked.top, time=asked.time, **drawn)

@@ -283,6 +283,7 @@ def checkpoint(
 ) -> None:
     """Print a row a head from the weights alone."""
     page = output.page_of(printed, drawn=drawn)
+    output.keep_inputs(page, [bundle])
 
     from attncli import render
     from attncli.models import finding

@@ -109,9 +109,10 @@ def _keep_inputs(page: output.Page, sources: Sequence[str]) -> None:
     """Raise FileError where a capture would overwrite what is read, in one file or in several."""
     from attncli.files.folders import index_of
 
-    output.keep_inputs(page.target, sources)
+    output.keep_inputs(page, sources)
     if page.target:
-        output.keep_inputs(page.target._replace(path=index_of(page.target.path)), sources)
+        index = page.target._replace(path=index_of(page.target.path))
+        output.keep_inputs(page._replace(target=index), sources)
 
 
 def _chosen(known: "Sequence[Source]", layer: str) -> "list[Source]":

@@ -64,7 +64,7 @@ def mask(
     from attncli.cli.given import masks
 
     given = masks.gather_mask(expressions, described)
-    output.keep_inputs(page.target, given.sources)
+    output.keep_inputs(page, given.sources)
     from attncli import render
 
     render.show_warnings(given.warnings)

@@ -64,7 +64,7 @@ def reading(
     from attncli.studies.model.capture import capture
     from attncli.studies.model.probe import parse, words_of
 
-    output.keep_inputs(page.target, reads.sources(source, given), page.pictures)
+    output.keep_inputs(page, reads.sources(source, given))
     asked = asked_of_heads(filters=picked.filter or (), sort=picked.sort, map=map)
     limits = verdicts.limits()
     probe = None if given.probe is None else parse(given.probe)

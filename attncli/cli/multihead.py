@@ -177,7 +177,7 @@ class Projecting:
         given = states.gather_states(source, asked, self.random)
         weights = self.layer_for(given)
         bundle = [weights.bundle.source] if weights.bundle else []
-        output.keep_inputs(self.page.target, [*given.sources, *bundle])
+        output.keep_inputs(self.page, [*given.sources, *bundle])
 
         def shown_of(problem: Any) -> "View":
             return view(problem, asked, top=asked.top, time=asked.time, **drawn)

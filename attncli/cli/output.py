@@ -286,7 +286,8 @@ def _demand_writable(path: str) -> None:
             f"{path} cannot be written: the current folder was deleted", "write to a whole path"
         ) from None
     if os.path.isdir(path):
-        raise FileError(f"{path} is a folder", f"name a file: {os.path.join(path, 'out.npz')}")
+        suffix = os.path.splitext(path)[1].lower()
+        raise FileError(f"{path} is a folder", f"name a file: {os.path.join(path, 'out' + suffix)}")
     if not os.path.isdir(folder):
         link = f"{path} is a link into a folder that is not there: " if os.path.islink(path) else ""
         named = folder if link else os.path.dirname(path)
@@ -300,16 +301,11 @@ def _demand_writable(path: str) -> None:
         raise FileError(f"no permission to write {path}", "choose another folder")
 
 
-def keep_inputs(
-    target: Target | None, sources: Collection[str], pictures: Mapping[str, str] = NONE
-) -> None:
-    """Raise FileError when a file to write is one of those that were read, under any name.
-
-    ``pictures`` are files to draw to, by kind.
-    """
-    written = {f"--{kind}": path for kind, path in pictures.items()}
-    if target is not None and not target.replaces_report:
-        written["-o"] = target.path
+def keep_inputs(page: Page, sources: Collection[str]) -> None:
+    """Raise FileError when a file to write is one of those that were read, under any name."""
+    written = {f"--{kind}": path for kind, path in page.pictures.items()}
+    if page.target is not None and not page.target.replaces_report:
+        written["-o"] = page.target.path
     for flag, output in written.items():
         if not os.path.isfile(output):
             continue

@@ -17,7 +17,7 @@ from attncli import files
 from attncli.render.cells import escaped, legible
 from attncli.render.packed import pack
 from attncli.render.shades import ANCHORS
-from attncli.render.told import block_of, figure_of, heads_of
+from attncli.render.told import block_of, figure_of, grid_of, heads_of
 from attncli.reports.blocks import Figure, Heatmap, Picture, Report, Shaded
 
 SCRIPTS = ("values", "heads", "map", "look", "figures", "page")  # in the order of their running
@@ -73,7 +73,9 @@ def _data(report: Report) -> dict[str, Any]:
     keys = {key: n for n, key in enumerate(heads.pop("keys"))}
     for one in packed.maps:
         one["head"] = keys.get(one["head"])
-    blocks = [block_of(one) for one in report.blocks]
+    gridded = {n: grid_of(one, heads) for n, one in enumerate(report.blocks)}
+    heads["shown"] = next((found for found in gridded.values() if found is not None), None)
+    blocks = [block_of(one) for n, one in enumerate(report.blocks) if gridded[n] is None]
     return {
         "command": report.command,
         "shades": ANCHORS,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import re
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ QUANTILES = ("median", "mean", "p05", "p95", "min", "max", "cv")
 FEW = ("median", "p05", "p95")  # of very many heads
 MANY = 1000
 WIDEST = 120  # letters of a cell
-REGISTRY = {**WEIGHTS, **STATISTICS}
+SHAPE = re.compile(r",? ``\([^`]*\)``")  # in a docstring; a reader of the page has no arrays
+REGISTRY = ChainMap(STATISTICS, WEIGHTS)  # live: statistics register when theirs are imported
 
 
 def block_of(block: Block) -> dict[str, Any] | None:
@@ -80,6 +82,19 @@ def figure_of(figure: Figure) -> dict[str, Any]:
             for one in figure.curves
         ],
     }  # fmt: skip
+
+
+def grid_of(block: Block, heads: Mapping[str, Any]) -> int | None:
+    """Return which statistic of the grid of heads a table shows once more; None of all others."""
+    if not (isinstance(block, Table) and block.matrix and block.things == "heads"):
+        return None
+    if len(block.rows) != len(heads["rows"]):
+        return None
+    titles = []
+    for one in heads["statistics"]:
+        unit = f"({one['unit']})" if one["unit"] else ""
+        titles.append(" ".join(filter(None, (one["heading"], one["quantile"], unit))))
+    return titles.index(block.title) if block.title in titles else None
 
 
 # -- heads ------------------------------------------------------------------------------------
@@ -181,7 +196,7 @@ def _value(head: Mapping[str, Any], name: str, quantile: str) -> Any:
 def _told(name: str, quantile: str) -> dict[str, str]:
     one = REGISTRY.get(name)
     heading = one.heading if one else name.replace("_", " ")
-    about = one.text if one else ""
+    about = SHAPE.sub("", one.text) if one else ""
     unit, kind = (one.unit, one.kind) if one else ("", "number")
     return {
         "name": f"{name}_{quantile}" if quantile else name, "heading": heading,

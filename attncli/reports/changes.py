@@ -9,7 +9,7 @@ from typing import Any
 
 from attncli.errors import counted, listed
 from attncli.measures.policy import LEVELS
-from attncli.reports.blocks import Block, Column, Report, Table, sentences
+from attncli.reports.blocks import Block, Column, Picture, Report, Table, sentences
 from attncli.reports.changed_heads import (
     BEFORE,
     DIFFERENCE,
@@ -88,6 +88,16 @@ def changes_report(
             **({"map": seen.data} if asked.map else {}),
         }  # fmt: skip
 
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import map_picture
+
+        own = [
+            Name(one.name, one.quantile if kind.own[one.name].quantiles else "")
+            for one in kind.shown
+        ]  # fmt: skip
+        drawn = dict.fromkeys([asked.map or MAP, *own]) if heads else ()
+        return [map_picture(_map(heads, kind, name)) for name in drawn]
+
     count = len({one.layer for one in every})
     of = f" of {len(every):,}" if len(heads) < len(every) else ""
     return Report(
@@ -99,6 +109,7 @@ def changes_report(
         blocks=blocks,
         data=data,
         records=lambda: seen.records if asked.map else records_of(ordered, kind),
+        pictures=pictures,
         warnings=told,
         notes=said,
         exit_code=int(_fails(heads, fail_on)),

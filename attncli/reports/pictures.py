@@ -10,7 +10,7 @@ import numpy as np
 from attncli.attention.masks import Mask
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
-from attncli.measures.statistic import STATISTICS
+from attncli.measures.statistic import STATISTICS, Statistic
 from attncli.reports.blocks import Curve, Figure, Picture, Shaded
 from attncli.reports.closer import closer_maps
 from attncli.reports.labels import Names, where
@@ -102,16 +102,16 @@ def map_picture(seen: Mapped) -> Shaded:
     values = np.full((len(seen.values), heads), np.nan)
     for own, row in zip(values, seen.values, strict=True):
         own[: len(row)] = [np.nan if value is None else value for value in row]
-    title = titled(seen.name.name, seen.name.quantile)
+    title = titled(seen.name.name, seen.name.quantile, seen.registry)
     return Shaded(
         title, values, range(len(values) + 1), range(heads + 1), seen.labels,
         Names(None, 0, range(heads)), title, seen.rows, "head",
     )  # fmt: skip
 
 
-def titled(name: str, quantile: str = "") -> str:
+def titled(name: str, quantile: str = "", registry: Mapping[str, Statistic] = STATISTICS) -> str:
     """Return what a statistic is called beside a scale: its heading, quantile and unit."""
-    one = STATISTICS[name]
+    one = registry[name]
     unit = f"share of {one.unit}" if one.kind == "percent" and one.unit else one.unit
     heading = f"gradient {one.heading}" if one.heading.startswith("‖d") else one.heading
     named = ", ".join(filter(None, (heading, quantile)))

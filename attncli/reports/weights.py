@@ -16,10 +16,10 @@ from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
 from attncli.models.layer import Layer
-from attncli.reports.blocks import Block, Column, Records, Report, Table
+from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table
 from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
-from attncli.reports.picking import Picking, mapped
+from attncli.reports.picking import Name, Picking, mapped
 from attncli.reports.selection import excerpt, with_numbers
 from attncli.resources import Progress
 
@@ -30,6 +30,7 @@ HEAD = tuple(
     map(Shown, ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
                 "value_norm", "output_norm"))
 )  # fmt: skip
+DRAWN = tuple(Name(one.name) for one in HEAD[:4])
 #: What heads have that are judged by their weights.
 REGISTRY = {name: WEIGHTS[name] for name in (*OF_LAYERS, *AMONG_ALL)}
 MEANING = (
@@ -99,6 +100,15 @@ def weights_report(
         asked, "layer", names,
         {(one.at, one.head): _facts(one) for one in every} if asked.map else {},
     )  # fmt: skip
+
+    def pictures() -> list[Picture]:
+        from attncli.reports.pictures import map_picture
+
+        cells = {(one.at, one.head): _facts(one) for one in every}
+        drawn = dict.fromkeys([asked.map or DRAWN[0], *DRAWN]) if cells else ()
+        made = (mapped(Picking(REGISTRY, map=one), "layer", names, cells) for one in drawn)
+        return [map_picture(one) for one in made if one]
+
     count = Counter(head.verdict.level for head in every)
     families = sorted({family_of(layer) for layer in layers} - {""})
     blocks: list[Block] = [
@@ -129,6 +139,7 @@ def weights_report(
             | ({"map": seen.data} if seen else {})
         ),
         records=lambda: seen.records if seen else _records(every),
+        pictures=pictures,
         warnings=warnings,
         notes=notes,
         exit_code=int(fail_on is not None and worst >= LEVELS.index(fail_on)),

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from attncli.cli.output import keep_inputs
+from attncli.cli.output import Page, keep_inputs
 from attncli.errors import FileError
 from tests.support.program import Door, assert_bad
 
@@ -147,5 +147,5 @@ def test_no_picture_takes_the_place_of_what_was_read(tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to(image)
     for path in (image, tmp_path / "link.png"):
         with pytest.raises(FileError, match=f"--plot {path} would overwrite an input"):
-            keep_inputs(None, [str(image)], {"plot": str(path)})
-    keep_inputs(None, [str(image)], {"plot": str(tmp_path / "other.png")})
+            keep_inputs(Page("table", pictures={"plot": str(path)}), [str(image)])
+    keep_inputs(Page("table", pictures={"plot": str(tmp_path / "other.png")}), [str(image)])

@@ -18,7 +18,7 @@ function statisticOptions() {
     select.append(option);
   });
   const first = FIRST.map((name) => heads.statistics.findIndex((one) => one.name === name)).find((n) => n >= 0);
-  select.value = shownStatistic = first ?? 0;
+  select.value = shownStatistic = heads.shown ?? first ?? 0;
   select.addEventListener("change", () => {
     shownStatistic = Number(select.value);
     drawGrid();
