@@ -93,7 +93,7 @@ def of_numbers(one: Shaded) -> Shades:
                       decades(low, top))  # fmt: skip
     low, top = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     if low == top:
-        low, top = low - 0.5, top + 0.5
+        low, top = min(low, 0.0), max(top, 1.0)  # as `render.shades.Scale`
     steps = [float(x) for x in MaxNLocator(4).tick_values(low, top) if low <= x <= top]
     ticks = [(x, plain(0.0 if abs(x) < 1e-12 * (top - low) else x)) for x in steps]
     return Shades(one.name, Normalize(low, top), colormaps[NUMBERS], ticks, pool=np.add)
