@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from attncli.render.cells import cut, flow, pad, visible, wide, wrap
 from attncli.render.legend import HIDDEN, LOST, legend_lines
 from attncli.render.paint import Paint, plain
+from attncli.render.pooling import joined
 from attncli.render.shades import Scale
 from attncli.reports.blocks import Block, Grid, Heatmap
 
@@ -152,8 +153,7 @@ class _Map(NamedTuple):
 
         starts, columns = fit.row_starts, fit.column_starts
         hidden = np.zeros(heat.values.shape, bool) if heat.hidden is None else heat.hidden
-        hidden = np.logical_and.reduceat(hidden, starts, axis=0)
-        hidden = np.logical_and.reduceat(hidden, columns, axis=1)
+        hidden = joined(hidden, starts, columns, np.logical_and)
         if isinstance(heat, Grid):
             values = _averaged(heat.values, heat.row_edges, starts)
             values = _averaged(values.T, heat.column_edges, columns).T
@@ -162,8 +162,7 @@ class _Map(NamedTuple):
             values = heat.values
             if heat.hidden is not None and heat.scale == "linear":  # hidden ones may be larger
                 values = np.where(heat.hidden, -np.inf, values)
-            values = np.maximum.reduceat(values, starts, axis=0)
-            values = np.maximum.reduceat(values, columns, axis=1)
+            values = joined(values, starts, columns, np.maximum)
         return cls(values, hidden, np.isnan(values) & ~hidden)
 
 

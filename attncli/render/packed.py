@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attncli.render.cells import cut, legible
+from attncli.render.pooling import joined
 from attncli.reports.blocks import Grid, Heatmap, Shaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -80,6 +81,7 @@ def pooled(heat: Heatmap, most: int) -> Heatmap:
     high, wide = (max(1, -(-n // most)) for n in heat.values.shape)
     if high == wide == 1:
         return heat
+    down, across = (range(0, n, k) for n, k in zip(heat.values.shape, (high, wide), strict=True))
     rows, columns = (
         [*edges[:-1:step], edges[-1]]
         for edges, step in ((heat.row_edges, high), (heat.column_edges, wide))
@@ -87,19 +89,12 @@ def pooled(heat: Heatmap, most: int) -> Heatmap:
     values, hidden = heat.values, heat.hidden
     if isinstance(heat, Grid):
         cells = np.outer(np.diff(heat.row_edges), np.diff(heat.column_edges))
-        values = _blocks(values * cells, high, wide, np.add) / _blocks(cells, high, wide, np.add)
+        values = joined(values * cells, down, across, np.add) / joined(cells, down, across, np.add)
     else:
-        values = _blocks(values, high, wide, np.maximum)  # NaN stays
+        values = joined(values, down, across, np.maximum)  # NaN stays
     if hidden is not None:
-        hidden = _blocks(hidden, high, wide, np.logical_and)
+        hidden = joined(hidden, down, across, np.logical_and)
     return heat._replace(values=values, hidden=hidden, row_edges=rows, column_edges=columns)
-
-
-def _blocks(values: Array, high: int, wide: int, of: np.ufunc) -> Array:
-    starts = (np.arange(0, n, step) for n, step in zip(values.shape, (high, wide), strict=True))
-    for axis, some in enumerate(starts):
-        values = of.reduceat(values, some, axis=axis)
-    return values
 
 
 # -- how large --------------------------------------------------------------------------------

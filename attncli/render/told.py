@@ -11,6 +11,7 @@ from typing import Any
 from attncli.measures.statistic import STATISTICS, WEIGHTS
 from attncli.render.cells import columns_of, cut, escaped, legible
 from attncli.reports.blocks import Block, Figure, Grid, Heatmap, Step, Table, Text, head_key
+from attncli.reports.picking import map_title
 
 QUANTILES = ("median", "mean", "p05", "p95", "min", "max", "cv")
 FEW = ("median", "p05", "p95")  # of very many heads
@@ -90,10 +91,9 @@ def grid_of(block: Block, heads: Mapping[str, Any]) -> int | None:
         return None
     if len(block.rows) != len(heads["rows"]):
         return None
-    titles = []
-    for one in heads["statistics"]:
-        unit = f"({one['unit']})" if one["unit"] else ""
-        titles.append(" ".join(filter(None, (one["heading"], one["quantile"], unit))))
+    titles = [
+        map_title(one["heading"], one["quantile"], one["unit"]) for one in heads["statistics"]
+    ]
     return titles.index(block.title) if block.title in titles else None
 
 

@@ -21,7 +21,7 @@ from attncli.reports.changed_heads import (
 from attncli.reports.facts import engine_in_words
 from attncli.reports.heads import Shown, cells, reasons
 from attncli.reports.many import SCHEMA
-from attncli.reports.picking import Mapped, Name, Picking, mapped
+from attncli.reports.picking import Mapped, Name, Picking, mapped, name_of
 from attncli.reports.selection import with_numbers
 from attncli.studies.changes import Change, LayerChange
 
@@ -91,10 +91,7 @@ def changes_report(
     def pictures() -> list[Picture]:
         from attncli.reports.pictures import map_picture
 
-        own = [
-            Name(one.name, one.quantile if kind.own[one.name].quantiles else "")
-            for one in kind.shown
-        ]  # fmt: skip
+        own = (name_of(one, kind.own) for one in kind.shown)
         drawn = dict.fromkeys([asked.map or MAP, *own]) if heads else ()
         return [map_picture(_map(heads, kind, name)) for name in drawn]
 

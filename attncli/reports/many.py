@@ -28,7 +28,7 @@ from attncli.reports.facts import engine_data, engine_in_words
 from attncli.reports.heads import Shown, cells, columns, known, looks, reasons
 from attncli.reports.health import findings_of, places_of
 from attncli.reports.missing import demand_known, in_words, not_known
-from attncli.reports.picking import Mapped, Name, Picking, mapped, picking
+from attncli.reports.picking import Mapped, Name, Picking, mapped, name_of, picking
 from attncli.reports.selection import with_numbers
 from attncli.studies.health import TOLD
 from attncli.studies.many import Head, LayerHealth, Many, heads_of
@@ -104,7 +104,8 @@ def many_report(
     def pictures() -> list[Picture]:
         from attncli.reports.pictures import map_picture
 
-        names = dict.fromkeys([asked.map or lens.map, *map(_name_of, lens.columns)])
+        own = (name_of(one, STATISTICS) for one in lens.columns)
+        names = dict.fromkeys([asked.map or lens.map, *own])
         there = [one for one in names if any(one.name in layer.found for layer in many.layers)]
         shaded = [map_picture(_map(heads, one)) for one in there if heads]
         return [*_maps_of(heads, maps), *shaded]
@@ -222,10 +223,6 @@ class Lens:
     summary: Callable[[Sequence[Head]], list[Block]] = _summary
     first: Callable[[Head], Any] | None = None
     words: str = "the most telling"
-
-
-def _name_of(column: Shown) -> Name:
-    return Name(column.name, column.quantile if STATISTICS[column.name].quantiles else "")
 
 
 def _map(heads: Sequence[Head], name: Name) -> Mapped:

@@ -56,6 +56,11 @@ class Name:
         return math.nan if value is None else value
 
 
+def name_of(column: Shown, registry: Mapping[str, Statistic]) -> Name:
+    """Return the statistic that a column shows, at its quantile if it has such."""
+    return Name(column.name, column.quantile if registry[column.name].quantiles else "")
+
+
 @dataclass(frozen=True)
 class Picking:
     """What was asked of the heads; ``registry`` are the statistics that they have."""
@@ -215,6 +220,11 @@ class _Reading:
 # -- the map ----------------------------------------------------------------------------------
 
 
+def map_title(heading: str, quantile: str, unit: str) -> str:
+    """Return what stands over the map of a statistic."""
+    return " ".join(filter(None, (heading, quantile, f"({unit})" if unit else "")))
+
+
 @dataclass(frozen=True)
 class Mapped:
     """A statistic of all heads as a matrix: a row a layer (or a batch element), a column a head."""
@@ -229,7 +239,6 @@ class Mapped:
     def table(self) -> Table:
         """Numbers on shades, from the smallest to the largest."""
         one = self.registry[self.name.name]
-        words = [one.heading, self.name.quantile, f"({one.unit})" if one.unit else ""]
         known = [v for row in self.values for v in row if v is not None and math.isfinite(v)]
         low, high = min(known, default=0.0), max(known, default=0.0)
         spread = high - low or 1.0
@@ -239,7 +248,7 @@ class Mapped:
         ]
         heads = max(map(len, self.values), default=0)
         return Table(
-            title=" ".join(filter(None, words)),
+            title=map_title(one.heading, self.name.quantile, one.unit),
             columns=[Column(str(h), "weight") for h in range(heads)],
             rows=[[*row, *[None] * (heads - len(row))] for row in self.values],
             labels=[f"{self.rows} {label}" for label in self.labels],

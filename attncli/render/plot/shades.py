@@ -13,13 +13,14 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, Power
 from matplotlib.ticker import MaxNLocator
 
 from attncli.render.plot.text import plain, power
+from attncli.render.shades import NAME
 from attncli.reports.blocks import Heatmap, Shaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 HIDDEN = (226, 226, 226, 255)  # no colour map has a grey
 ODD = (231, 41, 138, 255)  # NaN and ∞: seen at once
-WEIGHTS, NUMBERS, AROUND = "viridis", "cividis", "RdBu_r"  # told apart by the colour-blind, too
+WEIGHTS, NUMBERS, AROUND = NAME, "cividis", "RdBu_r"  # told apart by the colour-blind, too
 KEPT = ("#e2e2e2", "#2f5d8a")
 DECADES = 12  # of a logarithmic scale
 LONG, FAINT, WEIGHTS_DECADES = 128, 0.005, 4  # cells across; a share of the largest
