@@ -42,7 +42,7 @@ class Extent:
     keys: int
     past: int | None = None
     lengths: tuple[int, ...] | None = None
-    start: int | None = None
+    start: PerBatch | None = None
     apart: bool = False
 
     def offsets(self, corner: str | None, form: str = "causal({})") -> tuple[int, ...]:
@@ -219,7 +219,7 @@ class Mask:
         if offsets is not None:
             return offsets
         if e.start is not None:
-            return (e.start,) * e.batch
+            return e.start
         if e.past is None and e.queries == e.keys and not e.apart:
             return (0,) * e.batch
         return None if e.past is None and e.lengths is None else e.offsets(None)
@@ -242,7 +242,7 @@ class Mask:
                 f"{e.queries} queries from key {start} on end past the {e.keys} keys",
                 f"the last place that query 0 can have is {max(e.keys - e.queries, 0)}",
             )
-        return replace(self, extent=replace(e, start=start))
+        return replace(self, extent=replace(e, start=(start,) * e.batch))
 
     @cached_property
     def keep_varies(self) -> Varies:

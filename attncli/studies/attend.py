@@ -28,6 +28,8 @@ from attncli.resources import Progress, available_memory, readable_bytes, stages
 from attncli.studies.warned import warnings
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from attncli.attention.gradients import Gradients
     from attncli.attention.rope import Rope
 
@@ -337,27 +339,27 @@ def run(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", "it must be at least 1")
     there = engines.there(backend, device)
-    name, note = engines.choose(there, problem, want)
+    own = problem if problem.share is None else problem.share.part(problem)
+    name, note = engines.choose(there, own, want)
     engine, back = engines.load(name), None
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
     if grad_output is not None:
         names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
         asked = frozenset(names[name] for name in want if name in names).union(beside)
-        other = engines.choose_backward(there, problem, grad_output, asked)
+        other = engines.choose_backward(there, own, grad_output, asked)
         back = engines.load_backward(other)
         notes += [f"gradients by {other}"] * (other != name)
-    check_memory(problem, want, dense=ENGINES[name].dense)
+    check_memory(own, want, dense=ENGINES[name].dense)
     stage = stages(progress, (3, 7) if back else (1,))  # gradients are the longer part
     start = time.perf_counter()
-    done = engine.attend(problem, frozenset(want), How(threads, device, next(stage)))
+    done = _attend(engine, problem, frozenset(want), How(threads, device, next(stage)))
     if done.seconds is None:
         done = done._replace(seconds=time.perf_counter() - start)
     derived = None
     if back is not None:
-        derived = back.backward(
-            problem, grad_output, done, asked, How(threads, device, next(stage))
-        )
+        how = How(threads, device, next(stage))
+        derived = _backward(back, problem, grad_output, done, asked, how, there)
     known_lse = bool({"lse", "row_statistics"} & set(want))
     return Result(
         problem=problem,
@@ -365,10 +367,38 @@ def run(
             name, done.device, problem.dtype.name, done.threads, done.kernel, "; ".join(notes)
         ),
         attended=done,
-        rows=None if done.rows is None else done.rows.with_sink(problem.sink),
+        rows=_with_sink(problem, done.rows) if "row_statistics" in want else None,
         warnings=(*problem.warnings, *warnings(problem, done.lse, known_lse)),
         derived=derived,
     )
+
+
+def _with_sink(problem: Problem, rows: Rows | None) -> Rows | None:
+    return None if rows is None else rows.with_sink(problem.sink)
+
+
+def _attend(engine: ModuleType, problem: Problem, want: Collection[str], how: How) -> Attended:
+    """Have an engine attend, together with others where the problem is divided."""
+    if problem.share is not None:
+        from attncli.engines import shared
+
+        return shared.attend(engine, problem, want, how)
+    done: Attended = engine.attend(problem, want, how)
+    return done
+
+
+def _backward(
+    engine: ModuleType, problem: Problem, grad_output: Array | None, attended: Attended,
+    want: Collection[str], how: How, names: Sequence[str],
+) -> Gradients:  # fmt: skip
+    """Likewise for the way back."""
+    assert grad_output is not None
+    if problem.share is not None:
+        from attncli.engines import shared
+
+        return shared.backward(engine, problem, grad_output, attended, want, how, names)
+    found: Gradients = engine.backward(problem, grad_output, attended, want, how)
+    return found
 
 
 def statistics(result: Result) -> dict[str, Any]:

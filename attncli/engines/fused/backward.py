@@ -28,6 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 SLICES = 16  # most jobs of one key head: each holds a dQ of its own
 LARGE = 1e3  # an lse this far from 0 has lost digits that the weights need
+FROM_LSE = ("float32",)  # in which it starts from the lse that it is given, of however many keys
 LN2 = float(np.log(2))
 
 

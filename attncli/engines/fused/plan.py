@@ -198,7 +198,7 @@ scratch = Scratch()
 
 def shape_of(p: Problem) -> tuple[int, int, int, int, int, int, int]:
     """Return B·H, H, H / G, Lq, Lk, D and Dv."""
-    heads, each = p.batch * p.heads, p.heads // p.kv_heads
+    heads, each = p.batch * p.heads, p.heads // max(p.kv_heads, 1)
     return heads, p.heads, each, p.queries, p.keys, p.width, p.value_width
 
 

@@ -44,6 +44,7 @@ Cells = tuple[int, int, int, int, int, int]  # b, h, rows i0:i1, keys j0:j1
 HIDDEN = 1024  # most masks of mixed grains that are kept, 16 KiB each
 SLICES = 16  # most jobs of one head: each holds a dQ of its own
 FAR = 1e4  # scores this large differ by 1e-3 with the order in which float32 sums them
+FROM_LSE = ("float64",)  # in which it starts from the lse that it is given, of however many keys
 LARGE = 1e3  # an lse this far from 0 has lost digits that the weights need
 
 
@@ -378,6 +379,10 @@ class Walk:
         Rows of nothing but finite sentinels (−1e9) have an lse that has lost log Σ to rounding.
         """
         p, width, b, h = self.problem, self.keys, head.b, head.h
+        if p.dtype.name in FROM_LSE and self.attended.rows is not None:
+            rows = self.attended.rows.with_sink(p.sink)  # perhaps of more keys than these
+            seen = ~np.isneginf(rows.m[b, h])
+            return np.where(seen, rows.m[b, h], 0), np.where(seen, np.log1p(rows.rest[b, h]), 0)
         sink = -np.inf if p.sink is None else p.sink[h]
         top, total = np.full(p.queries, sink), np.full(p.queries, float(sink > -np.inf))
         tiles = [
