@@ -15,7 +15,6 @@ from attncli.errors import InputError
 
 if TYPE_CHECKING:
     from attncli.attention.rope import Rope
-    from attncli.attention.shares import Share
 
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -86,7 +85,7 @@ class Problem:
     unturned: tuple[Array, Array] | None = None  # query and key before RoPE, where there is one
     real: Array | None = None  # which queries are no padding, (B, Lq), where somebody said it
     scored: bool = True  # False: only the weights are known, and query, key and value stand in
-    share: Share | None = None  # what this process does of it, where it is divided among several
+    share: object | None = None  # where it is divided among processes: ``shares.share_of``
 
     @property
     def caches(self) -> Family:

@@ -162,6 +162,13 @@ class Share:
         return self.others.merged([*arrays], lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
 
 
+def share_of(problem: Problem) -> Share | None:
+    """Return what this process does of a problem, None where it is not divided."""
+    share = problem.share
+    assert share is None or isinstance(share, Share)
+    return share
+
+
 def merged(ours: Arrays, theirs: Arrays) -> Arrays:
     """Merge the arrays of two ``Partial``."""
     return Partial.of(ours).merge(Partial.of(theirs)).arrays

@@ -25,9 +25,11 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def attend(engine: ModuleType, problem: Problem, want: Collection[str], how: How) -> Attended:
+def attend(
+    engine: ModuleType, problem: Problem, share: Share, want: Collection[str], how: How
+) -> Attended:
     """Return what the engine's ``attend`` would of the whole problem."""
-    p, share = problem, share_of(problem)
+    p = problem
     if share.axis == "keys":
         return _by_keys(engine, p, share, want, how)
     done: Attended = engine.attend(share.part(p), want, how)
@@ -82,6 +84,7 @@ def _by_keys(
 def backward(
     engine: ModuleType,
     problem: Problem,
+    share: Share,
     grad_output: Array,
     attended: Attended,
     want: Collection[str],
@@ -95,7 +98,7 @@ def backward(
     Raises InputError for keys that are divided where it does not start from the lse that it is
     given (``FROM_LSE``, in whose arithmetic it does).
     """
-    p, share = problem, share_of(problem)
+    p = problem
     grad = share.of_rows(p, grad_output)
     if share.axis != "keys":
         ours = _part(attended, p, share)
@@ -103,7 +106,7 @@ def backward(
     exact = _from_lse(engine, p)
     if attended.rows is None or attended.output.dtype != exact.dtype:
         able, _ = choose(names, share.part(exact), ("row_statistics",))
-        attended = attend(load(able), exact, frozenset({"row_statistics"}), how)
+        attended = attend(load(able), exact, share, frozenset({"row_statistics"}), how)
     assert attended.rows is not None
     # to its own keys, a sink is what the others are: part of the sums
     known = attended._replace(rows=attended.rows.with_sink(p.sink))
@@ -234,8 +237,3 @@ def _rounded(array: Array, p: Problem) -> Array:
 def _stages(want: Collection[str]) -> list[str]:
     return [name for name in STAGES if name in want]
 
-
-def share_of(problem: Problem) -> Share:
-    """Return the share of a problem that is divided."""
-    assert problem.share is not None, "it is not divided"
-    return problem.share

@@ -13,6 +13,7 @@ import numpy as np
 
 from attncli.attention.definition import stages
 from attncli.attention.problem import Problem
+from attncli.attention.shares import Share, share_of
 from attncli.measures.statistic import statistic
 from attncli.resources import Job, Progress, run_jobs
 
@@ -168,14 +169,48 @@ def sample(
         blocks += [_Block(p, b, rows[at : at + some], piece) for at in range(0, len(rows), some)]
     looked = sum(len(block.rows) for block in blocks)
     tiny = looked * p.heads * p.keys <= 1 << 16
-    jobs: list[Job] = [partial(block.run, chosen, spectral) for block in blocks]
-    run_jobs(jobs, threads, tiny, progress)
+    share = share_of(p)
+    if share is None:
+        jobs: list[Job] = [partial(block.run, chosen, spectral) for block in blocks]
+        run_jobs(jobs, threads, tiny, progress)
+    else:
+        _run_shared(blocks, share, chosen, spectral)
     summed, count = np.zeros((2, p.batch, p.heads, p.heads))
     for block in blocks:  # in order, so that threads change nothing
         summed[block.b] += block.summed
         count[block.b] += block.count
     distances = np.where(count > 0, summed / np.maximum(count, 1), np.nan)
     return Sample(spectral, distances, looked, total, seed)
+
+
+def _run_shared(blocks: list[_Block], share: Share, chosen: Array, spectral: Array) -> None:
+    """Run the blocks in order: weights are made by all processes, and each looks at some rows."""
+    for block in blocks:
+        weights = _gathered(block.p, block.b, block.rows, share)
+        own = np.arange(len(block.rows)) % share.ranks == share.rank
+        block.look(block.rows[own], weights[:, own], chosen, spectral)
+        found = np.where(own, spectral[block.b][:, block.rows], 0)  # (H, n)
+        found, block.summed, block.count = share.summed(found, block.summed, block.count)
+        spectral[block.b][:, block.rows] = found
+
+
+def _gathered(p: Problem, b: int, rows: Array, share: Share) -> Array:
+    """Return what ``_probabilities`` does, made by all processes."""
+    if share.axis == "keys":
+        part = share.part(p)
+        ours = np.stack([stages(part, b, h, rows)["masked"] for h in range(p.heads)])  # (H, n, Lk')
+        z = share.joined(ours, 2)
+        if p.sink is not None:
+            sink = np.broadcast_to(p.sink[:, None, None], (*z.shape[:2], 1))
+            z = np.concatenate([z, sink], 2)
+        return _softmax_of(z)
+    part, piece = share.part(p), share.piece(p)
+    there = range(piece.batch.start, piece.batch.stop)
+    width = p.keys + (p.sink is not None)
+    ours = np.empty((0, len(rows), width))
+    if b in there and part.heads:
+        ours = _probabilities(part, b - piece.batch.start, rows)
+    return np.concatenate(share.others.gathered(ours))
 
 
 class _Block:
@@ -188,9 +223,13 @@ class _Block:
 
     def run(self, chosen: Array, spectral: Array) -> None:
         weights = _probabilities(self.p, self.b, self.rows)
-        for at in range(0, len(self.rows), self.piece):
+        self.look(self.rows, weights, chosen, spectral)
+
+    def look(self, rows: Array, weights: Array, chosen: Array, spectral: Array) -> None:
+        """Look at rows whose weights are known, ``(H, n, Lk)``."""
+        for at in range(0, len(rows), self.piece):
             some = slice(at, at + self.piece)
-            self._look(self.rows[some], weights[:, some], chosen, spectral)
+            self._look(rows[some], weights[:, some], chosen, spectral)
 
     def _look(self, rows: Array, weights: Array, chosen: Array, spectral: Array) -> None:
         """Look at some of the rows; weights ``(H, n, Lk)``."""
@@ -224,6 +263,15 @@ def _softmax(p: Problem, b: int, h: int, rows: Array, out: Array) -> None:
     query, key = (np.asarray(a, np.float64) for a in (p.query[b, h, rows], p.key[b, p.group(h)]))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         np.matmul(p.scale * query, key.T, out=out)
-        out -= out.max(1, keepdims=True)
-        np.exp(out, out=out)
-        out /= out.sum(1, keepdims=True)
+        _softmax_of(out)
+
+
+def _softmax_of(z: Array) -> Array:
+    """Return the softmax of the last dimension, where z is; 0 in rows of nothing but −∞."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        most = z.max(-1, keepdims=True)
+        z -= np.where(np.isneginf(most), 0, most)
+        np.exp(z, out=z)
+        total = z.sum(-1, keepdims=True)
+        z /= np.where(total == 0, 1, total)
+    return z

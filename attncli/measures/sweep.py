@@ -16,6 +16,7 @@ import numpy as np
 from attncli.attention.gradients import WeightSums
 from attncli.attention.predicates import EMPTY, MIXED
 from attncli.attention.problem import Problem
+from attncli.attention.shares import Share, share_of
 from attncli.measures.cells import NEAR, near_weights
 from attncli.measures.statistic import statistic
 from attncli.resources import Job, Progress, processors, run_jobs
@@ -24,6 +25,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Words = tuple[Array, Array]
 
 TILE_ROWS, TILE_KEYS = 256, 512
+TINY = 1 << 16  # cells that need no threads
 UNDERFLOW = 2.0**-24  # the smallest positive float16; half of it rounds to 0
 LOG2E = math.log2(math.e)
 
@@ -148,14 +150,16 @@ def sweep(
     chosen: Array,
     *,
     words: Words | None = None,
+    before: int = 0,
     sums: WeightSums | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Go once more through all visible cells. lse, chosen (bool): ``(B, H, Lq)``, sink included.
 
-    words: numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, Lk)`` apart. ``sums``
-    are what somebody has already summed: then only cells near by are left, but for words.
+    words: numbers that tell the tokens of queries ``(B, Lq)`` and keys ``(B, before + Lk)`` apart;
+    those ``before`` are of keys that this problem has not. ``sums`` are what somebody has already
+    summed: then only cells near by are left, but for words.
     """
     p = problem
     shape = (p.batch, p.heads)
@@ -175,9 +179,11 @@ def sweep(
     if not p.queries * p.keys * p.batch * p.heads:
         return found
     threads = threads or processors()
-    tiny = p.batch * p.heads * p.queries * p.keys <= 1 << 16
     if sums is not None and words is None:
-        return _of_sums(found, sums, p, lse, chosen, threads, tiny, progress)
+        return _of_sums(found, sums, p, lse, chosen, threads, progress)
+    if share := share_of(p):
+        return _shared(found, share, p, lse, chosen, words, threads, progress)
+    tiny = p.batch * p.heads * p.queries * p.keys <= TINY
     tiles = -(-p.queries // TILE_ROWS)
     parts = max(1, min(tiles, -(-4 * threads // (p.batch * p.heads))))
     rows = -(-tiles // parts) * TILE_ROWS
@@ -192,6 +198,7 @@ def sweep(
             chosen[b, h],
             offsets,
             words and (words[0][b], words[1][b]),
+            before,
         )
         for b, h in np.ndindex(shape)
         for i0 in range(0, p.queries, rows)
@@ -208,23 +215,58 @@ def sweep(
 
 
 def _of_sums(
-    found: Sweep, sums: WeightSums, p: Problem, lse: Array, chosen: Array, threads: int, tiny: bool,
+    found: Sweep, sums: WeightSums, p: Problem, lse: Array, chosen: Array, threads: int,
     progress: Progress | None,
 ) -> Sweep:  # fmt: skip
     """Return a sweep that has found nothing yet with what is known already, and with near cells."""
-    offsets = p.mask.positions()
     found = found._replace(received=sums.received, tiny=sums.tiny, cells=sums.cells)
-    if offsets is None:
+    if p.mask.positions() is None:
         return found
+    share = share_of(p)
+    if share is None:
+        near = _all_near(p, lse, chosen, threads, progress)
+    else:
+        own = share.part(p), share.of_rows(p, lse), share.of_rows(p, chosen)
+        part = _all_near(*own, threads, progress)
+        near = share.summed(part)[0] if share.axis == "keys" else share.joined(part)
+    distance = np.where(chosen, sums.distance, np.nan)
+    return found._replace(near=near, distance=distance, diagonals=sums.diagonals)
+
+
+def _all_near(
+    p: Problem, lse: Array, chosen: Array, threads: int, progress: Progress | None
+) -> Array:
+    """Return the weights near by of the chosen rows, ``(B, H, Lq, 2·NEAR + 1)``, NaN of others."""
+    offsets, found = p.mask.positions(), np.full((*chosen.shape, 2 * NEAR + 1), np.nan)
+    assert offsets is not None
 
     def near(b: int, h: int) -> None:
         weights = near_weights(p, b, h, lse[b, h], 0, p.queries, offsets[b])
-        found.near[b, h] = np.where(chosen[b, h, :, None], weights, np.nan)
+        found[b, h] = np.where(chosen[b, h, :, None], weights, np.nan)
 
     jobs: list[Job] = [partial(near, b, h) for b, h in np.ndindex(p.batch, p.heads)]
-    run_jobs(jobs, threads, tiny, progress)
-    distance = np.where(chosen, sums.distance, np.nan)
-    return found._replace(distance=distance, diagonals=sums.diagonals)
+    run_jobs(jobs, threads, chosen.size * p.keys <= TINY, progress)
+    return found
+
+
+def _shared(
+    found: Sweep, share: Share, p: Problem, lse: Array, chosen: Array, words: Words | None,
+    threads: int, progress: Progress | None,
+) -> Sweep:  # fmt: skip
+    """Return the sweep of all processes that divide a problem."""
+    piece = share.piece(p)
+    own = words and (words[0][piece.batch], words[1][piece.batch, : piece.keys.stop])
+    ours = sweep(
+        share.part(p), share.of_rows(p, lse), share.of_rows(p, chosen), words=own,
+        before=piece.first, threads=threads, progress=progress,
+    )  # fmt: skip
+    if share.axis != "keys":
+        return Sweep(*map(share.joined, ours))
+    found.diagonals[..., piece.first :][..., : ours.diagonals.shape[-1]] = ours.diagonals
+    added = ours._replace(diagonals=found.diagonals)._asdict()
+    received, rows = (added.pop(name) for name in ("received", "rows"))
+    summed = dict(zip(added, share.summed(*added.values()), strict=True))
+    return Sweep(received=share.joined(received, 2), rows=rows, **summed)
 
 
 class _Walk:
@@ -232,8 +274,9 @@ class _Walk:
 
     def __init__(
         self, p: Problem, b: int, h: int, i0: int, i1: int, lse: Array, chosen: Array,
-        offsets: tuple[int, ...] | None, words: Words | None,
+        offsets: tuple[int, ...] | None, words: Words | None, before: int,
     ) -> None:  # fmt: skip
+        self.before = before
         self.p, self.b, self.h, self.i0, self.i1 = p, b, h, i0, i1
         self.lse, self.chosen = lse, chosen
         self.offset = None if offsets is None else offsets[b]
@@ -334,9 +377,9 @@ class _Walk:
         assert self.words and self.offset is not None
         own, others = self.words
         for n in range(2):  # 0: the occurrence itself, 1: the key after it
-            j = np.arange(j0, j0 + e.shape[1])
+            j = np.arange(j0, j0 + e.shape[1]) + self.before
             r, c = np.nonzero(own[rows.i0 : rows.i1, None] == others[np.maximum(j - n, 0)])
-            place = r + rows.i0 + self.offset
+            place = r + rows.i0 + self.offset + self.before
             counts = (j[c] >= 1) & (j[c] < place) if n else j[c] != place
             if keep is not None:
                 counts &= keep[r, c]

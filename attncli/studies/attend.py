@@ -18,6 +18,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
+from attncli.attention.shares import share_of
 from attncli.engines import DEFAULT, ENGINES, Attended, How
 from attncli.errors import InputError, TooLarge, nearest
 from attncli.files.vocabulary import PLAYED
@@ -339,7 +340,8 @@ def run(
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}", "it must be at least 1")
     there = engines.there(backend, device)
-    own = problem if problem.share is None else problem.share.part(problem)
+    share = share_of(problem)
+    own = problem if share is None else share.part(problem)
     name, note = engines.choose(there, own, want)
     engine, back = engines.load(name), None
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
@@ -379,10 +381,10 @@ def _with_sink(problem: Problem, rows: Rows | None) -> Rows | None:
 
 def _attend(engine: ModuleType, problem: Problem, want: Collection[str], how: How) -> Attended:
     """Have an engine attend, together with others where the problem is divided."""
-    if problem.share is not None:
+    if share := share_of(problem):
         from attncli.engines import shared
 
-        return shared.attend(engine, problem, want, how)
+        return shared.attend(engine, problem, share, want, how)
     done: Attended = engine.attend(problem, want, how)
     return done
 
@@ -393,10 +395,10 @@ def _backward(
 ) -> Gradients:  # fmt: skip
     """Likewise for the way back."""
     assert grad_output is not None
-    if problem.share is not None:
+    if share := share_of(problem):
         from attncli.engines import shared
 
-        return shared.backward(engine, problem, grad_output, attended, want, how, names)
+        return shared.backward(engine, problem, share, grad_output, attended, want, how, names)
     found: Gradients = engine.backward(problem, grad_output, attended, want, how)
     return found
 

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
+from attncli.attention.masks import Mask
 from attncli.attention.problem import Problem
 from attncli.attention.shares import Arrays, Share
+from attncli.measures.evidence import Evidence
+from attncli.studies.attend import Result
+from attncli.studies.effects import Effect
+from attncli.studies.health import Examination
+
+
+def _unlock(*classes: type) -> None:
+    """Let threads be in one cached property at once, as processes are: Python 3.11 has a lock."""
+    for one in classes:
+        for found in vars(one).values():
+            if hasattr(found, "lock") and isinstance(found, cached_property):
+                found.lock = nullcontext()
+
+
+_unlock(Evidence, Result, Effect, Examination, Mask)
 
 
 class Threads:
     """What the threads of a group share."""
 
     def __init__(self, ranks: int) -> None:
-        self.barrier = threading.Barrier(ranks, timeout=60)
+        self.barrier = threading.Barrier(ranks, timeout=20)
         self.given: list[Any] = [None] * ranks
 
 

@@ -380,9 +380,10 @@ class Walk:
         """
         p, width, b, h = self.problem, self.keys, head.b, head.h
         if p.dtype.name in FROM_LSE and self.attended.rows is not None:
-            rows = self.attended.rows.with_sink(p.sink)  # perhaps of more keys than these
-            seen = ~np.isneginf(rows.m[b, h])
-            return np.where(seen, rows.m[b, h], 0), np.where(seen, np.log1p(rows.rest[b, h]), 0)
+            known = self.attended.rows.with_sink(p.sink)  # perhaps of more keys than these
+            most, less = known.m[b, h], known.rest[b, h]
+            seen = ~np.isneginf(most)
+            return np.where(seen, most, 0), np.asarray(np.where(seen, np.log1p(less), 0))
         sink = -np.inf if p.sink is None else p.sink[h]
         top, total = np.full(p.queries, sink), np.full(p.queries, float(sink > -np.inf))
         tiles = [
