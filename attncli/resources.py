@@ -28,6 +28,7 @@ ENDING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr
 
 _workers: _Workers | None = None
 _blas: ThreadpoolController | None = None
+_beside = 1  # processes that share the processors
 
 
 class _Workers:
@@ -77,12 +78,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_workers)
 
 
+def divide(processes: int) -> None:
+    """Share the processors of this machine with others that do the same work."""
+    global _beside
+    _beside = max(1, processes)
+
+
 def processors() -> int:
     """Return how many processors this process may use."""
     try:
-        return len(os.sched_getaffinity(0))
+        return max(1, len(os.sched_getaffinity(0)) // _beside)
     except AttributeError:
-        return os.cpu_count() or 1
+        return max(1, (os.cpu_count() or 1) // _beside)
 
 
 def run_jobs(

@@ -159,7 +159,9 @@ class Share:
 
     def summed(self, *arrays: Array) -> Arrays:
         """Return the sums of what all have."""
-        return self.others.merged([*arrays], lambda a, b: [x + y for x, y in zip(a, b, strict=True)])
+        return self.others.merged(
+            [*arrays], lambda a, b: [x + y for x, y in zip(a, b, strict=True)]
+        )
 
 
 def share_of(problem: Problem) -> Share | None:

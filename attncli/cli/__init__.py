@@ -111,7 +111,8 @@ def main() -> int:
                     sys.stdout.flush()
             except OSError:
                 _drop_stdout()
-    return code
+    others = sys.modules.get("attncli.cli.ranks")
+    return others.leave(code) if others else code
 
 
 def _hide_warnings() -> None:
@@ -150,7 +151,12 @@ def _fail(error: BaseException, arguments: Sequence[str]) -> int:
         return BUG
     try:
         from attncli import render
+        from attncli.cli import ranks
 
+        said = ranks.failed(known)
+        if said is None:
+            return known.exit_code
+        known = said
         render.show_error(known, json=_wants_json(arguments), command=command)
     except Exception:  # not even the error could be shown
         _say(f"error: {known.message}")

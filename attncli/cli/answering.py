@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from attncli.cli import output
+from attncli.cli import output, ranks
 from attncli.cli.groups import inspect as own
 
 if TYPE_CHECKING:
@@ -42,14 +42,19 @@ class Answering:
         self.include = page.names or (own.SAVED if page.target else ())
 
     def __call__(
-        self, source: files.Bundle | None, progress: Callable[[float], None] | None = None
-    ) -> tuple[Report, Labels]:
+        self, source: files.Bundle | None, progress: Callable[[float], None] | None = None,
+        shard: str | None = None,
+    ) -> tuple[Report, Labels]:  # fmt: skip
         from attncli.studies.health import examine
 
         posed = self.pose(source)
+        posed = posed._replace(
+            problem=ranks.divided(shard, self.asked.device, lambda: posed.problem)
+        )
         examined = examine(
             posed.problem, what_ifs=self.what_ifs, progress=progress, **self.how(posed)
         )
+        ranks.rest()
         return self.report(posed, examined), posed.labels
 
     def pose(self, source: files.Bundle | None) -> Posed:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from attncli.cli import groups, output
+from attncli.cli import groups, output, ranks
 from attncli.cli.groups import compute as own
+from attncli.cli.groups import divided
 from attncli.cli.groups import expected as other
 from attncli.cli.groups.model import Given
 from attncli.cli.options import Call, Mode, command, mode
+from attncli.cli.parts import merge, one_part
 from attncli.errors import InputError
 from attncli.render import LINES
 
@@ -60,6 +62,9 @@ def compute(
     asked: Asked,
     where: own.Layer,
     given: Given,
+    shared: divided.Shard,
+    part: divided.Part,
+    parts: divided.Merge,
     tested: Tested,
     pictures: Pictures,
     saved: groups.Saved,
@@ -87,6 +92,8 @@ def compute(
     --cases writes a test set for kernels. Answers to it, in a folder (--candidate) or of a command
     that reads each problem and writes its output, are judged case by case; exit 1 if one fails.
 
+    What no single machine holds: torchrun with --shard, or --part 1/2 and so on, and --merge.
+
     \b
     Examples:
       attncli compute qkv.npz --causal
@@ -100,6 +107,8 @@ def compute(
     """
     if tested.cases is not None:
         return call.run(write_cases)
+    if parts.merge:
+        return call.run(merge)
     if command or tested.candidate is not None:
         return _judge(call, judge_command if command else judge_folder, bundle)
     page = output.page_of(printed, saved, drawn=drawn)
@@ -109,6 +118,9 @@ def compute(
     if bundle is None and asked.query is None:
         raise InputError("nothing to compute: no BUNDLE and no --query", f"try: {EXAMPLE}")
     output.say_waiting('{"query": [[…], …], …}', bundle, asked.query)
+
+    if shared.shard is not None:
+        ranks.start(asked.device)
 
     from attncli import files
 
@@ -120,6 +132,8 @@ def compute(
         from attncli.cli.given.many import choose
 
         source = choose(source, where.layer)
+    if part.part is not None:
+        return call.run(one_part, source=source)
     call.run(one, source=source, page=page)
 
 
@@ -131,6 +145,7 @@ def one(
     bundle: str | None,
     asked: Asked,
     where: own.Layer,
+    shared: divided.Shard,
     pictures: Pictures,
     saved: groups.Saved,
     drawn: groups.Drawn,
@@ -144,7 +159,7 @@ def one(
     with render.progress() as progress:
         report, labels = _answer(
             attention.gather(source, asked), asked, page, vars(pictures), machine=page.machine,
-            explain=asked.explain != "none", progress=progress,
+            explain=asked.explain != "none", shard=shared.shard, progress=progress,
         )  # fmt: skip
     output.conclude(report, labels, page, printed)
 
@@ -330,6 +345,7 @@ def _ask(
     drawn: Mapping[str, Any],
     *,
     machine: bool,
+    shard: str | None = None,
 ) -> Asking[G]:
     """Pose one problem, whose answer is for a ``machine`` or a reader."""
     from attncli.cli.given.attention import upstream as upstream_of
@@ -337,7 +353,7 @@ def _ask(
     from attncli.reports import arrays
 
     output.keep_inputs(page, given.sources)
-    problem = given.pose()
+    problem = ranks.divided(shard, asked.device, given.pose)
     labels = given.labels(problem)
     part = view(problem, asked, top=asked.top, time=asked.time, **drawn)
     upstream = given.grad_output
@@ -356,17 +372,19 @@ def _answer(
     *,
     machine: bool,
     explain: bool = True,
+    shard: str | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> "tuple[Report, Labels]":
     """Return the report on one problem, for a ``machine`` or a reader, and its labels."""
     from attncli.studies import attend
 
-    asking = _ask(given, asked, page, drawn, machine=machine)
+    asking = _ask(given, asked, page, drawn, machine=machine, shard=shard)
     upstream = asking.upstream
     result = attend.solve(
         asking.problem, backend=asked.backend, device=asked.device, threads=asked.threads,
         want=asking.want, grad_output="ones" if upstream is None else upstream, progress=progress,
     )  # fmt: skip
+    ranks.rest()
     report = _report(
         asking, result, asked, page, machine=machine, explain=explain, progress=progress
     )

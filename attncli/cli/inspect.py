@@ -6,7 +6,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from attncli.cli import groups, output
+from attncli.cli import groups, output, ranks
 from attncli.cli.comparing import (
     CHECKPOINT,
     compared,
@@ -14,6 +14,7 @@ from attncli.cli.comparing import (
     compared_weights,
     two_of,
 )
+from attncli.cli.groups import divided
 from attncli.cli.groups import inspect as own
 from attncli.cli.layers import many, problems_inside
 from attncli.cli.model import reading
@@ -38,6 +39,7 @@ def inspect(
     bundle: own.Bundles = None,
     *,
     asked: own.Everything,
+    shared: divided.Shard,
     full: groups.Full,
     saved: groups.Saved,
     drawn: groups.Drawn,
@@ -80,6 +82,8 @@ def inspect(
     """
     if asked.sweep_dim is not None:
         return call.run(sweep)
+    if shared.shard is not None:
+        ranks.start(asked.device)
     if asked.attention_weights is not None:
         if bundle or asked.query is not None:
             raise InputError(
@@ -212,6 +216,7 @@ def health(
     *,
     bundle: str | None,
     asked: own.Asked,
+    shared: divided.Shard,
     pictures: groups.Shades,
     full: bool,
     saved: groups.Saved,
@@ -228,7 +233,7 @@ def health(
 
     answer = Answering(asked, page, full=full, **vars(pictures))
     with render.progress() as progress:
-        report, labels = answer(source, progress)
+        report, labels = answer(source, progress, shared.shard)
     output.conclude(report, labels, page, printed)
 
 

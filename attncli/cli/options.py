@@ -41,6 +41,7 @@ PANELS = (
 )  # fmt: skip
 
 LARGEST = 2**53
+FILES = "merge"  # the option with which words behind the first are more files
 COMMAND = "command"  # the argument that is a program to run, and all of what stands behind --
 BATCH = """a batch is a file with a list for each element: --tokens @FILE with \
 [["the", "cat"], ["a", "dog"]]"""
@@ -275,7 +276,7 @@ class Command(TyperCommand):
                 flag = max(param.opts, key=len)
                 hint = BATCH if flag.endswith("tokens") else "leave all but one of them out"
                 raise InputError(f"{flag} is given more than once", hint)
-        if COMMAND in parsed:
+        if COMMAND in parsed and not parsed.get(FILES):
             found = parsed[COMMAND]  # of some versions of click a mark where there is none
             self._check_rest(ctx, args, found if isinstance(found, tuple) else ())
         return super().parse_args(ctx, args)

@@ -138,6 +138,7 @@ def _from_lse(engine: ModuleType, p: Problem) -> Problem:
 
 def _beside(found: Gradients, p: Problem, share: Share) -> Gradients:
     """Return the gradients of all heads or batch elements."""
+
     def joined(array: Array | None) -> Array | None:
         return None if array is None else share.joined(array)
 
@@ -236,4 +237,3 @@ def _rounded(array: Array, p: Problem) -> Array:
 
 def _stages(want: Collection[str]) -> list[str]:
     return [name for name in STAGES if name in want]
-

@@ -20,7 +20,7 @@ from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
 from attncli.attention.shares import share_of
 from attncli.engines import DEFAULT, ENGINES, Attended, How
-from attncli.errors import InputError, TooLarge, nearest
+from attncli.errors import InputError, TooLarge, counted, nearest
 from attncli.files.vocabulary import PLAYED
 from attncli.measures import rows as measure_rows
 from attncli.measures.evidence import Evidence, told
@@ -362,6 +362,8 @@ def run(
     if back is not None:
         how = How(threads, device, next(stage))
         derived = _backward(back, problem, grad_output, done, asked, how, there)
+    if share:
+        notes.append(f"{share.axis} divided among {counted(share.ranks, 'process', 'processes')}")
     known_lse = bool({"lse", "row_statistics"} & set(want))
     return Result(
         problem=problem,

@@ -11,6 +11,7 @@ import numpy as np
 
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
+from attncli.attention.shares import share_of
 from attncli.engines import DEFAULT, ENGINES
 from attncli.errors import InputError
 from attncli.measures import outputs, rows, sample, sweep
@@ -205,9 +206,18 @@ def _floor(problem: Problem, auto: Evidence, part: Part) -> Array:
     """Return the ‖dS‖ below which a gradient vanishes, ``(B, H)``; auto: ``part`` at scale 1/√D."""
     usual = part.spread(median_gradient(auto), problem.batch, problem.heads)
     with np.errstate(over="ignore", invalid="ignore"):
-        noise = ROUNDING * float(largest(problem.value))
+        noise = ROUNDING * _largest_value(problem)
         # a share of rounding says nothing
         return np.where(np.isnan(usual) | (usual > noise), VANISHED * usual, 0)
+
+
+def _largest_value(problem: Problem) -> float:
+    share = share_of(problem)
+    if share is None:
+        return float(largest(problem.value))
+    most = np.atleast_1d(largest(share.part(problem).value))
+    whole = share.others.merged([most], lambda a, b: [np.maximum(a[0], b[0])])
+    return float(whole[0][0])
 
 
 def head_of(

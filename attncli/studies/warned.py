@@ -9,6 +9,7 @@ import numpy as np
 from attncli.attention import definition
 from attncli.attention.masks import SENTINEL
 from attncli.attention.problem import Problem
+from attncli.attention.shares import Share, share_of
 from attncli.errors import counted
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -73,7 +74,9 @@ class Odd(NamedTuple):
 
 
 def _not_finite(p: Problem, lse: Array) -> list[str]:
-    found = []
+    found: list[str] = []
+    if (share := share_of(p)) and _all_finite(share, p):
+        return found
     for name in ("query", "key", "value"):
         odd = odd_numbers(getattr(p, name))
         if odd is None:
@@ -88,6 +91,13 @@ def _not_finite(p: Problem, lse: Array) -> list[str]:
             f"infinite, the first at (batch, head, position, channel) {odd.first}; {seen}"
         )
     return found
+
+
+def _all_finite(share: Share, p: Problem) -> bool:
+    """Whether all numbers are finite: each process looks at its own."""
+    own = share.part(p)
+    odd = [odd_numbers(array) is not None for array in (own.query, own.key, own.value)]
+    return not share.summed(np.array([any(odd)], np.int64))[0][0]
 
 
 def odd_numbers(array: Array) -> Odd | None:

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from attncli.attention.problem import Problem
 from attncli.attention.shares import AXES, Partial, Share
-from attncli.engines import How
+from attncli.engines import How, reference
 from attncli.engines import numpy as engine_room
-from attncli.engines import reference
 from attncli.engines.numpy import forward
 from attncli.engines.shared import part_of_keys
 from attncli.errors import InputError
@@ -122,9 +121,7 @@ def test_gradients_by_keys_need_an_engine_that_starts_from_the_lse(backend: str)
     problem = random_problem()
     grad = np.ones((2, 2, 40, 8), np.float32)
     with pytest.raises(InputError, match="no process has them") as caught:
-        together(
-            problem, "keys", 2, lambda p: run(p, grad, want=("gradients",), backend=backend)
-        )
+        together(problem, "keys", 2, lambda p: run(p, grad, want=("gradients",), backend=backend))
     assert "--backend numpy" in str(caught.value.hint)
 
 

@@ -78,5 +78,7 @@ def together(problem: Problem, axis: str, ranks: int, work: Callable[[Problem], 
     for thread in threads:
         thread.join()
     if errors:
-        raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0])
+        raise next(
+            (e for e in errors if not isinstance(e, threading.BrokenBarrierError)), errors[0]
+        )
     return found

@@ -1,0 +1,145 @@
+"""One command in several processes, as torchrun starts them: one of them speaks for all.
+
+All read, pose and compute alike, each its share. Before they compute they agree: where one cannot,
+or sees other tensors than process 0, none goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from attncli.errors import AttnError, InputError, TooLarge, counted
+
+if TYPE_CHECKING:
+    from attncli.attention.problem import Problem
+    from attncli.studies.ranks import Ranks
+
+FAILED = "!"
+PATIENCE = 3.0  # seconds that process 0 may take to say what is wrong
+
+_ranks: Ranks | None = None
+_agreed = False
+_stderr: Any = None
+
+
+def start(device: str) -> Ranks:
+    """Join the others, once; all but process 0 are silent from here on."""
+    global _ranks, _stderr
+    if _ranks is None:
+        from attncli.studies.ranks import Ranks
+
+        _ranks = Ranks(device)
+        if _ranks.rank:
+            _stderr, nowhere = sys.stderr, open(os.devnull, "w")  # noqa: SIM115
+            sys.stdout = sys.stderr = nowhere
+    return _ranks
+
+
+def divided(axis: str | None, device: str, pose: Callable[[], Problem]) -> Problem:
+    """Return a problem that is divided among all processes, or whole where none is asked for.
+
+    Raises what ``pose`` raises, and InputError where there are more processes than parts or one
+    poses another problem than process 0.
+    """
+    if axis is None:
+        return pose()
+    from attncli.attention.shares import Share
+    from attncli.studies.partial import facts
+
+    ranks = start(device)
+    problem = pose()
+    if not problem.scored:
+        raise InputError(
+            "attention weights alone are not divided: whole rows of them are looked at",
+            "leave --shard out",
+        )
+    share = Share(axis, ranks.rank, ranks.ranks, ranks)
+    parts = {"keys": problem.keys, "heads": problem.heads, "batch": problem.batch}[axis]
+    if ranks.ranks > parts:
+        raise InputError(too_many(ranks.ranks, parts, axis), _fewer(axis, parts))
+    agree("\n".join(facts(problem)))
+    return replace(problem, share=share)
+
+
+def too_many(ranks: int, parts: int, axis: str) -> str:
+    """Return the message for more processes than parts."""
+    one = {"keys": "key", "heads": "head", "batch": "batch element", "layers": "layer"}[axis]
+    return f"{counted(ranks, 'process', 'processes')} but only {counted(parts, one)} to divide"
+
+
+def _fewer(axis: str, parts: int) -> str:
+    other = "" if axis == "keys" else ", or divide the keys: --shard keys"
+    return f"start at most {parts}: torchrun --nproc-per-node {parts}{other}"
+
+
+def agree(facts: str) -> None:
+    """Go on only if all processes got here and say the same; else all end with the first error."""
+    global _agreed
+    assert _ranks is not None
+    said = _ranks.texts(facts)
+    _agreed = True
+    for rank, text in enumerate(said):
+        if text.startswith(FAILED):
+            message, _, hint = text[len(FAILED) :].partition("\n")
+            raise InputError(f"process {rank}: {message}", hint or None)
+    from attncli.studies.partial import apart
+
+    for rank, text in enumerate(said):
+        first = apart(said[0].splitlines(), text.splitlines())
+        if first:
+            raise InputError(
+                f"processes see different problems: {first[0]} in process 0, {first[1]} in "
+                f"process {rank}",
+                "each must read the same files: give paths that are the same on every machine",
+            )
+
+
+def failed(error: AttnError) -> AttnError | None:
+    """Tell the others of an error, and return what this process says of it, None for nothing.
+
+    Where all fail before they have agreed, process 0 speaks; later each that fails for a reason of
+    its own, and those that have lost it.
+    """
+    if _ranks is None:
+        return error
+    from attncli.studies.ranks import Lost
+
+    if not (_agreed or isinstance(error, Lost)):
+        with suppress(AttnError):
+            agree(FAILED + str(error))
+        return None if _ranks.rank else error
+    if isinstance(error, InputError) and not isinstance(error, TooLarge) and _ranks.rank:
+        return None  # it is that of all
+    sys.stderr = _stderr or sys.stderr
+    if _ranks.rank == 0 or isinstance(error, Lost):
+        return error
+    return type(error)(f"process {_ranks.rank}: {error.message}", error.hint)
+
+
+def leave(code: int) -> int:
+    """Return the exit code; end at once where there are others, whose threads may still wait.
+
+    torchrun ends all when the first fails: who has said nothing lets process 0 speak.
+    """
+    if _ranks is None:
+        return code
+    if code and _ranks.rank and sys.stderr is not _stderr:
+        time.sleep(PATIENCE)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def rest() -> None:
+    """End all processes but the one that speaks: everything is computed."""
+    if _ranks is not None and _ranks.rank:
+        raise typer.Exit

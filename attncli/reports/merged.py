@@ -1,0 +1,79 @@
+"""What ``attncli compute --part`` and ``--merge`` have to say."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from attncli.attention.view import Labels, View
+from attncli.errors import counted
+from attncli.reports.arrays import left_out
+from attncli.reports.blocks import Report, Text
+from attncli.reports.compute import SCHEMA
+from attncli.reports.facts import engine_data, facts_of, headline
+from attncli.reports.matrices import output_tables
+from attncli.reports.selection import select
+from attncli.reports.stability import stability_table
+from attncli.reports.words import SMALL
+from attncli.studies.attend import Ran, Result
+from attncli.studies.partial import NAME, Kept
+
+#: What parts know of the whole: nothing of single weights.
+KNOWN = ("output", "lse", "row_statistics")
+
+
+def part_report(kept: Kept, ran: Ran) -> Report:
+    """Return the report on one part, whose arrays are to be saved."""
+    said = kept.options[NAME]
+    start, stop = said["keys"][0]
+    b, h, _, lq, lk, *_ = said["shape"]
+    words = f"keys {start} to {stop - 1} of {lk:,}, for {counted(b * h * lq, 'row')}"
+    return Report(
+        command="compute",
+        headline=[words, f"{ran.backend} {ran.dtype}"],
+        blocks=[Text("", ["attncli compute --merge PART… joins it with the others"])],
+        data=lambda: {
+            "schema": SCHEMA, "command": "compute", "engine": engine_data(ran),
+            NAME: {"keys": said["keys"], "of": lk},
+        },
+        arrays={**kept.arrays},
+        options=kept.options,
+    )  # fmt: skip
+
+
+def merged_report(result: Result, count: int, include: Collection[str] | None) -> Report:
+    """Return the report on what ``count`` parts give together; ``include``: some of KNOWN."""
+    problem, labels, view = result.problem, Labels(), View()
+    chosen = select(problem, view)
+    mask = [f"mask {problem.mask.text}"] if problem.mask.text else []
+    values: dict[str, Any] = {"output": result.output, "lse": result.lse}
+    values["row_statistics"] = result.row_statistics
+
+    def data() -> dict[str, Any]:
+        found = {"schema": SCHEMA, "command": "compute", **facts_of(result), "parts": count}
+        found["shapes"]["output"] = list(result.output.shape)
+        found["heads"] = [
+            {"batch": b, "head": h, "statistics": result.statistics_by_head[b][h]}
+            for b, h in chosen.pairs
+        ]
+        small = result.output.size <= SMALL
+        for name in include or (("output",) if small else ()):
+            found[name] = values[name]
+        found["warnings"] += [] if include or small else left_out(["output"])
+        return found
+
+    arrays: dict[str, Any] = {}
+    for name in include or ("output",):
+        value = values[name]
+        arrays |= value if isinstance(value, dict) else {name: value}
+    return Report(
+        command="compute",
+        headline=[*headline(result), *mask, counted(count, "part")],
+        blocks=[
+            *output_tables(result, labels, view, chosen),
+            stability_table(problem, result.summaries, view, chosen),
+        ],
+        data=data,
+        arrays=arrays,
+        warnings=result.warnings,
+    )
