@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from attncli.measures.folding import gain_of, parts_of
 from attncli.measures.statistic import WEIGHTS, statistic
-from attncli.models.layer import Layer, Norm, Projections
+from attncli.models.layer import Layer
 from attncli.resources import Job, Progress, run_jobs
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,8 +93,8 @@ def logit_bound(circuits: Circuits) -> Array:
     layer = circuits.layer
     if layer.query_norm is None or layer.key_norm is None:
         return np.full(layer.heads, np.nan)
-    gains = [_gain(layer, norm) for norm in (layer.query_norm, layer.key_norm)]
-    return np.full(layer.heads, gains[0] * gains[1] * layer.head_dim * abs(layer.scale))
+    most = [float(np.abs(gain_of(layer, n)).max()) for n in (layer.query_norm, layer.key_norm)]
+    return np.full(layer.heads, most[0] * most[1] * layer.head_dim * abs(layer.scale))
 
 
 @of_circuits(source="Roy & Vetterli 2007", heading="QK rank", keep=8)
@@ -231,87 +232,6 @@ def circuits_of(layer: Layer) -> Circuits:
     return Circuits(layer, sizes, lost, qk, ov, cosine, other)
 
 
-class Parts(NamedTuple):
-    """The weights of a layer by head, the norm before them and the biases within.
-
-    ``query`` ``(H, D, E + 1)``, ``key`` ``(G, D, Ek + 1)``, ``value`` ``(G, Dv, Ev)``, ``output``
-    ``(H, Dv, Eo)`` or None; ``lost`` and ``sizes`` as of Circuits. Where numbers were lost, 0
-    stands for what is not finite.
-    """
-
-    query: Array
-    key: Array
-    value: Array
-    output: Array | None
-    lost: Array
-    sizes: tuple[Array, Array, Array, Array]
-
-
-def parts_of(layer: Layer) -> Parts:
-    """Return the weights of a layer by head."""
-    made = layer.projections()
-    heads, groups = layer.heads, layer.kv_heads
-    q = made.query.reshape(heads, -1, made.query.shape[1])  # (H, D, E)
-    k = made.key.reshape(groups, -1, made.key.shape[1])  # (G, D, Ek)
-    v = made.value.reshape(groups, -1, made.value.shape[1])  # (G, Dv, Ev)
-    o = None
-    if made.output is not None:
-        o = made.output.T.reshape(heads, -1, made.output.shape[0])  # (H, Dv, Eo)
-    own = np.arange(heads) // (heads // groups)
-    lost = _nonfinite(q) + _nonfinite(k)[own] + _nonfinite(v)[own]
-    lost = lost if o is None else lost + _nonfinite(o)
-    sizes = _norms(q), _norms(k)[own], _norms(v)[own], np.full(heads, np.nan)
-    sizes = sizes if o is None else (*sizes[:3], _norms(o))
-    q, k, v = _folded(layer, made, q, k, v)
-    spoilt = [_nonfinite(part) > 0 for part in (q, k, v)]  # by a norm's gain or a bias as well
-    lost = np.maximum(lost, spoilt[0] | spoilt[1][own] | spoilt[2][own])
-    if lost.any():  # they would stop the decompositions
-        q, k, v = (np.nan_to_num(part, nan=0, posinf=0, neginf=0) for part in (q, k, v))
-        o = None if o is None else np.nan_to_num(o, nan=0, posinf=0, neginf=0)
-    return Parts(q, k, v, o, lost, sizes)
-
-
-def _folded(
-    layer: Layer, made: Projections, q: Array, k: Array, v: Array
-) -> tuple[Array, Array, Array]:
-    """Return the projections with the norm before them and the biases within, ``(…, D, E + 1)``.
-
-    W(g∘x + b) + c is (W∘g)x + (Wb + c): the gain belongs to the columns, the rest is one more
-    column, whose input is constant. It is divided by √E, since a norm leaves inputs of norm √E and
-    these numbers are those of norm 1. Where the norm centres x, W∘g sees no mean. A key's
-    constant adds the same to all scores of a row and falls out of the softmax, unless RoPE turns
-    it; a value's is added to every output, and is no part of what a head reads.
-    """
-    norm = layer.input_norm
-
-    def fold(part: Array, bias: Array | None, normed: bool) -> tuple[Array, Array]:
-        constant = np.zeros(part.shape[:2], part.dtype)  # (…, D)
-        if bias is not None:
-            constant = constant + bias.reshape(constant.shape)
-        if norm is None or not normed:
-            return part, constant
-        if norm.biases:
-            constant = constant + part @ layer.tensor(norm.biases[0])
-        if norm.weights:
-            gain = layer.tensor(norm.weights[0])
-            part = part * (gain + 1 if norm.kind.endswith("+1") else gain)
-        return part - part.mean(-1, keepdims=True) if norm.centred else part, constant
-
-    def joined(part: Array, constant: Array) -> Array:
-        column = constant[..., None] / np.sqrt(part.shape[-1], dtype=part.dtype)
-        return np.concatenate([part, column], axis=-1)  # (…, D, E + 1)
-
-    own = layer.kind == "self"  # a cross layer's keys and values come from another norm
-    q, constant = fold(q, made.query_bias, True)
-    k, falls_out = fold(k, made.key_bias, own)
-    v, _ = fold(v, None, own)
-    return joined(q, constant), joined(k, falls_out if layer.rope else 0 * falls_out), v
-
-
-def _nonfinite(part: Array) -> Array:
-    return np.asarray((~np.isfinite(part)).sum((1, 2)))
-
-
 def _factors(part: Array) -> Array:
     """Return R ``(…, r, D)`` with Wᵀ = Q·R for each head of ``(…, D, E)``, r = min(D, E).
 
@@ -329,10 +249,6 @@ def _factors(part: Array) -> Array:
 def _values(left: Array, right: Array) -> Array:
     """Return the singular values of each Wᵀ W′, ``(H, r)``, from the factors of both."""
     return np.linalg.svd(left @ right.swapaxes(1, 2), compute_uv=False)
-
-
-def _norms(part: Array) -> Array:
-    return np.asarray(np.sqrt(np.einsum("hde,hde->h", part, part, dtype=np.float64)))
 
 
 def effective_ranks(values: Array) -> Array:
@@ -375,11 +291,6 @@ def _products(ours: Array, others: Array) -> Array:
     """
     flat = ours.reshape(-1, ours.shape[-1]) @ others.reshape(-1, others.shape[-1]).T
     return flat.reshape(*ours.shape[:2], *others.shape[:2])
-
-
-def _gain(layer: Layer, norm: Norm) -> float:
-    weights = np.concatenate([np.atleast_1d(layer.tensor(name)).ravel() for name in norm.weights])
-    return float(np.abs(weights + (norm.kind == "rms+1")).max())
 
 
 def judged(facts: Sequence[WeightFacts]) -> Iterator[list[dict[str, float]]]:

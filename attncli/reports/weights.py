@@ -16,6 +16,7 @@ from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
 from attncli.models.layer import Layer
+from attncli.models.stream import output_norm
 from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table
 from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
 from attncli.reports.layers import family_of, layer_data, short_name
@@ -171,7 +172,10 @@ def asides(layers: Sequence[Layer]) -> list[str]:
     biases = {"query_bias", "qkv_bias", "q_bias"}
     found += ["biases within"] if any(biases & a.tensors.keys() for a in layers) else []
     found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
-    found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
+    behind = ["qk-norm"] * any(a.query_norm or a.key_norm for a in layers)
+    behind += ["the output's norm"] * any(map(output_norm, layers))
+    if behind:
+        found.append(f"gains of {' and '.join(behind)} within, not what it divides by")
     return found
 
 
