@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from attncli.measures.copying import Words, at_layer, words_of
 from attncli.measures.folding import gain_of, parts_of
 from attncli.measures.statistic import WEIGHTS, statistic
 from attncli.models.layer import Layer
-from attncli.resources import Job, Progress, run_jobs
+from attncli.resources import Job, Progress, run_jobs, stages
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OfCircuits = TypeVar("OfCircuits", bound=Callable[..., Array])
@@ -34,7 +35,8 @@ class Circuits:
     The norm before the projections and the biases are within. ``sizes`` are the Frobenius norms of
     W_Q, W_K, W_V and W_O (NaN without) as they are, ``(H)`` each; ``lost`` ``(H)`` counts numbers
     that are not finite; ``qk``, ``ov`` ``(H, r)`` are singular values; ``cosine`` ``(H)`` is the
-    largest of the QK circuit with that of ``other`` ``(H)``.
+    largest of the QK circuit with that of ``other`` ``(H)``; ``copies``, ``matches`` ``(H)`` are of
+    the eigenvalues of circuits from tokens to tokens, NaN where there are no embeddings.
     """
 
     layer: Layer
@@ -44,6 +46,8 @@ class Circuits:
     ov: Array
     cosine: Array
     other: Array
+    copies: Array
+    matches: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +149,18 @@ def similarity(circuits: Circuits) -> Array:
     return circuits.cosine
 
 
+@of_circuits(source="Elhage et al. 2021", heading="copies", keep=3)
+def copying(circuits: Circuits) -> Array:
+    """Σλ/Σ|λ| of W_U W_O W_V W_E: 1 where tokens seen become likelier; NaN without embeddings."""
+    return circuits.copies
+
+
+@of_circuits(source="Elhage et al. 2021", heading="matches", keep=3)
+def matching(circuits: Circuits) -> Array:
+    """Σλ/Σ|λ| of W_Eᵀ W_Qᵀ W_K W_E: 1 where tokens attend to themselves and their like."""
+    return circuits.matches
+
+
 @statistic("weights", kind="count")
 def similar_head(circuits: Circuits) -> Array:
     """Which head that is, −1 for none."""
@@ -206,30 +222,35 @@ def weight_facts(
     layers' weights are in memory as there are threads.
     """
     found: list[WeightFacts | None] = [None] * len(layers)
+    part = stages(progress, (1, 3))
+    words = words_of(layers, threads=threads, progress=next(part))
 
     def measure(n: int) -> None:
-        found[n] = layer_facts(layers[n])
+        known = words.get(layers[n].name)
+        found[n] = layer_facts(layers[n], at_layer(*known) if known else None)
 
     jobs: list[Job] = [partial(measure, n) for n in range(len(layers))]
-    run_jobs(jobs, threads, False, progress)
+    run_jobs(jobs, threads, False, next(part))
     return [one for one in found if one is not None]
 
 
-def layer_facts(layer: Layer) -> WeightFacts:
+def layer_facts(layer: Layer, words: Words | None = None) -> WeightFacts:
     """Return the facts of a layer, in its weights' precision (float32 at least)."""
-    circuits = circuits_of(layer)
+    circuits = circuits_of(layer, words)
     return WeightFacts(layer, {name: WEIGHTS[name].formula(circuits) for name in OF_LAYERS})
 
 
-def circuits_of(layer: Layer) -> Circuits:
+def circuits_of(layer: Layer, words: Words | None = None) -> Circuits:
     """Return the weights of a layer by head, decomposed."""
-    q, k, v, o, lost, sizes = parts_of(layer)
+    parts, words = parts_of(layer), words or Words(None, None)
+    q, k, v, o, lost, sizes = parts
     own = np.arange(layer.heads) // (layer.heads // layer.kv_heads)
     qk = _values(_factors(q), _factors(k)[own])
     right = _factors(v)[own]
     ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
     cosine, other = _similarity(q, k)
-    return Circuits(layer, sizes, lost, qk, ov, cosine, other)
+    copies, matches = words.copying(parts), words.matching(parts)
+    return Circuits(layer, sizes, lost, qk, ov, cosine, other, copies, matches)
 
 
 def _factors(part: Array) -> Array:

@@ -76,20 +76,31 @@ class Stream:
             rows = through(rows, norm, self.layers[0])
         return rows
 
+    def returned(self, rows: Array, start: int, stop: int) -> Array:
+        """Return ``(…, E)``, which reads where ``stop`` does, as it reads what ``start`` writes."""
+        for norm in reversed([*chain.from_iterable(self.between[start:stop])]):
+            rows = through(rows, norm, self.layers[0], back=True)
+        return rows
+
     @property
     def post_norm(self) -> bool:
         """Whether norms lie behind the sums."""
         return any(self.between)
 
 
-def through(rows: Array, norm: Norm, layer: Layer) -> Array:
-    """Return ``(…, E)`` behind a norm of the layer's checkpoint: centred and times its gain."""
-    if norm.centred:
-        rows = rows - rows.mean(-1, keepdims=True)
+def through(rows: Array, norm: Norm, layer: Layer, back: bool = False) -> Array:
+    """Return ``(…, E)`` behind a norm of the layer's checkpoint: centred and times its gain.
+
+    ``back``: of rows that read what it returns, as they read what it takes.
+    """
+    gain: Any = 1
     for name in norm.weights:
         gain = layer.tensor(name).astype(rows.dtype, copy=False)
-        rows = rows * (gain + 1 if norm.kind.endswith("+1") else gain)
-    return rows
+        gain = gain + 1 if norm.kind.endswith("+1") else gain
+    rows = rows * gain if back else rows
+    if norm.centred:
+        rows = rows - rows.mean(-1, keepdims=True)
+    return rows if back else rows * gain
 
 
 def streams(layers: Sequence[Layer]) -> list[Stream]:

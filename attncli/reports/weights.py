@@ -16,9 +16,20 @@ from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
 from attncli.models.layer import Layer
-from attncli.models.stream import output_norm
+from attncli.models.stream import output_norm, streams
+from attncli.models.vocabulary import vocabulary
 from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table
-from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
+from attncli.reports.heads import (
+    WHOLE,
+    Shown,
+    alike,
+    cells,
+    columns,
+    first,
+    known,
+    reasons,
+    telling,
+)
 from attncli.reports.layers import family_of, layer_data, short_name
 from attncli.reports.picking import Name, Picking, mapped
 from attncli.reports.selection import excerpt, with_numbers
@@ -28,8 +39,8 @@ __all__ = ["holds_layers", "weights_report"]
 
 EDGE = 16  # layers at both ends of many
 HEAD = tuple(
-    map(Shown, ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
-                "value_norm", "output_norm"))
+    map(Shown, ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "copying", "matching",
+                "query_norm", "key_norm", "value_norm", "output_norm"))
 )  # fmt: skip
 DRAWN = tuple(Name(one.name) for one in HEAD[:4])
 #: What heads have that are judged by their weights.
@@ -119,7 +130,8 @@ def weights_report(
     blocks.append(_head_table(every, full, asked))
     blocks += reasons(every, lambda head: head.name, _gravity, WHOLE)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
-    notes = [" · ".join([*families, f"scale {_scales(facts)}", *asides(layers)]), MEANING]
+    notes = [" · ".join([*families, f"scale {_scales(facts)}", *asides(layers)]), MEANING,
+             *words_in(layers)]  # fmt: skip
     warnings = [f"not read: {why}" for why in skipped]
     warnings += dict.fromkeys(
         f"{lack.what}: its norm, if any, is not folded in"
@@ -179,6 +191,16 @@ def asides(layers: Sequence[Layer]) -> list[str]:
     return found
 
 
+def words_in(layers: Sequence[Layer]) -> list[str]:
+    """Return a line on the embeddings through which heads are seen."""
+    found = []
+    for one in filter(None, map(vocabulary, streams(layers))):
+        logits = f", logits {one.unembedding}" if one.unembedding else ""
+        logits = ", logits by the same (tied)" if one.tied else logits
+        found.append(f"copies, matches: Σλ/Σ|λ| between words of {one.embedding}{logits}")
+    return list(dict.fromkeys(found))
+
+
 # -- tables -----------------------------------------------------------------------------------
 
 
@@ -235,7 +257,7 @@ def _head_table(every: Sequence[_Head], full: bool, asked: Picking) -> Table:
     else:
         told = [head for head in every if head.verdict.findings]
         shown, part, gap = telling(every, told, _gravity, "those that stand out", full)
-    named = asked.shown(HEAD)
+    named = known(asked.shown(HEAD), [head.facts.of_head(head.head) for head in every])
     rows = []
     for head in shown:
         own = head.facts.of_head(head.head)
