@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from attncli.errors import InputError, listed, nearest
+from attncli.measures.composition import KINDS
 from attncli.measures.policy import LEVELS
 from attncli.measures.statistic import Statistic
 from attncli.reports.blocks import Column, Records, Table
@@ -27,6 +28,8 @@ Facts = Mapping[str, Any]
 Test = Callable[[Facts], Any]
 
 VERDICT = "verdict"
+#: What is no number, and the words that it may be, in their order.
+WORDS: Mapping[str, Sequence[str]] = {VERDICT: LEVELS, "kind": KINDS}
 COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.Eq: operator.eq, ast.NotEq: operator.ne,
@@ -104,20 +107,20 @@ class Picking:
 
 def _rank(key: Name, facts: Facts) -> Any:
     value = key.of(facts)
-    return LEVELS.index(value) if key.name == VERDICT else value
+    return WORDS[key.name].index(value) if key.name in WORDS else value
 
 
 def picking(
     registry: Mapping[str, Statistic], places: Sequence[str], *,
     filters: Collection[str] = (), sort: str | None = None, map: str | None = None,
-    others: Collection[str] = (),
+    others: Collection[str] = (), word: str = VERDICT,
 ) -> Picking:  # fmt: skip
     """Return what was asked for. ``places`` name where a head stands, such as layer and head.
 
-    ``others`` are what else --sort knows, in files without heads. Raises InputError for a name that
-    no head has, and for what is no expression.
+    ``word`` is what else is known of it, of WORDS. ``others`` are what else --sort knows, in files
+    without heads. Raises InputError for a name that no head has, and for what is no expression.
     """
-    reading = _Reading(registry, (*places, VERDICT))
+    reading = _Reading(registry, (*places, word))
     tests = tuple(reading.test(text) for text in filters)
     column = None if sort is None else reading.name(sort.removeprefix("-"), "--sort", others)
     mapped = None if map is None else reading.name(map, "--map")
@@ -183,17 +186,20 @@ class _Reading:
     def _compared(self, node: ast.Compare, text: str) -> Test:
         sides = [node.left, *node.comparators]
         values = [self._value(side, text) for side in sides]
-        words = [isinstance(v, str) or v == Name(VERDICT) for v in values]
+        words = [v.name in WORDS if isinstance(v, Name) else isinstance(v, str) for v in values]
         signs = [COMPARED.get(type(sign)) for sign in node.ops]
         if None in signs:
             self._fail(text, "it may compare with <, <=, >, >=, == and != alone")
         if any(words):
+            what = next((v.name for v in values if isinstance(v, Name)), VERDICT)
+            known = WORDS.get(what, ())
             equality = all(isinstance(sign, ast.Eq | ast.NotEq) for sign in node.ops)
             if not (all(words) and equality):
-                self._fail(text, f"a verdict is == or != one of {', '.join(LEVELS)}")
+                what, known = next((w, WORDS[w]) for w in WORDS if w in self.places)
+                self._fail(text, f"a {what} is == or != one of {', '.join(known)}")
             for word in values:
-                if isinstance(word, str) and word not in LEVELS:
-                    self._fail(text, f"no verdict is '{word}': it is one of {', '.join(LEVELS)}")
+                if isinstance(word, str) and word not in known:
+                    self._fail(text, f"no {what} is '{word}': it is one of {', '.join(known)}")
 
         def test(facts: Facts) -> bool:
             found = [v.of(facts) if isinstance(v, Name) else v for v in values]

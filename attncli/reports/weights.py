@@ -133,10 +133,7 @@ def weights_report(
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *asides(layers)]), MEANING,
              *words_in(layers)]  # fmt: skip
     warnings = [f"not read: {why}" for why in skipped]
-    warnings += dict.fromkeys(
-        f"{lack.what}: its norm, if any, is not folded in"
-        for one in layers for lack in one.lacks if lack.option == "arch"
-    )  # fmt: skip
+    warnings += not_folded(layers)
     warnings += [] if every else ["no head passes --filter"]
     return Report(
         command="inspect",
@@ -178,17 +175,27 @@ def _scales(facts: Sequence[WeightFacts]) -> str:
     return next(iter(found)) if len(found) == 1 else f"of each layer ({len(found)})"
 
 
-def asides(layers: Sequence[Layer]) -> list[str]:
-    """Return what numbers of weights alone hold and leave out."""
+def asides(layers: Sequence[Layer], biases: bool = True) -> list[str]:
+    """Return what numbers of weights alone hold, ``biases`` too, and leave out."""
     found = ["norm gains within"] if any(a.input_norm for a in layers) else []
-    biases = {"query_bias", "qkv_bias", "q_bias"}
-    found += ["biases within"] if any(biases & a.tensors.keys() for a in layers) else []
+    roles = {"query_bias", "qkv_bias", "q_bias"} if biases else set()
+    found += ["biases within"] if any(roles & a.tensors.keys() for a in layers) else []
     found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
     behind = ["qk-norm"] * any(a.query_norm or a.key_norm for a in layers)
     behind += ["the output's norm"] * any(map(output_norm, layers))
     if behind:
         found.append(f"gains of {' and '.join(behind)} within, not what it divides by")
     return found
+
+
+def not_folded(layers: Sequence[Layer]) -> list[str]:
+    """Return a warning of layers of which nobody knows whether a norm lies before them."""
+    return list(
+        dict.fromkeys(
+            f"{lack.what}: its norm, if any, is not folded in"
+            for one in layers for lack in one.lacks if lack.option == "arch"
+        )
+    )  # fmt: skip
 
 
 def words_in(layers: Sequence[Layer]) -> list[str]:
