@@ -127,7 +127,7 @@ def _of_stream(
 
         def read(n: int, block: range = block, of: dict[int, Side] = writers) -> None:
             earlier = [w for w in block if w < n and (wanted[w] or wanted[n])]
-            readers = readers_of(layers[n]) if earlier else {}
+            readers = readers_of(layers[n], stream.centred) if earlier else {}
             for w in earlier:
                 between = stream.post_norm
                 writer = _side(stream.carried(of[w].base, w, n)) if between else of[w]
@@ -158,12 +158,13 @@ def _blocks(layers: Sequence[Layer]) -> list[range]:
 def writers_of(layer: Layer, centred: bool = False) -> Side:
     """Return what the heads of a layer write; ``centred``: without its mean, which nobody sees."""
     parts = parts_of(layer)
-    rows = _root(parts.value)[_groups(layer)].swapaxes(1, 2) @ _output(parts)  # (H, Dv, E)
+    output = _output(parts, centred)
+    rows = _root(parts.value)[_groups(layer)].swapaxes(1, 2) @ output  # (H, Dv, E)
     rows[parts.lost > 0] = np.nan
-    return _side(rows - rows.mean(-1, keepdims=True) if centred else rows)
+    return _side(rows)
 
 
-def readers_of(layer: Layer) -> dict[str, Side]:
+def readers_of(layer: Layer, centred: bool = False) -> dict[str, Side]:
     """Return what the heads of a layer read of the stream, by kind; a cross layer's only query."""
     parts = parts_of(layer)
     own, groups = _groups(layer), layer.kv_heads
@@ -173,7 +174,7 @@ def readers_of(layer: Layer) -> dict[str, Side]:
     if layer.kind == "cross":
         return found
     found["K"] = _side(k, _root(q) * gone, groups)
-    found["V"] = _side(parts.value, _root(_output(parts)) * gone, groups)
+    found["V"] = _side(parts.value, _root(_output(parts, centred)) * gone, groups)
     return found
 
 
@@ -223,12 +224,11 @@ def _root(part: Array) -> Array:
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0))[:, None]).astype(part.dtype)
 
 
-def _output(parts: Parts) -> Array:
-    """Return W_Oᵀ ``(H, Dv, Eo)``; without an output projection a head writes its values."""
-    if parts.output is not None:
-        return parts.output
-    heads, width = len(parts.query), parts.value.shape[1]
-    return np.broadcast_to(np.eye(width, dtype=parts.value.dtype), (heads, width, width))
+def _output(parts: Parts, centred: bool) -> Array:
+    """Return W_Oᵀ ``(H, Dv, E)``, without the mean of what it writes if that is ``centred``."""
+    output = parts.output
+    assert output is not None  # of layers in a stream
+    return output - output.mean(-1, keepdims=True) if centred else output
 
 
 def _groups(layer: Layer) -> Array:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attncli.files.bundle import Bundle
 from attncli.models.config import NESTED
 from attncli.models.layer import Layer, Norm
+from attncli.models.reading import FLOATS
 from attncli.models.stream import Stream, norm_at
 
 EMBEDDINGS = (
@@ -50,14 +51,14 @@ def vocabulary(stream: Stream) -> Vocabulary | None:
     beside = embedding.removesuffix(".weight").rpartition(".")[0]
     kind = "layer" if first.input_norm is None else first.input_norm.kind
     unembedding = _unembedding(first, bundle, home)
-    tied = not unembedding and first.tied is not False
+    tied = unembedding is None and first.tied is not False
     stack = stream.name.rpartition(".")[0]
     final = _first(stack, FINAL, bundle, _final_kind(stream))
     if not first.causal:
         return Vocabulary(embedding, _first(beside, EMBEDDED, bundle, kind), "", None)
     return Vocabulary(
         embedding, _first(beside, EMBEDDED[2:], bundle, kind),
-        unembedding or embedding * tied, final, tied,
+        unembedding or (embedding if tied else ""), final, tied,
     )  # fmt: skip
 
 
@@ -79,21 +80,25 @@ def _embedding(stream: Stream, bundle: Bundle) -> tuple[str, str]:
     return best
 
 
-def _unembedding(layer: Layer, bundle: Bundle, home: str) -> str:
-    """Return the name of what makes logits, on the way from the stream's part to the whole."""
+def _unembedding(layer: Layer, bundle: Bundle, home: str) -> str | None:
+    """Return the name of what makes logits, on the way from the stream's part to the whole.
+
+    None without one, '' of one whose numbers cannot be read here.
+    """
     while True:
         for leaf in UNEMBEDDINGS:
             name = ".".join(filter(None, (home, leaf, "weight")))
-            if name in bundle.tensors and _fits(bundle, name, layer):
-                return name
+            if name in bundle.tensors:
+                return name if _fits(bundle, name, layer) else ""
         if not home:
-            return ""
+            return None
         home = home.rpartition(".")[0]
 
 
 def _fits(bundle: Bundle, name: str, layer: Layer) -> bool:
     header = bundle.header(name)
-    return len(header.shape) == 2 and header.shape[1] == layer.model_dim
+    of_words = len(header.shape) == 2 and header.shape[1] == layer.model_dim
+    return of_words and header.dtype in FLOATS
 
 
 def _first(parent: str, leaves: tuple[str, ...], bundle: Bundle, kind: str) -> Norm | None:
