@@ -29,8 +29,8 @@ COLUMNS = (Shown("score"), Shown("above_chance"), Shown("deviations"))
 MAPPED = Name("above_chance")
 LISTED = 1000  # pairs in JSON; --full has all
 MEANING = (
-    "score: ‖B A‖/(‖B‖ ‖A‖) of A = W_O W_V of the earlier head and B of the later one: W_Kᵀ W_Q",
-    "(Q), W_Qᵀ W_K (K) or W_O W_V (V); no biases (Elhage et al. 2021)",
+    "score: ‖B A‖/(‖B‖ ‖A‖) of A = W_O W_V of the earlier head and B of the later one: W_Kᵀ W_Q "
+    "(Q), W_Qᵀ W_K (K) or W_O W_V (V); no biases (Elhage et al. 2021)"
 )
 
 
@@ -108,11 +108,12 @@ def composition_report(
     known = [(n, h) for n, one in enumerate(layers) for h in range(one.heads)]
     chosen = with_numbers("layer", known, [layers[n].index for n, _ in known], layer)
     chosen = with_numbers("head", chosen, [h for _, h in chosen], head)
+    among = {*chosen}
     only = None if layer is None else {layers[n].index for n, _ in chosen}
     found = compositions(every, only=only, threads=threads, progress=progress)
-    whole = _pairs(found, layers, names)
-    among = np.isin(np.arange(len(known)), [known.index(one) for one in chosen])
-    pairs = whole.only(among[whole.writer] | among[whole.reader])
+    pairs = _pairs(found, layers, names)
+    picked = np.array([one in among for one in known])
+    whole = pairs = pairs.only(picked[pairs.writer] | picked[pairs.reader])
     if asked.tests or asked.sort:
         pairs = pairs.only(np.array(asked.pick(range(len(pairs)), pairs.facts), np.int64))
     seen = mapped(asked, "layer", names, _strongest(pairs) if asked.map else {})
@@ -125,13 +126,18 @@ def composition_report(
         return [map_picture(made)] if made else []
 
     warnings = [f"not read: {why}" for why in skipped] + not_folded(layers)
-    warnings += [] if len(pairs) else ["no pair passes --filter"]
+    silent = picked & ~np.isin(np.arange(len(known)), (whole.writer, whole.reader))
+    silent &= np.isin([layers[n].name for n, _ in known], _compared(some))
+    if silent.any():
+        told = listed([whole.name(n) for n in np.flatnonzero(silent).tolist()], 6)
+        warnings.append(f"no score, weights that are 0 or not finite: {told}")
+    warnings += ["no pair passes --filter"] if asked.tests and not len(pairs) else []
     blocks: list[Block] = [_kinds(whole), *([seen.table] if seen else []),
                            _table(pairs, len(whole), full, asked)]  # fmt: skip
     return Report(
         command="inspect",
         headline=[
-            f"{len(pairs):,} pairs{f' of {len(whole):,}' * (len(pairs) < len(whole))} of heads",
+            f"{len(pairs):,} {f'of {len(whole):,} ' * (len(pairs) < len(whole))}pairs of heads",
             f"{sum(len(one.heads) for one in found):,} heads in "
             f"{counted(sum(len(one.layers) for one in some), 'attention layer')}",
         ],
@@ -146,7 +152,7 @@ def composition_report(
         notes=[
             " · ".join([*sorted({family_of(one) for one in layers} - {""}),
                         *asides(layers, biases=False)]),
-            *MEANING, *_chances(found), *_said(layers, every),
+            MEANING, _chance(found), *_said(layers, every),
         ],
     )  # fmt: skip
 
@@ -191,13 +197,13 @@ def _strongest(pairs: _Pairs) -> dict[tuple[int, int], dict[str, float]]:
     return found
 
 
-def _chances(found: Sequence[Composition]) -> list[str]:
+def _chance(found: Sequence[Composition]) -> str:
     sizes = dict.fromkeys((one.channels, one.chance) for one in found)
-    words = [f"1/√{n} = {chance:.4f}" for n, chance in sizes]
-    return [
-        f"chance: {', '.join(words)}, the root mean square for matrices in random orientation;",
-        "deviations: of score² from its mean, with these singular values in random orientation",
-    ]
+    words = ", ".join(f"1/√{n} = {chance:.4f}" for n, chance in sizes)
+    return (
+        f"chance: {words}, the root mean square for matrices in random orientation; deviations: of "
+        "score² from its mean there, with these singular values"
+    )
 
 
 def _said(layers: Sequence[Layer], every: Sequence[Stream]) -> list[str]:
@@ -210,11 +216,16 @@ def _said(layers: Sequence[Layer], every: Sequence[Stream]) -> list[str]:
         found.append(f"compared within each residual stream alone: {listed(several, 4)}")
     if any(one.kind == "cross" for one in layers):
         found.append("cross-attention reads its queries here, its keys and values elsewhere: Q")
-    inside = {id(one) for stream in every if len(stream.layers) > 1 for one in stream.layers}
-    alone = [one.label for one in layers if id(one) not in inside]
+    inside = _compared([one for one in every if len(one.layers) > 1])
+    alone = [one.label for one in layers if one.name not in inside]
     if alone:
         found.append(f"no other layer writes where these do, not compared: {listed(alone, 4)}")
     return found
+
+
+def _compared(some: Sequence[Stream]) -> list[str]:
+    """Return the names of the layers in these streams."""
+    return [layer.name for one in some for layer in one.layers]
 
 
 # -- tables -----------------------------------------------------------------------------------
