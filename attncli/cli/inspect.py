@@ -14,6 +14,7 @@ from attncli.cli.comparing import (
     compared_weights,
     two_of,
 )
+from attncli.cli.composing import composition
 from attncli.cli.groups import divided
 from attncli.cli.groups import inspect as own
 from attncli.cli.layers import many, problems_inside
@@ -54,6 +55,8 @@ def inspect(
     BUNDLE that is a checkpoint (a file, or a folder with its config.json): every attention layer
     and head from the weights alone: the largest logit of two inputs of norm 1, ranks, norms.
 
+    A checkpoint with --composition: which heads read what which earlier heads write.
+
     BUNDLEs, a folder of them, or one with layers (layers.3.query, …): one report on all heads. A
     head is layer.head; -o saves all as one capture, which compute --layer reads, too.
 
@@ -75,6 +78,7 @@ def inspect(
       attncli inspect --sweep-dim 8,64,512,1000,4096
       attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
+      attncli inspect checkpoint/ --composition --filter 'kind=="K" & from_layer<4'
       attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
       attncli inspect SmolLM2/ --probe repeat
       attncli inspect before.npz --compare after.npz --fail-on change=0.1
@@ -102,6 +106,8 @@ def inspect(
     if asked.compare is not None:
         return _compare(call, bundle or [], asked.compare, bool(reads))
     own.refuse_change(asked.fail_on)
+    if asked.composition:
+        return _compose(call, bundle or [])
     if reads:
         if not bundle or len(bundle) > 1:
             raise InputError(
@@ -164,6 +170,27 @@ def _compare(call: Call, bundle: list[str], other: str, reads: bool) -> None:
     kind, before, after = two_of(bundle[0], other)
     of_kind = compared_weights if kind == CHECKPOINT else compared
     call.run(of_kind, before=before, after=after)
+
+
+def _compose(call: Call, bundle: list[str]) -> None:
+    """Show which heads of a checkpoint read what which others write."""
+    if len(bundle) != 1:
+        raise InputError(
+            f"--composition is for one checkpoint, and there are {len(bundle)} inputs",
+            "attncli inspect checkpoint/ --composition",
+        )
+    call.check(composition)
+
+    from attncli import files
+    from attncli.models.finding import holds_layers
+
+    source = files.read(bundle[0])
+    if not holds_layers(source):
+        raise InputError(
+            f"--composition is for a checkpoint, and {bundle[0]} holds no attention layer",
+            "leave it out, or give a file or folder with the weights of a model",
+        )
+    call.run(composition, source=source, bundle=bundle[0])
 
 
 def _about_tensors(asked: own.Picked) -> bool:

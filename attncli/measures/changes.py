@@ -14,7 +14,7 @@ import numpy as np
 
 from attncli.attention.definition import stages
 from attncli.attention.problem import Problem
-from attncli.measures.circuits import Parts, parts_of
+from attncli.measures.folding import Parts, parts_of
 from attncli.measures.sample import CELLS, FEWEST, PAIR_CELLS, all_distances
 from attncli.measures.statistic import Statistic, statistic
 from attncli.models.layer import Layer

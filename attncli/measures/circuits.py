@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from attncli.measures.copying import Words, at_layer, words_of
+from attncli.measures.folding import gain_of, parts_of
 from attncli.measures.statistic import WEIGHTS, statistic
-from attncli.models.layer import Layer, Norm, Projections
-from attncli.resources import Job, Progress, run_jobs
+from attncli.models.layer import Layer
+from attncli.resources import Job, Progress, run_jobs, stages
 
 Array = np.ndarray[Any, np.dtype[Any]]
 OfCircuits = TypeVar("OfCircuits", bound=Callable[..., Array])
@@ -33,7 +35,8 @@ class Circuits:
     The norm before the projections and the biases are within. ``sizes`` are the Frobenius norms of
     W_Q, W_K, W_V and W_O (NaN without) as they are, ``(H)`` each; ``lost`` ``(H)`` counts numbers
     that are not finite; ``qk``, ``ov`` ``(H, r)`` are singular values; ``cosine`` ``(H)`` is the
-    largest of the QK circuit with that of ``other`` ``(H)``.
+    largest of the QK circuit with that of ``other`` ``(H)``; ``copies``, ``matches`` ``(H)`` are of
+    the eigenvalues of circuits from tokens to tokens, NaN where there are no embeddings.
     """
 
     layer: Layer
@@ -43,6 +46,8 @@ class Circuits:
     ov: Array
     cosine: Array
     other: Array
+    copies: Array
+    matches: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +97,8 @@ def logit_bound(circuits: Circuits) -> Array:
     layer = circuits.layer
     if layer.query_norm is None or layer.key_norm is None:
         return np.full(layer.heads, np.nan)
-    gains = [_gain(layer, norm) for norm in (layer.query_norm, layer.key_norm)]
-    return np.full(layer.heads, gains[0] * gains[1] * layer.head_dim * abs(layer.scale))
+    most = [float(np.abs(gain_of(layer, n)).max()) for n in (layer.query_norm, layer.key_norm)]
+    return np.full(layer.heads, most[0] * most[1] * layer.head_dim * abs(layer.scale))
 
 
 @of_circuits(source="Roy & Vetterli 2007", heading="QK rank", keep=8)
@@ -142,6 +147,18 @@ def output_norm(circuits: Circuits) -> Array:
 def similarity(circuits: Circuits) -> Array:
     """The largest |cosine| of the QK circuit with another head's; NaN where not looked at."""
     return circuits.cosine
+
+
+@of_circuits(source="Elhage et al. 2021", heading="copies", keep=3)
+def copying(circuits: Circuits) -> Array:
+    """Σλ/Σ|λ| of W_U W_O W_V W_E: 1 where tokens seen become likelier; NaN without embeddings."""
+    return circuits.copies
+
+
+@of_circuits(source="Elhage et al. 2021", heading="matches", keep=3)
+def matching(circuits: Circuits) -> Array:
+    """Σλ/Σ|λ| of W_Eᵀ W_Qᵀ W_K W_E: 1 where tokens attend to themselves and their like."""
+    return circuits.matches
 
 
 @statistic("weights", kind="count")
@@ -205,111 +222,35 @@ def weight_facts(
     layers' weights are in memory as there are threads.
     """
     found: list[WeightFacts | None] = [None] * len(layers)
+    part = stages(progress, (1, 3))
+    words = words_of(layers, threads=threads, progress=next(part))
 
     def measure(n: int) -> None:
-        found[n] = layer_facts(layers[n])
+        known = words.get(layers[n].name)
+        found[n] = layer_facts(layers[n], at_layer(*known) if known else None)
 
     jobs: list[Job] = [partial(measure, n) for n in range(len(layers))]
-    run_jobs(jobs, threads, False, progress)
+    run_jobs(jobs, threads, False, next(part))
     return [one for one in found if one is not None]
 
 
-def layer_facts(layer: Layer) -> WeightFacts:
+def layer_facts(layer: Layer, words: Words | None = None) -> WeightFacts:
     """Return the facts of a layer, in its weights' precision (float32 at least)."""
-    circuits = circuits_of(layer)
+    circuits = circuits_of(layer, words)
     return WeightFacts(layer, {name: WEIGHTS[name].formula(circuits) for name in OF_LAYERS})
 
 
-def circuits_of(layer: Layer) -> Circuits:
+def circuits_of(layer: Layer, words: Words | None = None) -> Circuits:
     """Return the weights of a layer by head, decomposed."""
-    q, k, v, o, lost, sizes = parts_of(layer)
+    parts, words = parts_of(layer), words or Words(None, None)
+    q, k, v, o, lost, sizes = parts
     own = np.arange(layer.heads) // (layer.heads // layer.kv_heads)
     qk = _values(_factors(q), _factors(k)[own])
     right = _factors(v)[own]
     ov = np.linalg.svd(right, compute_uv=False) if o is None else _values(_factors(o), right)
     cosine, other = _similarity(q, k)
-    return Circuits(layer, sizes, lost, qk, ov, cosine, other)
-
-
-class Parts(NamedTuple):
-    """The weights of a layer by head, the norm before them and the biases within.
-
-    ``query`` ``(H, D, E + 1)``, ``key`` ``(G, D, Ek + 1)``, ``value`` ``(G, Dv, Ev)``, ``output``
-    ``(H, Dv, Eo)`` or None; ``lost`` and ``sizes`` as of Circuits. Where numbers were lost, 0
-    stands for what is not finite.
-    """
-
-    query: Array
-    key: Array
-    value: Array
-    output: Array | None
-    lost: Array
-    sizes: tuple[Array, Array, Array, Array]
-
-
-def parts_of(layer: Layer) -> Parts:
-    """Return the weights of a layer by head."""
-    made = layer.projections()
-    heads, groups = layer.heads, layer.kv_heads
-    q = made.query.reshape(heads, -1, made.query.shape[1])  # (H, D, E)
-    k = made.key.reshape(groups, -1, made.key.shape[1])  # (G, D, Ek)
-    v = made.value.reshape(groups, -1, made.value.shape[1])  # (G, Dv, Ev)
-    o = None
-    if made.output is not None:
-        o = made.output.T.reshape(heads, -1, made.output.shape[0])  # (H, Dv, Eo)
-    own = np.arange(heads) // (heads // groups)
-    lost = _nonfinite(q) + _nonfinite(k)[own] + _nonfinite(v)[own]
-    lost = lost if o is None else lost + _nonfinite(o)
-    sizes = _norms(q), _norms(k)[own], _norms(v)[own], np.full(heads, np.nan)
-    sizes = sizes if o is None else (*sizes[:3], _norms(o))
-    q, k, v = _folded(layer, made, q, k, v)
-    spoilt = [_nonfinite(part) > 0 for part in (q, k, v)]  # by a norm's gain or a bias as well
-    lost = np.maximum(lost, spoilt[0] | spoilt[1][own] | spoilt[2][own])
-    if lost.any():  # they would stop the decompositions
-        q, k, v = (np.nan_to_num(part, nan=0, posinf=0, neginf=0) for part in (q, k, v))
-        o = None if o is None else np.nan_to_num(o, nan=0, posinf=0, neginf=0)
-    return Parts(q, k, v, o, lost, sizes)
-
-
-def _folded(
-    layer: Layer, made: Projections, q: Array, k: Array, v: Array
-) -> tuple[Array, Array, Array]:
-    """Return the projections with the norm before them and the biases within, ``(…, D, E + 1)``.
-
-    W(g∘x + b) + c is (W∘g)x + (Wb + c): the gain belongs to the columns, the rest is one more
-    column, whose input is constant. It is divided by √E, since a norm leaves inputs of norm √E and
-    these numbers are those of norm 1. Where the norm centres x, W∘g sees no mean. A key's
-    constant adds the same to all scores of a row and falls out of the softmax, unless RoPE turns
-    it; a value's is added to every output, and is no part of what a head reads.
-    """
-    norm = layer.input_norm
-
-    def fold(part: Array, bias: Array | None, normed: bool) -> tuple[Array, Array]:
-        constant = np.zeros(part.shape[:2], part.dtype)  # (…, D)
-        if bias is not None:
-            constant = constant + bias.reshape(constant.shape)
-        if norm is None or not normed:
-            return part, constant
-        if norm.biases:
-            constant = constant + part @ layer.tensor(norm.biases[0])
-        if norm.weights:
-            gain = layer.tensor(norm.weights[0])
-            part = part * (gain + 1 if norm.kind.endswith("+1") else gain)
-        return part - part.mean(-1, keepdims=True) if norm.centred else part, constant
-
-    def joined(part: Array, constant: Array) -> Array:
-        column = constant[..., None] / np.sqrt(part.shape[-1], dtype=part.dtype)
-        return np.concatenate([part, column], axis=-1)  # (…, D, E + 1)
-
-    own = layer.kind == "self"  # a cross layer's keys and values come from another norm
-    q, constant = fold(q, made.query_bias, True)
-    k, falls_out = fold(k, made.key_bias, own)
-    v, _ = fold(v, None, own)
-    return joined(q, constant), joined(k, falls_out if layer.rope else 0 * falls_out), v
-
-
-def _nonfinite(part: Array) -> Array:
-    return np.asarray((~np.isfinite(part)).sum((1, 2)))
+    copies, matches = words.copying(parts), words.matching(parts)
+    return Circuits(layer, sizes, lost, qk, ov, cosine, other, copies, matches)
 
 
 def _factors(part: Array) -> Array:
@@ -329,10 +270,6 @@ def _factors(part: Array) -> Array:
 def _values(left: Array, right: Array) -> Array:
     """Return the singular values of each Wᵀ W′, ``(H, r)``, from the factors of both."""
     return np.linalg.svd(left @ right.swapaxes(1, 2), compute_uv=False)
-
-
-def _norms(part: Array) -> Array:
-    return np.asarray(np.sqrt(np.einsum("hde,hde->h", part, part, dtype=np.float64)))
 
 
 def effective_ranks(values: Array) -> Array:
@@ -375,11 +312,6 @@ def _products(ours: Array, others: Array) -> Array:
     """
     flat = ours.reshape(-1, ours.shape[-1]) @ others.reshape(-1, others.shape[-1]).T
     return flat.reshape(*ours.shape[:2], *others.shape[:2])
-
-
-def _gain(layer: Layer, norm: Norm) -> float:
-    weights = np.concatenate([np.atleast_1d(layer.tensor(name)).ravel() for name in norm.weights])
-    return float(np.abs(weights + (norm.kind == "rms+1")).max())
 
 
 def judged(facts: Sequence[WeightFacts]) -> Iterator[list[dict[str, float]]]:

@@ -112,6 +112,7 @@ class Layer:
     ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
     unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
     was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role.
+    ``tied`` is what config.json says of logits: whether the embedding makes them.
     ``siblings`` are all layers of the checkpoint, this one too, where it was chosen among them.
     """
 
@@ -150,6 +151,7 @@ class Layer:
     forced: bool = False
     notes: tuple[str, ...] = ()
     transposed: bool = False
+    tied: bool | None = None
     tensors: Mapping[str, str] = field(default_factory=dict)
     bundle: Bundle | None = field(default=None, repr=False, compare=False)
     siblings: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
@@ -209,12 +211,12 @@ class Layer:
     def tensor(self, name: str) -> Array:
         """Return a tensor by its name, at least float32: exact for float16 and bfloat16."""
         assert self.bundle is not None
-        array = np.asarray(self.bundle.tensors[name])
-        if array.dtype == np.int64:  # as JSON has whole numbers; what is quantised is narrower
-            array = array.astype(np.float64)
-        if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-            raise InputError(f"{name} is {array.dtype}, which is not a weight's type", PLAIN)
-        return array.astype(np.float32) if array.dtype.itemsize < 4 else array
+        return _wide(name, np.asarray(self.bundle.tensors[name]))
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """Return some rows of a tensor as ``tensor`` does all: the others are not read."""
+        assert self.bundle is not None
+        return _wide(name, np.asarray(self.bundle.tensors[name][start:stop]))
 
     def projections(self) -> Projections:
         """Read the weights and bring them into one form, whatever their packing."""
@@ -262,6 +264,15 @@ class Layer:
             return q, k, v
         q, k, v = np.split(fused, [h * d, h * d + (len(fused) - h * d) // 2])
         return q, k, v
+
+
+def _wide(name: str, array: Array) -> Array:
+    """Return a weight in float32 or wider; InputError for what is none."""
+    if array.dtype == np.int64:  # as JSON has whole numbers; what is quantised is narrower
+        array = array.astype(np.float64)
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+        raise InputError(f"{name} is {array.dtype}, which is not a weight's type", PLAIN)
+    return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 
 def _turn(array: Array) -> Array:

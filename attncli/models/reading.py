@@ -34,6 +34,8 @@ class Reading:
         self.label = found.parent or found.layout.name
         chain = configs.parts_of(config or {}, found.parent)
         self.config = chain[-1]
+        self.tied = next((one["tie_word_embeddings"] for one in reversed(chain)
+                          if type(one.get("tie_word_embeddings")) is bool), None)  # fmt: skip
         self.notes: list[str] = []
         self.lacks: list[Lack] = []
         self.forced = arch != "auto"
@@ -101,7 +103,7 @@ class Reading:
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
-            notes=tuple(self.notes), transposed=transposed,
+            notes=tuple(self.notes), transposed=transposed, tied=self.tied,
             tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
             bundle=self.bundle,
         )  # fmt: skip

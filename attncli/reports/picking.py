@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from attncli.errors import InputError, listed, nearest
+from attncli.measures.composition import KINDS
 from attncli.measures.policy import LEVELS
 from attncli.measures.statistic import Statistic
 from attncli.reports.blocks import Column, Records, Table
@@ -27,13 +28,18 @@ Facts = Mapping[str, Any]
 Test = Callable[[Facts], Any]
 
 VERDICT = "verdict"
+#: What is no number, and the words that it may be, in their order.
+WORDS: Mapping[str, Sequence[str]] = {VERDICT: LEVELS, "kind": KINDS}
 COMPARED: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.Eq: operator.eq, ast.NotEq: operator.ne,
 }  # fmt: skip
 #: Signs outside of quotes bind less than comparisons here, as people write them.
 SIGNS = re.compile(r"""(?P<quoted>'[^']*'|"[^"]*")|(?P<and>&&?)|(?P<or>\|\|?)|(?P<not>~)""")
-EXAMPLE = "as in --filter 'entropy<0.5 & verdict!=\"ok\"'"
+EXAMPLES = {
+    VERDICT: "as in --filter 'entropy<0.5 & verdict!=\"ok\"'",
+    "kind": "as in --filter 'score>0.1 & kind==\"K\"'",
+}
 
 
 def is_expression(text: str) -> bool:
@@ -104,20 +110,20 @@ class Picking:
 
 def _rank(key: Name, facts: Facts) -> Any:
     value = key.of(facts)
-    return LEVELS.index(value) if key.name == VERDICT else value
+    return WORDS[key.name].index(value) if key.name in WORDS else value
 
 
 def picking(
     registry: Mapping[str, Statistic], places: Sequence[str], *,
     filters: Collection[str] = (), sort: str | None = None, map: str | None = None,
-    others: Collection[str] = (),
+    others: Collection[str] = (), word: str = VERDICT,
 ) -> Picking:  # fmt: skip
     """Return what was asked for. ``places`` name where a head stands, such as layer and head.
 
-    ``others`` are what else --sort knows, in files without heads. Raises InputError for a name that
-    no head has, and for what is no expression.
+    ``word`` is what else is known of it, of WORDS. ``others`` are what else --sort knows, in files
+    without heads. Raises InputError for a name that no head has, and for what is no expression.
     """
-    reading = _Reading(registry, (*places, VERDICT))
+    reading = _Reading(registry, places, word)
     tests = tuple(reading.test(text) for text in filters)
     column = None if sort is None else reading.name(sort.removeprefix("-"), "--sort", others)
     mapped = None if map is None else reading.name(map, "--map")
@@ -130,8 +136,11 @@ def picking(
 class _Reading:
     """Reads names and expressions about heads."""
 
-    def __init__(self, registry: Mapping[str, Statistic], places: Sequence[str]) -> None:
-        self.registry, self.places = registry, places
+    def __init__(
+        self, registry: Mapping[str, Statistic], places: Sequence[str], word: str
+    ) -> None:  # fmt: skip
+        self.registry, self.places, self.word = registry, (*places, word), word
+        self.example = EXAMPLES[word]
         self.named: list[Name] = []
 
     def name(self, text: str, option: str, others: Collection[str] = ()) -> Name:
@@ -144,16 +153,17 @@ class _Reading:
             name, _, quantile = text.rpartition(sign)
             if name in self.registry and quantile in self.registry[name].quantiles:
                 return Name(name, quantile)
-        likely = nearest(text, [*self.registry, *self.places, *others], "")
+        names = [*self.registry, *(self.places if option != "--map" else ())]
+        likely = nearest(text, [*names, *others], "")
         raise InputError(
             f"unknown name '{text}' in {option}",
-            likely or f"names are such as {listed([*self.registry, *self.places], 6)}",
+            likely or f"names are such as {listed(names, 6)}",
         )
 
     def test(self, text: str) -> Test:
         """Return whether a head passes an expression such as ``entropy<0.5 & layer>3``."""
         if not is_expression(text):
-            raise InputError(f"--filter '{text}' compares nothing", EXAMPLE)
+            raise InputError(f"--filter '{text}' compares nothing", self.example)
 
         def sign(found: re.Match[str]) -> str:
             return found["quoted"] or f" {found.lastgroup} "
@@ -163,10 +173,10 @@ class _Reading:
                 tree = ast.parse(SIGNS.sub(sign, text).strip(), mode="eval")
             return self._part(tree.body, text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise InputError(f"--filter '{text}' cannot be read", EXAMPLE) from None
+            raise InputError(f"--filter '{text}' cannot be read", self.example) from None
 
     def _fail(self, text: str, what: str) -> NoReturn:
-        raise InputError(f"--filter '{text}': {what}", EXAMPLE)
+        raise InputError(f"--filter '{text}': {what}", self.example)
 
     def _part(self, node: ast.expr, text: str) -> Test:
         if isinstance(node, ast.BoolOp):
@@ -183,17 +193,20 @@ class _Reading:
     def _compared(self, node: ast.Compare, text: str) -> Test:
         sides = [node.left, *node.comparators]
         values = [self._value(side, text) for side in sides]
-        words = [isinstance(v, str) or v == Name(VERDICT) for v in values]
+        words = [v.name in WORDS if isinstance(v, Name) else isinstance(v, str) for v in values]
         signs = [COMPARED.get(type(sign)) for sign in node.ops]
         if None in signs:
             self._fail(text, "it may compare with <, <=, >, >=, == and != alone")
         if any(words):
+            what = next((v.name for v in values if isinstance(v, Name)), VERDICT)
+            known = WORDS.get(what, ())
             equality = all(isinstance(sign, ast.Eq | ast.NotEq) for sign in node.ops)
             if not (all(words) and equality):
-                self._fail(text, f"a verdict is == or != one of {', '.join(LEVELS)}")
+                known = WORDS[self.word]
+                self._fail(text, f"a {self.word} is == or != one of {', '.join(known)}")
             for word in values:
-                if isinstance(word, str) and word not in LEVELS:
-                    self._fail(text, f"no verdict is '{word}': it is one of {', '.join(LEVELS)}")
+                if isinstance(word, str) and word not in known:
+                    self._fail(text, f"no {what} is '{word}': it is one of {', '.join(known)}")
 
         def test(facts: Facts) -> bool:
             found = [v.of(facts) if isinstance(v, Name) else v for v in values]

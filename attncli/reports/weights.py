@@ -16,8 +16,20 @@ from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
 from attncli.models.layer import Layer
+from attncli.models.stream import output_norm, streams
+from attncli.models.vocabulary import vocabulary
 from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table
-from attncli.reports.heads import WHOLE, Shown, alike, cells, columns, first, reasons, telling
+from attncli.reports.heads import (
+    WHOLE,
+    Shown,
+    alike,
+    cells,
+    columns,
+    first,
+    known,
+    reasons,
+    telling,
+)
 from attncli.reports.layers import family_of, layer_data, short_name
 from attncli.reports.picking import Name, Picking, mapped
 from attncli.reports.selection import excerpt, with_numbers
@@ -27,8 +39,8 @@ __all__ = ["holds_layers", "weights_report"]
 
 EDGE = 16  # layers at both ends of many
 HEAD = tuple(
-    map(Shown, ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "query_norm", "key_norm",
-                "value_norm", "output_norm"))
+    map(Shown, ("largest_logit", "qk_rank", "ov_norm", "ov_rank", "copying", "matching",
+                "query_norm", "key_norm", "value_norm", "output_norm"))
 )  # fmt: skip
 DRAWN = tuple(Name(one.name) for one in HEAD[:4])
 #: What heads have that are judged by their weights.
@@ -118,12 +130,10 @@ def weights_report(
     blocks.append(_head_table(every, full, asked))
     blocks += reasons(every, lambda head: head.name, _gravity, WHOLE)
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
-    notes = [" · ".join([*families, f"scale {_scales(facts)}", *asides(layers)]), MEANING]
+    notes = [" · ".join([*families, f"scale {_scales(facts)}", *asides(layers)]), MEANING,
+             *words_in(layers)]  # fmt: skip
     warnings = [f"not read: {why}" for why in skipped]
-    warnings += dict.fromkeys(
-        f"{lack.what}: its norm, if any, is not folded in"
-        for one in layers for lack in one.lacks if lack.option == "arch"
-    )  # fmt: skip
+    warnings += not_folded(layers)
     warnings += [] if every else ["no head passes --filter"]
     return Report(
         command="inspect",
@@ -165,14 +175,37 @@ def _scales(facts: Sequence[WeightFacts]) -> str:
     return next(iter(found)) if len(found) == 1 else f"of each layer ({len(found)})"
 
 
-def asides(layers: Sequence[Layer]) -> list[str]:
-    """Return what numbers of weights alone hold and leave out."""
+def asides(layers: Sequence[Layer], biases: bool = True) -> list[str]:
+    """Return what numbers of weights alone hold, ``biases`` too, and leave out."""
     found = ["norm gains within"] if any(a.input_norm for a in layers) else []
-    biases = {"query_bias", "qkv_bias", "q_bias"}
-    found += ["biases within"] if any(biases & a.tensors.keys() for a in layers) else []
+    roles = {"query_bias", "qkv_bias", "q_bias"} if biases else set()
+    found += ["biases within"] if any(roles & a.tensors.keys() for a in layers) else []
     found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
-    found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
+    behind = ["qk-norm"] * any(a.query_norm or a.key_norm for a in layers)
+    behind += ["the output's norm"] * any(map(output_norm, layers))
+    if behind:
+        found.append(f"gains of {' and '.join(behind)} within, not what it divides by")
     return found
+
+
+def not_folded(layers: Sequence[Layer]) -> list[str]:
+    """Return a warning of layers of which nobody knows whether a norm lies before them."""
+    return list(
+        dict.fromkeys(
+            f"{lack.what}: its norm, if any, is not folded in"
+            for one in layers for lack in one.lacks if lack.option == "arch"
+        )
+    )  # fmt: skip
+
+
+def words_in(layers: Sequence[Layer]) -> list[str]:
+    """Return a line on the embeddings through which heads are seen."""
+    found = []
+    for one in filter(None, map(vocabulary, streams(layers))):
+        logits = f", logits {one.unembedding}" if one.unembedding else ""
+        logits = ", logits by the same (tied)" if one.tied else logits
+        found.append(f"copies, matches: Σλ/Σ|λ| between words of {one.embedding}{logits}")
+    return list(dict.fromkeys(found))
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -231,7 +264,7 @@ def _head_table(every: Sequence[_Head], full: bool, asked: Picking) -> Table:
     else:
         told = [head for head in every if head.verdict.findings]
         shown, part, gap = telling(every, told, _gravity, "those that stand out", full)
-    named = asked.shown(HEAD)
+    named = known(asked.shown(HEAD), [head.facts.of_head(head.head) for head in every])
     rows = []
     for head in shown:
         own = head.facts.of_head(head.head)

@@ -43,6 +43,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "inspect tensors": (("tensors",), "inspect tensors.npz"),
     "inspect header": (("header",), "inspect qkv.npz --header"),
     "inspect checkpoint": (("checkpoint",), "inspect layer.npz"),
+    "inspect composition": (("composition",), "inspect two.npz --composition"),
     "inspect many": (("many",), "inspect layers.npz"),
     "inspect weights": (("health",), "inspect weights.npy"),
     "inspect reading": (("reading",), "inspect llama --ids positions.npy"),
@@ -52,7 +53,7 @@ CALLS: dict[str, tuple[tuple[str, ...], str]] = {
         ("compared_models",), "inspect llama --ids positions.npy --compare llama",
     ),
 }  # fmt: skip
-READ = {"text", "ids", "image", "audio", "probe", "compare"}
+READ = {"text", "ids", "image", "audio", "probe", "compare", "composition"}
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},
@@ -65,7 +66,8 @@ CHOOSES = {
     "inspect checkpoint": {"query", "header", "filter", "sort", *READ},
     "inspect lines": {"query", *READ},
     "inspect many": {"query", "header", *READ},
-    "inspect header": {"compare"},
+    "inspect header": {"compare", "composition"},
+    "inspect composition": {"compare"},
     "inspect reading": READ,
     "inspect compared": READ,
     "inspect compared_weights": READ,

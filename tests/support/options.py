@@ -38,7 +38,7 @@ VALUES = {
     "filter": "q*", "sort": "-name", "map": "entropy", "query_start": "1",
     "compare": "more.npz", "text": "a", "ids": "positions.npy", "image": "a.png", "audio": "a.wav",
     "probe": "repeat:4",
-    "attention_weights": "weights.npy",
+    "attention_weights": "weights.npy", "composition": "",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what
@@ -71,5 +71,7 @@ def write_files(folder: Path) -> None:
     np.save(folder / "weights.npy", np.full((2, 3, 3), 1 / 3))
     layer = {name: rng.normal(size=(8, 8)) for name in ("wq", "wk", "wv", "wo")}
     np.savez(folder / "layer.npz", **layer)
+    two = {f"layers.{n}.{name}": rng.normal(size=(8, 8)) for n in range(2) for name in layer}
+    np.savez(folder / "two.npz", **two)
     (folder / "config.json").write_text('{"num_attention_heads": 4}')  # beside the layer
     np.savez(folder / "tensors.npz", a=rng.normal(size=(3, 4)), b=np.zeros(2))

@@ -254,6 +254,21 @@ class Compared(Group, panel=HEALTH):
     ] = None
 
 
+class Composed(Group, panel=HEALTH):
+    """Heads of a checkpoint in pairs."""
+
+    composition: Annotated[
+        bool,
+        option(
+            "--composition",
+            help="Of a checkpoint: which heads read what which earlier heads write, as queries, "
+            "keys or values (Q-, K-, V-composition), strongest first. kind, from_layer, from_head, "
+            "to_layer, to_head, score, above_chance, deviations are names for --sort, --filter, "
+            "--map.",
+        ),
+    ] = False
+
+
 class Model(Heads, HeadDim, Architecture):
     """How the weights of a checkpoint are to be understood."""
 
@@ -279,9 +294,8 @@ class Many(
 
 
 class Everything(
-    Problem, Weights, HeadDim, Architecture, Reads, Compared, Changes, Sweep, Verdicts, Placed,
-    Seed, Header,
-    Engine, Layers, Elements, Picked, Map, Shades,
+    Problem, Weights, HeadDim, Architecture, Reads, Compared, Composed, Changes, Sweep, Verdicts,
+    Placed, Seed, Header, Engine, Layers, Elements, Picked, Map, Shades,
 ):  # fmt: skip
     """The options of all modes, in the order of the help."""
 

@@ -1,0 +1,53 @@
+"""``attncli inspect CHECKPOINT --composition``: which heads read what which others write."""
+
+# No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
+
+from typing import TYPE_CHECKING
+
+from attncli.cli import groups, output
+from attncli.cli.groups import inspect as own
+from attncli.cli.options import mode
+
+if TYPE_CHECKING:
+    from attncli import files
+
+
+@mode("the composition of heads (--composition)", "leave one of the two out")
+def composition(
+    source: "files.Bundle",
+    *,
+    bundle: str,
+    composition: bool,
+    model: own.Model,
+    where: own.Layers,
+    head: str | None,
+    picked: own.Picked,
+    map: str | None,
+    threads: int | None,
+    full: bool,
+    drawn: groups.Drawn,
+    printed: groups.Printed,
+) -> None:
+    """Print a row a pair of heads, the strongest first."""
+    page = output.page_of(printed, drawn=drawn)
+    output.keep_inputs(page, [bundle])
+
+    from attncli import render
+    from attncli.measures.composition import PAIRS
+    from attncli.models import finding
+    from attncli.reports.composition import PLACES, composition_report
+    from attncli.reports.picking import picking
+
+    asked = picking(
+        PAIRS, PLACES, filters=picked.filter or (), sort=picked.sort, map=map, word="kind"
+    )
+    read, beside = finding.read_config, finding.config_beside
+    config = read(model.config) if model.config is not None else beside(bundle)
+    with render.progress("layers") as progress:
+        report = composition_report(
+            source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
+            head_dim=model.head_dim, layer=where.layer, head=head, asked=asked, full=full,
+            threads=threads, progress=progress,
+        )  # fmt: skip
+    render.show_warnings(report.warnings)
+    output.finish(report, page, printed)
