@@ -29,8 +29,8 @@ def weights_in(folder: str) -> str:
     """Return the path of the file in a folder that holds its weights, or FileError."""
     with reading(folder):
         names = sorted(os.listdir(folder))
-    tensors = [n for n in names if n.endswith(".safetensors")]
-    for name in (*WANTED, *(tensors if len(tensors) == 1 else ())):
+    lone = [[n for n in names if n.endswith(kind)] for kind in (".safetensors", ".gguf")]
+    for name in (*WANTED, *(name for some in lone if len(some) == 1 for name in some)):
         if name in names:
             return os.path.join(folder, name)
     holds = (
