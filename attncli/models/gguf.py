@@ -20,7 +20,7 @@ from attncli.errors import InputError, closest
 from attncli.files.bundle import Bundle
 from attncli.files.formats.entry import Array
 from attncli.files.formats.gguf import QUANTISED
-from attncli.models.lazily import Change, changed
+from attncli.models.lazily import Change, changed, with_entries
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Arch:
     """A row: the model_type, what the converter changes, and members that the keys do not say.
 
     ``permuted``: rows of q and k. ``shifted``: norms have 1 added. ``wide`` is the number of blocks
-    of the one model whose scale is 1/√(hidden/heads), as llama.cpp tells it by.
+    of the one model whose scale is 1/√(hidden/heads), as llama.cpp tells it by. ``note`` says what
+    the format has no place for.
     """
 
     family: str
@@ -36,21 +37,26 @@ class Arch:
     shifted: bool = False
     wide: int = 0
     members: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
 
+
+_WINDOW = "GGUF of this architecture has no sliding window: one of {} is lost (--mask)"
 
 #: general.architecture of those that are read.
 ARCHS: Mapping[str, Arch] = {
     **{
         name: Arch(name, permuted=True)
-        for name in ("llama", "granite", "granitemoe", "arcee", "smollm3", "olmo")
+        for name in ("granite", "granitemoe", "arcee", "smollm3", "olmo")
     },
+    "llama": Arch("llama", permuted=True, note=_WINDOW.format("Mistral")),
     **{
         name: Arch(name)
         for name in (
-            "qwen2", "qwen3", "phi3", "gpt2", "bloom", "mpt", "falcon", "starcoder2", "stablelm",
+            "qwen2", "qwen3", "phi3", "gpt2", "bloom", "mpt", "falcon", "stablelm",
             "cohere2", "olmo2", "olmoe", "glm4", "seed_oss", "apertus", "dots1", "ernie4_5", "bert",
         )
     },
+    "starcoder2": Arch("starcoder2", note=_WINDOW.format("StarCoder2")),
     "qwen2moe": Arch("qwen2_moe"),
     "qwen3moe": Arch("qwen3_moe"),
     "phi2": Arch("phi"),
@@ -115,6 +121,7 @@ def plain(bundle: Bundle) -> tuple[Bundle, dict[str, Any]]:
         )
     config = _config(bundle, str(arch), row)
     notes = [f"config.json's members are those of the keys of GGUF's {arch}"]
+    notes += [row.note] if row.note else []
     types = Counter(bundle.header(name).dtype for name in bundle.tensors)
     some = {name: count for name, count in types.items() if name in QUANTISED}
     if some:
@@ -131,7 +138,12 @@ def plain(bundle: Bundle) -> tuple[Bundle, dict[str, Any]]:
             changes[name] = np.asarray
     if row.permuted:
         notes.append("rows of q and k are put back where llama.cpp's converter took them from")
-    return changed(bundle, changes, notes), config
+    other = [  # where there are two norms, as in Falcon, the first is the MLP's alone
+        name.replace(".attn_norm_2.", ".attn_norm.")
+        for name in bundle.tensors
+        if ".attn_norm_2." in name
+    ]
+    return with_entries(changed(bundle, changes, notes), {}, other), config
 
 
 def _heads(config: Mapping[str, Any], part: str, bundle: Bundle, name: str) -> int:

@@ -45,7 +45,8 @@ def write(model: Any, path: str, kind: str = "F32") -> None:
     names = gguf.get_tensor_name_map(number, layers)
     for name, array in _tensors(model, config).items():
         stem, _, part = name.rpartition(".")
-        known = names.get_name(stem) or names.get_name(f"model.{stem}")
+        whole = (names.get_name(wrap + stem) for wrap in ("", "model.", "transformer."))
+        known = next(filter(None, whole), None)
         if known is None or not known.startswith("blk.") or ".ffn" in known or "exps" in known:
             continue
         if name.endswith("weight") and array.ndim == 2 and "norm" not in known:
@@ -155,7 +156,7 @@ def _tensors(model: Any, config: Any) -> dict[str, Array]:
         if "_layernorm.norms." in name:  # StableLM's, one a head
             norms.setdefault(name.partition(".norms.")[0] + ".weight", []).append(array)
             continue
-        found[name] = array
+        found[name + ".weight" * name.endswith("sinks")] = array
     return found | {name: np.stack(some) for name, some in norms.items()}
 
 
