@@ -160,7 +160,7 @@ def _scaled(bundle: Bundle, config: Config) -> Bundle:
         if not found or weight not in names or is_packed(weight, names):
             continue
         header = bundle.header(weight)
-        if not _is_low(header):
+        if not _is_low(header, name, config):
             continue
         words = _way(header, bundle.header(name), name, config)
         kinds[words] = kinds.get(words, 0) + 1
@@ -187,8 +187,13 @@ def _scaled(bundle: Bundle, config: Config) -> Bundle:
     return with_entries(bundle, entries, (*spent, *other), notes)
 
 
-def _is_low(header: Header) -> bool:
-    return header.dtype == "int8" or header.dtype.startswith("float8_e")
+def _is_low(header: Header, scale: str, config: Config) -> bool:
+    """Whether a weight is a number a place: int8 may also be two of 4 bits."""
+    said = config.get("quantization_config")
+    whole = isinstance(said, dict) and said.get("format") == "int-quantized"
+    return header.dtype.startswith("float8_e") or (
+        header.dtype == "int8" and (whole or scale.endswith(".SCB"))
+    )
 
 
 def _is_fp8(bundle: Bundle, name: str) -> bool:
@@ -209,7 +214,10 @@ def _entry(bundle: Bundle, weight: str, scale: str, config: Config) -> Entry:
     header = bundle.header(weight)
 
     def load() -> Array:
-        factor = np.asarray(bundle.tensors[scale]).astype(np.float32)
+        factor = np.asarray(bundle.tensors[scale])
+        if factor.dtype == np.uint8:  # exponents: E8M0
+            factor = np.exp2(factor.astype(np.float32) - 127)
+        factor = factor.astype(np.float32)
         if scale.endswith(".SCB"):
             factor = factor / np.float32(127)
         stored = np.asarray(bundle.tensors[weight]).astype(np.float32)
@@ -218,14 +226,20 @@ def _entry(bundle: Bundle, weight: str, scale: str, config: Config) -> Entry:
     return made(load, header)
 
 
-def _sides(config: Config) -> tuple[int, ...]:
+def _sides(config: Config) -> tuple[int, int]:
     """Return the sides of a block, as quantization_config says them."""
     said = config.get("quantization_config")
-    block = said.get("weight_block_size") if isinstance(said, dict) else None
-    fits = (
-        isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
-    )
-    return tuple(block) if fits and isinstance(block, list) else BLOCK
+    said = said if isinstance(said, dict) else {}
+    groups = said.get("config_groups")
+    weights = [g.get("weights") for g in groups.values()] if isinstance(groups, dict) else []
+    found = [said.get("weight_block_size")]
+    found += [of.get("block_structure") for of in weights if isinstance(of, dict)]
+    for block in found:
+        if isinstance(block, list) and len(block) == 2:
+            if not all(type(n) is int and n > 0 for n in block):
+                raise InputError(f"config.json: a block is {block}", "expected two whole numbers")
+            return block[0], block[1]
+    return BLOCK
 
 
 def _way(header: Header, scale: Header, name: str, config: Config) -> str:

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from attncli.attention.rope import SCALINGS
-from attncli.errors import InputError
-from attncli.files import read
-from attncli.models.finding import every_layer, find_layers
+from attncli.models.finding import every_layer
 from attncli.models.layer import Layer
 from attncli.studies.layer import multihead
 
