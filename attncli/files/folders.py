@@ -15,7 +15,7 @@ from attncli.files.formats.entry import Entry, demand_regular, reading
 INDEX = ".safetensors.index.json"
 #: What files of problems in a folder end in; and what says that a folder is a checkpoint.
 CAPTURES = (".safetensors", ".npz", ".json")
-CONFIGS = ("config.json", "params.json")
+CONFIGS = ("config.json", "params.json", "adapter_config.json")
 #: Where a folder has its weights; an index comes before a single file of the same kind.
 WANTED = (
     "model.safetensors.index.json",

@@ -98,7 +98,7 @@ def _said(adapter: Bundle) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise InputError(
             f"{adapter.source} is an adapter and {CONFIG} is not beside it",
-            "it says α and the rank, by which its weights are scaled",
+            "it says α, by which its weights are scaled; or merge it into its model and save that",
         )
     return read_config(path, f"an adapter's {CONFIG}")
 

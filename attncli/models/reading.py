@@ -116,7 +116,9 @@ class Reading:
                     [n for n in self.names if n.startswith(name.rpartition(".")[0])],
                     self.bundle.source,
                 )
-                raise InputError(f"'{name}' is {header.dtype}, no type of weights", PLAIN)
+                raise InputError(
+                    f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN
+                )
             if len(header.shape) != 2:
                 raise InputError(
                     f"'{name}' is {header.shape}", "a projection has two dimensions, (out, in)"

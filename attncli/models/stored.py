@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attncli.errors import InputError
-from attncli.files.bundle import Bundle
+from attncli.files.bundle import Bundle, Lazy
 from attncli.files.formats.entry import Array, Entry, Header
 from attncli.models import adapters, gguf
+from attncli.models.layer import PLAIN
 from attncli.models.lazily import made, with_entries
 
 Config = Mapping[str, Any]
@@ -69,6 +70,7 @@ PACKED = (
 
 #: A scale beside a weight: W = stored × scale.
 SCALE = re.compile(r"^(.*)\.(weight_scale_inv|weight_scale|scale|SCB)$")
+SCALES = (".weight_scale_inv", ".weight_scale", ".SCB")
 #: Scales of what is no weight.
 ACTIVATIONS = re.compile(
     r"\.(input_scale|activation_scale|input_zero_point|output_scale|[qkv]_scale|kv_scale|prob_scale)$"
@@ -134,17 +136,21 @@ def is_packed(name: str, names: Collection[str]) -> bool:
 
 
 def check_plain(names: Collection[str], source: str) -> None:
-    """Raise InputError for names that only packed weights have."""
+    """Raise InputError for names that only packed weights have, and for scales left over."""
     for name in names:
         found = scheme_of(name)
         if found:
             raise refusal(found[0], source, name)
+        if name.endswith(SCALES):
+            raise InputError(
+                f"{source} holds quantised weights, by a scheme that is not known ('{name}')", PLAIN
+            )
 
 
 def refusal(row: Packed, source: str, name: str) -> InputError:
     """Return the error for weights that are packed."""
     return InputError(
-        f"{source} holds {row.name} weights, which are not read (such as '{name}')", row.way
+        f"{source} holds {row.name} weights, which are not supported (such as '{name}')", row.way
     )
 
 
@@ -197,8 +203,9 @@ def _is_low(header: Header, scale: str, config: Config) -> bool:
 
 
 def _is_fp8(bundle: Bundle, name: str) -> bool:
-    known = bundle.known_header(name)
-    return known is not None and known.dtype.startswith("float8")
+    lazy = isinstance(bundle.tensors, Lazy)  # JSON, which says no header, has no float8
+    header = bundle.known_header(name) if lazy else bundle.header(name)
+    return header is not None and header.dtype.startswith("float8")
 
 
 def _check_order(bundle: Bundle, name: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from compressed_tensors.compressors import FloatQuantizationCompressor, IntQuantizationCompressor
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 HERE = Path(__file__).parent
@@ -89,7 +89,7 @@ def compressed(name, strategy, compressor, type="float", **args):
     for path, linear in projections(model).items():
         weight = linear.weight.detach()
         if block:
-            rows, columns = (-(-n // side) for n, side in zip(weight.shape, block))
+            rows, columns = (-(-n // side) for n, side in zip(weight.shape, block, strict=True))
             padded = torch.zeros(rows * block[0], columns * block[1])
             padded[: weight.shape[0], : weight.shape[1]] = weight
             scale = padded.reshape(rows, block[0], columns, block[1]).abs().amax((1, 3)) / most
@@ -133,7 +133,7 @@ def adapter(name, config, **how):
     model = get_peft_model(model_of(config), LoraConfig(**how)).eval()
     torch.manual_seed(2)
     with torch.no_grad():
-        for path, parameter in model.named_parameters():
+        for _, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     folder = HERE / name
@@ -163,6 +163,3 @@ adapter("saved", LLAMA, r=2, target_modules=ALL[1:], modules_to_save=["q_proj"])
 adapter("conv1d", GPT2, r=3, lora_alpha=9, target_modules=["c_attn", "attn.c_proj"],
         fan_in_fan_out=True)  # fmt: skip
 np.savez(HERE / "answers.npz", **answers)
-for path in HERE.rglob("*"):
-    if path.suffix == ".safetensors" and "lora" in path.parent.name:
-        print(path, [*load_file(path)][:3])
