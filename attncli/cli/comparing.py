@@ -208,7 +208,8 @@ def compared_weights(
                 warnings.append(f"{one.name}: not counted as a change: {listed(unseen)} differ")
     report = changes_report(
         changes, WEIGHTS, layer=where.layer, head=head, asked=asked, fail_on=limit, full=full,
-        sources=sources, notes=[*_about(layers), *_notes(belong, ())],
+        sources=sources,
+        notes=[*_about(layers), *_stored(layers), *_notes(belong, ())],
         warnings=[*warnings, *_alone(belong.alone, sources)],
     )  # fmt: skip
     render.show_warnings(report.warnings)
@@ -225,6 +226,12 @@ def _about(sides: "Sequence[Sequence[Layer]]") -> list[str]:
         for side in sides
     ]
     return list(filter(None, [" → ".join(dict.fromkeys(words))]))
+
+
+def _stored(sides: "Sequence[Sequence[Layer]]") -> list[str]:
+    """Return what was made of weights that were stored otherwise, on either side."""
+    bundles = [side[0].bundle for side in sides]
+    return list(dict.fromkeys(note for one in bundles if one for note in one.notes))
 
 
 @mode("a comparison of two models that read a text")

@@ -112,6 +112,11 @@ def plain(bundle: Bundle) -> tuple[Bundle, dict[str, Any]]:
     """
     arch = bundle.options.get("general.architecture")
     row = ARCHS.get(str(arch))
+    if bundle.options.get("split.no"):
+        raise InputError(
+            f"{bundle.source} is a later part of a GGUF file",
+            "name the first, x-00001-of-0000N.gguf: it brings the others",
+        )
     if row is None:
         near = closest(str(arch), ARCHS, 0.6, 3)
         raise InputError(

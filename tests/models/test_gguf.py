@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from attncli.attention.rope import SCALINGS
-from attncli.errors import InputError
+from attncli.errors import FileError, InputError
 from attncli.files import read
 from attncli.models.finding import every_layer, find_layers
 from attncli.models.layer import Layer
@@ -149,3 +149,21 @@ def test_a_config_that_is_given_comes_first(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')  # of another file
     assert every_layer(path)[0][0].heads == 2
     assert every_layer(path, config=str(tmp_path / "config.json"))[0][0].heads == 4
+
+
+def test_parts_are_brought_by_the_first(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(str(tmp_path / "x.gguf"), "qwen2", split_max_tensors=2)
+    writer.add_uint32("qwen2.attention.head_count", 2)
+    for name in QKVO:
+        writer.add_tensor(f"blk.0.{name}.weight", np.ones((8, 8), np.float32))
+    writer.write_header_to_file(tmp_path / "x.gguf")
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, second = sorted(tmp_path.iterdir())
+    assert every_layer(str(first))[0][0].heads == every_layer(str(tmp_path))[0][0].heads == 2
+    with pytest.raises(InputError, match="a later part of a GGUF file"):
+        every_layer(str(second))
+    second.unlink()
+    with pytest.raises(FileError, match="no such file"):
+        every_layer(str(first))
