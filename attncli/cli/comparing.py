@@ -168,6 +168,7 @@ def compared_weights(
 
     from attncli import render
     from attncli.models import finding
+    from attncli.models.adapters import is_adapter
     from attncli.reports.changed_heads import WEIGHTS, asked_of_changes
     from attncli.reports.changes import changes_report
     from attncli.studies.changes import paired
@@ -179,6 +180,9 @@ def compared_weights(
     limit, limits = own.limit_of(verdicts.fail_on), verdicts.limits()
     warnings: list[str] = []
     layers = []
+    adapted = [is_adapter(side.tensors) for side in (before, after)]
+    if model.base is not None and not any(adapted):
+        raise InputError("--base is given and neither is an adapter", "leave --base out")
     for source, checkpoint in zip(sources, (before, after), strict=True):
         skipped: list[str] = []
         beside = finding.config_beside(source)
@@ -187,6 +191,7 @@ def compared_weights(
             finding.find_layers(
                 checkpoint, config, model.arch, heads=model.heads, kv_heads=model.kv_heads,
                 head_dim=model.head_dim, skipped=skipped,
+                base=model.base if is_adapter(checkpoint.tensors) else None,
             )
         )  # fmt: skip
         warnings += [f"not read in {source}: {why}" for why in skipped]
@@ -203,7 +208,8 @@ def compared_weights(
                 warnings.append(f"{one.name}: not counted as a change: {listed(unseen)} differ")
     report = changes_report(
         changes, WEIGHTS, layer=where.layer, head=head, asked=asked, fail_on=limit, full=full,
-        sources=sources, notes=[*_about(layers), *_notes(belong, ())],
+        sources=sources,
+        notes=[*_about(layers), *_stored(layers), *_notes(belong, ())],
         warnings=[*warnings, *_alone(belong.alone, sources)],
     )  # fmt: skip
     render.show_warnings(report.warnings)
@@ -220,6 +226,12 @@ def _about(sides: "Sequence[Sequence[Layer]]") -> list[str]:
         for side in sides
     ]
     return list(filter(None, [" → ".join(dict.fromkeys(words))]))
+
+
+def _stored(sides: "Sequence[Sequence[Layer]]") -> list[str]:
+    """Return what was made of weights that were stored otherwise, on either side."""
+    bundles = [side[0].bundle for side in sides]
+    return list(dict.fromkeys(note for one in bundles if one for note in one.notes))
 
 
 @mode("a comparison of two models that read a text")

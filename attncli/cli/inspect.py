@@ -332,7 +332,7 @@ def checkpoint(
     with render.progress("layers") as progress:
         report = weights_report(
             source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
-            head_dim=model.head_dim, layer=where.layer, head=head, asked=asked,
+            head_dim=model.head_dim, base=model.base, layer=where.layer, head=head, asked=asked,
             policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full,
             threads=threads, progress=progress,
         )  # fmt: skip

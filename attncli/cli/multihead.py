@@ -88,7 +88,7 @@ def list_layers(
     page = output.page_of(printed)
     found, skipped = finding.every_layer(
         weights, config=architecture.config, arch=architecture.arch, heads=sizes.heads,
-        kv_heads=sizes.kv_heads, head_dim=sizes.head_dim,
+        kv_heads=sizes.kv_heads, head_dim=sizes.head_dim, base=architecture.base,
     )  # fmt: skip
     output.finish(layers_report(found, skipped, weights, full=full), page, printed)
 
@@ -119,7 +119,12 @@ def checkpoint(
             sizes, of = given.sizes(), architecture
             loaded.append(
                 finding.load(
-                    where.weights, config=of.config, layer=where.layer, arch=of.arch, **sizes
+                    where.weights,
+                    config=of.config,
+                    layer=where.layer,
+                    arch=of.arch,
+                    base=of.base,
+                    **sizes,
                 )
             )
         return loaded[0]

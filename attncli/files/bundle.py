@@ -61,7 +61,7 @@ class Bundle:
 
 
 class Lazy(Mapping[str, Array]):
-    """Arrays by name, each made once, on its first use."""
+    """Arrays by name, each made once, on its first use, unless its entry is not kept."""
 
     def __init__(self, entries: Mapping[str, Entry]) -> None:
         self._entries = dict(entries)
@@ -70,6 +70,8 @@ class Lazy(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         if name not in self._made:
             entry = self._entries[name]
+            if not entry.kept:
+                return entry.load()
             made = self._made[name] = entry.load()
             if entry.header is None:  # it was made of lists, which take more room
                 self._entries[name] = Entry(lambda: made)

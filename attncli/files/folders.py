@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 
 from attncli.errors import FileError, numbered
@@ -15,7 +16,8 @@ from attncli.files.formats.entry import Entry, demand_regular, reading
 INDEX = ".safetensors.index.json"
 #: What files of problems in a folder end in; and what says that a folder is a checkpoint.
 CAPTURES = (".safetensors", ".npz", ".json")
-CONFIGS = ("config.json", "params.json")
+CONFIGS = ("config.json", "params.json", "adapter_config.json")
+LATER = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")  # parts that the first one brings
 #: Where a folder has its weights; an index comes before a single file of the same kind.
 WANTED = (
     "model.safetensors.index.json",
@@ -29,8 +31,9 @@ def weights_in(folder: str) -> str:
     """Return the path of the file in a folder that holds its weights, or FileError."""
     with reading(folder):
         names = sorted(os.listdir(folder))
-    tensors = [n for n in names if n.endswith(".safetensors")]
-    for name in (*WANTED, *(tensors if len(tensors) == 1 else ())):
+    whole = [n for n in names if not LATER.search(n)]
+    lone = [[n for n in whole if n.endswith(kind)] for kind in (".safetensors", ".gguf")]
+    for name in (*WANTED, *(name for some in lone if len(some) == 1 for name in some)):
         if name in names:
             return os.path.join(folder, name)
     holds = (
@@ -84,6 +87,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def with_shards(bundle: Bundle, read: Callable[[str], Bundle]) -> Bundle:
     """The tensors that a shard index points to, or the bundle itself if it is none."""
     shards, source = bundle.options.get("weight_map"), bundle.source
+    if bundle.kind == "gguf":
+        return _with_parts(bundle, read)
     if bundle.kind != "json" or not isinstance(shards, dict):
         return bundle
     if source == STDIN:
@@ -103,6 +108,28 @@ def with_shards(bundle: Bundle, read: Callable[[str], Bundle]) -> Bundle:
     said = {name: value for shard in files.values() for name, value in shard.options.items()}
     kind = next((b.kind for b in files.values()), "safetensors")
     return Bundle(source, kind, Lazy(entries), MappingProxyType(said))
+
+
+def _with_parts(bundle: Bundle, read: Callable[[str], Bundle]) -> Bundle:
+    """The tensors of all parts of a GGUF file, ``x-00001-of-00003.gguf``, by its first."""
+    count, number = (bundle.options.get(f"split.{name}", 1) for name in ("count", "no"))
+    if type(count) is not int or count < 2 or number != 0:
+        return bundle
+    named = re.fullmatch(r"(.*-)00001(-of-\d{5}\.gguf)", bundle.source)
+    if named is None:
+        raise FileError(
+            f"{bundle.source} is the first of {count} parts of a GGUF file",
+            "name it so that the others are found: x-00001-of-00002.gguf",
+        )
+    entries: dict[str, Entry] = {}
+    for part in range(2, count + 1):
+        path = f"{named[1]}{part:05d}{named[2]}"
+        demand_regular(path)
+        tensors = read(path).tensors
+        assert isinstance(tensors, Lazy)
+        entries |= {name: tensors.entry(name) for name in tensors}
+    assert isinstance(bundle.tensors, Lazy)
+    return replace(bundle, tensors=bundle.tensors.beside(entries))
 
 
 def _beside(index: str, name: str, file: object) -> str:

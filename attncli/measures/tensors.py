@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from attncli.errors import AttnError
+from attncli.errors import AttnError, Unavailable
 from attncli.files.bundle import Bundle
 from attncli.files.formats.entry import Header
 from attncli.resources import Job, Progress, run_jobs
@@ -162,12 +162,19 @@ def tensor_facts(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> TensorFacts:
-    """Return what ``header_facts`` said with the statistics; never raises for a bad tensor."""
+    """Return what ``header_facts`` said with the statistics, which a ``reason`` there keeps away.
+
+    Never raises for a bad tensor.
+    """
     name = head.name
     if head.header is None:
         return head
+    if head.reason:
+        return head
     try:
         array = _load(bundle, name)
+    except Unavailable as error:
+        return replace(head, reason=f"{_reason(error, bundle, name)} ({error.hint})")
     except (AttnError, MemoryError) as error:
         return replace(head, reason=_reason(error, bundle, name), readable=False)
     if array.dtype.kind == "c":

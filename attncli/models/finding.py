@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from attncli import files
-from attncli.errors import FileError, InputError
+from attncli.errors import InputError
 from attncli.files.bundle import Bundle
+from attncli.models import adapters, stored
+from attncli.models.beside import config_beside, read_config
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import Found, check_readable, match, nothing_found, numbers
+from attncli.models.layouts import Found, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 
@@ -28,38 +29,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def read_config(path: str) -> dict[str, Any]:
-    """Read config.json (or Meta's params.json). Raises FileError for anything but an object."""
-    import json
-
-    try:
-        with open(path, encoding="utf-8") as stream:
-            found = json.load(stream)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise FileError(f"{path} holds no object", "expected a model's config.json")
-    return found
-
-
-def config_beside(ref: str) -> dict[str, Any] | None:
-    """Return the config.json (or params.json) beside a checkpoint, or None without one."""
-    path = ref
-    while "::" in path and not os.path.exists(path):
-        path = path.rpartition("::")[0]
-    folder = path if os.path.isdir(path) else os.path.dirname(path)
-    for name in ("config.json", "params.json"):
-        beside = os.path.join(folder, name)
-        if path != "-" and os.path.isfile(beside):
-            return read_config(beside)
-    return None
-
-
 def holds_layers(bundle: Bundle) -> bool:
-    """Return whether some names are those of an attention layer."""
-    return bool(match(bundle.tensors))
+    """Return whether some names are those of an attention layer whose weights are not packed."""
+    names = bundle.tensors
+    if adapters.is_adapter(names):
+        return True
+    layers, away = match(names), stored.packed(names)
+    return any(not away.keys() & {*layer.tensors.values()} for layer in layers)
 
 
 def find_layers(
@@ -70,20 +46,24 @@ def find_layers(
     heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    base: str | None = None,
     skipped: list[str] | None = None,
 ) -> list[Layer]:
     """Return every attention layer, from names, shapes and ``config`` alone.
 
-    ``arch`` is a model_type that stands in for config.json's. With ``skipped`` a layer that cannot
-    be read leaves its error there, as long as another one can. Raises InputError for what fits no
-    layout, for quantised weights, and where only a flag can say what the weights mean.
+    ``arch`` is a model_type that stands in for config.json's, ``base`` the model of an adapter
+    (where not what it names). What is stored otherwise is made plain first. With ``skipped`` a
+    layer that cannot be read leaves its error there, as long as another one can. Raises InputError
+    for what fits no layout, for weights that are packed, and where only a flag can say what the
+    weights mean.
     """
-    names = list(bundle.tensors)
     if arch != "auto":
         family_named(arch)
+    bundle, config = stored.plain(bundle, config, base)
+    names = list(bundle.tensors)
     found = in_order(match(names))
     if not found:
-        check_readable(names, bundle.source)
+        stored.check_plain(names, bundle.source)
         raise nothing_found(names, bundle.source)
     flags, present = Said(heads, kv_heads, head_dim), frozenset(names)
     layers: list[Layer] = []
@@ -190,16 +170,19 @@ def load(
     heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    base: str | None = None,
 ) -> Layer:
     """Return one attention layer of a checkpoint.
 
     ``weights`` is a reference (file, folder, ``PATH::PREFIX``), a Bundle, or arrays by name.
-    ``config`` is a file or what it holds; None looks for config.json beside the weights.
+    ``config`` is a file or what it holds; None looks for config.json beside the weights. ``base``
+    is the model of an adapter, where that is not what it names.
     Raises InputError or FileError where the layer is not there, or not clear.
     """
     found, skipped = every_layer(
-        weights, config=config, arch=arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim
-    )
+        weights, config=config, arch=arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        base=base,
+    )  # fmt: skip
     return replace(choose(found, layer, skipped), siblings=tuple(found))
 
 
@@ -211,6 +194,7 @@ def every_layer(
     heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    base: str | None = None,
 ) -> tuple[list[Layer], list[str]]:
     """Return every attention layer of a checkpoint, as ``load`` takes it, and why some are not.
 
@@ -226,6 +210,7 @@ def every_layer(
     read = read_config(config) if isinstance(config, str) else config
     skipped: list[str] = []
     found = find_layers(
-        bundle, read, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
-    )
+        bundle, read, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, base=base,
+        skipped=skipped,
+    )  # fmt: skip
     return found, skipped

@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from attncli.errors import InputError, counted, listed
-from attncli.models.layer import PLAIN
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Layout:
     the one model family with these names; ``alone`` the one taken where no config.json is there,
     '' where families with these names differ in mask or RoPE. A leaf is a module with weight and
     bias, or (``bare``) the array itself, its biases in ``biases``; ``by_hand`` names are written in
-    any way.
+    any way. ``own`` begins the leaves of the attention where its parent holds others, too.
     """
 
     name: str
@@ -36,6 +35,7 @@ class Layout:
     bare: bool = False
     by_hand: bool = False
     biases: Mapping[str, str] = field(default_factory=dict)
+    own: str = ""
 
     def weight(self, leaf: str) -> str:
         """Return the tensor's name below the parent."""
@@ -92,6 +92,8 @@ LAYOUTS = (
         {"query": "q_proj_weight", "key": "k_proj_weight", "value": "v_proj_weight"},
         ("out_proj.weight",), family="torch", bare=True, biases=_TORCH_BIASES,
     ),
+    _apart("GGUF", "attn_q attn_k attn_v", "attn_output", own="attn_"),
+    _fused("GGUF, fused", "attn_qkv", "attn_output", packing="rows", own="attn_"),
     Layout(
         "arrays", {"query": "wq", "key": "wk", "value": "wv"}, ("wo",), bare=True, by_hand=True,
         biases={"query": "bq", "key": "bk", "value": "bv", "output": "bo"},
@@ -100,7 +102,7 @@ LAYOUTS = (
 
 #: Other tensors of a layer, below its parent or beside its query.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
-    "sinks": ("sinks",),
+    "sinks": ("sinks", "attn_sinks.weight"),
     "bias_k": ("bias_k",),
     "bias_v": ("bias_v",),
     "q_bias": ("q_bias",),  # timm's BEiT and EVA, DeBERTa: biases beside a fused weight
@@ -110,8 +112,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "relative_position_bias_table",
         "relative_position_bias.relative_position_bias_table",
     ),
-    "query_norm": ("q_norm", "q_layernorm", "query_layernorm"),
-    "key_norm": ("k_norm", "k_layernorm", "key_layernorm"),
+    "query_norm": ("q_norm", "q_layernorm", "query_layernorm", "attn_q_norm"),
+    "key_norm": ("k_norm", "k_layernorm", "key_layernorm", "attn_k_norm"),
 }
 NORMS = ("query_norm", "key_norm")
 
@@ -119,9 +121,9 @@ NORMS = ("query_norm", "key_norm")
 BEFORE: Mapping[str, tuple[str, ...]] = {
     "self": (
         "input_layernorm", "layernorm_before", "self_attn_layer_norm", "layer_norm1", "ln_attn",
-        "ln_1", "norm1", "norm_1", "attn_norm", "attention_norm", "attention_layernorm",
-        "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm", "layer_norm",
-        "norm", "ln",
+        "ln_1", "norm1", "norm_1", "attn_norm_2", "attn_norm", "attention_norm",
+        "attention_layernorm", "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm",
+        "layer_norm", "norm", "ln",
     ),
     "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm"),
 }  # fmt: skip
@@ -129,17 +131,9 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
 #: Neighbours that say nothing about the attention itself: buffers, and norms after it.
 _IDLE = re.compile(
     r"(^|\.)(bias|masked_bias|inv_freq|relative_position_index|embed_positions|relative_coords_table)$"
-    r"|rotary_emb|rotary_pos|(^|\.)(LayerNorm|layer_norm|layernorm|ln)\."
+    r"|rotary_emb|rotary_pos|^attn_output_norm\.|^attn_rot_embd|(^|\.)(LayerNorm|layer_norm|layernorm|ln)\."
 )
 
-#: What makes a checkpoint unreadable, by a pattern in its names.
-UNSUPPORTED = (
-    (r"\.(qweight|qzeros|g_idx)$", "GPTQ or AWQ"),
-    (r"\.(weight_packed|weight_scale|weight_scale_inv|input_scale)$", "quantised"),
-    (r"\.(SCB|weight\.absmax|weight\.quant_map|weight_format)$|quant_state", "bitsandbytes"),
-    (r"_blocks$|^blk\.\d+\.attn_q\.", "quantised or GGUF-named"),
-)
-ADAPTER = re.compile(r"\.lora_[AB]\.|\.lora_embedding")
 LATENT = re.compile(r"\.(kv_a_proj_with_mqa|kv_a_proj|kv_b_proj)\.")
 
 
@@ -242,7 +236,11 @@ def _complete(layout: Layout, parent: str, tensors: dict[str, str], below: list[
                 elif whole in present:
                     tensors.setdefault(role, whole)
     used = {*tensors.values(), *(n for pair in norms.values() for part in pair for n in part)}
-    unused = [n for n in below if n not in used and not _IDLE.search(n[len(parent) :].lstrip("."))]
+    unused = [
+        name
+        for name, leaf in ((name, name[len(parent) :].lstrip(".")) for name in below)
+        if name not in used and leaf.startswith(layout.own) and not _IDLE.search(leaf)
+    ]
     return Found(layout, parent, tensors, tuple(unused) if parent else (), norms)
 
 
@@ -287,26 +285,9 @@ def _without_shadows(found: list[Found]) -> list[Found]:
     ]
 
 
-def check_readable(names: Iterable[str], source: str) -> None:
-    """Raise InputError for names that only quantised or adapter checkpoints have."""
-    for name in names:
-        for pattern, what in UNSUPPORTED:
-            if re.search(pattern, name):
-                raise InputError(
-                    f"{source} holds {what} weights, which are not supported (such as '{name}')",
-                    PLAIN,
-                )
-
-
 def nothing_found(names: Iterable[str], source: str) -> InputError:
     """Return the error that names the nearest layouts and what they lack."""
     known = list(names)
-    adapter = next((n for n in known if ADAPTER.search(n)), None)
-    if adapter:
-        return InputError(
-            f"{source} is an adapter ('{adapter}'), without the weights that it adapts",
-            "merge it into its model and save that",
-        )
     latent = next((n for n in known if LATENT.search(n)), None)
     if latent:
         return InputError(

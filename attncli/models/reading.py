@@ -11,8 +11,9 @@ from attncli.files.bundle import Bundle
 from attncli.models import config as configs
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
-from attncli.models.layouts import Found, check_readable, norm_before, numbers
+from attncli.models.layouts import Found, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
+from attncli.models.stored import check_plain
 
 #: Components of a path that say: keys and values come from elsewhere.
 CROSS = (
@@ -36,7 +37,7 @@ class Reading:
         self.config = chain[-1]
         self.tied = next((one["tie_word_embeddings"] for one in reversed(chain)
                           if type(one.get("tie_word_embeddings")) is bool), None)  # fmt: skip
-        self.notes: list[str] = []
+        self.notes: list[str] = [*bundle.notes]
         self.lacks: list[Lack] = []
         self.forced = arch != "auto"
         self.stated = list(filter(None, map(configs.model_type, chain)))
@@ -113,6 +114,10 @@ class Reading:
             name = self.found.tensors[role]
             header = self.bundle.header(name)
             if header.dtype not in (*FLOATS, "int64", "I64"):  # JSON's whole numbers
+                check_plain(
+                    [n for n in self.names if n.startswith(name.rpartition(".")[0])],
+                    self.bundle.source,
+                )
                 raise InputError(
                     f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN
                 )
@@ -120,8 +125,8 @@ class Reading:
                 raise InputError(
                     f"'{name}' is {header.shape}", "a projection has two dimensions, (out, in)"
                 )
-        check_readable(
-            (n for n in self.found.unused if n.startswith(self.found.parent)), self.bundle.source
+        check_plain(
+            [n for n in self.found.unused if n.startswith(self.found.parent)], self.bundle.source
         )
 
     def _transposed(self) -> bool:

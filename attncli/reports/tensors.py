@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from textwrap import wrap
 from typing import Any
@@ -12,6 +13,7 @@ from attncli.errors import FileError, InputError, listed, nearest
 from attncli.files.attentions import NO_ATTENTIONS
 from attncli.files.bundle import Bundle
 from attncli.measures.tensors import TensorFacts, header_facts, tensor_facts
+from attncli.models.stored import packed
 from attncli.reports.blocks import Block, Column, Gap, Records, Report, Table, Text
 from attncli.resources import Progress, readable_bytes, stages
 
@@ -151,6 +153,13 @@ def _facts(
     if header:
         yield from heads
         return
+    away = {id(bundle): packed(bundle.tensors) for bundle in {id(b): b for b, _ in chosen}.values()}
+    heads = [
+        replace(head, reason=f"{row.name}, several numbers in one; {row.way}")
+        if (row := away[id(bundle)].get(name)) and head.header
+        else head
+        for (bundle, name), head in zip(chosen, heads, strict=True)
+    ]
     sizes = [_bytes(head) + 1 for head in heads]
     for (bundle, _), head, stage in zip(chosen, heads, stages(progress, sizes), strict=True):
         yield tensor_facts(bundle, head, threads=threads, progress=stage)

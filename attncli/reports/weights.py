@@ -76,6 +76,7 @@ def weights_report(
     heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    base: str | None = None,
     layer: str | None = None,
     head: str | None = None,
     asked: Picking | None = None,
@@ -88,7 +89,8 @@ def weights_report(
     """Return the report on a checkpoint's attention layers, from its weights alone.
 
     ``bundle`` is ``files.read(ref)``, ``config`` what ``checkpoints.config_beside(ref)`` returns;
-    ``holds_layers(bundle)`` says whether there is something to report. ``layer`` and ``head``
+    ``holds_layers(bundle)`` says whether there is something to report; ``base`` is an adapter's
+    model, where that is not what it names. ``layer`` and ``head``
     select numbers, as ``0:4,7``; ``asked`` picks among these; outliers are found among all heads.
     ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``full`` (--full):
     every head is a row. ``threads`` layers are looked at at a time. Layers that cannot be read are
@@ -96,8 +98,9 @@ def weights_report(
     """
     skipped: list[str] = []
     layers = find_layers(
-        bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
-    )
+        bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, base=base,
+        skipped=skipped,
+    )  # fmt: skip
     facts = weight_facts(layers, threads=threads, progress=progress)
     names = labels(layers)
     every = [
@@ -132,6 +135,7 @@ def weights_report(
     worst = max((LEVELS.index(head.verdict.level) for head in every), default=0)
     notes = [" · ".join([*families, f"scale {_scales(facts)}", *asides(layers)]), MEANING,
              *words_in(layers)]  # fmt: skip
+    notes += layers[0].bundle.notes if layers[0].bundle else ()
     warnings = [f"not read: {why}" for why in skipped]
     warnings += not_folded(layers)
     warnings += [] if every else ["no head passes --filter"]

@@ -45,7 +45,7 @@ def wrong(tmp_path: Path, llama: Path) -> Path:
     index = dict.fromkeys(llama_like(), "model-00001-of-00002.safetensors")
     index["h.1.self_attn.q_proj.weight"] = "model-00002-of-00002.safetensors"
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (tmp_path / "model.gguf").write_bytes(b"GGUF" + bytes(64))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(16))
     (tmp_path / "model.pkl").write_bytes(b"\x80\x04\x95" + bytes(64))
     (tmp_path / "config.txt").write_text("[1]")
     (tmp_path / "empty").mkdir()
@@ -61,9 +61,9 @@ BAD: dict[str, tuple[str, list[str]]] = {
                   "recognised by"]),
     "the nearest layout": ("wide.npy -w partial.safetensors", ["the nearest", "v_proj.weight"]),
     "GPTQ": ("wide.npy -w gptq.safetensors", ["GPTQ or AWQ weights, which are not supported",
-             "float64, float32, float16 and bfloat16"]),
+             "gptqmodel"]),
     "int8": ("wide.npy -w int8.safetensors", ["int8", "quantised weights are not supported"]),
-    "GGUF": ("wide.npy -w model.gguf", ["a GGUF file", "readable are"]),
+    "GGUF": ("wide.npy -w model.gguf", ["architecture 'None'", "known are"]),
     "a pickle": ("wide.npy -w model.pkl", ["a Python pickle", "never loaded"]),
     "an adapter": ("wide.npy -w lora.safetensors", ["an adapter", "merge it"]),
     "latent attention": ("wide.npy -w latent.safetensors", ["latent attention"]),

@@ -61,8 +61,7 @@ def test_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "fragments"),
-    [("model.pkl", ["is a Python pickle", "save it as .npz or .safetensors"]),
-     ("llama.gguf", ["is a GGUF file", "readable are .npy"])],
+    [("model.pkl", ["is a Python pickle", "save it as .npz or .safetensors"])],
 )  # fmt: skip
 def test_a_folder_of_weights_that_are_not_read(
     tmp_path: Path, name: str, fragments: list[str]

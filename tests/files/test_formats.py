@@ -191,7 +191,7 @@ def test_safetensors_whose_length_looks_like_text(
         (safetensors([]).replace(b"[]", b"{]"), ["damaged safetensors"]),
         (pickle.dumps({"a": 1}), ["pickle", "never loaded"]),
         (gzip.compress(b"{}", mtime=0), ["gzip", "gunzip"]),
-        (b"GGUF\x03\x00", ["GGUF"]),
+        (b"GGUF\x03\x00", ["truncated", "GGUF"]),
         (b"\x00\x01\x02", ["no known format", r"b'\x00\x01\x02'"]),
         (b"PK\x03\x04", ["zip"]),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", ["PyTorch"]),
@@ -305,7 +305,7 @@ def test_a_row_and_its_module_say_the_same() -> None:
 def test_what_messages_say_of_the_table() -> None:
     assert formats.READABLE == (
         "readable are .npy, .npz, .safetensors, JSON, NDJSON, PyTorch files, CSV, "
-        "HTML of BertViz and ONNX tensors"
+        "HTML of BertViz, ONNX tensors and GGUF"
     )
     assert tuple(formats.WRITABLE) == (".npz", ".safetensors", ".json", ".npy")
     assert formats.SEVERAL == ".npz, .safetensors or .json"

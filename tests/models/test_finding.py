@@ -165,7 +165,7 @@ ERRORS: dict[str, tuple[list[tuple[str, tuple[int, ...]]], dict[str, Any], str, 
         [("a.q_proj.qweight", (1, 8)), ("a.q_proj.scales", (1, 8))],
         {},
         "GPTQ",
-        "dequantised",
+        "gptqmodel",
     ),
     "quantised beside": (
         [*apart("a", QKVO), ("a.q_proj.weight_scale", (1,))],
@@ -173,7 +173,7 @@ ERRORS: dict[str, tuple[list[tuple[str, tuple[int, ...]]], dict[str, Any], str, 
         "quantised",
         "dequantised",
     ),
-    "GGUF names": ([("blk.0.attn_q.weight", (8, 8))], {}, "GGUF", "dequantised"),
+    "GGUF names": ([("blk.0.attn_q.weight", (8, 8))], {}, "GGUF", "missing tensors"),
 }
 
 

@@ -27,6 +27,7 @@ VALUES = {
     "past": "1", "against": "prefix(1)", "view": "tokens", "additive": "", "dialect": "mha",
     "memory": "memory.npy", "memory_value": "memory.npy", "seq_first": "", "weights": "layer.npz",
     "layer": "nothing", "list_layers": "", "arch": "llama", "config": "missing.json",
+    "base": "layer.npz",
     "head_dim": "3", "input_norm": "none", "random_weights": "1", "model_dim": "4",
     "key_padding_mask": "padding.npy", "add_zero_attn": "", "what_if": "scale=none",
     "sweep_dim": "8", "fail_on": "watch", "policy": "missing.toml", "seed": "1", "header": "",

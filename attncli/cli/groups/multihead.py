@@ -107,6 +107,13 @@ class Architecture(Group, panel=WEIGHTS):
         Text,
         option(metavar="FILE", help="The config.json, when it is not beside the weights."),
     ] = None
+    base: Annotated[
+        Text,
+        option(
+            metavar="REF",
+            help="The model of a LoRA adapter, when it is not where adapter_config.json says.",
+        ),
+    ] = None
 
 
 class HeadDim(Group, panel=WEIGHTS):

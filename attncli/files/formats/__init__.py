@@ -117,6 +117,10 @@ FORMATS = (
         "onnx", "ONNX tensors", (".pb",), lambda head, _: bool(re.match(_ONNX, head)), writes=False,
         many=False,
     ),
+    Format(
+        "gguf", "GGUF", (".gguf",), lambda head, _: head.startswith(b"GGUF"), writes=False,
+        options=True,
+    ),
 )  # fmt: skip
 
 #: What can be written, by its suffix; first what holds several tensors.
@@ -161,7 +165,6 @@ UNREAD = (
         "a Python pickle", PICKLE_HINT, (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
         (".pkl", ".pickle"),
     ),
-    Unread("a GGUF file", READABLE, (b"GGUF",), (".gguf",)),
     Unread("an HDF5 file", READABLE, (b"\x89HDF",)),
     Unread("a Parquet file", READABLE, (b"PAR1",)),
     Unread(

@@ -40,10 +40,14 @@ class Header(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """How to get at one tensor, and at its header where that is known without the data."""
+    """How to get at one tensor, and at its header where that is known without the data.
+
+    ``kept``: a bundle holds the array once it is made; not where that is a copy of what is mapped.
+    """
 
     load: Callable[[], Array]
     header: Callable[[], Header] | None = None
+    kept: bool = True
 
 
 def dtype_named(name: str) -> np.dtype[Any]:

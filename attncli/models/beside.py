@@ -1,0 +1,42 @@
+"""What lies beside a checkpoint's weights: config.json, or Meta's params.json."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from attncli.errors import FileError
+
+#: Formats that say all of it themselves: what lies beside is of another file.
+OWN = (".gguf",)
+
+
+def read_config(path: str, what: str = "a model's config.json") -> dict[str, Any]:
+    """Read config.json (or Meta's params.json). Raises FileError for anything but an object."""
+    import json
+
+    try:
+        with open(path, encoding="utf-8") as stream:
+            found = json.load(stream)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise FileError(f"{path} holds no object", f"expected {what}")
+    return found
+
+
+def config_beside(ref: str) -> dict[str, Any] | None:
+    """Return the config.json (or params.json) beside a checkpoint, or None without one."""
+    path = ref
+    while "::" in path and not os.path.exists(path):
+        path = path.rpartition("::")[0]
+    if path.lower().endswith(OWN):
+        return None
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    for name in ("config.json", "params.json"):
+        beside = os.path.join(folder, name)
+        if path != "-" and os.path.isfile(beside):
+            return read_config(beside)
+    return None
