@@ -11,6 +11,7 @@ import numpy as np
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
 from attncli.files.bundle import Bundle
+from attncli.models.forms import LINEAR, Form
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -111,7 +112,8 @@ class Layer:
     position. ``input_norm`` lies before the projections, on what transformers calls hidden states.
     ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
     unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
-    was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role.
+    was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role,
+    ``form`` how matrices are stored.
     ``siblings`` are all layers of the checkpoint, this one too, where it was chosen among them.
     """
 
@@ -149,7 +151,7 @@ class Layer:
     arch: str = ""
     forced: bool = False
     notes: tuple[str, ...] = ()
-    transposed: bool = False
+    form: Form = LINEAR
     tensors: Mapping[str, str] = field(default_factory=dict)
     bundle: Bundle | None = field(default=None, repr=False, compare=False)
     siblings: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
@@ -218,13 +220,7 @@ class Layer:
 
     def projections(self) -> Projections:
         """Read the weights and bring them into one form, whatever their packing."""
-        weights, biases = (
-            self._unpacked("", _turn if self.transposed else None),
-            self._unpacked("_bias"),
-        )
-        output = self.array("output")
-        if output is not None and self.transposed:
-            output = output.T
+        weights, biases = self._unpacked(""), self._unpacked("_bias")
         query_bias, key_bias, value_bias = biases
         if "q_bias" in self.tensors:
             query_bias = self.array("q_bias")
@@ -232,15 +228,21 @@ class Layer:
             value_bias = self.array("v_bias")
         assert weights[0] is not None and weights[1] is not None and weights[2] is not None
         return Projections(
-            weights[0], weights[1], weights[2], output, query_bias, key_bias, value_bias,
-            self.array("output_bias"),
+            weights[0], weights[1], weights[2], self._stored("output"),
+            query_bias, key_bias, value_bias, self.array("output_bias"),
         )  # fmt: skip
 
-    def _unpacked(self, suffix: str, turn: Any = None) -> tuple[Array | None, ...]:
+    def _stored(self, role: str, suffix: str = "") -> Array | None:
+        """Return a weight (out, in), or a bias (out,), however they are stored."""
+        array = self.array(role + suffix)
+        if array is None or suffix:
+            return array if array is None or not self.form.apart else array.reshape(-1)
+        return self.form.linear(role, array)
+
+    def _unpacked(self, suffix: str) -> tuple[Array | None, ...]:
         """Return query, key and value of the weights (suffix '') or the biases ('_bias')."""
-        parts = {role: self.array(role + suffix) for role in ("query", "key", "value", "qkv", "kv")}
-        if turn:
-            parts = {role: None if a is None else turn(a) for role, a in parts.items()}
+        roles = ("query", "key", "value", "qkv", "kv")
+        parts = {role: self._stored(role, suffix) for role in roles}
         q, k, v = parts["query"], parts["key"], parts["value"]
         if parts["qkv"] is not None:
             q, k, v = self._split(parts["qkv"])
@@ -262,7 +264,3 @@ class Layer:
             return q, k, v
         q, k, v = np.split(fused, [h * d, h * d + (len(fused) - h * d) // 2])
         return q, k, v
-
-
-def _turn(array: Array) -> Array:
-    return array.T if array.ndim == 2 else array

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from attncli.errors import InputError, counted, listed
+from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.layer import PLAIN
 
 
@@ -24,7 +25,7 @@ class Layout:
     the one model family with these names; ``alone`` the one taken where no config.json is there,
     '' where families with these names differ in mask or RoPE. A leaf is a module with weight and
     bias, or (``bare``) the array itself, its biases in ``biases``; ``by_hand`` names are written in
-    any way.
+    any way. ``form`` is how the matrices are stored.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Layout:
     alone: str = ""
     bare: bool = False
     by_hand: bool = False
+    form: Form = LINEAR
     biases: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, leaf: str) -> str:
@@ -73,7 +75,10 @@ LAYOUTS = (
     _apart("Phi", "q_proj k_proj v_proj", "dense"),
     _apart("Meta Llama", "wq wk wv", "wo", family="meta_llama"),
     _apart("CTRL", "Wq Wk Wv", "dense", family="ctrl"),
-    Layout("GPT-2 cross", {"query": "q_attn", "kv": "c_attn"}, ("c_proj",), "rows", "gpt2"),
+    Layout(
+        "GPT-2 cross", {"query": "q_attn", "kv": "c_attn"}, ("c_proj",), "rows", "gpt2",
+        form=CONV1D,
+    ),
     _fused("GPT-2", "c_attn", "c_proj"),
     _fused("GPT-NeoX", "query_key_value", "dense"),
     _fused("Phi-3", "qkv_proj", "o_proj"),

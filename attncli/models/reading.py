@@ -10,6 +10,7 @@ from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
+from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
 from attncli.models.layouts import Found, check_readable, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
@@ -57,9 +58,9 @@ class Reading:
 
     def layer(self) -> Layer:
         self._check_types()
-        transposed = self._transposed()
-        packing = self._packing(transposed)
-        sized = sizes(self.label, self._rows(transposed), self._said())
+        form = self.form = self._form()
+        packing = self._packing()
+        sized = sizes(self.label, self._rows(), self._said())
         self.notes += sized.notes
         cross = self._cross()
         family = self.family or Family()
@@ -71,8 +72,8 @@ class Reading:
         causal = configs.causal(self.config, family, self.found.parent)
         window = None if cross else configs.window(self.config, family, self.index, kind)
         rope = None if cross else self._rope(kind, sized.head_dim)
-        shapes = [self._in(role, transposed) for role in ("query", "key", "value")]
-        output = self.shape("output")
+        shapes = [self._in(role) for role in ("query", "key", "value")]
+        output = self._linear("output")
         stated = configs.count(self.config, ("hidden_size",))
         stages = "depths" in self.config  # Swin's hidden_size is that of its last stage
         if stated is not None and stated[1] != shapes[0] and not stages:
@@ -84,12 +85,12 @@ class Reading:
         return Layer(
             name=self.found.parent, index=self.index, kind="cross" if cross else "self",
             family=self.family_name if self.family else "unknown", layout=self.found.layout.name,
-            packing=self._packing_text(packing, sized, transposed),
+            packing=self._packing_text(packing, sized),
             heads=sized.heads, kv_heads=sized.kv_heads, head_dim=sized.head_dim,
             value_dim=sized.value_dim, heads_source=sized.source,
             model_dim=shapes[0], key_input=shapes[1], value_input=shapes[2],
             output_dim=sized.heads * sized.value_dim if output is None
-            else output[1 if transposed else 0],
+            else output[0],
             scale=scale, scale_source=why, softcap=softcap if softcap else None,
             causal=causal and not cross, window=None if window is None else window[:2],
             window_source="" if window is None else window[2], rope=rope,
@@ -101,7 +102,7 @@ class Reading:
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
-            notes=tuple(self.notes), transposed=transposed,
+            notes=tuple(self.notes), form=form,
             tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
             bundle=self.bundle,
         )  # fmt: skip
@@ -114,22 +115,19 @@ class Reading:
                 raise InputError(
                     f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN
                 )
-            if len(header.shape) != 2:
-                raise InputError(
-                    f"'{name}' is {header.shape}", "a projection has two dimensions, (out, in)"
-                )
+            self.found.layout.form.check(name, role, header.shape)
+        output = self.found.tensors.get("output")
+        if output is not None:
+            self.found.layout.form.check(output, "output", self.bundle.header(output).shape)
         check_readable(
             (n for n in self.found.unused if n.startswith(self.found.parent)), self.bundle.source
         )
 
-    def _transposed(self) -> bool:
-        """Whether weights are (in, out): GPT-2's Conv1D."""
-        if not any("c_attn" in leaf for leaf in self.found.layout.inputs.values()):
-            return False
-        if self.found.layout.name == "GPT-2 cross":
-            return True
+    def _form(self) -> Form:
+        """Return how weights are stored: as the layout says, but for GPT-2's Conv1D as it shows."""
         shape = self.shape("qkv")
-        assert shape is not None
+        if shape is None or "c_attn" not in self.found.layout.inputs["qkv"]:
+            return self.found.layout.form
         by_family = self.family.transposed if self.family else None
         by_shape = True if shape[1] == 3 * shape[0] else False if shape[0] > shape[1] else None
         if by_shape is None:
@@ -142,9 +140,9 @@ class Reading:
         elif by_family is None and by_shape:
             self.family_name, self.family = "gpt2", FAMILIES["gpt2"]
             self.notes.append(f"c_attn {shape} is (in, out): GPT-2 is assumed (--arch)")
-        return by_shape
+        return CONV1D if by_shape else LINEAR
 
-    def _packing(self, transposed: bool) -> str:
+    def _packing(self) -> str:
         layout = self.found.layout
         if "qkv" not in layout.inputs:
             return layout.packing
@@ -165,35 +163,45 @@ class Reading:
             f"give --config FILE, or --arch: {options}",
         )
 
-    def _packing_text(self, packing: str, sized: Sizes, transposed: bool) -> str:
+    def _packing_text(self, packing: str, sized: Sizes) -> str:
         if "qkv" not in self.found.layout.inputs:
-            return "K|V fused (in, out)" if packing else "separate"
-        if packing == "rows" and transposed:
+            form = "" if self.form == LINEAR else f" {self.form.words()}"
+            return ("K|V fused" if packing else "separate") + form
+        if packing == "rows" and self.form.turned:
             return "Q|K|V columns (in, out)"
         if packing == "groups" and sized.kv_heads == sized.heads:
             return "per head [h][q, k, v]"
         return PACKINGS[packing]
 
-    def _rows(self, transposed: bool) -> RowCounts:
-        def out(role: str) -> int | None:
-            shape = self.shape(role)
-            return None if shape is None else shape[1 if transposed else 0]
+    def _linear(self, role: str) -> tuple[int, int] | None:
+        """Return the shape of a weight as torch's Linear has it, (out, in)."""
+        shape = self.shape(role)
+        return None if shape is None else self.form.rows_columns(role, shape)
 
-        output = self.shape("output")
+    def _rows(self) -> RowCounts:
+        def out(role: str) -> int | None:
+            shape = self._linear(role)
+            return None if shape is None else shape[0]
+
+        output = self._linear("output")
         kv = out("kv")
         return RowCounts(
             out("query"), kv // 2 if kv else out("key"), kv // 2 if kv else out("value"),
-            out("qkv"), None if output is None else output[0 if transposed else 1],
+            out("qkv"), None if output is None else output[1],
         )  # fmt: skip
 
-    def _in(self, role: str, transposed: bool) -> int:
-        shape = self.shape(role) or self.shape("qkv") or self.shape("kv")
+    def _in(self, role: str) -> int:
+        shape = self._linear(role) or self._linear("qkv") or self._linear("kv")
         assert shape is not None
-        return shape[0 if transposed else 1]
+        return shape[1]
 
     def _said(self) -> Said:
         """Numbers of config.json, and those that shapes of small tensors show."""
         heads = width = None
+        query = self.shape("query")
+        if self.form.apart and query is not None:
+            axes = self.form.sizes("query", query)
+            heads, width = axes["h"], axes["d"]
         tables = [self.found.tensors.get(role) for role in ("sinks", "relative", "grid")]
         if self.family and self.family.bias == "buckets":
             tables.append(self._shared_table())
@@ -219,7 +227,7 @@ class Reading:
         )  # fmt: skip
 
     def _rows_of_query(self) -> int | None:
-        shape, output = self.shape("query"), self.shape("output")
+        shape, output = self._linear("query"), self._linear("output")
         return shape[0] if shape else output[1] if output else None
 
     def _cross(self) -> bool:
