@@ -16,6 +16,7 @@ import numpy as np
 from attncli import files
 from attncli.errors import FileError, InputError
 from attncli.files.bundle import Bundle
+from attncli.models.args import config_of
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
 from attncli.models.layouts import Found, check_readable, match, nothing_found, numbers
@@ -74,6 +75,8 @@ def find_layers(
 ) -> list[Layer]:
     """Return every attention layer, from names, shapes and ``config`` alone.
 
+    Without a ``config`` the bundle's own arguments speak, if it has any (``models.args``).
+
     ``arch`` is a model_type that stands in for config.json's. With ``skipped`` a layer that cannot
     be read leaves its error there, as long as another one can. Raises InputError for what fits no
     layout, for quantised weights, and where only a flag can say what the weights mean.
@@ -85,6 +88,7 @@ def find_layers(
     if not found:
         check_readable(names, bundle.source)
         raise nothing_found(names, bundle.source)
+    config = config_of(bundle, config)
     flags, present = Said(heads, kv_heads, head_dim), frozenset(names)
     layers: list[Layer] = []
     errors: list[InputError] = []

@@ -9,6 +9,7 @@ from attncli.attention.rope import Rope
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
+from attncli.models.args import SOURCE, UNKNOWN
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
@@ -78,8 +79,8 @@ class Reading:
         stages = "depths" in self.config  # Swin's hidden_size is that of its last stage
         if stated is not None and stated[1] != shapes[0] and not stages:
             self.notes.append(
-                f"config.json says hidden_size {stated[1]}, the weights take {shapes[0]}: the "
-                "weights won"
+                f"{self.config.get(SOURCE, 'config.json')} says hidden_size {stated[1]}, the "
+                f"weights take {shapes[0]}: the weights won"
             )
         softcap = configs.number(self.config, "attn_logit_softcapping")
         return Layer(
@@ -224,6 +225,7 @@ class Reading:
             configs.heads(self.config, self.found.parent, stage),
             configs.count(self.config, configs.KV_HEADS),
             configs.count(self.config, configs.WIDTHS),
+            self.config.get(SOURCE, "config.json"),
         )  # fmt: skip
 
     def _rows_of_query(self) -> int | None:
@@ -271,6 +273,10 @@ class Reading:
             )
         whole = {name: FAMILIES[name].note for name in self.stated if name in FAMILIES}
         self.notes += filter(None, whole.values())
+        self.lacks += [
+            Lack(f"it was made with {what}, which is not known")
+            for what in self.config.get(UNKNOWN, ())
+        ]
         parts = self.found.parent.split(".")
         only = family.only.split() if family else []
         here = not only or any(self.config.get(word) or word in parts for word in only)

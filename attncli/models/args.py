@@ -1,0 +1,112 @@
+"""What checkpoints of other libraries say of themselves, in the words of config.json.
+
+A PyTorch file often holds the arguments that its model was made with beside the weights: a member
+``dims`` or ``model_args`` of plain numbers and words. Others keep a file of their own words beside
+the weights. One row a library here; what it says reaches ``models.config`` as config.json does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from attncli.files.bundle import Bundle
+
+Config = Mapping[str, Any]
+#: Members of a config that no config.json has: where it is from, and what of it is not known.
+SOURCE, UNKNOWN = " source", " unknown"
+
+
+@dataclass(frozen=True)
+class Args:
+    """A row: how a library's arguments are told, and what config.json calls them.
+
+    ``members`` are the names they have in a file of tensors; ``marks`` are arguments that are
+    there, and in no other library's. ``words`` are theirs → config.json's, others keep their
+    names; ``more`` makes what a word alone does not say. ``idle`` are known to say nothing of
+    attention: where it is given, any other argument that is set is not known, and said.
+    """
+
+    library: str
+    members: tuple[str, ...]
+    marks: tuple[str, ...]
+    model_type: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    more: Callable[[Config], Config] | None = None
+    idle: Collection[str] = ()
+
+
+def _llama_scaling(said: Config) -> Config:
+    """Llama 3.1's constants, which its params.json does not say."""
+    if not said.get("use_scaled_rope"):
+        return {}
+    scaling = {
+        "rope_type": "llama3", "factor": said.get("rope_scaling_factor") or 8.0,
+        "low_freq_factor": 1.0, "high_freq_factor": said.get("rope_high_freq_factor") or 4.0,
+        "original_max_position_embeddings": 8192,
+    }  # fmt: skip
+    return {"rope_scaling": scaling}
+
+
+ARGS = (
+    Args(
+        "openai-whisper", ("dims",), ("n_audio_head", "n_text_head"), "openai_whisper",
+        {"n_audio_head": "encoder_attention_heads", "n_text_head": "decoder_attention_heads"},
+    ),
+    Args(
+        "nanoGPT", ("model_args",), ("n_head", "n_embd", "block_size"), "nanogpt",
+        {"n_embd": "hidden_size"},
+        idle=("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"),
+    ),
+    Args(
+        "Meta's params.json", ("params", "model_args"), ("dim", "n_layers", "n_heads"),
+        words={"dim": "hidden_size"}, more=_llama_scaling,
+    ),
+)  # fmt: skip
+
+
+def config_of(bundle: Bundle, beside: Config | None) -> Config | None:
+    """Return what is said of a checkpoint, in config.json's words, or None.
+
+    ``beside`` is what lies beside the weights, in any library's words, or was given; without it
+    the bundle's own arguments speak.
+    """
+    if beside is not None:
+        row = next((row for row in ARGS if _tells(row, beside)), None)
+        return beside if row is None or beside.get("model_type") else _said(row, beside)
+    for row in ARGS:
+        for member in row.members:
+            inside = _member(bundle.options, member)
+            if _tells(row, inside):
+                return {**_said(row, inside), SOURCE: f"its own {member}"}
+    return None
+
+
+def _tells(row: Args, said: Config) -> bool:
+    return all(said.get(mark) is not None for mark in row.marks)
+
+
+def _said(row: Args, said: Config) -> Config:
+    named = {row.words.get(name, name): value for name, value in said.items()}
+    found = {**named, **(row.more(said) if row.more else {})}
+    if row.model_type:
+        found["model_type"] = row.model_type
+    if row.idle:
+        strange = [name for name, value in said.items() if value and name not in row.idle]
+        if strange:
+            found[UNKNOWN] = [f"{name} of {row.library}" for name in strange]
+    return found
+
+
+def _member(options: Config, member: str) -> dict[str, Any]:
+    """Return an object among the options of a file, whether whole or as dotted names."""
+    whole = options.get(member)
+    if isinstance(whole, dict):
+        return whole
+    start = f"{member}."
+    return {
+        name.removeprefix(start): value
+        for name, value in options.items()
+        if name.startswith(start) and "." not in name.removeprefix(start)
+    }

@@ -1,0 +1,150 @@
+"""Writes the checkpoints here, each by its own library, with what that library's attention gives.
+
+    python tests/cases/named/make.py [NAME …]
+
+openai-whisper 20250625 · nanoGPT 3adf61e (its model.py as ``nanogpt`` on the path) · llama-models
+(``llama3``, by two ranks of gloo with fairscale 0.4.13) — all with torch 2.13, in float32 or
+float64, random weights of awkward sizes. ``NAME.answers.npz`` holds, by the name of each layer,
+``x`` (hidden states before the layer's own norm), ``memory`` and ``output``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+Answers = dict[str, Any]
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """The model with random parameters: norms and biases too, which begin as ones and zeros."""
+    torch.manual_seed(14)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            wide = p.dim() > 1
+            p.copy_(torch.randn(p.shape) * (1.5 / p.shape[-1] ** 0.5 if wide else 0.3))
+            if not wide and "norm" in name.lower() + "ln" and name.endswith("weight"):
+                p.add_(1)
+    return model.eval()
+
+
+def watched(model: nn.Module, layers: dict[str, tuple[nn.Module, nn.Module]]) -> Answers:
+    """What will be seen of each layer: what its norm was given, and what its attention returned."""
+    seen: Answers = {}
+    for name, (norm, attention) in layers.items():
+
+        def given(_: Any, args: Any, name: str = name) -> None:
+            seen[f"{name}|x"] = args[0].detach().numpy().copy()
+
+        def made(_: Any, args: Any, out: Any, name: str = name) -> None:
+            first = out[0] if isinstance(out, tuple) else out
+            seen[f"{name}|output"] = first.detach().numpy().copy()
+
+        norm.register_forward_pre_hook(given)
+        attention.register_forward_hook(made)
+    return seen
+
+
+def keep(name: str, seen: Answers) -> None:
+    """Save the answers."""
+    np.savez_compressed(HERE / f"{name}.answers.npz", **seen)
+
+
+def whisper() -> None:
+    """openai-whisper, as its own tools save it: dims beside model_state_dict."""
+    from whisper.model import ModelDimensions, Whisper
+
+    dims = ModelDimensions(6, 5, 12, 3, 1, 11, 7, 12, 2, 1)
+    model: Any = shaken(Whisper(dims))
+    enc, dec = model.encoder.blocks[0], model.decoder.blocks[0]
+    seen = watched(
+        model,
+        {
+            "encoder.blocks.0.attn": (enc.attn_ln, enc.attn),
+            "decoder.blocks.0.attn": (dec.attn_ln, dec.attn),
+            "decoder.blocks.0.cross_attn": (dec.cross_attn_ln, dec.cross_attn),
+        },
+    )
+    model.decoder.blocks[0].cross_attn.register_forward_pre_hook(
+        lambda _, args: seen.update({"decoder.blocks.0.cross_attn|memory": args[1].numpy()})
+    )
+    with torch.no_grad():
+        model(torch.randn(1, 6, 10), torch.randint(0, 11, (1, 5)))
+    torch.save(
+        {"dims": dims.__dict__, "model_state_dict": model.state_dict()}, HERE / "whisper.pt"
+    )
+    keep("whisper", seen)
+
+
+def nanogpt() -> None:
+    """nanoGPT's ckpt.pt, as its train.py saves a compiled model."""
+    import nanogpt as nano
+
+    args = {
+        "n_layer": 2, "n_head": 3, "n_embd": 12, "block_size": 9, "bias": True, "vocab_size": 7,
+        "dropout": 0.0,
+    }  # fmt: skip
+    model: Any = shaken(nano.GPT(nano.GPTConfig(**args)))
+    layers = {
+        f"transformer.h.{n}.attn": (b.ln_1, b.attn) for n, b in enumerate(model.transformer.h)
+    }
+    seen = watched(model, layers)
+    with torch.no_grad():
+        model(torch.randint(0, 7, (2, 6)))
+    state = {f"_orig_mod.{name}": t for name, t in model.state_dict().items()}
+    kept = {"model": state, "model_args": args, "iter_num": 3, "config": {"n_head": 3}}
+    torch.save(kept, HERE / "nanogpt.pt")
+    keep("nanogpt", seen)
+
+
+def meta() -> None:
+    """Meta's Llama by two ranks of tensor parallelism, each with the file it saves."""
+    torch.multiprocessing.spawn(_meta_rank, nprocs=2)
+
+
+def _meta_rank(rank: int) -> None:
+    import json
+
+    import fairscale.nn.model_parallel.initialize as fs
+    from llama3.args import ModelArgs
+    from llama3.model import Transformer
+
+    torch.distributed.init_process_group(
+        "gloo", init_method="tcp://127.0.0.1:29514", rank=rank, world_size=2
+    )
+    fs.initialize_model_parallel(2)
+    said = {
+        "dim": 24, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 10,
+        "multiple_of": 4, "norm_eps": 1e-5, "rope_theta": 500000.0, "use_scaled_rope": True,
+    }  # fmt: skip
+    model: Any = shaken(Transformer(ModelArgs(**said, max_seq_len=16, max_batch_size=2)))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.dim() > 1:
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(
+                    99 * rank + len(name))) * 0.3)  # fmt: skip
+    block = model.layers[0]
+    seen = watched(model, {"layers.0.attention": (block.attention_norm, block.attention)})
+    with torch.no_grad():
+        model(torch.arange(7)[None] % 10, 0)
+    folder = HERE / "meta"
+    folder.mkdir(exist_ok=True)
+    torch.save(model.state_dict(), folder / f"consolidated.{rank:02d}.pth")
+    if rank == 0:
+        (folder / "params.json").write_text(json.dumps(said))
+        keep("meta", seen)
+    torch.distributed.barrier()
+
+
+MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta}
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or MADE:
+        MADE[name]()

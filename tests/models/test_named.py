@@ -1,0 +1,40 @@
+"""Checkpoints as other libraries name and pack them, against what those libraries compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from attncli.studies.layer import multihead
+
+HERE = Path(__file__).parents[1] / "cases" / "named"
+
+
+def answers(name: str) -> dict[str, dict[str, np.ndarray]]:
+    """What the library gave, by layer: x, output, and memory where there is one."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(HERE / f"{name}.answers.npz") as kept:
+        for key in kept.files:
+            layer, what = key.split("|")
+            found.setdefault(layer, {})[what] = kept[key]
+    return found
+
+
+CASES = [
+    (path.name, layer)
+    for path in sorted(HERE.iterdir())
+    if path.name.split(".")[-1] not in ("py", "md") and ".answers" not in path.name
+    for layer in answers(path.name.split(".")[0])
+]
+
+
+@pytest.mark.parametrize(("file", "layer"), CASES)
+def test_a_layer_is_what_its_library_computes(file: str, layer: str) -> None:
+    pytest.importorskip("torch")
+    told = answers(file.split(".")[0])[layer]
+    made = multihead(told["x"].astype(float), str(HERE / file), layer=layer, memory=told.get("memory"))
+    assert told["output"].std() > 0.1
+    np.testing.assert_allclose(made.output, told["output"], rtol=0, atol=3e-6)
+    assert made.layer.heads_source != "given" and not made.warnings
