@@ -65,10 +65,13 @@ def read_many(ref: str, *, lines: bool = False) -> Bundle | Records:
     tensors = found.tensors
     assert isinstance(tensors, Lazy)
     stem = name.rstrip(".") + "."
+    members = {tensor.split(".")[0] for tensor in tensors}  # others are said of all
     near = {  # what is said below the name, or of all that holds it
         option: value
         for option, value in found.options.items()
-        if option.startswith(stem) or stem.startswith(option.rpartition(".")[0])
+        if option.startswith(stem)
+        or stem.startswith(option.rpartition(".")[0])
+        or (found.kind == "torch" and option.split(".")[0] not in members)
     }
     return replace(found, tensors=tensors.only(names), options=MappingProxyType(near))
 

@@ -14,8 +14,9 @@ from typing import Any
 from attncli.files.bundle import Bundle
 
 Config = Mapping[str, Any]
-#: Members of a config that no config.json has: where it is from, and what of it is not known.
-SOURCE, UNKNOWN = " source", " unknown"
+#: Members of a config that no config.json has: where it is from, what of it is not known, and what
+#: it says of the model that transformers' code has by its model_type (fields of a Family).
+SOURCE, UNKNOWN, FAMILY = " source", " unknown", " family"
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,60 @@ def _llama_scaling(said: Config) -> Config:
     return {"rope_scaling": scaling}
 
 
+def _lens(said: Config) -> Config:
+    """TransformerLens' HookedTransformerConfig."""
+    norm = said.get("normalization_type") or ""
+    place = said.get("positional_embedding_type", "standard")
+    encoder = str(said.get("original_architecture")).startswith("Bert")  # normed after attention
+    family = {"before": "rms" if norm.startswith("RMS") else "layer"}
+    more: dict[str, Any] = {
+        FAMILY: family, "pre_norm": bool(norm) and not encoder,
+        "is_causal": said.get("attention_dir", "causal") == "causal",
+    }  # fmt: skip
+    if place == "rotary":
+        family["rope"] = "interleaved" if said.get("rotary_adjacent_pairs") else "half"
+    elif place not in ("standard", "none"):
+        more[UNKNOWN] = [f"positional_embedding_type '{place}'"]
+    if said.get("use_NTK_by_parts_rope"):
+        more["rope_scaling"] = {
+            "rope_type": "llama3", "factor": said.get("NTK_by_parts_factor"),
+            "low_freq_factor": said.get("NTK_by_parts_low_freq_factor"),
+            "high_freq_factor": said.get("NTK_by_parts_high_freq_factor"),
+            "original_max_position_embeddings": said.get("NTK_original_ctx_len", 8192),
+        }  # fmt: skip
+    cap, over = said.get("attn_scores_soft_cap"), said.get("attn_scale")
+    if cap is not None and cap > 0:
+        more["attn_logit_softcapping"] = cap
+    if said.get("use_attn_scale") is False:
+        more["softmax_scale"] = 1.0
+    elif over is not None and over > 0:
+        more["softmax_scale"] = 1 / over
+    if said.get("use_local_attn"):
+        kinds = said.get("attn_types") or []
+        local = {"local": "sliding_attention", "global": "full_attention"}
+        more["layer_types"] = [local.get(kind, str(kind)) for kind in kinds]
+    return more
+
+
 ARGS = (
     Args(
-        "openai-whisper", ("dims",), ("n_audio_head", "n_text_head"), "openai_whisper",
+        "TransformerLens", ("cfg", "config"), ("d_model", "d_head", "n_ctx"), "transformerlens",
+        {
+            "n_key_value_heads": "num_key_value_heads", "d_model": "hidden_size",
+            "d_head": "head_dim", "eps": "norm_eps", "window_size": "sliding_window",
+        }, _lens,
+    ),
+    Args(
+        "openai-whisper", ("dims",), ("n_audio_state", "n_text_state"), "openai_whisper",
         {"n_audio_head": "encoder_attention_heads", "n_text_head": "decoder_attention_heads"},
     ),
     Args(
-        "nanoGPT", ("model_args",), ("n_head", "n_embd", "block_size"), "nanogpt",
+        "nanoGPT", ("model_args",), ("n_embd", "block_size"), "nanogpt",
         {"n_embd": "hidden_size"},
         idle=("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout"),
     ),
     Args(
-        "Meta's params.json", ("params", "model_args"), ("dim", "n_layers", "n_heads"),
+        "Meta's params.json", ("params", "model_args"), ("dim", "n_layers", "norm_eps"),
         words={"dim": "hidden_size"}, more=_llama_scaling,
     ),
 )  # fmt: skip

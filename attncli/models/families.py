@@ -167,6 +167,7 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("gpt2", "gpt_sw3"), replace(PRE_DECODER, fused="rows", transposed=True)),
     "imagegpt": replace(PRE_DECODER, before="rms", fused="rows", transposed=True),
     "openai_gpt": replace(DECODER, fused="rows", transposed=True),
+    "transformerlens": replace(PRE_DECODER, before_if="!pre_norm", gainless=True),
     "nanogpt": replace(PRE_DECODER, fused="rows"),  # (code)
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),
@@ -266,7 +267,7 @@ _GEMMA = {"gemma2", "gemma3", "gemma3_text", "vaultgemma"}
 READ_BY: Mapping[str, Collection[str]] = {
     "attention_multiplier": _GRANITE,
     "query_pre_attn_scalar": _GEMMA,
-    "attn_logit_softcapping": _GEMMA,
+    "attn_logit_softcapping": {*_GEMMA, "transformerlens"},
     "no_rope_layers": {"smollm3"},
     "clip_qkv": {"mpt", "olmo", "olmoe"},
     "partial_rotary_factor": {

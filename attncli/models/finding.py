@@ -84,7 +84,7 @@ def find_layers(
     names = list(bundle.tensors)
     if arch != "auto":
         family_named(arch)
-    found = in_order(match(names))
+    found = in_order(match(names, lambda name: len(bundle.header(name).shape)))
     if not found:
         check_readable(names, bundle.source)
         raise nothing_found(names, bundle.source)

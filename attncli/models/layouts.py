@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from attncli.errors import InputError, counted, listed
-from attncli.models.forms import CONV1D, LINEAR, Form
+from attncli.models.forms import CONV1D, HEADS_FIRST, LINEAR, Form
 from attncli.models.layer import PLAIN
 
 
@@ -59,6 +59,16 @@ def _fused(name: str, leaf: str, *output: str, **more: object) -> Layout:
     return Layout(name, {"qkv": leaf}, output, **more)  # type: ignore[arg-type]
 
 
+def _lens(name: str, shared: str) -> Layout:
+    """TransformerLens, whose fewer key and value heads have an underscore before their names."""
+    roles = {"query": "attn.W_Q", "key": f"attn.{shared}W_K", "value": f"attn.{shared}W_V"}
+    biases = {role: leaf.replace("W_", "b_") for role, leaf in roles.items()}
+    return Layout(
+        name, roles, ("attn.W_O",), bare=True, form=HEADS_FIRST,
+        biases={**biases, "output": "attn.b_O"},
+    )  # fmt: skip
+
+
 _TORCH_BIASES = {"qkv": "in_proj_bias", "output": "out_proj.bias"}
 
 #: A tensor belongs to the first row whose inputs and output are all there.
@@ -97,6 +107,8 @@ LAYOUTS = (
         {"query": "q_proj_weight", "key": "k_proj_weight", "value": "v_proj_weight"},
         ("out_proj.weight",), family="torch", bare=True, biases=_TORCH_BIASES,
     ),
+    _lens("TransformerLens", ""),
+    _lens("TransformerLens", "_"),
     Layout(
         "arrays", {"query": "wq", "key": "wk", "value": "wv"}, ("wo",), bare=True, by_hand=True,
         biases={"query": "bq", "key": "bk", "value": "bv", "output": "bo"},
@@ -126,14 +138,14 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
         "input_layernorm", "layernorm_before", "self_attn_layer_norm", "layer_norm1", "ln_attn",
         "ln_1", "norm1", "norm_1", "attn_norm", "attention_norm", "attention_layernorm",
         "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm", "layer_norm",
-        "norm", "ln",
+        "norm", "ln", "ln1",
     ),
     "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm"),
 }  # fmt: skip
 
 #: Neighbours that say nothing about the attention itself: buffers, and norms after it.
 _IDLE = re.compile(
-    r"(^|\.)(bias|masked_bias|inv_freq|relative_position_index|embed_positions|relative_coords_table)$"
+    r"(^|\.)(bias|masked_bias|mask|IGNORE|rotary_sin|rotary_cos|inv_freq|relative_position_index|embed_positions|relative_coords_table)$"
     r"|rotary_emb|rotary_pos|(^|\.)(LayerNorm|layer_norm|layernorm|ln)\."
 )
 
@@ -176,8 +188,11 @@ def _parent(name: str, leaf: str) -> str | None:
     return None
 
 
-def match(names: Iterable[str]) -> list[Found]:
-    """Return every attention layer among the names, in the order they are met."""
+def match(names: Iterable[str], rank: Callable[[str], int] | None = None) -> list[Found]:
+    """Return every attention layer among the names, in the order they are met.
+
+    ``rank`` says how many dimensions a tensor has, where names alone fit several layouts.
+    """
     known = list(names)
     exact, folded = {name: name for name in known}, {_folded(name): name for name in known}
     children: dict[str, list[str]] = {}
@@ -198,6 +213,10 @@ def match(names: Iterable[str]) -> list[Found]:
             if before is not None and tensors:
                 options.append((layout, before, tensors))
         if options:
+            if rank is not None and len(options) > 1:
+                dimensions = rank(name)
+                fit = [one for one in options if len(one[0].form.inputs) == dimensions]
+                options = fit or options
             best = next((option for option in options if "output" in option[2]), options[0])
             found.append(_complete(*best, known if not best[1] else children.get(best[1], [])))
     return _without_shadows(found)
@@ -247,14 +266,36 @@ def _complete(layout: Layout, parent: str, tensors: dict[str, str], below: list[
                 elif whole in present:
                     tensors.setdefault(role, whole)
     used = {*tensors.values(), *(n for pair in norms.values() for part in pair for n in part)}
-    unused = [n for n in below if n not in used and not _IDLE.search(n[len(parent) :].lstrip("."))]
+    home = join(parent, _home(layout))
+    start = f"{home}." if home else ""
+    unused = [
+        n for n in below
+        if n.startswith(start) and n not in used and not _IDLE.search(n[len(start) :])
+    ]  # fmt: skip
     return Found(layout, parent, tensors, tuple(unused) if parent else (), norms)
+
+
+def _home(layout: Layout) -> str:
+    """Return the path below the parent that all of a layout's leaves share."""
+    leaves = [leaf.split(".") for leaf in (*layout.inputs.values(), *layout.output)]
+    shared = []
+    for parts in zip(*(leaf[:-1] for leaf in leaves), strict=False):
+        if len({*parts}) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+#: What a norm's gain and bias are called: torch, TensorFlow, TransformerLens.
+GAINS = (("weight", "bias"), ("gamma", "beta"), ("w", "b"))
 
 
 def _norm(whole: str, part: str, present: set[str]) -> tuple[str, ...]:
     """Return the tensors of a norm: one, or one a head (``norms.0``, ``norms.1``, …)."""
-    if f"{whole}.{part}" in present:
-        return (f"{whole}.{part}",)
+    for gain, bias in GAINS:
+        name = f"{whole}.{gain if part == 'weight' else bias}"
+        if name in present:
+            return (name,)
     heads: list[str] = []
     while f"{whole}.norms.{len(heads)}.{part}" in present:
         heads.append(f"{whole}.norms.{len(heads)}.{part}")
@@ -271,7 +312,7 @@ def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, st
     block = max((n + 1 for n, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
     for end in range(len(parts), block - 1, -1):
         for leaf in BEFORE[kind]:
-            for gain, bias in (("weight", "bias"), ("gamma", "beta")):
+            for gain, bias in GAINS:
                 place = join(".".join(parts[:end]), leaf)
                 if f"{place}.{gain}" in names:
                     return leaf, f"{place}.{gain}", f"{place}.{bias}" * (f"{place}.{bias}" in names)

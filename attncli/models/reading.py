@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from attncli.attention.rope import Rope
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
-from attncli.models.args import SOURCE, UNKNOWN
+from attncli.models.args import FAMILY, SOURCE, UNKNOWN
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
@@ -47,6 +48,8 @@ class Reading:
         if not self.forced and not configs.speaks_of(chain, found.parent):
             self.family_name = ""
         self.family: Family | None = FAMILIES.get(self.family_name)
+        if self.family is not None:
+            self.family = replace(self.family, **self.config.get(FAMILY, {}))
         self.config, lost = heeded(self.config, self.family_name)
         self.notes += [
             f"{name} of config.json: {self.family_name} does not read it" for name in lost

@@ -34,7 +34,9 @@ CASES = [
 def test_a_layer_is_what_its_library_computes(file: str, layer: str) -> None:
     pytest.importorskip("torch")
     told = answers(file.split(".")[0])[layer]
-    made = multihead(told["x"].astype(float), str(HERE / file), layer=layer, memory=told.get("memory"))
+    x, memory = told["x"].astype(float), told.get("memory")
+    made = multihead(x, str(HERE / file), layer=layer, memory=memory)
+    size = np.abs(told["output"]).max()  # its float32 rounds
     assert told["output"].std() > 0.1
-    np.testing.assert_allclose(made.output, told["output"], rtol=0, atol=3e-6)
+    np.testing.assert_allclose(made.output, told["output"], rtol=0, atol=2e-6 * size)
     assert made.layer.heads_source != "given" and not made.warnings

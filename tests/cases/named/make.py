@@ -3,7 +3,7 @@
     python tests/cases/named/make.py [NAME …]
 
 openai-whisper 20250625 · nanoGPT 3adf61e (its model.py as ``nanogpt`` on the path) · llama-models
-(``llama3``, by two ranks of gloo with fairscale 0.4.13) — all with torch 2.13, in float32 or
+(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 — all with torch 2.13, in float32 or
 float64, random weights of awkward sizes. ``NAME.answers.npz`` holds, by the name of each layer,
 ``x`` (hidden states before the layer's own norm), ``memory`` and ``output``.
 """
@@ -143,7 +143,40 @@ def _meta_rank(rank: int) -> None:
     torch.distributed.barrier()
 
 
-MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta}
+def lens() -> None:
+    """TransformerLens: one with RoPE of half a head, shared heads and a cap, one local; cfg beside."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    common = {"n_layers": 2, "d_model": 12, "n_ctx": 9, "d_head": 6, "d_vocab": 7, "d_mlp": 8,
+              "act_fn": "relu", "seed": 1}  # fmt: skip
+    kinds = {
+        "lens": {
+            "n_heads": 4, "n_key_value_heads": 2, "positional_embedding_type": "rotary",
+            "rotary_dim": 4, "rotary_base": 500, "normalization_type": "RMS",
+            "attn_scores_soft_cap": 2.0, "use_qk_norm": True,
+        },
+        "lens_local": {
+            "n_heads": 3, "normalization_type": "LNPre", "use_local_attn": True, "window_size": 3,
+            "attn_types": ["global", "local"], "attn_scale": 1.7,
+        },
+        "lens_pairs": {
+            "n_heads": 2, "positional_embedding_type": "rotary", "rotary_adjacent_pairs": True,
+            "normalization_type": "LN", "scale_attn_by_inverse_layer_idx": True,
+        },
+    }  # fmt: skip
+    for name, own in kinds.items():
+        cfg = HookedTransformerConfig(**common, **own)
+        model: Any = shaken(HookedTransformer(cfg))
+        seen = watched(model, {f"blocks.{n}": (b.ln1, b.attn) for n, b in enumerate(model.blocks)})
+        with torch.no_grad():
+            model(torch.randint(0, 7, (1, 8)))
+        drop = {"tokenizer_name"}
+        said = {k: v for k, v in cfg.to_dict().items() if k not in drop}
+        torch.save({"cfg": said, "model": model.state_dict()}, HERE / f"{name}.pt")
+        keep(name, seen)
+
+
+MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MADE:
