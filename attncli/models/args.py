@@ -85,7 +85,39 @@ def _lens(said: Config) -> Config:
     return more
 
 
+#: Classes of diffusers whose attention is computed, and what some have by their code alone.
+DIFFUSERS: Mapping[str, Config] = {
+    "UNet2DConditionModel": {"norm_eps": 1e-5},
+    "Transformer2DModel": {},
+    "DiTTransformer2DModel": {},
+    "PixArtTransformer2DModel": {},
+    "SD3Transformer2DModel": {"pre_norm": False},
+    "FluxTransformer2DModel": {"pre_norm": False, FAMILY: {"rope": "image"}},
+}
+
+
+def _diffusers(said: Config) -> Config:
+    """The config.json of a diffusers model: its class is its model_type."""
+    name = str(said["_class_name"])
+    if name not in DIFFUSERS:
+        return {"model_type": name}
+    more: dict[str, Any] = {"model_type": "diffusers", "hidden_size": None, **DIFFUSERS[name]}
+    if name.startswith("UNet"):
+        # what it calls the width of a head has always been the number of heads
+        heads = said.get("num_attention_heads") or said.get("attention_head_dim") or 8
+        more |= {"num_attention_heads": heads, "head_dim": None}
+    if str(said.get("norm_type", "layer_norm")) != "layer_norm":
+        more["pre_norm"] = False  # it moves and scales by the time step, too
+    odd = ("only_cross_attention", "dual_cross_attention", "double_self_attention")
+    more[UNKNOWN] = [f"{member} of diffusers" for member in odd if said.get(member)]
+    return more
+
+
 ARGS = (
+    Args(
+        "diffusers", (), ("_class_name",), words={"attention_head_dim": "head_dim"},
+        more=_diffusers,
+    ),
     Args(
         "TransformerLens", ("cfg", "config"), ("d_model", "d_head", "n_ctx"), "transformerlens",
         {

@@ -168,6 +168,7 @@ FAMILIES: Mapping[str, Family] = {
     "imagegpt": replace(PRE_DECODER, before="rms", fused="rows", transposed=True),
     "openai_gpt": replace(DECODER, fused="rows", transposed=True),
     "transformerlens": replace(PRE_DECODER, before_if="!pre_norm", gainless=True),
+    "diffusers": replace(PRE_ENCODER, before_if="!pre_norm"),
     "nanogpt": replace(PRE_DECODER, fused="rows"),  # (code)
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),

@@ -90,6 +90,7 @@ LAYOUTS = (
         form=CONV1D,
     ),
     _fused("GPT-2", "c_attn", "c_proj"),
+    _apart("diffusers", "to_q to_k to_v", "to_out.0"),
     _fused("GPT-NeoX", "query_key_value", "dense"),
     _fused("Phi-3", "qkv_proj", "o_proj"),
     _fused("CodeGen", "qkv_proj", "out_proj"),
@@ -127,8 +128,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "relative_position_bias_table",
         "relative_position_bias.relative_position_bias_table",
     ),
-    "query_norm": ("q_norm", "q_layernorm", "query_layernorm"),
-    "key_norm": ("k_norm", "k_layernorm", "key_layernorm"),
+    "query_norm": ("q_norm", "norm_q", "q_layernorm", "query_layernorm"),
+    "key_norm": ("k_norm", "norm_k", "k_layernorm", "key_layernorm"),
 }
 NORMS = ("query_norm", "key_norm")
 
@@ -140,7 +141,7 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
         "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm", "layer_norm",
         "norm", "ln", "ln1",
     ),
-    "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm"),
+    "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm", "norm2"),
 }  # fmt: skip
 
 #: Neighbours that say nothing about the attention itself: buffers, and norms after it.

@@ -20,7 +20,7 @@ from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 #: Components of a path that say: keys and values come from elsewhere.
 CROSS = (
     "encoder_attn", "encoder_attention", "EncDecAttention", "crossattention", "cross_attn",
-    "cross_attention", "multihead_attn", "cross_attn_mha",
+    "cross_attention", "multihead_attn", "cross_attn_mha", "attn2",
 )  # fmt: skip
 LAYER_TYPES = ("full_attention", "sliding_attention")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16")

@@ -3,7 +3,7 @@
     python tests/cases/named/make.py [NAME …]
 
 openai-whisper 20250625 · nanoGPT 3adf61e (its model.py as ``nanogpt`` on the path) · llama-models
-(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 — all with torch 2.13, in float32 or
+(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 — all with torch 2.13, in float32 or
 float64, random weights of awkward sizes. ``NAME.answers.npz`` holds, by the name of each layer,
 ``x`` (hidden states before the layer's own norm), ``memory`` and ``output``.
 """
@@ -176,7 +176,75 @@ def lens() -> None:
         keep(name, seen)
 
 
-MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens}
+def saved(model: Any, name: str) -> None:
+    """Save as diffusers does: config.json beside the weights."""
+    model.save_pretrained(HERE / name, safe_serialization=True)
+
+
+def unet() -> None:
+    """diffusers' UNet: heads by block, under the name of their width; attn2 reads a text."""
+    from diffusers import UNet2DConditionModel
+
+    model: Any = shaken(
+        UNet2DConditionModel(
+            sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=2,
+            block_out_channels=(4, 12), attention_head_dim=(2, 3), cross_attention_dim=5,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), mid_block_type=None,
+        )
+    )  # fmt: skip
+    at = {
+        "down_blocks.0.attentions.0.transformer_blocks.0": model.down_blocks[0].attentions[0],
+        "down_blocks.1.attentions.0.transformer_blocks.0": model.down_blocks[1].attentions[0],
+        "up_blocks.0.attentions.0.transformer_blocks.0": model.up_blocks[0].attentions[0],
+    }
+    layers, memory = {}, torch.randn(1, 3, 5)
+    for path, one in at.items():
+        block = one.transformer_blocks[0]
+        layers[f"{path}.attn1"] = (block.norm1, block.attn1)
+        layers[f"{path}.attn2"] = (block.norm2, block.attn2)
+    seen = watched(model, layers)
+    with torch.no_grad():
+        model(torch.randn(1, 1, 4, 4), 3, memory)
+    seen |= {f"{name}|memory": memory.numpy() for name in layers if name.endswith("attn2")}
+    saved(model, "unet")
+    keep("unet", seen)
+
+
+def pixart() -> None:
+    """diffusers' PixArt: the norm is moved by the time step, so X is what the projections take."""
+    from diffusers import PixArtTransformer2DModel
+
+    model: Any = shaken(
+        PixArtTransformer2DModel(
+            num_attention_heads=3, attention_head_dim=4, in_channels=1, out_channels=2,
+            num_layers=1, norm_num_groups=1, cross_attention_dim=12, sample_size=4, patch_size=2,
+            caption_channels=5,
+        )
+    )  # fmt: skip
+    block = model.transformer_blocks[0]
+    seen: Answers = {}
+    for name in ("attn1", "attn2"):
+
+        def made(_: Any, args: Any, more: Any, out: Any, name: str = name) -> None:
+            key = f"transformer_blocks.0.{name}"
+            x = args[0] if args else more["hidden_states"]
+            seen[f"{key}|x"], seen[f"{key}|output"] = x.numpy().copy(), out.numpy().copy()
+            other = more.get("encoder_hidden_states")
+            if other is not None:
+                seen[f"{key}|memory"] = other.numpy().copy()
+
+        getattr(block, name).register_forward_hook(made, with_kwargs=True)
+    with torch.no_grad():
+        model(
+            torch.randn(1, 1, 4, 4), torch.randn(1, 3, 5), torch.tensor([7]),
+            {"resolution": None, "aspect_ratio": None},
+        )  # fmt: skip
+    saved(model, "pixart")
+    keep("pixart", seen)
+
+
+MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MADE:
