@@ -79,7 +79,7 @@ FAMILIES: Mapping[str, Family] = {
             "rembert", "roc_bert", "splinter", "data2vec_text", "bert_generation",
             "dpr", "markuplm", "tapas", "visual_bert", "align_text_model", "altclip_text_model",
             "chinese_clip_text_model", "clap_text_model", "bridgetower_text_model",
-            "torch",
+            "torch", "keras",
         ),
         ENCODER,
     ),
@@ -169,6 +169,7 @@ FAMILIES: Mapping[str, Family] = {
     "openai_gpt": replace(DECODER, fused="rows", transposed=True),
     "transformerlens": replace(PRE_DECODER, before_if="!pre_norm", gainless=True),
     "diffusers": replace(PRE_ENCODER, before_if="!pre_norm"),
+    "flax": Family(norm="layer"),
     "nanogpt": replace(PRE_DECODER, fused="rows"),  # (code)
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),

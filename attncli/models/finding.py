@@ -15,11 +15,11 @@ import numpy as np
 
 from attncli import files
 from attncli.errors import FileError, InputError
-from attncli.files.bundle import Bundle
+from attncli.files.bundle import Bundle, Lazy
 from attncli.models.args import config_of
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import Found, check_readable, match, nothing_found, numbers
+from attncli.models.layouts import Found, check_readable, dotted, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 
@@ -60,7 +60,7 @@ def config_beside(ref: str) -> dict[str, Any] | None:
 
 def holds_layers(bundle: Bundle) -> bool:
     """Return whether some names are those of an attention layer."""
-    return bool(match(bundle.tensors))
+    return bool(match(map(dotted, bundle.tensors)))
 
 
 def find_layers(
@@ -81,6 +81,7 @@ def find_layers(
     be read leaves its error there, as long as another one can. Raises InputError for what fits no
     layout, for quantised weights, and where only a flag can say what the weights mean.
     """
+    bundle = _dotted(bundle)
     names = list(bundle.tensors)
     if arch != "auto":
         family_named(arch)
@@ -102,6 +103,15 @@ def find_layers(
     if skipped is not None:
         skipped += [error.message for error in errors]
     return layers
+
+
+def _dotted(bundle: Bundle) -> Bundle:
+    """Return the bundle by names with dots where they have slashes; the same where none has."""
+    short = {name: dotted(name) for name in bundle.tensors if dotted(name) != name}
+    if not short or not isinstance(bundle.tensors, Lazy) or {*short.values()} & {*bundle.tensors}:
+        return bundle
+    whole = {**bundle.whole, **{new: name for name, new in short.items()}}
+    return replace(bundle, tensors=bundle.tensors.named(short), whole=whole)
 
 
 def in_order(found: Sequence[Found]) -> list[Found]:
@@ -164,7 +174,7 @@ def choose(
         number = int(text)
         hits = [a for a in layers if a.index == number or (a.shared > 1 and number < a.shared)]
     else:
-        path = text.strip(".")
+        path = dotted(text).strip(".")
         named = dict(zip(labels(layers), layers, strict=True))
         hits = (
             [a for a in layers if a.name == path]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from attncli.errors import InputError, counted, listed
-from attncli.models.forms import CONV1D, HEADS_FIRST, LINEAR, Form
+from attncli.models.forms import CONV1D, EINSUM, HEADS_FIRST, LINEAR, Form
 from attncli.models.layer import PLAIN
 
 
@@ -25,7 +25,8 @@ class Layout:
     the one model family with these names; ``alone`` the one taken where no config.json is there,
     '' where families with these names differ in mask or RoPE. A leaf is a module with weight and
     bias, or (``bare``) the array itself, its biases in ``biases``; ``by_hand`` names are written in
-    any way. ``form`` is how the matrices are stored.
+    any way. ``form`` is how the matrices are stored,
+    ``end`` what a module calls its matrix.
     """
 
     name: str
@@ -37,11 +38,12 @@ class Layout:
     bare: bool = False
     by_hand: bool = False
     form: Form = LINEAR
+    end: str = "weight"
     biases: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, leaf: str) -> str:
         """Return the tensor's name below the parent."""
-        return leaf if self.bare else f"{leaf}.weight"
+        return leaf if self.bare else f"{leaf}.{self.end}"
 
     def bias(self, role: str) -> str | None:
         """Return the name of the bias of a role below the parent."""
@@ -71,8 +73,7 @@ def _lens(name: str, shared: str) -> Layout:
 
 _TORCH_BIASES = {"qkv": "in_proj_bias", "output": "out_proj.bias"}
 
-#: A tensor belongs to the first row whose inputs and output are all there.
-LAYOUTS = (
+_ROWS = (
     _apart("BERT", "self.query self.key self.value", "output.dense", alone="bert"),
     _apart("ViT", "attention.query attention.key attention.value", "output.dense", alone="vit"),
     _apart("ALBERT", "query key value", "dense", alone="albert"),
@@ -116,6 +117,23 @@ LAYOUTS = (
     ),
 )  # fmt: skip
 
+_FLAX = (
+    _apart("Flax", "query key value", "out", family="flax", end="kernel", form=EINSUM),
+    _apart("Keras", "query key value", "attention_output", family="keras", end="kernel",
+           form=EINSUM),
+)  # fmt: skip
+#: A tensor belongs to the first row whose inputs and output are all there. What torch's modules
+#: are called, Flax's may be, too: with a kernel, (in, out), in place of a weight.
+LAYOUTS = (
+    *_ROWS,
+    *_FLAX,
+    *(
+        replace(row, name=f"{row.name} (kernels)", end="kernel", form=CONV1D)
+        for row in _ROWS
+        if not row.bare and row.form == LINEAR and row.family != "openai_whisper"
+    ),
+)
+
 #: Other tensors of a layer, below its parent or beside its query.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "sinks": ("sinks",),
@@ -128,8 +146,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "relative_position_bias_table",
         "relative_position_bias.relative_position_bias_table",
     ),
-    "query_norm": ("q_norm", "norm_q", "q_layernorm", "query_layernorm"),
-    "key_norm": ("k_norm", "norm_k", "k_layernorm", "key_layernorm"),
+    "query_norm": ("q_norm", "norm_q", "query_ln", "q_layernorm", "query_layernorm"),
+    "key_norm": ("k_norm", "norm_k", "key_ln", "k_layernorm", "key_layernorm"),
 }
 NORMS = ("query_norm", "key_norm")
 
@@ -177,9 +195,23 @@ def join(parent: str, leaf: str) -> str:
     return f"{parent}.{leaf}" if parent else leaf
 
 
+#: A component that is the number of a block, alone or after what Flax and torchvision call it.
+_NUMBER = re.compile(r"(?:\w*(?:layer|layers|block|blocks|h)_)?(\d+)")
+
+
+def is_number(part: str) -> bool:
+    """Return whether a component of a path numbers a block: ``3``, ``encoder_layer_3``."""
+    return _NUMBER.fullmatch(part) is not None
+
+
 def numbers(path: str) -> tuple[int, ...]:
     """Return the components of a path that are numbers: (3, 1) of ``block.3.layer.1``."""
-    return tuple(int(part) for part in path.split(".") if part.isdigit())
+    return tuple(int(n[1]) for part in path.split(".") if (n := _NUMBER.fullmatch(part)))
+
+
+def dotted(name: str) -> str:
+    """Return a name of a flattened tree, ``params/layer_0/query/kernel``, with dots."""
+    return name.replace("/", ".").removesuffix(":0")
 
 
 def _parent(name: str, leaf: str) -> str | None:
@@ -267,8 +299,7 @@ def _complete(layout: Layout, parent: str, tensors: dict[str, str], below: list[
                 elif whole in present:
                     tensors.setdefault(role, whole)
     used = {*tensors.values(), *(n for pair in norms.values() for part in pair for n in part)}
-    home = join(parent, _home(layout))
-    start = f"{home}." if home else ""
+    start = "".join(f"{part}." for part in (parent, _home(layout)) if part)
     unused = [
         n for n in below
         if n.startswith(start) and n not in used and not _IDLE.search(n[len(start) :])
@@ -287,8 +318,8 @@ def _home(layout: Layout) -> str:
     return ".".join(shared)
 
 
-#: What a norm's gain and bias are called: torch, TensorFlow, TransformerLens.
-GAINS = (("weight", "bias"), ("gamma", "beta"), ("w", "b"))
+#: What a norm's gain and bias are called: torch, TensorFlow, TransformerLens, Flax.
+GAINS = (("weight", "bias"), ("gamma", "beta"), ("w", "b"), ("scale", "bias"))
 
 
 def _norm(whole: str, part: str, present: set[str]) -> tuple[str, ...]:
@@ -310,7 +341,7 @@ def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, st
     what holds the attention where there are no numbers.
     """
     parts = parent.split(".")
-    block = max((n + 1 for n, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
+    block = max((n + 1 for n, part in enumerate(parts) if is_number(part)), default=len(parts) - 1)
     for end in range(len(parts), block - 1, -1):
         for leaf in BEFORE[kind]:
             for gain, bias in GAINS:

@@ -3,7 +3,7 @@
     python tests/cases/named/make.py [NAME …]
 
 openai-whisper 20250625 · nanoGPT 3adf61e (its model.py as ``nanogpt`` on the path) · llama-models
-(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 — all with torch 2.13, in float32 or
+(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 · flax 0.12.8 · keras 3.15.1 with torch — all with torch 2.13, in float32 or
 float64, random weights of awkward sizes. ``NAME.answers.npz`` holds, by the name of each layer,
 ``x`` (hidden states before the layer's own norm), ``memory`` and ``output``.
 """
@@ -178,7 +178,12 @@ def lens() -> None:
 
 def saved(model: Any, name: str) -> None:
     """Save as diffusers does: config.json beside the weights."""
+    from safetensors.torch import load_file, save_file
+
     model.save_pretrained(HERE / name, safe_serialization=True)
+    file = HERE / name / "diffusion_pytorch_model.safetensors"
+    kept = {n: t for n, t in load_file(file).items() if ".attn" in n or ".norm" in n}
+    save_file(kept, file)  # the attention alone: convolutions are large
 
 
 def unet() -> None:
@@ -244,7 +249,76 @@ def pixart() -> None:
     keep("pixart", seen)
 
 
-MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart}
+def flax() -> None:
+    """A pre-norm block of flax.linen with normed queries and keys, its tree flattened to npz."""
+    import flax.linen as fnn
+    import jax
+    import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
+
+    class EncoderBlock(fnn.Module):
+        @fnn.compact
+        def __call__(self, x: Any, memory: Any) -> Any:
+            x = fnn.MultiHeadDotProductAttention(
+                num_heads=3, qkv_features=12, out_features=7, normalize_qk=True, name="self"
+            )(x)
+            return fnn.MultiHeadDotProductAttention(num_heads=2, qkv_features=4, name="cross_attn")(
+                x, memory
+            )
+
+    class Encoder(fnn.Module):
+        @fnn.compact
+        def __call__(self, x: Any, memory: Any) -> Any:
+            return EncoderBlock(name="encoderblock_0")(x, memory)
+
+    draw = np.random.default_rng(14)
+    x, memory = (draw.normal(size=shape).astype(np.float32) for shape in ((2, 4, 7), (2, 3, 5)))
+    tree = Encoder().init(jax.random.key(0), x, memory)
+    tree = jax.tree.map(lambda a: a + 0.3 * draw.normal(size=a.shape).astype(np.float32), tree)
+    _, state = Encoder().apply(tree, x, memory, capture_intermediates=True)
+    made = state["intermediates"]["encoderblock_0"]
+    own, cross = (np.asarray(made[name]["__call__"][0]) for name in ("self", "cross_attn"))
+    flat = {"/".join(path): np.asarray(a) for path, a in flatten_dict(tree).items()}
+    np.savez_compressed(HERE / "flax.npz", **flat)
+    start = "params/encoderblock_0/"
+    keep(
+        "flax",
+        {
+            f"{start}self|x": x, f"{start}self|output": own, f"{start}cross_attn|x": own,
+            f"{start}cross_attn|memory": memory, f"{start}cross_attn|output": cross,
+        },
+    )  # fmt: skip
+    assert jnp.isfinite(own).all()
+
+
+def keras() -> None:
+    """keras' MultiHeadAttention and its grouped kin, by the paths of their variables."""
+    from keras import layers
+
+    draw = np.random.default_rng(14)
+    x, memory = (draw.normal(size=shape).astype(np.float32) for shape in ((2, 4, 7), (2, 3, 5)))
+    seen, kept = {}, {}
+    for layer, given in (
+        (layers.MultiHeadAttention(3, 4, value_dim=5, name="plain"), (x, x)),
+        (layers.MultiHeadAttention(2, 3, output_shape=6, name="cross_attention"), (x, memory)),
+        (layers.GroupQueryAttention(4, 4, 2, name="grouped"), (x, x)),
+    ):
+        layer(*given)
+        for variable in layer.variables:
+            if "seed" in variable.path:
+                continue
+            shape = tuple(variable.shape)
+            variable.assign(draw.normal(size=shape).astype(np.float32) * 0.4)
+            kept[variable.path] = variable.numpy()
+        seen[f"{layer.name}|x"] = x
+        seen[f"{layer.name}|output"] = np.asarray(layer(*given).detach())
+        if given[1] is memory:
+            seen[f"{layer.name}|memory"] = memory
+    np.savez_compressed(HERE / "keras.npz", **kept)
+    keep("keras", seen)
+
+
+MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart, "flax": flax, "keras": keras}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MADE:
