@@ -7,15 +7,16 @@ the weights. One row a library here; what it says reaches ``models.config`` as c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from attncli.files.bundle import Bundle
 
 Config = Mapping[str, Any]
-#: Members of a config that no config.json has: where it is from, what of it is not known, and what
-#: it says of the model that transformers' code has by its model_type (fields of a Family).
+VERSION = "checkpoint_version"  # beside Megatron's arguments
+#: Members of a config that no config.json has: where it is from, what of it is not computed, and
+#: what it says of the model that else its model_type says (fields of a Family).
 SOURCE, UNKNOWN, FAMILY = " source", " unknown", " family"
 
 
@@ -38,9 +39,13 @@ class Args:
     idle: Collection[str] = ()
 
 
+def _odd(what: Iterable[str]) -> list[str]:
+    return [f"it was made with {one}, which is not computed" for one in what]
+
+
 def _llama_scaling(said: Config) -> Config:
     """Llama 3.1's constants, which its params.json does not say."""
-    if not said.get("use_scaled_rope"):
+    if not (said.get("use_scaled_rope") or said.get("use_rope_scaling")):
         return {}
     scaling = {
         "rope_type": "llama3", "factor": said.get("rope_scaling_factor") or 8.0,
@@ -63,7 +68,7 @@ def _lens(said: Config) -> Config:
     if place == "rotary":
         family["rope"] = "interleaved" if said.get("rotary_adjacent_pairs") else "half"
     elif place not in ("standard", "none"):
-        more[UNKNOWN] = [f"positional_embedding_type '{place}'"]
+        more[UNKNOWN] = _odd([f"positional_embedding_type '{place}'"])
     if said.get("use_NTK_by_parts_rope"):
         more["rope_scaling"] = {
             "rope_type": "llama3", "factor": said.get("NTK_by_parts_factor"),
@@ -82,6 +87,40 @@ def _lens(said: Config) -> Config:
         kinds = said.get("attn_types") or []
         local = {"local": "sliding_attention", "global": "full_attention"}
         more["layer_types"] = [local.get(kind, str(kind)) for kind in kinds]
+    return more
+
+
+def _megatron(said: Config) -> Config:
+    """Megatron-LM's arguments, as its training saves them."""
+    rms = said.get("normalization") == "RMSNorm"
+    gain = "+1" if said.get("apply_layernorm_1p") else ""
+    norm = f"{'rms' if rms else 'layer'}{gain}"
+    place = said.get("position_embedding_type", "learned_absolute")
+    family = {"before": norm, "norm": norm}
+    if place == "rope":
+        family["rope"] = "interleaved" if said.get("rotary_interleaved") else "half"
+    odd = [
+        f"{name} of Megatron"
+        for name in (
+            "window_size", "attention_output_gate", "rotary_seq_len_interpolation_factor",
+            "no_rope_freq", "apply_residual_connection_post_layernorm",
+        )
+        if said.get(name)
+    ]  # fmt: skip
+    if place not in ("rope", "learned_absolute", "none"):
+        odd.append(f"position_embedding_type '{place}'")
+    if said.get("softmax_type", "vanilla") != "vanilla":
+        odd.append(f"softmax_type '{said['softmax_type']}'")
+    found = _odd(odd)
+    parts = said.get("tensor_model_parallel_size") or 1
+    if parts > 1:
+        found.append(f"it is one of {parts} parts of a layer (tensor_model_parallel_size)")
+    version = said.get(VERSION)
+    if version is not None and version < 2:
+        found.append(f"the packing of Megatron's checkpoint_version {version} is not known")
+    more = {FAMILY: family, UNKNOWN: found, **_llama_scaling(said)}
+    if not said.get("group_query_attention"):
+        more["num_key_value_heads"] = None
     return more
 
 
@@ -109,11 +148,18 @@ def _diffusers(said: Config) -> Config:
     if str(said.get("norm_type", "layer_norm")) != "layer_norm":
         more["pre_norm"] = False  # it moves and scales by the time step, too
     odd = ("only_cross_attention", "dual_cross_attention", "double_self_attention")
-    more[UNKNOWN] = [f"{member} of diffusers" for member in odd if said.get(member)]
+    more[UNKNOWN] = _odd(f"{member} of diffusers" for member in odd if said.get(member))
     return more
 
 
 ARGS = (
+    Args(
+        "Megatron", ("args",), ("num_attention_heads", "kv_channels", "num_layers"), "megatron",
+        {
+            "num_query_groups": "num_key_value_heads", "kv_channels": "head_dim",
+            "rotary_percent": "rotary_pct",
+        }, _megatron,
+    ),
     Args(
         "diffusers", (), ("_class_name",), words={"attention_head_dim": "head_dim"},
         more=_diffusers,
@@ -153,6 +199,8 @@ def config_of(bundle: Bundle, beside: Config | None) -> Config | None:
     for row in ARGS:
         for member in row.members:
             inside = _member(bundle.options, member)
+            if VERSION in bundle.options:
+                inside = {**inside, VERSION: bundle.options[VERSION]}
             if _tells(row, inside):
                 return {**_said(row, inside), SOURCE: f"its own {member}"}
     return None
@@ -170,7 +218,7 @@ def _said(row: Args, said: Config) -> Config:
     if row.idle:
         strange = [name for name, value in said.items() if value and name not in row.idle]
         if strange:
-            found[UNKNOWN] = [f"{name} of {row.library}" for name in strange]
+            found[UNKNOWN] = _odd(f"{name} of {row.library}" for name in strange)
     return found
 
 

@@ -170,6 +170,7 @@ FAMILIES: Mapping[str, Family] = {
     "transformerlens": replace(PRE_DECODER, before_if="!pre_norm", gainless=True),
     "diffusers": replace(PRE_ENCODER, before_if="!pre_norm"),
     "flax": Family(norm="layer"),
+    "megatron": replace(PRE_DECODER, fused="groups"),
     "nanogpt": replace(PRE_DECODER, fused="rows"),  # (code)
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),

@@ -93,6 +93,7 @@ _ROWS = (
     _fused("GPT-2", "c_attn", "c_proj"),
     _apart("diffusers", "to_q to_k to_v", "to_out.0"),
     _fused("GPT-NeoX", "query_key_value", "dense"),
+    _fused("Megatron", "linear_qkv", "linear_proj", packing="groups"),
     _fused("Phi-3", "qkv_proj", "o_proj"),
     _fused("CodeGen", "qkv_proj", "out_proj"),
     _fused("ModernBERT", "Wqkv", "Wo", packing="rows"),
@@ -157,7 +158,7 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
         "input_layernorm", "layernorm_before", "self_attn_layer_norm", "layer_norm1", "ln_attn",
         "ln_1", "norm1", "norm_1", "attn_norm", "attention_norm", "attention_layernorm",
         "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm", "layer_norm",
-        "norm", "ln", "ln1",
+        "norm", "ln", "ln1", "linear_qkv",
     ),
     "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm", "norm2"),
 }  # fmt: skip
@@ -320,6 +321,8 @@ def _home(layout: Layout) -> str:
 
 #: What a norm's gain and bias are called: torch, TensorFlow, TransformerLens, Flax.
 GAINS = (("weight", "bias"), ("gamma", "beta"), ("w", "b"), ("scale", "bias"))
+#: Within the projection that Megatron fuses it with.
+WITHIN = {"linear_qkv": (("layer_norm_weight", "layer_norm_bias"),)}
 
 
 def _norm(whole: str, part: str, present: set[str]) -> tuple[str, ...]:
@@ -344,7 +347,7 @@ def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, st
     block = max((n + 1 for n, part in enumerate(parts) if is_number(part)), default=len(parts) - 1)
     for end in range(len(parts), block - 1, -1):
         for leaf in BEFORE[kind]:
-            for gain, bias in GAINS:
+            for gain, bias in WITHIN.get(leaf, GAINS):
                 place = join(".".join(parts[:end]), leaf)
                 if f"{place}.{gain}" in names:
                     return leaf, f"{place}.{gain}", f"{place}.{bias}" * (f"{place}.{bias}" in names)

@@ -276,10 +276,7 @@ class Reading:
             )
         whole = {name: FAMILIES[name].note for name in self.stated if name in FAMILIES}
         self.notes += filter(None, whole.values())
-        self.lacks += [
-            Lack(f"it was made with {what}, which is not known")
-            for what in self.config.get(UNKNOWN, ())
-        ]
+        self.lacks += [Lack(what) for what in self.config.get(UNKNOWN, ())]
         parts = self.found.parent.split(".")
         only = family.only.split() if family else []
         here = not only or any(self.config.get(word) or word in parts for word in only)

@@ -3,7 +3,7 @@
     python tests/cases/named/make.py [NAME …]
 
 openai-whisper 20250625 · nanoGPT 3adf61e (its model.py as ``nanogpt`` on the path) · llama-models
-(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 · flax 0.12.8 · keras 3.15.1 with torch — all with torch 2.13, in float32 or
+(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 · flax 0.12.8 · keras 3.15.1 with torch · megatron-core 0.16.1 — all with torch 2.13, in float32 or
 float64, random weights of awkward sizes. ``NAME.answers.npz`` holds, by the name of each layer,
 ``x`` (hidden states before the layer's own norm), ``memory`` and ``output``.
 """
@@ -318,7 +318,72 @@ def keras() -> None:
     keep("keras", seen)
 
 
-MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart, "flax": flax, "keras": keras}
+def megatron() -> None:
+    """Megatron-Core's GPT, grouped, RoPE on half a head, as its training saves it.
+
+    By its modules for no Transformer Engine, whose norm lies in input_layernorm; ``megatron_te``
+    is the same under the names of the Transformer Engine, which fuses that norm into linear_qkv.
+    """
+    import argparse
+    import contextlib
+    import shutil
+
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import random
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer import TransformerConfig
+
+    torch.distributed.init_process_group(
+        "gloo", init_method="tcp://127.0.0.1:29515", rank=0, world_size=1
+    )
+    parallel_state.initialize_model_parallel()
+    torch.cuda.current_device = lambda: "cpu"  # it asks where its angles should lie
+    random.CudaRNGStatesTracker.fork = lambda *_: contextlib.nullcontext()  # for dropout of 0
+    said = {
+        "num_layers": 1, "hidden_size": 12, "num_attention_heads": 4, "num_query_groups": 2,
+        "kv_channels": 4, "normalization": "RMSNorm", "layernorm_epsilon": 1e-5,
+    }  # fmt: skip
+    config = TransformerConfig(
+        **said, use_cpu_initialization=True, bias_dropout_fusion=False, apply_rope_fusion=False,
+        qk_layernorm=True, masked_softmax_fusion=False, add_bias_linear=True, attention_dropout=0.0,
+    )  # fmt: skip
+    spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
+    model: Any = shaken(
+        GPTModel(
+            config, spec, vocab_size=7, max_sequence_length=9, rotary_percent=0.5,
+            rotary_base=500, position_embedding_type="rope",
+        )
+    )  # fmt: skip
+    block = model.decoder.layers[0]
+    name = "decoder.layers.0.self_attention"
+    seen = watched(model, {name: (block.input_layernorm, block.self_attention)})
+    ids = torch.randint(0, 7, (2, 6))
+    places = torch.arange(6)[None].expand(2, 6)
+    with torch.no_grad():
+        model(ids, places, torch.ones(2, 1, 6, 6).tril() == 0)
+        bias = block.self_attention.linear_proj.bias  # returned apart, added with the residual
+    seen[f"{name}|output"] += bias.detach().numpy()
+    seen = {key: a.swapaxes(0, 1) for key, a in seen.items()}  # (L, B, E) → (B, L, E)
+    args = argparse.Namespace(
+        **said, group_query_attention=True, position_embedding_type="rope", rotary_base=500,
+        rotary_percent=0.5, rotary_interleaved=False, norm_epsilon=1e-5, qk_layernorm=True,
+        tensor_model_parallel_size=1, apply_layernorm_1p=False, seq_length=9,
+    )  # fmt: skip
+    state = {n: t for n, t in model.state_dict().items() if torch.is_tensor(t)}
+    torch.save({"args": args, "model": state, "checkpoint_version": 3.0}, HERE / "megatron.pt")
+    keep("megatron", seen)
+    names = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
+    fused = {}
+    for n, t in state.items():
+        for ours, theirs in names.items():
+            n = n.replace(ours, theirs)
+        fused[n] = t
+    torch.save({"args": args, "model": fused, "checkpoint_version": 3.0}, HERE / "megatron_te.pt")
+    shutil.copy(HERE / "megatron.answers.npz", HERE / "megatron_te.answers.npz")
+
+
+MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart, "flax": flax, "keras": keras, "megatron": megatron}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MADE:
