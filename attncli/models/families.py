@@ -29,7 +29,8 @@ class Family:
     ``before`` is the kind of norm between hidden states and projections, '' where these take
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
     with ! before it where it is true unless said. ``gainless`` where nothing scales that norm;
-    ``eps`` the family's, where config.json never says it. ``lacks`` says what attncli cannot do of
+    ``eps`` the family's, where config.json never says it,
+    ``staged_eps`` that of blocks in stages (Swin). ``lacks`` says what attncli cannot do of
     it; ``only`` the members of config.json, or the component of the path, that say so, where not
     always. ``note`` is said of each of its layers. ``spare`` begins the names of tensors for other
     inputs than X (LUKE's entities).
@@ -51,6 +52,7 @@ class Family:
     before_if: str = ""
     gainless: bool = False
     eps: float | None = None
+    staged_eps: float | None = None
     lacks: str = ""
     only: str = ""
     spare: str = ""
@@ -135,7 +137,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "luke": Family(spare="self.w2e_ self.e2w_ self.e2e_"),
     "swin": replace(PRE_ENCODER, window="shifted"),
-    "timm": replace(PRE_ENCODER, window="shifted", eps=1e-6),  # (code)
+    # EVA-02 alone turns, and its names do not tell it from EVA
+    "timm": replace(
+        PRE_ENCODER, window="shifted", eps=1e-6, staged_eps=1e-5, rope="image beside q_bias"
+    ),
+    "timm_eva": replace(PRE_ENCODER, eps=1e-6, rope="image"),
+    "torchvision": replace(PRE_ENCODER, eps=1e-6),
     "mpnet": Family(bias="buckets"),
     "longformer": Family(
         window="longformer", lacks="its global attention (query_global …) is not computed"

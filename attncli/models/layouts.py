@@ -26,7 +26,8 @@ class Layout:
     '' where families with these names differ in mask or RoPE. A leaf is a module with weight and
     bias, or (``bare``) the array itself, its biases in ``biases``; ``by_hand`` names are written in
     any way. ``form`` is how the matrices are stored,
-    ``end`` what a module calls its matrix.
+    ``end`` what a module calls its matrix. ``within`` is a pattern of the last component of the
+    parent's path; ``inner`` a norm of the heads before the output projection: not computed.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Layout:
     by_hand: bool = False
     form: Form = LINEAR
     end: str = "weight"
+    within: str = ""
+    inner: str = ""
     biases: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, leaf: str) -> str:
@@ -98,9 +101,16 @@ _ROWS = (
     _fused("CodeGen", "qkv_proj", "out_proj"),
     _fused("ModernBERT", "Wqkv", "Wo", packing="rows"),
     _fused("MPT", "Wqkv", "out_proj", packing="rows"),
-    _fused("timm", "qkv", "proj", packing="rows", alone="timm"),
+    _fused("timm", "qkv", "proj", packing="rows", alone="timm", inner="norm"),
+    _apart("timm EVA", "q_proj k_proj v_proj", "proj", alone="timm_eva", inner="norm"),
     _fused("BLIP", "qkv", "projection", packing="rows"),
     _fused("DeBERTa", "self.in_proj", "output.dense", packing="groups", family="deberta"),
+    Layout(
+        "torchvision ViT", {"qkv": "self_attention.in_proj_weight"},
+        ("self_attention.out_proj.weight",), "rows", "torchvision", bare=True,
+        within=r"encoder_layer_\d+",
+        biases={role: f"self_attention.{leaf}" for role, leaf in _TORCH_BIASES.items()},
+    ),
     Layout(
         "torch MultiheadAttention", {"qkv": "in_proj_weight"}, ("out_proj.weight",), "rows",
         "torch", bare=True, biases=_TORCH_BIASES,
@@ -244,7 +254,7 @@ def match(names: Iterable[str], rank: Callable[[str], int] | None = None) -> lis
             first = layout.weight(next(iter(layout.inputs.values())))
             before = _parent(seen, first)
             tensors = {} if before is None else _tensors(layout, before, there)
-            if before is not None and tensors:
+            if before is not None and tensors and _is_within(before, layout.within):
                 options.append((layout, before, tensors))
         if options:
             if rank is not None and len(options) > 1:
@@ -254,6 +264,10 @@ def match(names: Iterable[str], rank: Callable[[str], int] | None = None) -> lis
             best = next((option for option in options if "output" in option[2]), options[0])
             found.append(_complete(*best, known if not best[1] else children.get(best[1], [])))
     return _without_shadows(found)
+
+
+def _is_within(parent: str, pattern: str) -> bool:
+    return not pattern or re.fullmatch(pattern, parent.rpartition(".")[2]) is not None
 
 
 def _folded(name: str) -> str:

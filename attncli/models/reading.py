@@ -14,7 +14,7 @@ from attncli.models.args import FAMILY, SOURCE, UNKNOWN
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
-from attncli.models.layouts import Found, check_readable, norm_before, numbers
+from attncli.models.layouts import Found, check_readable, join, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 
 #: Components of a path that say: keys and values come from elsewhere.
@@ -299,7 +299,7 @@ class Reading:
 
     def _spare(self, family: Family) -> None:
         """Account for tensors in the attention that no role has."""
-        norm = norm_before(self.found.parent, "self", self.names) if family.before else None
+        norm = self._norm_before("self") if family.before else None
         some = [
             name[len(self.found.parent) :].lstrip(".")
             for name in self.found.unused
@@ -319,6 +319,11 @@ class Reading:
         near = normal(self.found.layout.name)
         return self.found.layout.family or (near if near in FAMILIES else "torch")
 
+    def _norm_before(self, kind: str) -> tuple[str, str, str] | None:
+        inner = f"{join(self.found.parent, self.found.layout.inner)}.weight"
+        names = {*self.names} - {inner} if inner in self.names else self.names
+        return norm_before(self.found.parent, kind, names)
+
     def _input_norm(self, kind: str) -> Norm | None:
         """Return the norm between hidden states and projections, of a pre-norm family."""
         family = self.family
@@ -326,12 +331,14 @@ class Reading:
             return None
         if family.before_if and not configs.flag(self.config, family.before_if):
             return None
-        found = norm_before(self.found.parent, kind, self.names)
+        found = self._norm_before(kind)
         if found is None and not family.gainless:
             self.notes.append("no norm before the projections beside it: X is taken as they do")
             return None
         name, weight, bias = found or ("input_layernorm", "", "")
         eps = configs.number(self.config, *configs.EPSILONS) if family.eps is None else family.eps
+        if family.staged_eps is not None and len(numbers(self.found.parent)) > 1:
+            eps = family.staged_eps
         usual = 1e-5 if family.before.startswith("layer") else 1e-6
         return Norm(
             family.before, (weight,) if weight else (), (bias,) if bias else (),
@@ -342,7 +349,10 @@ class Reading:
         family = self.family
         if family is None or not family.rope:
             return None
-        if family.rope == "image":
+        style, _, beside = family.rope.partition(" beside ")
+        if beside and (beside not in self.found.tensors or "grid" in self.found.tensors):
+            return None
+        if style == "image":
             self.lacks.append(Lack("its RoPE over image rows and columns is not computed", "rope"))
             return None
         if not configs.turns(self.config, family, self.index, kind):

@@ -3,7 +3,8 @@
     python tests/cases/named/make.py [NAME …]
 
 openai-whisper 20250625 · nanoGPT 3adf61e (its model.py as ``nanogpt`` on the path) · llama-models
-(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 · flax 0.12.8 · keras 3.15.1 with torch · megatron-core 0.16.1 — all with torch 2.13, in float32 or
+(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 · flax 0.12.8 · keras 3.15.1 with torch · megatron-core 0.16.1 ·
+timm 1.0.31 · torchvision 0.29.1 — all with torch 2.13, in float32 or
 float64, random weights of awkward sizes. ``NAME.answers.npz`` holds, by the name of each layer,
 ``x`` (hidden states before the layer's own norm), ``memory`` and ``output``.
 """
@@ -383,7 +384,60 @@ def megatron() -> None:
     shutil.copy(HERE / "megatron.answers.npz", HERE / "megatron_te.answers.npz")
 
 
-MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart, "flax": flax, "keras": keras, "megatron": megatron}
+def _without_its_kernels() -> None:
+    """torchvision's compiled operators do not load beside torch for CPUs, and none is used here."""
+    library = torch.library.Library("torchvision", "DEF")
+    for operator in ("nms", "qnms"):
+        library.define(f"{operator}(Tensor a) -> Tensor")
+    KEPT.append(library)
+
+
+KEPT: list[Any] = []
+
+
+def images() -> None:
+    """timm (ViT with normed queries, BEiT, Swin, EVA without RoPE) and torchvision (ViT, Swin)."""
+    _without_its_kernels()
+    import timm
+    from safetensors.torch import save_file
+    from torchvision.models.swin_transformer import SwinTransformer
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    small = {"img_size": 8, "patch_size": 4, "num_classes": 2}
+    vit = {**small, "embed_dim": 12, "num_heads": 3, "depth": 1}
+    swin = {"img_size": 8, "patch_size": 4, "window_size": 2, "num_classes": 2, "embed_dim": 6}
+    beside = {"weight_init": "skip"}
+    models: dict[str, Any] = {
+        "timm_vit": timm.create_model("vit_tiny_patch16_224", **vit, **beside, qk_norm=True),
+        "timm_beit": timm.create_model("beit_base_patch16_224", **vit),
+        "timm_eva": timm.create_model("eva02_base_patch14_224", **vit, use_rot_pos_emb=False),
+        "timm_swin": timm.create_model(
+            "swin_tiny_patch4_window7_224", **swin, num_heads=(2,), depths=(1,)
+        ),
+        "torchvision_vit": VisionTransformer(8, 4, 1, 3, 12, 8, num_classes=2),
+        "torchvision_swin": SwinTransformer([4, 4], 6, [2], [2], [2, 2], num_classes=2),
+    }
+    for name, model in models.items():
+        shaken(model)
+        if name == "torchvision_vit":
+            path, block = "encoder.layers.encoder_layer_0", model.encoder.layers[0]
+            layers = {path: (block.ln_1, block.self_attention)}
+        else:
+            path = {"timm_swin": "layers.0.blocks.0", "torchvision_swin": "features.1.0"}.get(
+                name, "blocks.0"
+            )
+            block = model.get_submodule(path)
+            layers = {f"{path}.attn": (block.norm1, block.attn)}
+        seen = watched(model, layers)
+        with torch.no_grad():
+            model(torch.randn(2, 3, 8, 8))
+        seen = {key: a.reshape(len(a), -1, a.shape[-1]) for key, a in seen.items()}
+        kept = {n: t.contiguous() for n, t in model.state_dict().items() if n.startswith(path)}
+        save_file(kept, HERE / f"{name}.safetensors")
+        keep(name, seen)
+
+
+MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart, "flax": flax, "keras": keras, "megatron": megatron, "images": images}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MADE:
