@@ -16,8 +16,9 @@ from attncli.files.bundle import Bundle
 Config = Mapping[str, Any]
 VERSION = "checkpoint_version"  # beside Megatron's arguments
 #: Members of a config that no config.json has: where it is from, what of it is not computed, and
-#: what it says of the model that else its model_type says (fields of a Family).
-SOURCE, UNKNOWN, FAMILY = " source", " unknown", " family"
+#: what it says of the model that else its model_type says (fields of a Family), and which
+#: components of a path are self-attention there, though cross-attention elsewhere.
+SOURCE, UNKNOWN, FAMILY, SELF = " source", " unknown", " family", " self"
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,11 @@ DIFFUSERS: Mapping[str, Config] = {
     "Transformer2DModel": {},
     "DiTTransformer2DModel": {},
     "PixArtTransformer2DModel": {},
-    "SD3Transformer2DModel": {"pre_norm": False},
-    "FluxTransformer2DModel": {"pre_norm": False, FAMILY: {"rope": "image"}},
+    "SD3Transformer2DModel": {"pre_norm": False, SELF: ("attn2",)},
+    "FluxTransformer2DModel": {
+        "pre_norm": False,
+        FAMILY: {"rope": "image", "text_first": True, "norm": "rms"},
+    },
 }
 
 

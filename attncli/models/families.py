@@ -33,7 +33,8 @@ class Family:
     ``staged_eps`` that of blocks in stages (Swin). ``lacks`` says what attncli cannot do of
     it; ``only`` the members of config.json, or the component of the path, that say so, where not
     always. ``note`` is said of each of its layers. ``spare`` begins the names of tensors for other
-    inputs than X (LUKE's entities).
+    inputs than X (LUKE's entities). ``text_first``: of joint attention, the text's stream lies
+    before the image's.
     """
 
     causal: bool | str = False
@@ -56,6 +57,7 @@ class Family:
     lacks: str = ""
     only: str = ""
     spare: str = ""
+    text_first: bool = False
     note: str = ""
 
 
@@ -178,7 +180,7 @@ FAMILIES: Mapping[str, Family] = {
     "diffusers": replace(PRE_ENCODER, before_if="!pre_norm"),
     "flax": Family(norm="layer"),
     "megatron": replace(PRE_DECODER, fused="groups"),
-    "nanogpt": replace(PRE_DECODER, fused="rows"),  # (code)
+    "nanogpt": replace(PRE_DECODER, fused="rows"),
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),
     "gptj": replace(INTERLEAVED, before="layer"),
@@ -200,7 +202,7 @@ FAMILIES: Mapping[str, Family] = {
         LLAMA,
     ),
     "olmo": replace(LLAMA_LAYER_NORM, gainless=True, eps=1e-5),
-    "meta_llama": INTERLEAVED,  # (code)
+    "meta_llama": INTERLEAVED,
     "mistral": replace(LLAMA, window="all"),
     "mixtral": replace(LLAMA, window="all", theta=1e6),
     "ministral": replace(LLAMA, window="all"),

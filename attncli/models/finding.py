@@ -18,6 +18,7 @@ from attncli.errors import FileError, InputError
 from attncli.files.bundle import Bundle, Lazy
 from attncli.models.args import config_of
 from attncli.models.families import FAMILIES, family_named
+from attncli.models.joint import joined
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
 from attncli.models.layouts import Found, check_readable, dotted, match, nothing_found, numbers
 from attncli.models.reading import Reading
@@ -98,6 +99,7 @@ def find_layers(
             layers.append(Reading(one, bundle, config, arch, flags, present).layer())
         except InputError as error:
             errors.append(error)
+    layers = joined(layers)
     if errors and (skipped is None or not layers):
         raise errors[0]
     if skipped is not None:

@@ -77,6 +77,17 @@ class PositionBias:
     window: tuple[int, int] = (0, 0)
 
 
+class Joint(NamedTuple):
+    """The other stream of joint attention (Esser et al. 2024): one softmax over both.
+
+    ``stream`` makes its queries, keys and values from ``memory``; ``first`` says that they lie
+    before those of x.
+    """
+
+    stream: Layer
+    first: bool
+
+
 @dataclass(frozen=True)
 class Projections:
     """Weights as torch's Linear has them, ``(out, in)``, heads one after the other; or None.
@@ -104,16 +115,17 @@ class Projections:
 class Layer:
     """One attention layer of a checkpoint, as recognised.
 
-    ``name`` is the path of its parent; ``index`` the number of its block; ``kind`` self or cross;
-    ``family`` the model_type (``unknown`` without one); ``layout`` and ``packing`` the names and
-    order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
+    ``name`` is the path of its parent; ``index`` the number of its block; ``kind`` self, cross or
+    joint; ``family`` the model_type (``unknown`` without one); ``layout`` and ``packing`` the names
+    and order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
     ``model_dim`` wide, keys and values are made from ``key_input`` and ``value_input`` wide ones,
     the output is ``output_dim`` wide. ``window`` are keys to the left and right of the own
     position. ``input_norm`` lies before the projections, on what transformers calls hidden states.
     ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
     unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
     was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role,
-    ``form`` how matrices are stored.
+    ``form`` how matrices are stored. ``joint`` is the
+    other stream where a softmax is over two, ``joint_first`` says that a text's lies before x.
     ``siblings`` are all layers of the checkpoint, this one too, where it was chosen among them.
     """
 
@@ -152,6 +164,8 @@ class Layer:
     forced: bool = False
     notes: tuple[str, ...] = ()
     form: Form = LINEAR
+    joint: Joint | None = None
+    joint_first: bool = False
     tensors: Mapping[str, str] = field(default_factory=dict)
     bundle: Bundle | None = field(default=None, repr=False, compare=False)
     siblings: tuple[Layer, ...] = field(default=(), repr=False, compare=False)

@@ -28,6 +28,8 @@ class Layout:
     any way. ``form`` is how the matrices are stored,
     ``end`` what a module calls its matrix. ``within`` is a pattern of the last component of the
     parent's path; ``inner`` a norm of the heads before the output projection: not computed.
+    ``stream`` is the second stream's of joint attention, beside another layout below one parent;
+    ``norms`` its own names of those of queries and keys.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Layout:
     end: str = "weight"
     within: str = ""
     inner: str = ""
+    stream: str = ""
+    norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
 
     def weight(self, leaf: str) -> str:
@@ -95,6 +99,10 @@ _ROWS = (
     ),
     _fused("GPT-2", "c_attn", "c_proj"),
     _apart("diffusers", "to_q to_k to_v", "to_out.0"),
+    _apart(
+        "diffusers, text", "add_q_proj add_k_proj add_v_proj", "to_add_out", stream="text",
+        norms={"query_norm": ("norm_added_q",), "key_norm": ("norm_added_k",)},
+    ),
     _fused("GPT-NeoX", "query_key_value", "dense"),
     _fused("Megatron", "linear_qkv", "linear_proj", packing="groups"),
     _fused("Phi-3", "qkv_proj", "o_proj"),
@@ -200,6 +208,11 @@ class Found:
     unused: tuple[str, ...]
     norms: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
+    def names(self) -> set[str]:
+        """Return the names of all its tensors."""
+        norms = (n for pair in self.norms.values() for part in pair for n in part)
+        return {*self.tensors.values(), *norms}
+
 
 def join(parent: str, leaf: str) -> str:
     """Return ``parent.leaf``."""
@@ -263,7 +276,22 @@ def match(names: Iterable[str], rank: Callable[[str], int] | None = None) -> lis
                 options = fit or options
             best = next((option for option in options if "output" in option[2]), options[0])
             found.append(_complete(*best, known if not best[1] else children.get(best[1], [])))
-    return _without_shadows(found)
+    return _streams_apart(_without_shadows(found))
+
+
+def _streams_apart(found: list[Found]) -> list[Found]:
+    """Take the tensors of a second stream from the unused ones of the first, and its of its."""
+    seconds = {one.parent: one for one in found if one.layout.stream}
+    if not seconds:
+        return found
+    return [
+        replace(one, unused=tuple(n for n in one.unused if n not in used))
+        for one in found
+        for used in [
+            {n for other in found if other.parent == one.parent for n in other.names()}
+            if one.parent in seconds else ()
+        ]
+    ]  # fmt: skip
 
 
 def _is_within(parent: str, pattern: str) -> bool:
@@ -305,7 +333,7 @@ def _complete(layout: Layout, parent: str, tensors: dict[str, str], below: list[
     norms: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     for role, leaves in EXTRAS.items():
         for place in places:
-            for leaf in leaves:
+            for leaf in layout.norms.get(role, leaves):
                 whole = join(place, leaf)
                 if role in NORMS:
                     weights = _norm(whole, "weight", present)

@@ -10,7 +10,7 @@ from attncli.attention.rope import Rope
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
-from attncli.models.args import FAMILY, SOURCE, UNKNOWN
+from attncli.models.args import FAMILY, SELF, SOURCE, UNKNOWN
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
@@ -101,7 +101,7 @@ class Reading:
             input_norm=self._input_norm("cross" if cross else "self"),
             query_norm=self._norm("query_norm", sized.heads, sized.head_dim),
             key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim),
-            norm_after_rope=family.norm_after_rope,
+            norm_after_rope=family.norm_after_rope, joint_first=family.text_first,
             relative=None if cross else self._relative(sized.heads),
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
@@ -241,7 +241,7 @@ class Reading:
         if "multihead_attn" in parts:  # nn.TransformerDecoder's, beside its self_attn
             beside = ".".join([*parts[: parts.index("multihead_attn")], "self_attn"])
             return any(name.startswith(beside.lstrip(".") + ".") for name in self.names)
-        return any(part in CROSS for part in parts)
+        return any(part in CROSS and part not in self.config.get(SELF, ()) for part in parts)
 
     def _window_lacks(self, family: Family, kind: str) -> None:
         """Add a layer type that is not computed, and a window of which no rule is known."""

@@ -3,10 +3,12 @@
     python tests/cases/named/make.py [NAME …]
 
 openai-whisper 20250625 · nanoGPT 3adf61e (its model.py as ``nanogpt`` on the path) · llama-models
-(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1 · flax 0.12.8 · keras 3.15.1 with torch · megatron-core 0.16.1 ·
-timm 1.0.31 · torchvision 0.29.1 — all with torch 2.13, in float32 or
-float64, random weights of awkward sizes. ``NAME.answers.npz`` holds, by the name of each layer,
-``x`` (hidden states before the layer's own norm), ``memory`` and ``output``.
+(``llama3``, by two ranks of gloo with fairscale 0.4.13) · TransformerLens 2.16.1 · diffusers 0.42.1
+· flax 0.12.8 · keras 3.15.1 with torch · megatron-core 0.16.1 · timm 1.0.31 · torchvision 0.29.1,
+all with torch 2.13 on CPUs, in float32, random weights of awkward sizes.
+
+``NAME.answers.npz`` holds, by the name of each layer, ``x`` (hidden states before the layer's own
+norm), ``memory`` and ``output``.
 """
 
 from __future__ import annotations
@@ -78,9 +80,7 @@ def whisper() -> None:
     )
     with torch.no_grad():
         model(torch.randn(1, 6, 10), torch.randint(0, 11, (1, 5)))
-    torch.save(
-        {"dims": dims.__dict__, "model_state_dict": model.state_dict()}, HERE / "whisper.pt"
-    )
+    torch.save({"dims": dims.__dict__, "model_state_dict": model.state_dict()}, HERE / "whisper.pt")
     keep("whisper", seen)
 
 
@@ -145,7 +145,7 @@ def _meta_rank(rank: int) -> None:
 
 
 def lens() -> None:
-    """TransformerLens: one with RoPE of half a head, shared heads and a cap, one local; cfg beside."""
+    """TransformerLens, cfg beside: RoPE of half a head with shared heads and a cap; local; LN."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     common = {"n_layers": 2, "d_model": 12, "n_ctx": 9, "d_head": 6, "d_vocab": 7, "d_mlp": 8,
@@ -330,9 +330,9 @@ def megatron() -> None:
     import shutil
 
     from megatron.core import parallel_state
-    from megatron.core.tensor_parallel import random
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.tensor_parallel import random
     from megatron.core.transformer import TransformerConfig
 
     torch.distributed.init_process_group(
@@ -437,7 +437,78 @@ def images() -> None:
         keep(name, seen)
 
 
-MADE: dict[str, Callable[[], None]] = {"whisper": whisper, "nanogpt": nanogpt, "meta": meta, "lens": lens, "unet": unet, "pixart": pixart, "flax": flax, "keras": keras, "megatron": megatron, "images": images}
+def streams(model: Any, paths: list[str], seen: Answers) -> None:
+    """Watch attention of two streams: x is the image's, memory the text's, and the other way."""
+    for path in paths:
+
+        def made(_: Any, args: Any, more: Any, out: Any, path: str = path) -> None:
+            x, other = more["hidden_states"], more.get("encoder_hidden_states")
+            outs = out if isinstance(out, tuple) else (out,)
+            keys = (path, f"{path}.text") if other is not None else (path,)
+            for key, own, theirs, result in zip(
+                keys, (x, other), (other, x), outs, strict=False
+            ):  # fmt: skip
+                seen[f"{key}|x"], seen[f"{key}|output"] = own.numpy().copy(), result.numpy().copy()
+                if theirs is not None:
+                    seen[f"{key}|memory"] = theirs.numpy().copy()
+            for n, part in zip(("cos", "sin"), more.get("image_rotary_emb") or (), strict=False):
+                seen[f"rope|{n}"] = part.numpy()[:, ::2].copy()
+
+        model.get_submodule(path).register_forward_hook(made, with_kwargs=True)
+
+
+def flux() -> None:
+    """diffusers' Flux: a block of two streams and one of both together, turned by the pipeline."""
+    from diffusers import FluxTransformer2DModel
+
+    model: Any = shaken(
+        FluxTransformer2DModel(
+            patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=6,
+            num_attention_heads=3, joint_attention_dim=5, pooled_projection_dim=4,
+            axes_dims_rope=(2, 2, 2), guidance_embeds=False,
+        )
+    )  # fmt: skip
+    seen: Answers = {}
+    streams(model, ["transformer_blocks.0.attn", "single_transformer_blocks.0.attn"], seen)
+    places = torch.stack([torch.zeros(4), torch.arange(4) // 2, torch.arange(4) % 2], -1)
+    with torch.no_grad():
+        model(
+            torch.randn(1, 4, 4), torch.randn(1, 3, 5), torch.randn(1, 4), torch.tensor([0.3]),
+            places, torch.zeros(3, 3),
+        )  # fmt: skip
+    saved(model, "flux")
+    keep("flux", seen)
+
+
+def sd3() -> None:
+    """diffusers' Stable Diffusion 3.5: two streams, a second attention, a last without text."""
+    from diffusers import SD3Transformer2DModel
+
+    model: Any = shaken(
+        SD3Transformer2DModel(
+            sample_size=4, patch_size=2, in_channels=1, num_layers=2, attention_head_dim=4,
+            num_attention_heads=3, joint_attention_dim=5, caption_projection_dim=12,
+            pooled_projection_dim=4, out_channels=1, pos_embed_max_size=4, qk_norm="rms_norm",
+            dual_attention_layers=(0,),
+        )
+    )  # fmt: skip
+    seen: Answers = {}
+    paths = ["transformer_blocks.0.attn", "transformer_blocks.0.attn2", "transformer_blocks.1.attn"]
+    streams(model, paths, seen)
+    with torch.no_grad():
+        model(torch.randn(1, 1, 4, 4), torch.randn(1, 3, 5), torch.randn(1, 4), torch.tensor([3]))
+    saved(model, "sd3")
+    seen = {key: a for key, a in seen.items() if not key.startswith("transformer_blocks.1.attn.t")}
+    keep("sd3", seen)
+
+
+MADE: dict[str, Callable[[], None]] = {
+    made.__name__: made
+    for made in (
+        whisper, nanogpt, meta, lens, unet, pixart, flux, sd3, flax, keras, megatron, images,
+    )
+}  # fmt: skip
+
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MADE:
