@@ -24,6 +24,7 @@ WANTED = (
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "consolidated.00.pth",  # Meta's, with those of other ranks beside it
 )
 
 

@@ -65,10 +65,13 @@ def read_many(ref: str, *, lines: bool = False) -> Bundle | Records:
     tensors = found.tensors
     assert isinstance(tensors, Lazy)
     stem = name.rstrip(".") + "."
+    members = {tensor.split(".")[0] for tensor in tensors}  # others are said of all
     near = {  # what is said below the name, or of all that holds it
         option: value
         for option, value in found.options.items()
-        if option.startswith(stem) or stem.startswith(option.rpartition(".")[0])
+        if option.startswith(stem)
+        or stem.startswith(option.rpartition(".")[0])
+        or (found.kind == "torch" and option.split(".")[0] not in members)
     }
     return replace(found, tensors=tensors.only(names), options=MappingProxyType(near))
 
@@ -95,6 +98,17 @@ def _read_path(path: str, as_lines: bool) -> Bundle | Records:
         from attncli.files import sglang
 
         return sglang.of_folder(path, read) if sglang.is_dump(path) else read(weights_in(path))
+    if "consolidated." in path:
+        from attncli.files import parallel
+
+        shards = parallel.shards_of(path)
+        if len(shards) > 1:
+            return parallel.joined(shards, _read_file)
+    return _read_file(path, as_lines)
+
+
+def _read_file(path: str, as_lines: bool = False) -> Bundle | Records:
+    """Return the bundle of one file, or the lines of one."""
     if os.path.exists(path) and not stat.S_ISFIFO(os.stat(path).st_mode):  # <(command) is a pipe
         demand_regular(path)
     with reading(path):

@@ -107,7 +107,12 @@ def count(config: Config, names: Sequence[str], stage: int = 0) -> tuple[str, in
 
 def heads(config: Config, path: str, stage: int) -> tuple[str, int] | None:
     """Return the query heads of a layer and under which name they stand."""
-    side = "decoder" if "decoder" in path.split(".") else "encoder"
+    parts = path.split(".")
+    side = "decoder" if "decoder" in parts else "encoder"
+    named = first(config, HEADS)
+    if named and isinstance(named[1], list):  # diffusers' UNet: a number a block on the way down
+        back = "up_blocks" in parts or "mid_block" in parts
+        stage = max(len(named[1]) - 1 - stage, 0) if back else stage
     return count(config, (f"{side}_attention_heads", *HEADS), stage)
 
 

@@ -29,10 +29,12 @@ class Family:
     ``before`` is the kind of norm between hidden states and projections, '' where these take
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
     with ! before it where it is true unless said. ``gainless`` where nothing scales that norm;
-    ``eps`` the family's, where config.json never says it. ``lacks`` says what attncli cannot do of
+    ``eps`` the family's, where config.json never says it,
+    ``staged_eps`` that of blocks in stages (Swin). ``lacks`` says what attncli cannot do of
     it; ``only`` the members of config.json, or the component of the path, that say so, where not
     always. ``note`` is said of each of its layers. ``spare`` begins the names of tensors for other
-    inputs than X (LUKE's entities).
+    inputs than X (LUKE's entities). ``text_first``: of joint attention, the text's stream lies
+    before the image's.
     """
 
     causal: bool | str = False
@@ -51,9 +53,11 @@ class Family:
     before_if: str = ""
     gainless: bool = False
     eps: float | None = None
+    staged_eps: float | None = None
     lacks: str = ""
     only: str = ""
     spare: str = ""
+    text_first: bool = False
     note: str = ""
 
 
@@ -79,7 +83,7 @@ FAMILIES: Mapping[str, Family] = {
             "rembert", "roc_bert", "splinter", "data2vec_text", "bert_generation",
             "dpr", "markuplm", "tapas", "visual_bert", "align_text_model", "altclip_text_model",
             "chinese_clip_text_model", "clap_text_model", "bridgetower_text_model",
-            "torch",
+            "torch", "keras",
         ),
         ENCODER,
     ),
@@ -135,7 +139,12 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "luke": Family(spare="self.w2e_ self.e2w_ self.e2e_"),
     "swin": replace(PRE_ENCODER, window="shifted"),
-    "timm": replace(PRE_ENCODER, window="shifted", eps=1e-6),  # (code)
+    # EVA-02 alone turns, and its names do not tell it from EVA
+    "timm": replace(
+        PRE_ENCODER, window="shifted", eps=1e-6, staged_eps=1e-5, rope="image beside q_bias"
+    ),
+    "timm_eva": replace(PRE_ENCODER, eps=1e-6, rope="image"),
+    "torchvision": replace(PRE_ENCODER, eps=1e-6),
     "mpnet": Family(bias="buckets"),
     "longformer": Family(
         window="longformer", lacks="its global attention (query_global …) is not computed"
@@ -167,7 +176,11 @@ FAMILIES: Mapping[str, Family] = {
     **dict.fromkeys(("gpt2", "gpt_sw3"), replace(PRE_DECODER, fused="rows", transposed=True)),
     "imagegpt": replace(PRE_DECODER, before="rms", fused="rows", transposed=True),
     "openai_gpt": replace(DECODER, fused="rows", transposed=True),
-    "nanogpt": replace(PRE_DECODER, fused="rows"),  # (code)
+    "transformerlens": replace(PRE_DECODER, before_if="!pre_norm", gainless=True),
+    "diffusers": replace(PRE_ENCODER, before_if="!pre_norm"),
+    "flax": Family(norm="layer"),
+    "megatron": replace(PRE_DECODER, fused="groups"),
+    "nanogpt": replace(PRE_DECODER, fused="rows"),
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),
     "gptj": replace(INTERLEAVED, before="layer"),
@@ -189,7 +202,7 @@ FAMILIES: Mapping[str, Family] = {
         LLAMA,
     ),
     "olmo": replace(LLAMA_LAYER_NORM, gainless=True, eps=1e-5),
-    "meta_llama": INTERLEAVED,  # (code)
+    "meta_llama": INTERLEAVED,
     "mistral": replace(LLAMA, window="all"),
     "mixtral": replace(LLAMA, window="all", theta=1e6),
     "ministral": replace(LLAMA, window="all"),
@@ -266,7 +279,7 @@ _GEMMA = {"gemma2", "gemma3", "gemma3_text", "vaultgemma"}
 READ_BY: Mapping[str, Collection[str]] = {
     "attention_multiplier": _GRANITE,
     "query_pre_attn_scalar": _GEMMA,
-    "attn_logit_softcapping": _GEMMA,
+    "attn_logit_softcapping": {*_GEMMA, "transformerlens"},
     "no_rope_layers": {"smollm3"},
     "clip_qkv": {"mpt", "olmo", "olmoe"},
     "partial_rotary_factor": {

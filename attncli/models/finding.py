@@ -14,12 +14,14 @@ import numpy as np
 
 from attncli import files
 from attncli.errors import InputError
-from attncli.files.bundle import Bundle
+from attncli.files.bundle import Bundle, Lazy
 from attncli.models import adapters, stored
+from attncli.models.args import config_of
 from attncli.models.beside import config_beside, read_config
 from attncli.models.families import FAMILIES, family_named
+from attncli.models.joint import joined
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import Found, match, nothing_found, numbers
+from attncli.models.layouts import Found, dotted, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 
@@ -34,7 +36,7 @@ def holds_layers(bundle: Bundle) -> bool:
     names = bundle.tensors
     if adapters.is_adapter(names):
         return True
-    layers, away = match(names), stored.packed(names)
+    layers, away = match(map(dotted, names)), stored.packed(names)
     return any(not away.keys() & {*layer.tensors.values()} for layer in layers)
 
 
@@ -51,6 +53,8 @@ def find_layers(
 ) -> list[Layer]:
     """Return every attention layer, from names, shapes and ``config`` alone.
 
+    Without a ``config`` the bundle's own arguments speak, if it has any (``models.args``).
+
     ``arch`` is a model_type that stands in for config.json's, ``base`` the model of an adapter
     (where not what it names). What is stored otherwise is made plain first. With ``skipped`` a
     layer that cannot be read leaves its error there, as long as another one can. Raises InputError
@@ -60,11 +64,13 @@ def find_layers(
     if arch != "auto":
         family_named(arch)
     bundle, config = stored.plain(bundle, config, base)
+    bundle = _dotted(bundle)
     names = list(bundle.tensors)
-    found = in_order(match(names))
+    found = in_order(match(names, lambda name: len(bundle.header(name).shape)))
     if not found:
         stored.check_plain(names, bundle.source)
         raise nothing_found(names, bundle.source)
+    config = config_of(bundle, config)
     flags, present = Said(heads, kv_heads, head_dim), frozenset(names)
     layers: list[Layer] = []
     errors: list[InputError] = []
@@ -73,11 +79,21 @@ def find_layers(
             layers.append(Reading(one, bundle, config, arch, flags, present).layer())
         except InputError as error:
             errors.append(error)
+    layers = joined(layers)
     if errors and (skipped is None or not layers):
         raise errors[0]
     if skipped is not None:
         skipped += [error.message for error in errors]
     return layers
+
+
+def _dotted(bundle: Bundle) -> Bundle:
+    """Return the bundle by names with dots where they have slashes; the same where none has."""
+    short = {name: dotted(name) for name in bundle.tensors if dotted(name) != name}
+    if not short or not isinstance(bundle.tensors, Lazy) or {*short.values()} & {*bundle.tensors}:
+        return bundle
+    whole = {**bundle.whole, **{new: name for name, new in short.items()}}
+    return replace(bundle, tensors=bundle.tensors.named(short), whole=whole)
 
 
 def in_order(found: Sequence[Found]) -> list[Found]:
@@ -140,7 +156,7 @@ def choose(
         number = int(text)
         hits = [a for a in layers if a.index == number or (a.shared > 1 and number < a.shared)]
     else:
-        path = text.strip(".")
+        path = dotted(text).strip(".")
         named = dict(zip(labels(layers), layers, strict=True))
         hits = (
             [a for a in layers if a.name == path]

@@ -11,6 +11,7 @@ import numpy as np
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
 from attncli.files.bundle import Bundle
+from attncli.models.forms import LINEAR, Form
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -76,6 +77,17 @@ class PositionBias:
     window: tuple[int, int] = (0, 0)
 
 
+class Joint(NamedTuple):
+    """The other stream of joint attention (Esser et al. 2024): one softmax over both.
+
+    ``stream`` makes its queries, keys and values from ``memory``; ``first`` says that they lie
+    before those of x.
+    """
+
+    stream: Layer
+    first: bool
+
+
 @dataclass(frozen=True)
 class Projections:
     """Weights as torch's Linear has them, ``(out, in)``, heads one after the other; or None.
@@ -103,16 +115,18 @@ class Projections:
 class Layer:
     """One attention layer of a checkpoint, as recognised.
 
-    ``name`` is the path of its parent; ``index`` the number of its block; ``kind`` self or cross;
-    ``family`` the model_type (``unknown`` without one); ``layout`` and ``packing`` the names and
-    order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
+    ``name`` is the path of its parent; ``index`` the number of its block; ``kind`` self, cross or
+    joint; ``family`` the model_type (``unknown`` without one); ``layout`` and ``packing`` the names
+    and order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
     ``model_dim`` wide, keys and values are made from ``key_input`` and ``value_input`` wide ones,
     the output is ``output_dim`` wide. ``window`` are keys to the left and right of the own
     position. ``input_norm`` lies before the projections, on what transformers calls hidden states.
     ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
     unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
-    was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role.
-    ``tied`` is what config.json says of logits: whether the embedding makes them.
+    was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role,
+    ``form`` how matrices are stored. ``joint`` is the other stream where a softmax is over two,
+    ``joint_first`` says that a text's lies before x. ``tied`` is what config.json says of logits:
+    whether the embedding makes them.
     ``siblings`` are all layers of the checkpoint, this one too, where it was chosen among them.
     """
 
@@ -150,7 +164,9 @@ class Layer:
     arch: str = ""
     forced: bool = False
     notes: tuple[str, ...] = ()
-    transposed: bool = False
+    form: Form = LINEAR
+    joint: Joint | None = None
+    joint_first: bool = False
     tied: bool | None = None
     tensors: Mapping[str, str] = field(default_factory=dict)
     bundle: Bundle | None = field(default=None, repr=False, compare=False)
@@ -220,13 +236,7 @@ class Layer:
 
     def projections(self) -> Projections:
         """Read the weights and bring them into one form, whatever their packing."""
-        weights, biases = (
-            self._unpacked("", _turn if self.transposed else None),
-            self._unpacked("_bias"),
-        )
-        output = self.array("output")
-        if output is not None and self.transposed:
-            output = output.T
+        weights, biases = self._unpacked(""), self._unpacked("_bias")
         query_bias, key_bias, value_bias = biases
         if "q_bias" in self.tensors:
             query_bias = self.array("q_bias")
@@ -234,15 +244,21 @@ class Layer:
             value_bias = self.array("v_bias")
         assert weights[0] is not None and weights[1] is not None and weights[2] is not None
         return Projections(
-            weights[0], weights[1], weights[2], output, query_bias, key_bias, value_bias,
-            self.array("output_bias"),
+            weights[0], weights[1], weights[2], self._stored("output"),
+            query_bias, key_bias, value_bias, self.array("output_bias"),
         )  # fmt: skip
 
-    def _unpacked(self, suffix: str, turn: Any = None) -> tuple[Array | None, ...]:
+    def _stored(self, role: str, suffix: str = "") -> Array | None:
+        """Return a weight (out, in), or a bias (out,), however they are stored."""
+        array = self.array(role + suffix)
+        if array is None or suffix:
+            return array if array is None or not self.form.apart else array.reshape(-1)
+        return self.form.linear(role, array)
+
+    def _unpacked(self, suffix: str) -> tuple[Array | None, ...]:
         """Return query, key and value of the weights (suffix '') or the biases ('_bias')."""
-        parts = {role: self.array(role + suffix) for role in ("query", "key", "value", "qkv", "kv")}
-        if turn:
-            parts = {role: None if a is None else turn(a) for role, a in parts.items()}
+        roles = ("query", "key", "value", "qkv", "kv")
+        parts = {role: self._stored(role, suffix) for role in roles}
         q, k, v = parts["query"], parts["key"], parts["value"]
         if parts["qkv"] is not None:
             q, k, v = self._split(parts["qkv"])
@@ -273,7 +289,3 @@ def _wide(name: str, array: Array) -> Array:
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise InputError(f"{name} is {array.dtype}, which is not a weight's type", PLAIN)
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
-
-
-def _turn(array: Array) -> Array:
-    return array.T if array.ndim == 2 else array

@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from attncli.errors import InputError, counted, listed
+from attncli.models.forms import CONV1D, EINSUM, HEADS_FIRST, LINEAR, Form
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,12 @@ class Layout:
     the one model family with these names; ``alone`` the one taken where no config.json is there,
     '' where families with these names differ in mask or RoPE. A leaf is a module with weight and
     bias, or (``bare``) the array itself, its biases in ``biases``; ``by_hand`` names are written in
-    any way. ``own`` begins the leaves of the attention where its parent holds others, too.
+    any way. ``form`` is how the matrices are stored,
+    ``end`` what a module calls its matrix. ``within`` is a pattern of the last component of the
+    parent's path; ``inner`` a norm of the heads before the output projection: not computed.
+    ``stream`` is the second stream's of joint attention, beside another layout below one parent;
+    ``norms`` its own names of those of queries and keys.
+    ``own`` begins the leaves of the attention where its parent holds others, too.
     """
 
     name: str
@@ -34,12 +40,18 @@ class Layout:
     alone: str = ""
     bare: bool = False
     by_hand: bool = False
+    form: Form = LINEAR
+    end: str = "weight"
+    within: str = ""
+    inner: str = ""
+    stream: str = ""
+    norms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     biases: Mapping[str, str] = field(default_factory=dict)
     own: str = ""
 
     def weight(self, leaf: str) -> str:
         """Return the tensor's name below the parent."""
-        return leaf if self.bare else f"{leaf}.weight"
+        return leaf if self.bare else f"{leaf}.{self.end}"
 
     def bias(self, role: str) -> str | None:
         """Return the name of the bias of a role below the parent."""
@@ -57,10 +69,19 @@ def _fused(name: str, leaf: str, *output: str, **more: object) -> Layout:
     return Layout(name, {"qkv": leaf}, output, **more)  # type: ignore[arg-type]
 
 
+def _lens(name: str, shared: str) -> Layout:
+    """TransformerLens, whose fewer key and value heads have an underscore before their names."""
+    roles = {"query": "attn.W_Q", "key": f"attn.{shared}W_K", "value": f"attn.{shared}W_V"}
+    biases = {role: leaf.replace("W_", "b_") for role, leaf in roles.items()}
+    return Layout(
+        name, roles, ("attn.W_O",), bare=True, form=HEADS_FIRST,
+        biases={**biases, "output": "attn.b_O"},
+    )  # fmt: skip
+
+
 _TORCH_BIASES = {"qkv": "in_proj_bias", "output": "out_proj.bias"}
 
-#: A tensor belongs to the first row whose inputs and output are all there.
-LAYOUTS = (
+_ROWS = (
     _apart("BERT", "self.query self.key self.value", "output.dense", alone="bert"),
     _apart("ViT", "attention.query attention.key attention.value", "output.dense", alone="vit"),
     _apart("ALBERT", "query key value", "dense", alone="albert"),
@@ -73,16 +94,32 @@ LAYOUTS = (
     _apart("Phi", "q_proj k_proj v_proj", "dense"),
     _apart("Meta Llama", "wq wk wv", "wo", family="meta_llama"),
     _apart("CTRL", "Wq Wk Wv", "dense", family="ctrl"),
-    Layout("GPT-2 cross", {"query": "q_attn", "kv": "c_attn"}, ("c_proj",), "rows", "gpt2"),
+    Layout(
+        "GPT-2 cross", {"query": "q_attn", "kv": "c_attn"}, ("c_proj",), "rows", "gpt2",
+        form=CONV1D,
+    ),
     _fused("GPT-2", "c_attn", "c_proj"),
+    _apart("diffusers", "to_q to_k to_v", "to_out.0"),
+    _apart(
+        "diffusers, text", "add_q_proj add_k_proj add_v_proj", "to_add_out", stream="text",
+        norms={"query_norm": ("norm_added_q",), "key_norm": ("norm_added_k",)},
+    ),
     _fused("GPT-NeoX", "query_key_value", "dense"),
+    _fused("Megatron", "linear_qkv", "linear_proj", packing="groups"),
     _fused("Phi-3", "qkv_proj", "o_proj"),
     _fused("CodeGen", "qkv_proj", "out_proj"),
     _fused("ModernBERT", "Wqkv", "Wo", packing="rows"),
     _fused("MPT", "Wqkv", "out_proj", packing="rows"),
-    _fused("timm", "qkv", "proj", packing="rows", alone="timm"),
+    _fused("timm", "qkv", "proj", packing="rows", alone="timm", inner="norm"),
+    _apart("timm EVA", "q_proj k_proj v_proj", "proj", alone="timm_eva", inner="norm"),
     _fused("BLIP", "qkv", "projection", packing="rows"),
     _fused("DeBERTa", "self.in_proj", "output.dense", packing="groups", family="deberta"),
+    Layout(
+        "torchvision ViT", {"qkv": "self_attention.in_proj_weight"},
+        ("self_attention.out_proj.weight",), "rows", "torchvision", bare=True,
+        within=r"encoder_layer_\d+",
+        biases={role: f"self_attention.{leaf}" for role, leaf in _TORCH_BIASES.items()},
+    ),
     Layout(
         "torch MultiheadAttention", {"qkv": "in_proj_weight"}, ("out_proj.weight",), "rows",
         "torch", bare=True, biases=_TORCH_BIASES,
@@ -94,11 +131,30 @@ LAYOUTS = (
     ),
     _apart("GGUF", "attn_q attn_k attn_v", "attn_output", own="attn_"),
     _fused("GGUF, fused", "attn_qkv", "attn_output", packing="rows", own="attn_"),
+    _lens("TransformerLens", ""),
+    _lens("TransformerLens", "_"),
     Layout(
         "arrays", {"query": "wq", "key": "wk", "value": "wv"}, ("wo",), bare=True, by_hand=True,
         biases={"query": "bq", "key": "bk", "value": "bv", "output": "bo"},
     ),
 )  # fmt: skip
+
+_FLAX = (
+    _apart("Flax", "query key value", "out", family="flax", end="kernel", form=EINSUM),
+    _apart("Keras", "query key value", "attention_output", family="keras", end="kernel",
+           form=EINSUM),
+)  # fmt: skip
+#: A tensor belongs to the first row whose inputs and output are all there. What torch's modules
+#: are called, Flax's may be, too: with a kernel, (in, out), in place of a weight.
+LAYOUTS = (
+    *_ROWS,
+    *_FLAX,
+    *(
+        replace(row, name=f"{row.name} (kernels)", end="kernel", form=CONV1D)
+        for row in _ROWS
+        if not row.bare and row.form == LINEAR and row.family != "openai_whisper"
+    ),
+)
 
 #: Other tensors of a layer, below its parent or beside its query.
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -112,8 +168,22 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "relative_position_bias_table",
         "relative_position_bias.relative_position_bias_table",
     ),
-    "query_norm": ("q_norm", "q_layernorm", "query_layernorm", "attn_q_norm"),
-    "key_norm": ("k_norm", "k_layernorm", "key_layernorm", "attn_k_norm"),
+    "query_norm": (
+        "q_norm",
+        "norm_q",
+        "query_ln",
+        "q_layernorm",
+        "query_layernorm",
+        "attn_q_norm",
+    ),
+    "key_norm": (
+        "k_norm",
+        "norm_k",
+        "key_ln",
+        "k_layernorm",
+        "key_layernorm",
+        "attn_k_norm",
+    ),
 }
 NORMS = ("query_norm", "key_norm")
 
@@ -123,14 +193,14 @@ BEFORE: Mapping[str, tuple[str, ...]] = {
         "input_layernorm", "layernorm_before", "self_attn_layer_norm", "layer_norm1", "ln_attn",
         "ln_1", "norm1", "norm_1", "attn_norm_2", "attn_norm", "attention_norm",
         "attention_layernorm", "operator_norm", "attn_ln", "layernorm1", "rms_norm1", "LayerNorm",
-        "layer_norm", "norm", "ln",
+        "layer_norm", "norm", "ln", "ln1", "linear_qkv",
     ),
-    "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm"),
+    "cross": ("encoder_attn_layer_norm", "ln_cross_attn", "cross_attn_ln", "layer_norm", "norm2"),
 }  # fmt: skip
 
 #: Neighbours that say nothing about the attention itself: buffers, and norms after it.
 _IDLE = re.compile(
-    r"(^|\.)(bias|masked_bias|inv_freq|relative_position_index|embed_positions|relative_coords_table)$"
+    r"(^|\.)(bias|masked_bias|mask|IGNORE|rotary_sin|rotary_cos|inv_freq|relative_position_index|embed_positions|relative_coords_table)$"
     r"|rotary_emb|rotary_pos|^attn_output_norm\.|^attn_rot_embd|(^|\.)(LayerNorm|layer_norm|layernorm|ln)\."
 )
 
@@ -147,15 +217,34 @@ class Found:
     unused: tuple[str, ...]
     norms: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
+    def names(self) -> set[str]:
+        """Return the names of all its tensors."""
+        norms = (n for pair in self.norms.values() for part in pair for n in part)
+        return {*self.tensors.values(), *norms}
+
 
 def join(parent: str, leaf: str) -> str:
     """Return ``parent.leaf``."""
     return f"{parent}.{leaf}" if parent else leaf
 
 
+#: A component that is the number of a block, alone or after what Flax and torchvision call it.
+_NUMBER = re.compile(r"(?:\w*(?:layer|layers|block|blocks|h)_)?(\d+)")
+
+
+def is_number(part: str) -> bool:
+    """Return whether a component of a path numbers a block: ``3``, ``encoder_layer_3``."""
+    return _NUMBER.fullmatch(part) is not None
+
+
 def numbers(path: str) -> tuple[int, ...]:
     """Return the components of a path that are numbers: (3, 1) of ``block.3.layer.1``."""
-    return tuple(int(part) for part in path.split(".") if part.isdigit())
+    return tuple(int(n[1]) for part in path.split(".") if (n := _NUMBER.fullmatch(part)))
+
+
+def dotted(name: str) -> str:
+    """Return a name of a flattened tree, ``params/layer_0/query/kernel``, with dots."""
+    return name.replace("/", ".").removesuffix(":0")
 
 
 def _parent(name: str, leaf: str) -> str | None:
@@ -165,8 +254,11 @@ def _parent(name: str, leaf: str) -> str | None:
     return None
 
 
-def match(names: Iterable[str]) -> list[Found]:
-    """Return every attention layer among the names, in the order they are met."""
+def match(names: Iterable[str], rank: Callable[[str], int] | None = None) -> list[Found]:
+    """Return every attention layer among the names, in the order they are met.
+
+    ``rank`` says how many dimensions a tensor has, where names alone fit several layouts.
+    """
     known = list(names)
     exact, folded = {name: name for name in known}, {_folded(name): name for name in known}
     children: dict[str, list[str]] = {}
@@ -184,12 +276,35 @@ def match(names: Iterable[str]) -> list[Found]:
             first = layout.weight(next(iter(layout.inputs.values())))
             before = _parent(seen, first)
             tensors = {} if before is None else _tensors(layout, before, there)
-            if before is not None and tensors:
+            if before is not None and tensors and _is_within(before, layout.within):
                 options.append((layout, before, tensors))
         if options:
+            if rank is not None and len(options) > 1:
+                dimensions = rank(name)
+                fit = [one for one in options if len(one[0].form.inputs) == dimensions]
+                options = fit or options
             best = next((option for option in options if "output" in option[2]), options[0])
             found.append(_complete(*best, known if not best[1] else children.get(best[1], [])))
-    return _without_shadows(found)
+    return _streams_apart(_without_shadows(found))
+
+
+def _streams_apart(found: list[Found]) -> list[Found]:
+    """Take the tensors of a second stream from the unused ones of the first, and its of its."""
+    seconds = {one.parent: one for one in found if one.layout.stream}
+    if not seconds:
+        return found
+    return [
+        replace(one, unused=tuple(n for n in one.unused if n not in used))
+        for one in found
+        for used in [
+            {n for other in found if other.parent == one.parent for n in other.names()}
+            if one.parent in seconds else ()
+        ]
+    ]  # fmt: skip
+
+
+def _is_within(parent: str, pattern: str) -> bool:
+    return not pattern or re.fullmatch(pattern, parent.rpartition(".")[2]) is not None
 
 
 def _folded(name: str) -> str:
@@ -227,7 +342,7 @@ def _complete(layout: Layout, parent: str, tensors: dict[str, str], below: list[
     norms: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
     for role, leaves in EXTRAS.items():
         for place in places:
-            for leaf in leaves:
+            for leaf in layout.norms.get(role, leaves):
                 whole = join(place, leaf)
                 if role in NORMS:
                     weights = _norm(whole, "weight", present)
@@ -236,18 +351,37 @@ def _complete(layout: Layout, parent: str, tensors: dict[str, str], below: list[
                 elif whole in present:
                     tensors.setdefault(role, whole)
     used = {*tensors.values(), *(n for pair in norms.values() for part in pair for n in part)}
+    start = "".join(f"{part}." for part in (parent, _home(layout)) if part)
     unused = [
-        name
-        for name, leaf in ((name, name[len(parent) :].lstrip(".")) for name in below)
-        if name not in used and leaf.startswith(layout.own) and not _IDLE.search(leaf)
-    ]
+        n for n in below
+        if n.startswith(start + layout.own) and n not in used and not _IDLE.search(n[len(start) :])
+    ]  # fmt: skip
     return Found(layout, parent, tensors, tuple(unused) if parent else (), norms)
+
+
+def _home(layout: Layout) -> str:
+    """Return the path below the parent that all of a layout's leaves share."""
+    leaves = [leaf.split(".") for leaf in (*layout.inputs.values(), *layout.output)]
+    shared = []
+    for parts in zip(*(leaf[:-1] for leaf in leaves), strict=False):
+        if len({*parts}) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+#: What a norm's gain and bias are called: torch, TensorFlow, TransformerLens, Flax.
+GAINS = (("weight", "bias"), ("gamma", "beta"), ("w", "b"), ("scale", "bias"))
+#: Within the projection that Megatron fuses it with.
+WITHIN = {"linear_qkv": (("layer_norm_weight", "layer_norm_bias"),)}
 
 
 def _norm(whole: str, part: str, present: set[str]) -> tuple[str, ...]:
     """Return the tensors of a norm: one, or one a head (``norms.0``, ``norms.1``, …)."""
-    if f"{whole}.{part}" in present:
-        return (f"{whole}.{part}",)
+    for gain, bias in GAINS:
+        name = f"{whole}.{gain if part == 'weight' else bias}"
+        if name in present:
+            return (name,)
     heads: list[str] = []
     while f"{whole}.norms.{len(heads)}.{part}" in present:
         heads.append(f"{whole}.norms.{len(heads)}.{part}")
@@ -261,10 +395,10 @@ def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, st
     what holds the attention where there are no numbers.
     """
     parts = parent.split(".")
-    block = max((n + 1 for n, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
+    block = max((n + 1 for n, part in enumerate(parts) if is_number(part)), default=len(parts) - 1)
     for end in range(len(parts), block - 1, -1):
         for leaf in BEFORE[kind]:
-            for gain, bias in (("weight", "bias"), ("gamma", "beta")):
+            for gain, bias in WITHIN.get(leaf, GAINS):
                 place = join(".".join(parts[:end]), leaf)
                 if f"{place}.{gain}" in names:
                     return leaf, f"{place}.{gain}", f"{place}.{bias}" * (f"{place}.{bias}" in names)

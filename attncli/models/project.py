@@ -76,6 +76,18 @@ def project(
     Computed in float64 where x (or ``dtype``) is, else in float32. Raises InputError where widths,
     lengths or batches do not fit.
     """
+    other = None
+    if layer.joint is not None:
+        if memory is None or memory_value is not None:
+            raise InputError(
+                f"{layer.label} is joint attention: two streams, one softmax",
+                "give --memory alone, the other stream's hidden states",
+            )
+        other = project(
+            memory, layer.joint.stream, seq_first=seq_first, rope="none", input_norm=input_norm,
+            dtype=dtype, way=way,
+        )  # fmt: skip
+        memory = None
     states = _states(layer, x, memory, memory_value, seq_first, dtype)
     given_dtype = states.query.dtype
     wide = given_dtype.itemsize == 8
@@ -103,11 +115,34 @@ def project(
         k = _norm(k, layer.key_norm, layer, arithmetic, way)
     if layer.clip is not None:  # after the norms, as OLMoE does; OLMo and MPT have none
         q, k, v = (np.clip(part, -layer.clip, layer.clip) for part in (q, k, v))
+    if other is not None and layer.joint is not None:
+        q, k, v, turn = _both(q, k, v, other, layer.joint.first, turn, arithmetic)
     more = _added(layer, k, v, add_zero_attn)
     if more is not None:
         k, v = (np.concatenate(pair, axis=2) for pair in zip((k, v), more, strict=True))
     added = 0 if more is None else int(more[0].shape[2])
     return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights)
+
+
+def _both(
+    q: Array, k: Array, v: Array, other: Heads, first: bool, turn: Rope | None, dtype: Any
+) -> tuple[Array, Array, Array, None]:
+    """Return x's queries, and keys and values of both streams, turned as one sequence."""
+    if len(other.query) != len(q) or other.key.shape[3] != k.shape[3]:
+        raise InputError(
+            f"x has a batch of {len(q)} and memory one of {len(other.query)}",
+            "both streams have the same batch",
+        )
+    start = other.query.shape[2] if first else 0
+    own = slice(start, start + q.shape[2])
+
+    def beside(mine: Array, theirs: Array) -> Array:
+        return np.concatenate((theirs, mine) if first else (mine, theirs), axis=2)
+
+    q, k, v = beside(q, other.query), beside(k, other.key), beside(v, other.value)
+    if turn is not None:
+        q, k = turn.apply(q, k, past=0, dtype=dtype)
+    return q[:, :, own], k, v, None
 
 
 @dataclass(frozen=True)

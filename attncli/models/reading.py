@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from attncli.attention.rope import Rope
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
+from attncli.models.args import FAMILY, SELF, SOURCE, UNKNOWN
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
+from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
-from attncli.models.layouts import Found, norm_before, numbers
+from attncli.models.layouts import Found, join, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 from attncli.models.stored import check_plain
 
 #: Components of a path that say: keys and values come from elsewhere.
 CROSS = (
     "encoder_attn", "encoder_attention", "EncDecAttention", "crossattention", "cross_attn",
-    "cross_attention", "multihead_attn", "cross_attn_mha",
+    "cross_attention", "multihead_attn", "cross_attn_mha", "attn2",
 )  # fmt: skip
 LAYER_TYPES = ("full_attention", "sliding_attention")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16")
@@ -48,6 +51,8 @@ class Reading:
         if not self.forced and not configs.speaks_of(chain, found.parent):
             self.family_name = ""
         self.family: Family | None = FAMILIES.get(self.family_name)
+        if self.family is not None:
+            self.family = replace(self.family, **self.config.get(FAMILY, {}))
         self.config, lost = heeded(self.config, self.family_name)
         self.notes += [
             f"{name} of config.json: {self.family_name} does not read it" for name in lost
@@ -60,9 +65,9 @@ class Reading:
 
     def layer(self) -> Layer:
         self._check_types()
-        transposed = self._transposed()
-        packing = self._packing(transposed)
-        sized = sizes(self.label, self._rows(transposed), self._said())
+        form = self.form = self._form()
+        packing = self._packing()
+        sized = sizes(self.label, self._rows(), self._said())
         self.notes += sized.notes
         cross = self._cross()
         family = self.family or Family()
@@ -74,37 +79,37 @@ class Reading:
         causal = configs.causal(self.config, family, self.found.parent)
         window = None if cross else configs.window(self.config, family, self.index, kind)
         rope = None if cross else self._rope(kind, sized.head_dim)
-        shapes = [self._in(role, transposed) for role in ("query", "key", "value")]
-        output = self.shape("output")
+        shapes = [self._in(role) for role in ("query", "key", "value")]
+        output = self._linear("output")
         stated = configs.count(self.config, ("hidden_size",))
         stages = "depths" in self.config  # Swin's hidden_size is that of its last stage
         if stated is not None and stated[1] != shapes[0] and not stages:
             self.notes.append(
-                f"config.json says hidden_size {stated[1]}, the weights take {shapes[0]}: the "
-                "weights won"
+                f"{self.config.get(SOURCE, 'config.json')} says hidden_size {stated[1]}, the "
+                f"weights take {shapes[0]}: the weights won"
             )
         softcap = configs.number(self.config, "attn_logit_softcapping")
         return Layer(
             name=self.found.parent, index=self.index, kind="cross" if cross else "self",
             family=self.family_name if self.family else "unknown", layout=self.found.layout.name,
-            packing=self._packing_text(packing, sized, transposed),
+            packing=self._packing_text(packing, sized),
             heads=sized.heads, kv_heads=sized.kv_heads, head_dim=sized.head_dim,
             value_dim=sized.value_dim, heads_source=sized.source,
             model_dim=shapes[0], key_input=shapes[1], value_input=shapes[2],
             output_dim=sized.heads * sized.value_dim if output is None
-            else output[1 if transposed else 0],
+            else output[0],
             scale=scale, scale_source=why, softcap=softcap if softcap else None,
             causal=causal and not cross, window=None if window is None else window[:2],
             window_source="" if window is None else window[2], rope=rope,
             input_norm=self._input_norm("cross" if cross else "self"),
             query_norm=self._norm("query_norm", sized.heads, sized.head_dim),
             key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim),
-            norm_after_rope=family.norm_after_rope,
+            norm_after_rope=family.norm_after_rope, joint_first=family.text_first,
             relative=None if cross else self._relative(sized.heads),
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
-            notes=tuple(self.notes), transposed=transposed, tied=self.tied,
+            notes=tuple(self.notes), form=form, tied=self.tied,
             tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
             bundle=self.bundle,
         )  # fmt: skip
@@ -121,22 +126,19 @@ class Reading:
                 raise InputError(
                     f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN
                 )
-            if len(header.shape) != 2:
-                raise InputError(
-                    f"'{name}' is {header.shape}", "a projection has two dimensions, (out, in)"
-                )
+            self.found.layout.form.check(name, role, header.shape)
+        output = self.found.tensors.get("output")
+        if output is not None:
+            self.found.layout.form.check(output, "output", self.bundle.header(output).shape)
         check_plain(
             [n for n in self.found.unused if n.startswith(self.found.parent)], self.bundle.source
         )
 
-    def _transposed(self) -> bool:
-        """Whether weights are (in, out): GPT-2's Conv1D."""
-        if not any("c_attn" in leaf for leaf in self.found.layout.inputs.values()):
-            return False
-        if self.found.layout.name == "GPT-2 cross":
-            return True
+    def _form(self) -> Form:
+        """Return how weights are stored: as the layout says, but for GPT-2's Conv1D as it shows."""
         shape = self.shape("qkv")
-        assert shape is not None
+        if shape is None or "c_attn" not in self.found.layout.inputs["qkv"]:
+            return self.found.layout.form
         by_family = self.family.transposed if self.family else None
         by_shape = True if shape[1] == 3 * shape[0] else False if shape[0] > shape[1] else None
         if by_shape is None:
@@ -149,9 +151,9 @@ class Reading:
         elif by_family is None and by_shape:
             self.family_name, self.family = "gpt2", FAMILIES["gpt2"]
             self.notes.append(f"c_attn {shape} is (in, out): GPT-2 is assumed (--arch)")
-        return by_shape
+        return CONV1D if by_shape else LINEAR
 
-    def _packing(self, transposed: bool) -> str:
+    def _packing(self) -> str:
         layout = self.found.layout
         if "qkv" not in layout.inputs:
             return layout.packing
@@ -172,35 +174,45 @@ class Reading:
             f"give --config FILE, or --arch: {options}",
         )
 
-    def _packing_text(self, packing: str, sized: Sizes, transposed: bool) -> str:
+    def _packing_text(self, packing: str, sized: Sizes) -> str:
         if "qkv" not in self.found.layout.inputs:
-            return "K|V fused (in, out)" if packing else "separate"
-        if packing == "rows" and transposed:
+            form = "" if self.form == LINEAR else f" {self.form.words()}"
+            return ("K|V fused" if packing else "separate") + form
+        if packing == "rows" and self.form.turned:
             return "Q|K|V columns (in, out)"
         if packing == "groups" and sized.kv_heads == sized.heads:
             return "per head [h][q, k, v]"
         return PACKINGS[packing]
 
-    def _rows(self, transposed: bool) -> RowCounts:
-        def out(role: str) -> int | None:
-            shape = self.shape(role)
-            return None if shape is None else shape[1 if transposed else 0]
+    def _linear(self, role: str) -> tuple[int, int] | None:
+        """Return the shape of a weight as torch's Linear has it, (out, in)."""
+        shape = self.shape(role)
+        return None if shape is None else self.form.rows_columns(role, shape)
 
-        output = self.shape("output")
+    def _rows(self) -> RowCounts:
+        def out(role: str) -> int | None:
+            shape = self._linear(role)
+            return None if shape is None else shape[0]
+
+        output = self._linear("output")
         kv = out("kv")
         return RowCounts(
             out("query"), kv // 2 if kv else out("key"), kv // 2 if kv else out("value"),
-            out("qkv"), None if output is None else output[0 if transposed else 1],
+            out("qkv"), None if output is None else output[1],
         )  # fmt: skip
 
-    def _in(self, role: str, transposed: bool) -> int:
-        shape = self.shape(role) or self.shape("qkv") or self.shape("kv")
+    def _in(self, role: str) -> int:
+        shape = self._linear(role) or self._linear("qkv") or self._linear("kv")
         assert shape is not None
-        return shape[0 if transposed else 1]
+        return shape[1]
 
     def _said(self) -> Said:
         """Numbers of config.json, and those that shapes of small tensors show."""
         heads = width = None
+        query = self.shape("query")
+        if self.form.apart and query is not None:
+            axes = self.form.sizes("query", query)
+            heads, width = axes["h"], axes["d"]
         tables = [self.found.tensors.get(role) for role in ("sinks", "relative", "grid")]
         if self.family and self.family.bias == "buckets":
             tables.append(self._shared_table())
@@ -223,10 +235,11 @@ class Reading:
             configs.heads(self.config, self.found.parent, stage),
             configs.count(self.config, configs.KV_HEADS),
             configs.count(self.config, configs.WIDTHS),
+            self.config.get(SOURCE, "config.json"),
         )  # fmt: skip
 
     def _rows_of_query(self) -> int | None:
-        shape, output = self.shape("query"), self.shape("output")
+        shape, output = self._linear("query"), self._linear("output")
         return shape[0] if shape else output[1] if output else None
 
     def _cross(self) -> bool:
@@ -235,7 +248,7 @@ class Reading:
         if "multihead_attn" in parts:  # nn.TransformerDecoder's, beside its self_attn
             beside = ".".join([*parts[: parts.index("multihead_attn")], "self_attn"])
             return any(name.startswith(beside.lstrip(".") + ".") for name in self.names)
-        return any(part in CROSS for part in parts)
+        return any(part in CROSS and part not in self.config.get(SELF, ()) for part in parts)
 
     def _window_lacks(self, family: Family, kind: str) -> None:
         """Add a layer type that is not computed, and a window of which no rule is known."""
@@ -270,6 +283,7 @@ class Reading:
             )
         whole = {name: FAMILIES[name].note for name in self.stated if name in FAMILIES}
         self.notes += filter(None, whole.values())
+        self.lacks += [Lack(what) for what in self.config.get(UNKNOWN, ())]
         parts = self.found.parent.split(".")
         only = family.only.split() if family else []
         here = not only or any(self.config.get(word) or word in parts for word in only)
@@ -292,7 +306,7 @@ class Reading:
 
     def _spare(self, family: Family) -> None:
         """Account for tensors in the attention that no role has."""
-        norm = norm_before(self.found.parent, "self", self.names) if family.before else None
+        norm = self._norm_before("self") if family.before else None
         some = [
             name[len(self.found.parent) :].lstrip(".")
             for name in self.found.unused
@@ -312,6 +326,11 @@ class Reading:
         near = normal(self.found.layout.name)
         return self.found.layout.family or (near if near in FAMILIES else "torch")
 
+    def _norm_before(self, kind: str) -> tuple[str, str, str] | None:
+        inner = f"{join(self.found.parent, self.found.layout.inner)}.weight"
+        names = {*self.names} - {inner} if inner in self.names else self.names
+        return norm_before(self.found.parent, kind, names)
+
     def _input_norm(self, kind: str) -> Norm | None:
         """Return the norm between hidden states and projections, of a pre-norm family."""
         family = self.family
@@ -319,12 +338,14 @@ class Reading:
             return None
         if family.before_if and not configs.flag(self.config, family.before_if):
             return None
-        found = norm_before(self.found.parent, kind, self.names)
+        found = self._norm_before(kind)
         if found is None and not family.gainless:
             self.notes.append("no norm before the projections beside it: X is taken as they do")
             return None
         name, weight, bias = found or ("input_layernorm", "", "")
         eps = configs.number(self.config, *configs.EPSILONS) if family.eps is None else family.eps
+        if family.staged_eps is not None and len(numbers(self.found.parent)) > 1:
+            eps = family.staged_eps
         usual = 1e-5 if family.before.startswith("layer") else 1e-6
         return Norm(
             family.before, (weight,) if weight else (), (bias,) if bias else (),
@@ -335,7 +356,10 @@ class Reading:
         family = self.family
         if family is None or not family.rope:
             return None
-        if family.rope == "image":
+        style, _, beside = family.rope.partition(" beside ")
+        if beside and (beside not in self.found.tensors or "grid" in self.found.tensors):
+            return None
+        if style == "image":
             self.lacks.append(Lack("its RoPE over image rows and columns is not computed", "rope"))
             return None
         if not configs.turns(self.config, family, self.index, kind):

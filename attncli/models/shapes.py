@@ -35,7 +35,10 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class Said:
-    """Numbers and where they come from: flags, then the weights' own, then config.json's."""
+    """Numbers and where they come from: flags, then the weights' own, then config.json's.
+
+    ``config`` is what to call that: other libraries say it elsewhere.
+    """
 
     flag_heads: int | None = None
     flag_kv_heads: int | None = None
@@ -45,6 +48,7 @@ class Said:
     config_heads: tuple[str, int] | None = None
     config_kv_heads: tuple[str, int] | None = None
     config_head_dim: tuple[str, int] | None = None
+    config: str = "config.json"
 
 
 def sizes(name: str, rows: RowCounts, said: Said) -> Sizes:
@@ -123,7 +127,7 @@ def _check_output(name: str, rows: RowCounts, found: Sizes) -> None:
 def _contradictions(said: Said, found: Sizes) -> list[str]:
     """Return what config.json says otherwise than the weights."""
     return [
-        f"config.json says {stated[0]} {stated[1]}, the weights {number} {what}: the weights won"
+        f"{said.config} says {stated[0]} {stated[1]}, the weights {number} {what}: the weights won"
         for what, stated, number in (
             ("heads", said.config_heads, found.heads),
             ("key/value heads", said.config_kv_heads, found.kv_heads),
@@ -173,10 +177,10 @@ def _heads(name: str, query: int, said: Said, notes: list[str]) -> tuple[int, st
     if said.shape_head_dim and query % said.shape_head_dim == 0:
         candidates.append((query // said.shape_head_dim, "the weights", ""))
     if said.config_heads:
-        candidates.append((said.config_heads[1], "config.json", said.config_heads[0]))
+        candidates.append((said.config_heads[1], said.config, said.config_heads[0]))
     stated = said.config_head_dim
     if stated and query % stated[1] == 0:
-        candidates.append((query // stated[1], "config.json", stated[0]))
+        candidates.append((query // stated[1], said.config, stated[0]))
     for number, source, key in candidates:
         if number and query % number == 0:
             return number, source
@@ -187,7 +191,7 @@ def _heads(name: str, query: int, said: Said, notes: list[str]) -> tuple[int, st
             )
         if key:
             notes.append(
-                f"config.json says {key} {number}, which does not divide {query} query rows"
+                f"{said.config} says {key} {number}, which does not divide {query} query rows"
             )
     raise InputError(
         f"{name}: nothing says how many heads its {query} query rows hold"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -72,7 +73,8 @@ def _loaded(data: Buffer, source: str, path: str | None) -> Any:
     with (
         reading(source, NOT_PLAIN),
         warnings.catch_warnings(),
-        torch.serialization.safe_globals(_numpy_globals()),
+        # a Namespace, as training scripts save their arguments, holds names and values alone
+        torch.serialization.safe_globals([*_numpy_globals(), argparse.Namespace]),
     ):
         warnings.simplefilter("ignore")
         try:
@@ -108,6 +110,8 @@ def _numpy_globals() -> list[Any]:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
     plain = isinstance(value, list | tuple) and _is_plain(value)
     if plain or not isinstance(value, dict | list | tuple):
         yield name, _listed(value)

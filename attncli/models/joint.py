@@ -1,0 +1,33 @@
+"""Joint attention: streams of image and text, each with its own projections, and one softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from attncli.models.layer import Joint, Layer
+from attncli.models.layouts import LAYOUTS
+
+STREAMS = {row.name: row.stream for row in LAYOUTS if row.stream}
+
+
+def joined(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers, those of two streams told of each other; a second's name ends in it."""
+    firsts = {one.name: one for one in layers if one.layout not in STREAMS}
+    seconds = {one.name: one for one in layers if one.layout in STREAMS and one.name in firsts}
+
+    def told(one: Layer) -> Layer:
+        if one.name not in seconds:
+            return one
+        own, other = firsts[one.name], seconds[one.name]
+        first = own.joint_first
+        if one.layout not in STREAMS:
+            note = f"joint attention: --memory is the {STREAMS[other.layout]} stream"
+            return replace(one, kind="joint", joint=Joint(other, first), notes=(*one.notes, note))
+        note = "joint attention: --memory is the image stream"
+        name = f"{one.name}.{STREAMS[one.layout]}"
+        return replace(
+            one, name=name, kind="joint", joint=Joint(own, not first), notes=(*one.notes, note)
+        )
+
+    return [told(one) for one in layers]
