@@ -36,14 +36,19 @@ SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("factor", "original_max_position_embeddings"),
         ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate"),
     ),
+    "longrope": (
+        ("short_factor", "long_factor", "original_max_position_embeddings"),
+        ("factor", "attention_factor"),
+    ),
 }
+LISTS = ("short_factor", "long_factor")  # a factor for each pair
 
 
 @dataclass(frozen=True, eq=False)
 class Rope:
     """How queries and keys are turned.
 
-    ``dim`` is how many channels turn, the first ones (None: all). ``positions`` ``(L)`` or
+    ``dim`` is how many channels turn (None: all), from channel ``start`` on. ``positions`` ``(L)`` or
     ``(B, L)`` are those of the L new keys (None: they follow the past, from 0). ``cos`` and ``sin``
     are given instead of computed: a table by position ``(P, n)``, or rows of the new keys
     ``(L, n)``, ``(B, L, n)``; n = dim/2, or dim with each pair's number twice. ``scaling`` is a
@@ -58,6 +63,7 @@ class Rope:
     cos: Any = None
     sin: Any = None
     scaling: Mapping[str, Any] | None = None
+    start: int = 0
 
     def __post_init__(self) -> None:
         if self.style not in ROPE_STYLES:
@@ -72,6 +78,8 @@ class Rope:
             raise InputError(
                 f"the RoPE width is {self.dim}", "channels turn in pairs: give an even number"
             )
+        if not _is_count(self.start) or self.start < 0:
+            raise InputError(f"RoPE starts at {self.start}", "expected the number of a channel")
         if (self.cos is None) != (self.sin is None):
             have, miss = ("cos", "sin") if self.sin is None else ("sin", "cos")
             raise InputError(f"RoPE's {have} is given without {miss}", f"give {miss} as well")
@@ -103,7 +111,8 @@ class Rope:
             self.style,
             "given cos and sin" if self.cos is not None else f"θ {self.theta:g}",
             "" if self.dim is None else f"{self.dim} channels",
-            "" if kind == "default" else f"{kind} ×{_parameters(self.scaling)['factor']:g}",
+            f"from channel {self.start}" if self.start else "",
+            _scaled(kind, _parameters(self.scaling)),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -134,10 +143,14 @@ class Rope:
             ends = [new] if lengths is None else [n - past for n in lengths]
             rows = rows + np.array(ends, np.int64)[:, None] - queries
         at_key, at_query = self._cos_sin(width, past, batch, new, rows)
-        turned = rotate(key[:, :, past:], *_over_heads(at_key, dtype), self.style)
+        turned = rotate(key[:, :, past:], *_over_heads(at_key, dtype), self.style, self.start)
         if past:
             turned = np.concatenate([key[:, :, :past], turned], axis=2)
-        return rotate(query, *_over_heads(at_query, dtype), self.style), turned
+        return rotate(query, *_over_heads(at_query, dtype), self.style, self.start), turned
+
+    def pairs(self, width: int) -> tuple[slice, slice]:
+        """Return the first and the second channels of all pairs of a head so wide."""
+        return _halves(self.style, width if self.dim is None else self.dim, self.start)
 
     def _cos_sin(
         self, width: int, past: int, batch: int, new: int, rows: Array
@@ -170,6 +183,12 @@ class Rope:
             raise InputError(
                 f"RoPE turns channels in pairs but the head has {width}",
                 f"turn fewer, an even number: dim {width - 1}" if width > 1 else None,
+            )
+        if self.start and self.start + (self.dim or width) > width:
+            raise InputError(
+                f"RoPE turns {self.dim or width} channels from channel {self.start}, but the head "
+                f"has {width}",
+                f"give at most {(width - self.start) // 2 * 2}",
             )
         if self.dim is not None and self.dim > width:
             raise InputError(
@@ -243,12 +262,12 @@ def _over_heads(pair: Pair, dtype: Any) -> Pair:
     return cos[:, None].astype(dtype), sin[:, None].astype(dtype)
 
 
-def rotate(x: Array, cos: Array, sin: Array, style: str = "half") -> Array:
-    """Turn the first 2n channels of x ``(…, L, D)`` by cos, sin ``(…, L, n)``.
+def rotate(x: Array, cos: Array, sin: Array, style: str = "half", start: int = 0) -> Array:
+    """Turn 2n channels of x ``(…, L, D)``, the first or those from start, by cos, sin ``(…, L, n)``.
 
     Computed in cos's dtype and rounded once to x's; the other channels stay as they are.
     """
-    first, second = _halves(style, 2 * cos.shape[-1])
+    first, second = _halves(style, 2 * cos.shape[-1], start)
     turned = x.copy()
     with np.errstate(over="ignore", invalid="ignore"):
         a, b = x[..., first].astype(cos.dtype), x[..., second].astype(cos.dtype)
@@ -262,8 +281,9 @@ def frequencies(
 ) -> tuple[Array, float]:
     """Return the angle per position of each pair, ``(width / 2,)``, and the factor of cos and sin.
 
-    ``length`` is that of the sequence, which ``dynamic`` grows with. Sources: linear, kaiokendev
-    2023; dynamic, NTK by bloc97 and emozilla 2023; llama3, Llama 3.1; yarn, Peng et al. 2023.
+    ``length`` is that of the sequence, which ``dynamic`` grows with, and past whose original
+    ``longrope`` takes its long factors. Sources: linear, kaiokendev 2023; dynamic, NTK by bloc97
+    and emozilla 2023; llama3, Llama 3.1; yarn, Peng et al. 2023; longrope, Ding et al. 2024.
     """
     kind, p = _kind(scaling), _parameters(scaling)
     powers = np.arange(0, width, 2) / max(width, 1)
@@ -283,7 +303,25 @@ def frequencies(
         return inverse * (keep + (1 - keep) / p["factor"]), 1.0
     if kind == "yarn":
         return _yarn(width, theta, inverse, p)
+    if kind == "longrope":
+        return _longrope(inverse, p, length)
     return inverse, 1.0
+
+
+def _longrope(inverse: Array, p: Mapping[str, Any], length: int) -> tuple[Array, float]:
+    whole, factor = p["original_max_position_embeddings"], p.get("factor", 1.0)
+    factors = np.asarray(p["long_factor" if length > whole else "short_factor"], np.float64)
+    if whole <= 1:
+        raise InputError(f"longrope was made for {whole:g} positions", "expected at least 2")
+    if factors.shape != inverse.shape:
+        raise InputError(
+            f"RoPE scaling 'longrope' has {factors.size} factors but {inverse.size} pairs turn",
+            "short_factor and long_factor have one for each pair",
+        )
+    attention = p.get("attention_factor")
+    if attention is None:
+        attention = math.sqrt(1 + math.log(factor) / math.log(whole)) if factor > 1 else 1.0
+    return inverse / factors, float(attention)
 
 
 def _yarn(width: int, theta: float, inverse: Array, p: Mapping[str, Any]) -> tuple[Array, float]:
@@ -318,6 +356,12 @@ def _kind(scaling: Mapping[str, Any] | None) -> str:
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
+def _scaled(kind: str, parameters: Mapping[str, Any]) -> str:
+    """Return the scaling in words: ``yarn ×4``."""
+    factor = parameters.get("factor")
+    return "" if kind == "default" else kind if factor is None else f"{kind} ×{factor:g}"
+
+
 def _parameters(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what the scaling says beside its type; null in config.json says nothing."""
     return {
@@ -349,12 +393,16 @@ def _check_scaling(scaling: Mapping[str, Any]) -> None:
             )
         if name == "truncate":
             good = isinstance(value, bool)
+        elif name in LISTS:
+            good = isinstance(value, list | tuple) and all(_is_number(v) and v > 0 for v in value)
         else:
             good = _is_number(value) and (value > 0 or name.startswith("mscale"))
         if not good:
             raise InputError(
                 f"RoPE scaling: {name} is {value!r}",
-                "expected true or false" if name == "truncate" else "expected a positive number",
+                "expected true or false" if name == "truncate"
+                else "expected positive numbers, one for each pair" if name in LISTS
+                else "expected a positive number",
             )
     if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:
         raise InputError(
@@ -364,11 +412,12 @@ def _check_scaling(scaling: Mapping[str, Any]) -> None:
         )
 
 
-def _halves(style: str, width: int) -> tuple[slice, slice]:
+def _halves(style: str, width: int, start: int = 0) -> tuple[slice, slice]:
     """Return the first and the second channels of all pairs."""
+    middle, end = start + width // 2, start + width
     if style == "half":
-        return slice(0, width // 2), slice(width // 2, width)
-    return slice(0, width, 2), slice(1, width, 2)
+        return slice(start, middle), slice(middle, end)
+    return slice(start, end, 2), slice(start + 1, end, 2)
 
 
 def _pick(given: Array, rows: Array, what: str) -> Array:

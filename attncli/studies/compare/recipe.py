@@ -125,7 +125,7 @@ class Recipe:
             (turn(angle) * np.float32(factor)).astype(low or np.float32)
             for turn in (np.cos, np.sin)
         )
-        return Rope(rope.style, dim=rope.dim, positions=rope.positions, cos=cos, sin=sin)
+        return replace(rope, scaling=None, cos=cos, sin=sin)
 
 
 def rounded(weights: Projections, own: np.dtype[Any]) -> Projections:
