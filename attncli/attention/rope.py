@@ -48,9 +48,9 @@ LISTS = ("short_factor", "long_factor")  # a factor for each pair
 class Rope:
     """How queries and keys are turned.
 
-    ``dim`` is how many channels turn (None: all), from channel ``start`` on. ``positions`` ``(L)`` or
-    ``(B, L)`` are those of the L new keys (None: they follow the past, from 0). ``cos`` and ``sin``
-    are given instead of computed: a table by position ``(P, n)``, or rows of the new keys
+    ``dim`` is how many channels turn (None: all), from channel ``start`` on. ``positions`` ``(L)``
+    or ``(B, L)`` are those of the L new keys (None: they follow the past, from 0). ``cos`` and
+    ``sin`` are given instead of computed: a table by position ``(P, n)``, or rows of the new keys
     ``(L, n)``, ``(B, L, n)``; n = dim/2, or dim with each pair's number twice. ``scaling`` is a
     mapping such as config.json's: ``{"rope_type": "linear", "factor": 2}``; see SCALINGS.
     Raises InputError for what does not fit together.
@@ -263,7 +263,7 @@ def _over_heads(pair: Pair, dtype: Any) -> Pair:
 
 
 def rotate(x: Array, cos: Array, sin: Array, style: str = "half", start: int = 0) -> Array:
-    """Turn 2n channels of x ``(…, L, D)``, the first or those from start, by cos, sin ``(…, L, n)``.
+    """Turn 2n channels of x ``(…, L, D)``, those from start on, by cos, sin ``(…, L, n)``.
 
     Computed in cos's dtype and rounded once to x's; the other channels stay as they are.
     """
@@ -400,8 +400,10 @@ def _check_scaling(scaling: Mapping[str, Any]) -> None:
         if not good:
             raise InputError(
                 f"RoPE scaling: {name} is {value!r}",
-                "expected true or false" if name == "truncate"
-                else "expected positive numbers, one for each pair" if name in LISTS
+                "expected true or false"
+                if name == "truncate"
+                else "expected positive numbers, one for each pair"
+                if name in LISTS
                 else "expected a positive number",
             )
     if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:

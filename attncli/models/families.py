@@ -19,12 +19,15 @@ class Family:
 
     ``causal`` True, False, or the path component that makes a layer causal. ``rope`` the style,
     ``theta`` and ``partial`` its defaults, ``rope_on`` which layers turn. ``scale`` fixed, or None
-    for 1/√D. ``fused`` the packing where the leaf's name does not tell; ``transposed`` for weights
-    stored (in, out). ``norm`` the kind of qk-norm. ``window`` the rule where config.json has no
+    for 1/√D. ``latent`` what latents have besides: ``mscale``, yarn's square in the scale, and
+    ``gains``, √(width of the model over their own). ``temperature`` of queries by position:
+    ``nope`` where nothing turns (Llama 4), ``beta`` (Mistral). ``fused`` the packing where the
+    leaf's name does not tell; ``transposed`` for weights stored (in, out). ``norm`` the kind of
+    qk-norm, ``bare`` where nothing scales it. ``window`` the rule where config.json has no
     layer_types: ``all``, ``used`` (all, if use_sliding_window), ``upper`` (from max_window_layers
-    on), ``every N`` (all but each Nth), ``never``; ``shifted``: every other block hides some keys
-    of an image's windows (Swin). ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``,
-    ``alibi mpt``, ``buckets``.
+    on), ``every N`` (all but each Nth), ``never``, ``chunks`` (Llama 4: where RoPE turns);
+    ``shifted``: every other block hides some keys of an image's windows (Swin). ``bias`` what is
+    added to the scores: ``alibi``, ``alibi scaled``, ``alibi mpt``, ``buckets``.
 
     ``before`` is the kind of norm between hidden states and projections, '' where these take
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
@@ -41,6 +44,8 @@ class Family:
     partial: float = 1.0
     rope_on: str = ""
     norm_after_rope: bool = False
+    latent: str = ""
+    temperature: str = ""
     scale: float | None = None
     fused: str = ""
     transposed: bool = False
@@ -69,6 +74,7 @@ LLAMA_LAYER_NORM = replace(LLAMA, before="layer")
 GEMMA = replace(LLAMA, before="rms+1")
 GEMMA_3 = replace(GEMMA, window="every 6", norm="rms+1", theta=1e6)
 INTERLEAVED = replace(LLAMA, rope="interleaved")
+DEEPSEEK = replace(INTERLEAVED, latent="mscale")
 T5 = Family(causal="decoder", scale=1.0, bias="buckets", before="rms")
 
 FAMILIES: Mapping[str, Family] = {
@@ -228,6 +234,18 @@ FAMILIES: Mapping[str, Family] = {
     "glm4": replace(INTERLEAVED, partial=0.5),
     "helium": INTERLEAVED,
     **dict.fromkeys(("ernie4_5", "ernie4_5_moe"), replace(INTERLEAVED, theta=500000.0)),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "axk1", "glm4_moe_lite", "youtu"), DEEPSEEK
+    ),
+    "minicpm3": replace(DEEPSEEK, rope="half"),
+    "longcat_flash": replace(DEEPSEEK, latent="mscale gains", theta=1e7),
+    "mistral4": replace(DEEPSEEK, temperature="beta"),
+    "ministral3": replace(LLAMA, window="all", temperature="beta"),
+    "llama4_text": replace(
+        INTERLEAVED, window="chunks", theta=500000.0, rope_on="no_rope_layers",
+        temperature="nope", norm="bare", norm_after_rope=True,
+    ),
+    "kimi_linear": replace(PRE_DECODER, before="rms"),
     "phi": replace(LLAMA_LAYER_NORM, partial=0.5, norm="layer"),
     "stablelm": replace(LLAMA_LAYER_NORM, partial=0.25, norm="layer"),
     "nemotron": replace(LLAMA, before="layer+1", partial=0.5),
@@ -242,7 +260,7 @@ COMPOSITES = frozenset(
         "aya_vision", "cohere2_vision", "idefics2", "idefics3", "smolvlm", "mistral3", "internvl",
         "got_ocr2", "ovis2", "deepseek_vl", "deepseek_vl_hybrid", "lighton_ocr", "aria", "emu3",
         "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
-        "blip_2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
+        "blip_2", "llama4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
     }
 )  # fmt: skip
 
@@ -267,13 +285,15 @@ READ_BY: Mapping[str, Collection[str]] = {
     "attention_multiplier": _GRANITE,
     "query_pre_attn_scalar": _GEMMA,
     "attn_logit_softcapping": _GEMMA,
-    "no_rope_layers": {"smollm3"},
+    "no_rope_layers": {"llama4_text", "smollm3"},
+    "attention_chunk_size": {"llama4_text"},
     "clip_qkv": {"mpt", "olmo", "olmoe"},
     "partial_rotary_factor": {
         "glm", "glm4", "glm4_moe", "gpt_neox", "minimax_m2", "nemotron", "persimmon", "phi", "phi3",
         "solar_open", "stablelm",
     },
     "layer_types": FAMILIES.keys() - {"mistral"},
+    "rope_interleave": {"axk1", "deepseek_v3", "glm4_moe_lite", "mistral4", "youtu"},
 }  # fmt: skip
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from attncli import files
-from attncli.errors import FileError, InputError
+from attncli.errors import FileError, InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import Found, check_readable, match, nothing_found, numbers
+from attncli.models.layouts import Found, check_readable, linear, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 
@@ -81,7 +81,14 @@ def find_layers(
     names = list(bundle.tensors)
     if arch != "auto":
         family_named(arch)
-    found = in_order(match(names))
+    others = linear(names)
+    found = [one for one in in_order(match(names)) if one.parent not in others]
+    apart = [f"{parent} is {what}: not computed" for parent, what in others.items()]
+    if not found and apart:
+        raise InputError(
+            f"{bundle.source} holds no softmax attention: {listed(apart, 3)}",
+            "layers that compute softmax(q·kᵀ)·v are read",
+        )
     if not found:
         check_readable(names, bundle.source)
         raise nothing_found(names, bundle.source)
@@ -96,7 +103,7 @@ def find_layers(
     if errors and (skipped is None or not layers):
         raise errors[0]
     if skipped is not None:
-        skipped += [error.message for error in errors]
+        skipped += [error.message for error in errors] + apart
     return layers
 
 
@@ -167,6 +174,9 @@ def choose(
             or [named[path] for _ in range(path in named)]
             or [a for a in layers if f".{path}." in f".{a.name}."]
         )
+    told = [why for why in skipped if f".{text.strip('.')}." in f".{why.split()[0]}."]
+    if not hits and told:
+        raise InputError(told[0].rstrip(":"), _choices(layers, ()))
     if not hits:
         raise InputError(f"there is no attention layer '{text}'", _choices(layers, skipped))
     if len(hits) > 1:

@@ -77,11 +77,53 @@ class PositionBias:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Queries and keys through narrow latents: multi-head latent attention (DeepSeek-V2 2024).
+
+    ``rank`` is how wide the latent of keys and values is, ``turned`` how many channels of a key
+    RoPE turns, the last ones, the same in all heads. Each latent is normed, then multiplied by its
+    ``gain``; ``query_norm`` is None where queries have no latent.
+    """
+
+    rank: int
+    turned: int
+    norm: Norm
+    query_norm: Norm | None = None
+    gain: float = 1.0
+    query_gain: float = 1.0
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms of both latents."""
+        return (self.norm, *((self.query_norm,) if self.query_norm else ()))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What queries are multiplied by at position p: 1 + ``weight``·ln(1 + ⌊(p + start)/every⌋).
+
+    Scalable softmax as Llama 4 has it (Nakanishi 2025): sharper the longer the context.
+    """
+
+    weight: float
+    every: float
+    start: int = 0
+
+    def at(self, positions: Array) -> Array:
+        """Return the factor at each position, float64."""
+        steps = np.floor((np.asarray(positions, np.float64) + self.start) / self.every)
+        return np.asarray(1 + self.weight * np.log1p(steps))
+
+
+@dataclass(frozen=True)
 class Projections:
     """Weights as torch's Linear has them, ``(out, in)``, heads one after the other; or None.
 
     query ``(H·D, E)``, key ``(G·D, Ek)``, value ``(G·Dv, Ev)``, output ``(Eo, H·Dv)``; the biases
     ``(out,)``. float16 and bfloat16 come as float32, which holds them exactly.
+    Of a layer with latents, query is made from the latent that ``query_down`` gives, key
+    ``(H·(D − turned), rank)`` and value from the first ``rank`` rows of ``down``, whose others are
+    the turned part of all keys.
     """
 
     query: Array
@@ -92,6 +134,10 @@ class Projections:
     key_bias: Array | None = None
     value_bias: Array | None = None
     output_bias: Array | None = None
+    down: Array | None = None
+    down_bias: Array | None = None
+    query_down: Array | None = None
+    query_down_bias: Array | None = None
 
     @property
     def parameters(self) -> int:
@@ -108,7 +154,8 @@ class Layer:
     order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
     ``model_dim`` wide, keys and values are made from ``key_input`` and ``value_input`` wide ones,
     the output is ``output_dim`` wide. ``window`` are keys to the left and right of the own
-    position. ``input_norm`` lies before the projections, on what transformers calls hidden states.
+    position; ``chunk`` is how many positions see only each other. ``input_norm`` lies before the
+    projections, on what transformers calls hidden states.
     ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
     unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
     was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role.
@@ -144,6 +191,9 @@ class Layer:
     relative: PositionBias | None = None
     alibi: tuple[float, ...] | None = None
     clip: float | None = None
+    latent: Latent | None = None
+    chunk: int | None = None
+    temperature: Temperature | None = None
     shared: int = 1
     lacks: tuple[Lack, ...] = ()
     arch: str = ""
@@ -162,7 +212,8 @@ class Layer:
     @property
     def mask(self) -> str:
         """The layer's own mask as an expression, such as ``causal & window(3, 0)``, or ''."""
-        parts = ["causal"] if self.causal else []
+        parts = ["causal"] if self.causal and not self.chunk else []
+        parts += [f"chunks({self.chunk})"] if self.chunk else []
         if self.window is not None:
             parts.append(f"window({self.window[0]}, {self.window[1]})")
         return " & ".join(parts)
@@ -176,8 +227,9 @@ class Layer:
     def parameters(self) -> int:
         """Return how many numbers its tensors hold, from their headers alone."""
         assert self.bundle is not None
-        norms = [n for norm in (self.query_norm, self.key_norm) if norm is not None for n in
-                 (*norm.weights, *norm.biases)]  # fmt: skip
+        latents = self.latent.norms if self.latent else ()
+        norms = [n for norm in (self.query_norm, self.key_norm, *latents) if norm is not None
+                 for n in (*norm.weights, *norm.biases)]  # fmt: skip
         names = {n for role, n in self.tensors.items() if role not in ("relative", "grid")}
         return sum(int(np.prod(self.bundle.header(name).shape)) for name in (*names, *norms))
 
@@ -233,7 +285,7 @@ class Layer:
         assert weights[0] is not None and weights[1] is not None and weights[2] is not None
         return Projections(
             weights[0], weights[1], weights[2], output, query_bias, key_bias, value_bias,
-            self.array("output_bias"),
+            *map(self.array, ("output_bias", "down", "down_bias", "query_down", "query_down_bias")),
         )  # fmt: skip
 
     def _unpacked(self, suffix: str, turn: Any = None) -> tuple[Array | None, ...]:
@@ -246,7 +298,18 @@ class Layer:
             q, k, v = self._split(parts["qkv"])
         if parts["kv"] is not None:
             k, v = np.split(parts["kv"], 2)
+        if self.latent is not None and suffix == "":
+            k, v = self._expanding()
         return q, k, v
+
+    def _expanding(self) -> tuple[Array, Array]:
+        """Return what makes keys and values of the latent, from [h][k, v] rows."""
+        up = self.array("up")
+        assert up is not None and self.latent is not None
+        each = up.reshape(self.heads, -1, self.latent.rank)
+        own = self.head_dim - self.latent.turned
+        key, value = each[:, :own], each[:, own:]
+        return key.reshape(-1, self.latent.rank), value.reshape(-1, self.latent.rank)
 
     def _split(self, fused: Array) -> tuple[Array, Array, Array]:
         """Return the rows of q, k and v of ``(R, …)``, heads one after the other."""

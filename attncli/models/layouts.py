@@ -74,6 +74,16 @@ LAYOUTS = (
     _apart("Meta Llama", "wq wk wv", "wo", family="meta_llama"),
     _apart("CTRL", "Wq Wk Wv", "dense", family="ctrl"),
     Layout("GPT-2 cross", {"query": "q_attn", "kv": "c_attn"}, ("c_proj",), "rows", "gpt2"),
+    Layout(
+        "DeepSeek-V3",
+        {"down": "kv_a_proj_with_mqa", "up": "kv_b_proj", "query_down": "q_a_proj",
+         "query": "q_b_proj"},
+        ("o_proj",),
+    ),
+    Layout(
+        "DeepSeek-V2", {"down": "kv_a_proj_with_mqa", "up": "kv_b_proj", "query": "q_proj"},
+        ("o_proj",),
+    ),
     _fused("GPT-2", "c_attn", "c_proj"),
     _fused("GPT-NeoX", "query_key_value", "dense"),
     _fused("Phi-3", "qkv_proj", "o_proj"),
@@ -112,8 +122,10 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     ),
     "query_norm": ("q_norm", "q_layernorm", "query_layernorm"),
     "key_norm": ("k_norm", "k_layernorm", "key_layernorm"),
+    "down_norm": ("kv_a_layernorm",),
+    "query_down_norm": ("q_a_layernorm",),
 }
-NORMS = ("query_norm", "key_norm")
+NORMS = ("query_norm", "key_norm", "down_norm", "query_down_norm")
 
 #: The norm that lies before the projections, by the layer's kind: in the attention, or beside it.
 BEFORE: Mapping[str, tuple[str, ...]] = {
@@ -140,7 +152,25 @@ UNSUPPORTED = (
     (r"_blocks$|^blk\.\d+\.attn_q\.", "quantised or GGUF-named"),
 )
 ADAPTER = re.compile(r"\.lora_[AB]\.|\.lora_embedding")
-LATENT = re.compile(r"\.(kv_a_proj_with_mqa|kv_a_proj|kv_b_proj)\.")
+
+
+#: What has no softmax and is listed, not computed: a leaf below its parent, and its name.
+LINEAR = {
+    "in_proj_qkvz.weight": "linear attention (gated delta rule)",
+    "in_proj_qkv.weight": "linear attention (gated delta rule)",
+    "A_log": "linear attention or a state space",
+}
+
+
+def linear(names: Iterable[str]) -> dict[str, str]:
+    """Return what is no softmax attention, by its parent."""
+    found: dict[str, str] = {}
+    for name in names:
+        for leaf, what in LINEAR.items():
+            parent = _parent(name, leaf)
+            if parent:
+                found.setdefault(parent, what)
+    return found
 
 
 @dataclass(frozen=True)
@@ -216,7 +246,7 @@ def _tensors(layout: Layout, parent: str, there: Mapping[str, str]) -> dict[str,
         take(role, layout.weight(leaf))
     if len(tensors) < len(layout.inputs):
         return {}
-    for role in ("query", "key", "value", "qkv", "kv"):
+    for role in {*layout.inputs, *("query", "key", "value", "qkv", "kv")}:
         take(f"{role}_bias", layout.bias(role))
     for leaf in layout.output:
         if "output" not in tensors:
@@ -263,6 +293,11 @@ def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, st
     what holds the attention where there are no numbers.
     """
     parts = parent.split(".")
+    if len(parts) > 1 and parts[-1].isdigit():  # LongCat: two of each in a block
+        for leaf in BEFORE[kind]:
+            place = join(".".join(parts[:-2]), f"{leaf}.{parts[-1]}")
+            if f"{place}.weight" in names:
+                return leaf, f"{place}.weight", f"{place}.bias" * (f"{place}.bias" in names)
     block = max((n + 1 for n, part in enumerate(parts) if part.isdigit()), default=len(parts) - 1)
     for end in range(len(parts), block - 1, -1):
         for leaf in BEFORE[kind]:
@@ -306,12 +341,6 @@ def nothing_found(names: Iterable[str], source: str) -> InputError:
         return InputError(
             f"{source} is an adapter ('{adapter}'), without the weights that it adapts",
             "merge it into its model and save that",
-        )
-    latent = next((n for n in known if LATENT.search(n)), None)
-    if latent:
-        return InputError(
-            f"{source} holds multi-head latent attention ('{latent}'), which is not supported",
-            "supported are layers that project queries, keys and values each by one matrix",
         )
     best: dict[str, tuple[int, str]] = {}
     for layout in LAYOUTS:

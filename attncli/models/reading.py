@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from attncli.attention.rope import Rope
@@ -10,6 +11,7 @@ from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
+from attncli.models.latent import latent_of, latent_sizes
 from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
 from attncli.models.layouts import Found, check_readable, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
@@ -55,11 +57,20 @@ class Reading:
         name = self.found.tensors.get(role)
         return None if name is None else self.bundle.header(name).shape
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...] | None]:
+        roles = ("query", "query_down", "down", "up", "output")
+        return {role: self.shape(role) for role in roles}
+
     def layer(self) -> Layer:
         self._check_types()
         transposed = self._transposed()
         packing = self._packing(transposed)
-        sized = sizes(self.label, self._rows(transposed), self._said())
+        latent = "down" in self.found.tensors
+        if latent:
+            sized = latent_sizes(self.label, self.shapes, self._said(), self.config)
+        else:
+            sized = sizes(self.label, self._rows(transposed), self._said())
         self.notes += sized.notes
         cross = self._cross()
         family = self.family or Family()
@@ -71,7 +82,8 @@ class Reading:
         causal = configs.causal(self.config, family, self.found.parent)
         window = None if cross else configs.window(self.config, family, self.index, kind)
         rope = None if cross else self._rope(kind, sized.head_dim)
-        shapes = [self._in(role, transposed) for role in ("query", "key", "value")]
+        roles = ("query_down", "down", "down") if latent else ("query", "key", "value")
+        shapes = [self._in(role, transposed) for role in roles]
         output = self.shape("output")
         stated = configs.count(self.config, ("hidden_size",))
         stages = "depths" in self.config  # Swin's hidden_size is that of its last stage
@@ -94,12 +106,15 @@ class Reading:
             causal=causal and not cross, window=None if window is None else window[:2],
             window_source="" if window is None else window[2], rope=rope,
             input_norm=self._input_norm("cross" if cross else "self"),
-            query_norm=self._norm("query_norm", sized.heads, sized.head_dim),
-            key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim),
+            query_norm=self._norm("query_norm", sized.heads, sized.head_dim, rope),
+            key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim, rope),
             norm_after_rope=family.norm_after_rope,
             relative=None if cross else self._relative(sized.heads),
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
+            chunk=None if cross else configs.chunk(self.config, kind),
+            temperature=configs.temperature(self.config, family, rope is not None),
+            latent=latent_of(self.label, self.shapes, self.found.norms, family) if latent else None,
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
             notes=tuple(self.notes), transposed=transposed,
             tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
@@ -166,6 +181,8 @@ class Reading:
         )
 
     def _packing_text(self, packing: str, sized: Sizes, transposed: bool) -> str:
+        if "down" in self.found.tensors:
+            return "latent"
         if "qkv" not in self.found.layout.inputs:
             return "K|V fused (in, out)" if packing else "separate"
         if packing == "rows" and transposed:
@@ -187,7 +204,9 @@ class Reading:
         )  # fmt: skip
 
     def _in(self, role: str, transposed: bool) -> int:
-        shape = self.shape(role) or self.shape("qkv") or self.shape("kv")
+        shape = (
+            self.shape(role) or self.shape("qkv") or self.shape("kv") or self.shape("query")
+        )
         assert shape is not None
         return shape[0 if transposed else 1]
 
@@ -232,7 +251,8 @@ class Reading:
 
     def _window_lacks(self, family: Family, kind: str) -> None:
         """Add a layer type that is not computed, and a window of which no rule is known."""
-        if kind not in LAYER_TYPES:
+        chunked = kind == "chunked_attention" and family.window == "chunks"
+        if kind not in LAYER_TYPES and not chunked:
             option = "mask" if kind == "chunked_attention" else ""
             self.lacks.append(Lack(f"its layer type, {kind}, is not computed", option))
         width = configs.first(self.config, ("sliding_window",))
@@ -333,13 +353,21 @@ class Reading:
             return None
         if not configs.turns(self.config, family, self.index, kind):
             return None
-        turned = configs.rope(self.config, family, family.rope, kind, width)
+        down, up = self.shape("down"), self.shape("up")
+        own = width if down is None or up is None else down[0] - up[1]
+        turned = configs.rope(self.config, family, family.rope, kind, own)
         self.notes += turned.notes
         if turned.lacks:
             self.lacks.append(Lack(turned.lacks, "rope"))
-        return turned.rope
+        if turned.rope is None or own == width:
+            return turned.rope
+        return replace(turned.rope, dim=own, start=width - own)
 
-    def _norm(self, role: str, heads: int, width: int) -> Norm | None:
+    def _norm(self, role: str, heads: int, width: int, rope: Rope | None) -> Norm | None:
+        if self.family and self.family.norm == "bare":  # Llama 4: nothing scales it
+            eps = configs.number(self.config, *configs.EPSILONS)
+            on = self.config.get("use_qk_norm", True) and rope is not None
+            return Norm("rms", (), (), 1e-5 if eps is None else eps) if on else None
         if role not in self.found.norms:
             return None
         weights, biases = self.found.norms[role]

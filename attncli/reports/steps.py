@@ -157,8 +157,8 @@ class _Lesson:
             before = ((x * cos + y * sin) / size**2, (y * cos - x * sin) / size**2)
             longer = "" if abs(size - 1) < 1e-6 else f" and made {_number(size)} times as long"
             lines.append(
-                f"{name} [{first}, {second}]: ({_number(before[0])}, {_number(before[1])}) turned by "
-                f"{math.degrees(math.atan2(sin, cos)):.1f}°{longer}"
+                f"{name} [{first}, {second}]: ({_number(before[0])}, {_number(before[1])}) turned "
+                f"by {math.degrees(math.atan2(sin, cos)):.1f}°{longer}"
                 f" = ({_number(x)}, {_number(y)})"
             )
         table = Table(

@@ -20,7 +20,8 @@ from attncli.files.vocabulary import BYSTANDERS, PLAYED
 from attncli.models.finding import load
 from attncli.models.layer import Layer, Projections
 from attncli.models.limits import beyond, maskers
-from attncli.models.project import EXACT, Heads, Way, concat, linear, project
+from attncli.models.project import Heads, project
+from attncli.models.stages import EXACT, Way, concat, linear
 from attncli.resources import Progress
 from attncli.studies.attend import Result, solve
 

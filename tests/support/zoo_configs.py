@@ -72,10 +72,40 @@ _QWEN_VL = dict(text_config=dict(
     use_sliding_window=True, max_window_layers=2, rope_parameters=_MROPE_8, pad_token_id=0,
 ))  # fmt: skip
 
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale": 0.9, "mscale_all_dim": 1.3,
+    "original_max_position_embeddings": 4, "beta_fast": 32, "beta_slow": 1,
+}  # fmt: skip
+_BETA = {**_YARN, "llama_4_scaling_beta": 0.4, "mscale": 1.0, "mscale_all_dim": 1.0}
+_LATENT = dict(  # of all that MLA needs; the norms of latents have an ε of their own
+    num_key_value_heads=5, q_lora_rank=14, kv_lora_rank=18, qk_rope_head_dim=6, v_head_dim=7,
+    qk_nope_head_dim=10, rms_norm_eps=0.03, head_dim=LEFT_OUT, attention_bias=True,
+)  # fmt: skip
+
 #: What a model type needs besides, or in place of, ``SIZES``.
 MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "codegen": dict(n_head=8, n_embd=64, rotary_dim=4),
     "deberta": dict(relative_attention=False),
+    **dict.fromkeys(("axk1", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
+    "deepseek_v2": {**_LATENT, "first_k_dense_replace": 4},
+    "kimi_linear": {
+        **_LATENT, "linear_head_dim": 8, "linear_num_heads": 4, "q_lora_rank": None,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "longcat_flash": {
+        **_LATENT, "head_dim": 6, "ffn_hidden_size": 24, "expert_ffn_hidden_size": 24,
+        "zero_expert_num": 2, "moe_topk": 2, "n_routed_experts": 4, "num_layers": 2,
+        "num_hidden_layers": LEFT_OUT,
+    },
+    "llama4_text": dict(attention_chunk_size=4, attn_scale=0.3, floor_scale=3),
+    "llama4": dict(text_config=dict(
+        vocab_size=64, hidden_size=40, intermediate_size=24, intermediate_size_mlp=24,
+        num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=1, head_dim=12,
+        max_position_embeddings=64, attention_chunk_size=4, floor_scale=3, num_local_experts=2,
+        num_experts_per_tok=1, pad_token_id=0,
+    )),
+    "ministral3": dict(rope_parameters=_BETA),
+    "mistral4": _LATENT | {"rope_parameters": _BETA},
     "dots1": dict(first_k_dense_replace=4),
     "esm": dict(
         vocab_size=64, position_embedding_type="rotary", mask_token_id=3, token_dropout=False,
@@ -110,11 +140,17 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "bert!decoder": dict(is_decoder=True),
     "cohere!qk": dict(use_qk_norm=True),
     "falcon!grouped": dict(new_decoder_architecture=True, num_kv_heads=1),
+    "deepseek_v2!plain": dict(q_lora_rank=None, rope_parameters=_YARN),
+    "deepseek_v3!half": dict(rope_interleave=False, q_lora_rank=None, attention_bias=False),
+    "deepseek_v3!yarn": dict(rope_parameters=_YARN),
     "gemma3_text!both": dict(use_bidirectional_attention=True),
     "glm4_moe!qk": dict(use_qk_norm=True),
     "gpt2!layers": dict(scale_attn_by_inverse_layer_idx=True),
     "gpt_bigcode!mha": dict(multi_query=False),
     "granitemoe!multiplier": dict(attention_multiplier=0.37),
+    "llama4_text!plain": dict(
+        use_qk_norm=False, attn_temperature_tuning=False, no_rope_layers=[0, 1, 1, 0]
+    ),
     "olmo_hybrid!nope": dict(rope_parameters=None),
     "olmoe!clip": dict(clip_qkv=1.0),
     "opt!post": dict(do_layer_norm_before=False),

@@ -16,7 +16,7 @@ import numpy as np
 from attncli.attention.words import ROPE_STYLES
 from attncli.models.finding import labels
 from attncli.models.layer import PACKINGS, Layer, Norm, Projections
-from attncli.models.project import normed
+from attncli.models.stages import normed
 from attncli.studies.compare.layer_theory import LayerTheory, OutChange
 from attncli.studies.compare.recipe import Out, Recipe
 from attncli.studies.compare.suspects import NOTHING

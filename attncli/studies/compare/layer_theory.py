@@ -13,7 +13,7 @@ from attncli.attention.problem import Problem
 from attncli.errors import AttnError
 from attncli.measures import budget
 from attncli.measures.budget import Block, eps
-from attncli.models.project import Way, linear
+from attncli.models.stages import Way, linear
 from attncli.studies.compare.recipe import Out, Recipe, as_kept
 from attncli.studies.compare.theory import CELLS, Candidate, Plain, Theory, Unit
 

@@ -13,7 +13,7 @@ import numpy as np
 from attncli.attention.problem import float_dtype
 from attncli.attention.rope import Rope, frequencies
 from attncli.models.layer import Layer, Projections
-from attncli.models.project import Way
+from attncli.models.stages import Way
 from attncli.studies.layer import MultiheadResult, Posed, pose_layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
