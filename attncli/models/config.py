@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncli.attention.biases import alibi_slopes
-from attncli.attention.rope import SCALINGS, Rope
+from attncli.attention.rope import Rope
+from attncli.attention.rope_scaling import SCALINGS
 from attncli.errors import InputError
 from attncli.models.families import Family, normal
 from attncli.models.layer import Temperature
@@ -320,6 +321,11 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
             "original_max_position_embeddings": config.get("original_max_position_embeddings")
             or limit,
         }
+        if name == "longrope" and limit and parameters.get("factor") is None:
+            whole = number(parameters, "original_max_position_embeddings") or number(
+                config, "original_max_position_embeddings"
+            )
+            parameters["factor"] = limit / whole if whole else 1.0
         chosen = {"rope_type": name}
         for key in needed + optional:
             value = parameters.get(key)

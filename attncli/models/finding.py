@@ -176,7 +176,9 @@ def choose(
         )
     told = [why for why in skipped if f".{text.strip('.')}." in f".{why.split()[0]}."]
     if not hits and told:
-        raise InputError(told[0].rstrip(":"), _choices(layers, ()))
+        raise InputError(
+            f"no attention layer '{text}' can be read: {told[0]}", _choices(layers, skipped)
+        )
     if not hits:
         raise InputError(f"there is no attention layer '{text}'", _choices(layers, skipped))
     if len(hits) > 1:

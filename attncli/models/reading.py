@@ -204,9 +204,7 @@ class Reading:
         )  # fmt: skip
 
     def _in(self, role: str, transposed: bool) -> int:
-        shape = (
-            self.shape(role) or self.shape("qkv") or self.shape("kv") or self.shape("query")
-        )
+        shape = self.shape(role) or self.shape("qkv") or self.shape("kv") or self.shape("query")
         assert shape is not None
         return shape[0 if transposed else 1]
 

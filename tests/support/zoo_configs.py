@@ -77,6 +77,10 @@ _YARN = {
     "original_max_position_embeddings": 4, "beta_fast": 32, "beta_slow": 1,
 }  # fmt: skip
 _BETA = {**_YARN, "llama_4_scaling_beta": 0.4, "mscale": 1.0, "mscale_all_dim": 1.0}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.5, 2.0],
+    "long_factor": [1.5, 4.0, 8.0],
+}  # fmt: skip
 _LATENT = dict(  # of all that MLA needs; the norms of latents have an ε of their own
     num_key_value_heads=5, q_lora_rank=14, kv_lora_rank=18, qk_rope_head_dim=6, v_head_dim=7,
     qk_nope_head_dim=10, rms_norm_eps=0.03, head_dim=LEFT_OUT, attention_bias=True,
@@ -154,6 +158,18 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "olmo_hybrid!nope": dict(rope_parameters=None),
     "olmoe!clip": dict(clip_qkv=1.0),
     "opt!post": dict(do_layer_norm_before=False),
+    "phi3!long": dict(
+        rope_parameters=_LONG,
+        original_max_position_embeddings=6,
+        head_dim=LEFT_OUT,
+        partial_rotary_factor=0.75,
+    ),
+    "phi3!short": dict(
+        rope_parameters=_LONG | {"attention_factor": 1.3},
+        original_max_position_embeddings=9,
+        partial_rotary_factor=0.75,
+        head_dim=LEFT_OUT,
+    ),
     "phi!qk": dict(qk_layernorm=True),
     "qwen2!window": dict(use_sliding_window=True, max_window_layers=2),
     "qwen3_moe!window": dict(use_sliding_window=True),

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import float_dtype
-from attncli.attention.rope import Rope, frequencies
+from attncli.attention.rope import Rope
+from attncli.attention.rope_scaling import frequencies
 from attncli.models.layer import Layer, Projections
 from attncli.models.stages import Way
 from attncli.studies.layer import MultiheadResult, Posed, pose_layer

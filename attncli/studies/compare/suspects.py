@@ -274,7 +274,8 @@ def _cache(p: Problem, *, backward: bool) -> Problem | None:
     """Turn the cached keys by their places 0, 1, …, or back."""
     if p.rope is None or p.rope.cos is not None:
         return None
-    from attncli.attention.rope import frequencies, rotate
+    from attncli.attention.rope import rotate
+    from attncli.attention.rope_scaling import frequencies
 
     dim = p.width if p.rope.dim is None else p.rope.dim
     inverse, factor = frequencies(dim, p.rope.theta, p.rope.scaling, p.keys)
