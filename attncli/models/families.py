@@ -20,14 +20,15 @@ class Family:
     ``causal`` True, False, or the path component that makes a layer causal. ``rope`` the style,
     ``theta`` and ``partial`` its defaults, ``rope_on`` which layers turn. ``scale`` fixed, or None
     for 1/√D. ``latent`` what latents have besides: ``mscale``, yarn's square in the scale, and
-    ``gains``, √(width of the model over their own). ``temperature`` of queries by position:
-    ``nope`` where nothing turns (Llama 4), ``beta`` (Mistral). ``fused`` the packing where the
-    leaf's name does not tell; ``transposed`` for weights stored (in, out). ``norm`` the kind of
-    qk-norm, ``bare`` where nothing scales it. ``window`` the rule where config.json has no
-    layer_types: ``all``, ``used`` (all, if use_sliding_window), ``upper`` (from max_window_layers
-    on), ``every N`` (all but each Nth), ``never``, ``chunks`` (Llama 4: where RoPE turns);
-    ``shifted``: every other block hides some keys of an image's windows (Swin). ``bias`` what is
-    added to the scores: ``alibi``, ``alibi scaled``, ``alibi mpt``, ``buckets``.
+    ``gains``, √(width of the model over their own). ``gate`` the projection whose sigmoid the
+    heads' outputs are multiplied by, ``query`` where it is half of the query's. ``temperature`` of
+    queries by position: ``nope`` where nothing turns (Llama 4), ``beta`` (Mistral). ``fused`` the
+    packing where the leaf's name does not tell; ``transposed`` for weights stored (in, out).
+    ``norm`` the kind of qk-norm, ``bare`` where nothing scales it. ``window`` the rule where
+    config.json has no layer_types: ``all``, ``used`` (all, if use_sliding_window), ``upper`` (from
+    max_window_layers on), ``every N`` (all but each Nth), ``never``, ``chunks`` (Llama 4: where
+    RoPE turns); ``shifted``: every other block hides some keys of an image's windows (Swin).
+    ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``, ``alibi mpt``, ``buckets``.
 
     ``before`` is the kind of norm between hidden states and projections, '' where these take
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
@@ -45,6 +46,7 @@ class Family:
     rope_on: str = ""
     norm_after_rope: bool = False
     latent: str = ""
+    gate: str = ""
     temperature: str = ""
     scale: float | None = None
     fused: str = ""
@@ -239,6 +241,11 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "minicpm3": replace(DEEPSEEK, rope="half"),
     "longcat_flash": replace(DEEPSEEK, latent="mscale gains", theta=1e7),
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        replace(GEMMA, gate="query", norm="rms+1", partial=0.25),
+    ),
+    "bailing_hybrid": replace(DEEPSEEK, gate="g_proj"),
     "mistral4": replace(DEEPSEEK, temperature="beta"),
     "ministral3": replace(LLAMA, window="all", temperature="beta"),
     "llama4_text": replace(

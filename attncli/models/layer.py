@@ -20,6 +20,7 @@ PACKINGS = {
     "groups": "per group [g][q…q, k, v]",
     "codegen": "4 blocks of [q, v, k]",
 }
+GATED = "per head [q, gate]"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,8 @@ class Projections:
     ``(out,)``. float16 and bfloat16 come as float32, which holds them exactly.
     Of a layer with latents, query is made from the latent that ``query_down`` gives, key
     ``(H·(D − turned), rank)`` and value from the first ``rank`` rows of ``down``, whose others are
-    the turned part of all keys.
+    the turned part of all keys. ``gate`` ``(H·Dv, E)`` or ``(H, E)`` makes what each channel or
+    head of the output is multiplied by, its sigmoid.
     """
 
     query: Array
@@ -138,6 +140,8 @@ class Projections:
     down_bias: Array | None = None
     query_down: Array | None = None
     query_down_bias: Array | None = None
+    gate: Array | None = None
+    gate_bias: Array | None = None
 
     @property
     def parameters(self) -> int:
@@ -224,6 +228,11 @@ class Layer:
         return "sinks" in self.tensors
 
     @property
+    def gated(self) -> bool:
+        """Whether the heads' outputs are multiplied by a sigmoid of x before they are projected."""
+        return self.packing == GATED or "gate" in self.tensors
+
+    @property
     def parameters(self) -> int:
         """Return how many numbers its tensors hold, from their headers alone."""
         assert self.bundle is not None
@@ -286,6 +295,7 @@ class Layer:
         return Projections(
             weights[0], weights[1], weights[2], output, query_bias, key_bias, value_bias,
             *map(self.array, ("output_bias", "down", "down_bias", "query_down", "query_down_bias")),
+            *(self._gate(suffix) for suffix in ("", "_bias")),
         )  # fmt: skip
 
     def _unpacked(self, suffix: str, turn: Any = None) -> tuple[Array | None, ...]:
@@ -298,9 +308,24 @@ class Layer:
             q, k, v = self._split(parts["qkv"])
         if parts["kv"] is not None:
             k, v = np.split(parts["kv"], 2)
+        if q is not None and self.packing == GATED:
+            q = self._halves(q)[0]
         if self.latent is not None and suffix == "":
             k, v = self._expanding()
         return q, k, v
+
+    def _gate(self, suffix: str) -> Array | None:
+        """Return the weight or the bias of the gate: a projection, or half of the query's."""
+        query = self.array(f"query{suffix}")
+        if self.packing == GATED and query is not None:
+            return self._halves(query)[1]
+        return self.array(f"gate{suffix}")
+
+    def _halves(self, query: Array) -> tuple[Array, Array]:
+        """Return the rows of q and of the gate, of [h][q, gate] rows."""
+        each = query.reshape(self.heads, 2, -1, *query.shape[1:])
+        query, gate = each[:, 0], each[:, 1]
+        return query.reshape(-1, *query.shape[2:]), gate.reshape(-1, *gate.shape[2:])
 
     def _expanding(self) -> tuple[Array, Array]:
         """Return what makes keys and values of the latent, from [h][k, v] rows."""

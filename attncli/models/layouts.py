@@ -82,7 +82,7 @@ LAYOUTS = (
     ),
     Layout(
         "DeepSeek-V2", {"down": "kv_a_proj_with_mqa", "up": "kv_b_proj", "query": "q_proj"},
-        ("o_proj",),
+        ("o_proj", "dense"),
     ),
     _fused("GPT-2", "c_attn", "c_proj"),
     _fused("GPT-NeoX", "query_key_value", "dense"),
@@ -168,8 +168,8 @@ def linear(names: Iterable[str]) -> dict[str, str]:
     for name in names:
         for leaf, what in LINEAR.items():
             parent = _parent(name, leaf)
-            if parent:
-                found.setdefault(parent, what)
+            if parent and (leaf != "A_log" or parent not in found):
+                found[parent] = what
     return found
 
 

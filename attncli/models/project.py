@@ -24,7 +24,7 @@ class Heads:
 
     ``rope`` is still to turn query and key (``problem.pose`` does). The last ``added`` keys are
     torch's bias_k and zeros. ``cross``: keys are made from a memory. ``batched``: x had a batch,
-    ``given_dtype`` is its type.
+    ``given_dtype`` is its type. ``gate`` ``(B, H, L, Dv or 1)`` multiplies the heads' outputs.
     """
 
     query: Array
@@ -36,6 +36,11 @@ class Heads:
     batched: bool
     given_dtype: np.dtype[Any]
     weights: Projections
+    gate: Array | None = None
+
+    def gated(self, output: Array) -> Array:
+        """Return heads' outputs ``(B, H, L, Dv)`` as the output projection takes them."""
+        return output if self.gate is None else output * self.gate.astype(output.dtype)
 
 
 def project(
@@ -103,7 +108,16 @@ def project(
     if more is not None:
         k, v = (np.concatenate(pair, axis=2) for pair in zip((k, v), more, strict=True))
     added = 0 if more is None else int(more[0].shape[2])
-    return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights)
+    gate = None
+    if weights.gate is not None:
+        gate = linear(states.query, weights.gate, weights.gate_bias, arithmetic, way)
+        gate = way.kept(split(_sigmoid(gate), layer.heads))
+    return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights, gate)
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
 
 
 @dataclass(frozen=True)

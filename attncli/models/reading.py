@@ -12,8 +12,9 @@ from attncli.files.bundle import Bundle
 from attncli.models import config as configs
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.latent import latent_of, latent_sizes
-from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
-from attncli.models.layouts import Found, check_readable, norm_before, numbers
+from attncli.models.layer import GATED, PACKINGS, PLAIN, Lack, Layer, Norm
+from attncli.models.layouts import Found, check_readable, join, norm_before, numbers
+from attncli.models.relative import relative_of, shared_table
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 
 #: Components of a path that say: keys and values come from elsewhere.
@@ -63,6 +64,7 @@ class Reading:
         return {role: self.shape(role) for role in roles}
 
     def layer(self) -> Layer:
+        found = self.found
         self._check_types()
         transposed = self._transposed()
         packing = self._packing(transposed)
@@ -109,7 +111,9 @@ class Reading:
             query_norm=self._norm("query_norm", sized.heads, sized.head_dim, rope),
             key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim, rope),
             norm_after_rope=family.norm_after_rope,
-            relative=None if cross else self._relative(sized.heads),
+            relative=None if cross else relative_of(
+                found, self.bundle, self.config, self.family, self.names, self.lacks
+            ),
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
             chunk=None if cross else configs.chunk(self.config, kind),
@@ -117,7 +121,8 @@ class Reading:
             latent=latent_of(self.label, self.shapes, self.found.norms, family) if latent else None,
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
             notes=tuple(self.notes), transposed=transposed,
-            tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
+            tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")}
+            | self._gate(),
             bundle=self.bundle,
         )  # fmt: skip
 
@@ -183,6 +188,8 @@ class Reading:
     def _packing_text(self, packing: str, sized: Sizes, transposed: bool) -> str:
         if "down" in self.found.tensors:
             return "latent"
+        if self._doubled():
+            return GATED
         if "qkv" not in self.found.layout.inputs:
             return "K|V fused (in, out)" if packing else "separate"
         if packing == "rows" and transposed:
@@ -191,15 +198,32 @@ class Reading:
             return "per head [h][q, k, v]"
         return PACKINGS[packing]
 
+    def _doubled(self) -> bool:
+        """Whether half of the query's rows are a gate's."""
+        query, output = self.shape("query"), self.shape("output")
+        return bool(
+            self.family and self.family.gate == "query" and query
+            and (output is None or query[0] == 2 * output[1])
+        )  # fmt: skip
+
+    def _gate(self) -> dict[str, str]:
+        """Return the tensors of a gate by their roles, where the family has one."""
+        leaf = self.family.gate if self.family else ""
+        names = {"gate": f"{leaf}.weight", "gate_bias": f"{leaf}.bias"}
+        found = {role: join(self.found.parent, name) for role, name in names.items()}
+        return {role: name for role, name in found.items() if leaf and name in self.names}
+
     def _rows(self, transposed: bool) -> RowCounts:
         def out(role: str) -> int | None:
             shape = self.shape(role)
             return None if shape is None else shape[1 if transposed else 0]
 
         output = self.shape("output")
-        kv = out("kv")
+        kv, query = out("kv"), out("query")
+        if query and self._doubled():
+            query //= 2
         return RowCounts(
-            out("query"), kv // 2 if kv else out("key"), kv // 2 if kv else out("value"),
+            query, kv // 2 if kv else out("key"), kv // 2 if kv else out("value"),
             out("qkv"), None if output is None else output[0 if transposed else 1],
         )  # fmt: skip
 
@@ -213,7 +237,7 @@ class Reading:
         heads = width = None
         tables = [self.found.tensors.get(role) for role in ("sinks", "relative", "grid")]
         if self.family and self.family.bias == "buckets":
-            tables.append(self._shared_table())
+            tables.append(shared_table(self.found.parent, self.names))
         for table in tables:
             if table is not None:
                 heads = self.bundle.header(table).shape[-1]
@@ -307,7 +331,7 @@ class Reading:
         some = [
             name[len(self.found.parent) :].lstrip(".")
             for name in self.found.unused
-            if name not in (norm or ())
+            if name not in (norm or ()) and name not in self._gate().values()
         ]
         others = [name for name in some if name.startswith(tuple(family.spare.split()))]
         if others:
@@ -382,49 +406,6 @@ class Reading:
             self.notes.append(f"no epsilon in config.json for {role}: 1e-6 is assumed")
         full = len(weights) == 1 and shape == (heads * width,) and shape != (width,)
         return Norm(kind, weights, biases, 1e-6 if eps is None else eps, full)
-
-    def _relative(self, heads: int) -> PositionBias | None:
-        grid = self.found.tensors.get("grid")
-        if grid is not None:
-            return self._grid(grid)
-        if not (self.family and self.family.bias == "buckets"):
-            return None
-        name = self.found.tensors.get("relative") or self._shared_table()
-        if name is None:
-            self.lacks.append(
-                Lack("its relative position bias is missing (relative_attention_bias is not there)")
-            )
-            return None
-        distance = configs.number(self.config, "relative_attention_max_distance")
-        return PositionBias(
-            "buckets", name, "decoder" not in self.found.parent.split("."), int(distance or 128)
-        )
-
-    def _shared_table(self) -> str | None:
-        """T5's block 0 has the table for its whole stack, MPNet's encoder for all its layers."""
-        parts = self.found.parent.split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if at is not None:
-            sibling = [*parts[:at], "0", *parts[at + 1 :], "relative_attention_bias", "weight"]
-            if ".".join(sibling) in self.names:
-                return ".".join(sibling)
-        for end in range(len(parts), -1, -1):
-            name = ".".join([*parts[:end], "relative_attention_bias", "weight"])
-            if name in self.names:
-                return name
-        return None
-
-    def _grid(self, name: str) -> PositionBias | None:
-        """A table of (2h − 1)(2w − 1) offsets, and 3 more where there is a class token."""
-        cells = self.bundle.header(name).shape[0]
-        for extra in (0, 3):
-            side = round((cells - extra) ** 0.5)
-            if side * side == cells - extra and side % 2:
-                return PositionBias("grid", name, window=((side + 1) // 2,) * 2)
-        self.lacks.append(
-            Lack(f"its relative position bias is not computed: {name} has {cells} rows, no square")
-        )
-        return None
 
     def _shared(self) -> int:
         if "albert_layer_groups" not in self.found.parent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -45,7 +45,8 @@ class MultiheadResult:
     attention's Result with ``stages``, ``rows`` and ``problem``. ``cross`` says whether keys and
     values came from elsewhere, ``seq_first`` that x, and so the output, is ``(L, B, E)``,
     ``normed`` that the layer's input norm, where it has one, was applied to x. ``posing`` is
-    ``pose_layer`` with all that was given but the layer.
+    ``pose_layer`` with all that was given but the layer. ``gated`` makes of the heads' outputs what
+    is projected.
     """
 
     layer: Layer
@@ -57,6 +58,7 @@ class MultiheadResult:
     posing: partial[Posed]
     seq_first: bool = False
     normed: bool = True
+    gated: Callable[[Array], Array] = field(default=np.asarray, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ class MultiheadResult:
     @property
     def concat(self) -> Array:
         """The heads side by side ``(B, L, H·Dv)``: what the output projection takes."""
-        return self._unbatched(concat(self.attention.attended.output))
+        return self._unbatched(concat(self.gated(self.attention.attended.output)))
 
     @property
     def query(self) -> Array:
@@ -113,7 +115,7 @@ class MultiheadResult:
     @cached_property
     def added(self) -> Array:
         """``contributions``, always with a batch."""
-        w, heads = self.projections.output, self.attention.attended.output  # (B, H, L, Dv)
+        w, heads = self.projections.output, self.gated(self.attention.attended.output)
         if w is None:
             return np.asarray(np.linalg.norm(heads, axis=-1))
         width = self.layer.value_dim
@@ -200,7 +202,7 @@ def multihead(
         problem, backend=backend, device=device, threads=threads, progress=progress,
         want=want(problem) if callable(want) else want,
     )  # fmt: skip
-    output = concat(attention.attended.output)  # (B, L, H·Dv)
+    output = concat(made.gated(attention.attended.output))  # (B, L, H·Dv)
     if made.weights.output is not None:
         output = linear(output, made.weights.output, made.weights.output_bias, problem.dtype)
     with np.errstate(over="ignore"):
@@ -221,6 +223,7 @@ def multihead(
         posing,
         seq_first and made.batched,
         input_norm == "auto",
+        made.gated,
     )
 
 

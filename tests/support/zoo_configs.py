@@ -85,6 +85,10 @@ _LATENT = dict(  # of all that MLA needs; the norms of latents have an ε of the
     num_key_value_heads=5, q_lora_rank=14, kv_lora_rank=18, qk_rope_head_dim=6, v_head_dim=7,
     qk_nope_head_dim=10, rms_norm_eps=0.03, head_dim=LEFT_OUT, attention_bias=True,
 )  # fmt: skip
+_LINEAR = dict(
+    layer_types=["linear_attention", "full_attention"] * 2, linear_num_key_heads=2, head_dim=16,
+    linear_num_value_heads=4, linear_key_head_dim=4, linear_value_head_dim=6, rms_norm_eps=0.03,
+)  # fmt: skip
 
 #: What a model type needs besides, or in place of, ``SIZES``.
 MEMBERS: Mapping[str, Mapping[str, Any]] = {
@@ -92,6 +96,11 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "deberta": dict(relative_attention=False),
     **dict.fromkeys(("axk1", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
     "deepseek_v2": {**_LATENT, "first_k_dense_replace": 4},
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _LINEAR),
+    "bailing_hybrid": {
+        **_LATENT, "layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 8,
+        "attention_bias": LEFT_OUT,
+    },
     "kimi_linear": {
         **_LATENT, "linear_head_dim": 8, "linear_num_heads": 4, "q_lora_rank": None,
         "layer_types": ["linear_attention", "full_attention"] * 2,
