@@ -144,7 +144,10 @@ def scale(config: Config, family: Family, width: int, index: int) -> tuple[float
     fixed = number(config, "softmax_scale")
     if before is not None and before <= 0:
         raise wrong("query_pre_attn_scalar", before, "a positive number")
-    if family.scale is not None:
+    if family.bias == "disentangled":  # one for the content, and one for each term
+        parts = 1 + len(terms(config))
+        value, why = 1 / math.sqrt(width * parts), f"1/√({width}·{parts})"
+    elif family.scale is not None:
         value, why = family.scale, "none in this family"
     elif multiplier is not None:
         value, why = multiplier, "attention_multiplier"
@@ -170,6 +173,15 @@ def mscale(config: Config) -> float:
     if name == "default" or not weight or factor is None or factor <= 1:
         return 1.0
     return 0.1 * weight * math.log(factor) + 1
+
+
+def terms(config: Config) -> tuple[str, ...]:
+    """Return DeBERTa's terms of content and position; InputError for others than c2p and p2c."""
+    said = config.get("pos_att_type") or []
+    some = said.split("|") if isinstance(said, str) else said
+    if not isinstance(some, list) or not {*some} <= {"c2p", "p2c"}:
+        raise wrong("pos_att_type", said, "a list of c2p and p2c")
+    return tuple(some)
 
 
 def layer_type(config: Config, family: Family, index: int) -> str:

@@ -28,7 +28,8 @@ class Family:
     config.json has no layer_types: ``all``, ``used`` (all, if use_sliding_window), ``upper`` (from
     max_window_layers on), ``every N`` (all but each Nth), ``never``, ``chunks`` (Llama 4: where
     RoPE turns); ``shifted``: every other block hides some keys of an image's windows (Swin).
-    ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``, ``alibi mpt``, ``buckets``.
+    ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``, ``alibi mpt``, ``buckets``,
+    ``disentangled`` (of content and position: DeBERTa).
 
     ``before`` is the kind of norm between hidden states and projections, '' where these take
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
@@ -156,11 +157,7 @@ FAMILIES: Mapping[str, Family] = {
         rope="interleaved", lacks="the RoPE of its values is not computed", only="rotary_value"
     ),
     **dict.fromkeys(
-        ("deberta", "deberta_v2"),
-        Family(
-            lacks="its relative position terms (c2p, p2c) are not computed",
-            only="relative_attention",
-        ),
+        ("deberta", "deberta_v2"), Family(bias="disentangled")
     ),
     "dinov3_vit": replace(PRE_ENCODER, rope="image"),
     "blip_text_model": Family(causal="bert"),  # the module of its language model

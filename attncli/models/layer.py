@@ -117,6 +117,42 @@ class Temperature:
 
 
 @dataclass(frozen=True)
+class Disentangled:
+    """Content that meets position (DeBERTa): a table of distances, which is projected like x.
+
+    ``terms`` are c2p, p2c or both; ``buckets`` make distances past half of them logarithmic, up to
+    ``longest``; 0 clips them there. ``norm`` is that of the table; ``shared`` takes the layer's own
+    projections for it.
+    """
+
+    table: str
+    terms: tuple[str, ...]
+    longest: int
+    buckets: int = 0
+    norm: Norm | None = None
+    shared: bool = False
+
+    @property
+    def span(self) -> int:
+        """How many rows of the table there are to each side."""
+        return self.buckets or self.longest
+
+    def rows(self, length: int) -> Array:
+        """Return the table's row of each query and key, ``(L, L)``; logarithms in float32."""
+        at = np.arange(length)
+        far = at[:, None] - at[None, :]
+        if self.buckets:
+            middle = self.buckets // 2
+            size = np.where(np.abs(far) < middle, middle - 1, np.abs(far)).astype(np.float32)
+            with np.errstate(divide="ignore"):
+                ratio = np.log(size / np.float32(middle))
+            ratio = ratio / np.log(np.float32((self.longest - 1) / middle)) * np.float32(middle - 1)
+            steps = np.ceil(ratio) + middle
+            far = np.where(size <= middle, far, np.sign(far) * steps).astype(np.int64)
+        return np.asarray(np.clip(far + self.span, 0, 2 * self.span - 1))
+
+
+@dataclass(frozen=True)
 class Projections:
     """Weights as torch's Linear has them, ``(out, in)``, heads one after the other; or None.
 
@@ -198,6 +234,7 @@ class Layer:
     latent: Latent | None = None
     chunk: int | None = None
     temperature: Temperature | None = None
+    disentangled: Disentangled | None = None
     shared: int = 1
     lacks: tuple[Lack, ...] = ()
     arch: str = ""

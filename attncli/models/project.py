@@ -10,6 +10,7 @@ import numpy as np
 
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
+from attncli.models.disentangled import content_bias
 from attncli.models.latent import joined, lowered
 from attncli.models.layer import Layer, Norm, Projections, Temperature
 from attncli.models.stages import EXACT, Way, linear, normed, normed_heads, split
@@ -25,6 +26,7 @@ class Heads:
     ``rope`` is still to turn query and key (``problem.pose`` does). The last ``added`` keys are
     torch's bias_k and zeros. ``cross``: keys are made from a memory. ``batched``: x had a batch,
     ``given_dtype`` is its type. ``gate`` ``(B, H, L, Dv or 1)`` multiplies the heads' outputs.
+    ``bias`` ``(B, H, L, L)`` is what content adds to the scores.
     """
 
     query: Array
@@ -37,6 +39,7 @@ class Heads:
     given_dtype: np.dtype[Any]
     weights: Projections
     gate: Array | None = None
+    bias: Array | None = None
 
     def gated(self, output: Array) -> Array:
         """Return heads' outputs ``(B, H, L, Dv)`` as the output projection takes them."""
@@ -112,7 +115,8 @@ def project(
     if weights.gate is not None:
         gate = linear(states.query, weights.gate, weights.gate_bias, arithmetic, way)
         gate = way.kept(split(_sigmoid(gate), layer.heads))
-    return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights, gate)
+    bias = None if layer.disentangled is None or cross else content_bias(q, k, layer, weights, way)
+    return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights, gate, bias)
 
 
 def _sigmoid(x: Array) -> Array:

@@ -10,9 +10,10 @@ from attncli.attention.rope import Rope
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
+from attncli.models.disentangled import disentangled_of
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.latent import latent_of, latent_sizes
-from attncli.models.layer import GATED, PACKINGS, PLAIN, Lack, Layer, Norm
+from attncli.models.layer import GATED, PACKINGS, PLAIN, Disentangled, Lack, Layer, Norm
 from attncli.models.layouts import Found, check_readable, join, norm_before, numbers
 from attncli.models.relative import relative_of, shared_table
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
@@ -52,6 +53,7 @@ class Reading:
         self.notes += [
             f"{name} of config.json: {self.family_name} does not read it" for name in lost
         ]
+        self.more = self._gate()  # tensors of roles that only some families have
         self.index = next(iter(numbers(found.parent)), 0)
 
     def shape(self, role: str) -> tuple[int, ...] | None:
@@ -78,6 +80,7 @@ class Reading:
         family = self.family or Family()
         kind = configs.layer_type(self.config, family, self.index)
         scale, why = configs.scale(self.config, family, sized.head_dim, self.index)
+        terms = self._disentangled()
         self._assumptions()
         if not cross:
             self._window_lacks(family, kind)
@@ -118,11 +121,12 @@ class Reading:
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
             chunk=None if cross else configs.chunk(self.config, kind),
             temperature=configs.temperature(self.config, family, rope is not None),
+            disentangled=terms,
             latent=latent_of(self.label, self.shapes, self.found.norms, family) if latent else None,
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
             notes=tuple(self.notes), transposed=transposed,
             tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")}
-            | self._gate(),
+            | self.more,
             bundle=self.bundle,
         )  # fmt: skip
 
@@ -212,6 +216,14 @@ class Reading:
         names = {"gate": f"{leaf}.weight", "gate_bias": f"{leaf}.bias"}
         found = {role: join(self.found.parent, name) for role, name in names.items()}
         return {role: name for role, name in found.items() if leaf and name in self.names}
+
+    def _disentangled(self) -> Disentangled | None:
+        if not (self.family and self.family.bias == "disentangled"):
+            return None
+        terms, more, lost = disentangled_of(self.found.parent, self.config, self.names)
+        self.more |= more
+        self.lacks += [Lack(lost)] * bool(lost)
+        return terms
 
     def _rows(self, transposed: bool) -> RowCounts:
         def out(role: str) -> int | None:
@@ -331,7 +343,7 @@ class Reading:
         some = [
             name[len(self.found.parent) :].lstrip(".")
             for name in self.found.unused
-            if name not in (norm or ()) and name not in self._gate().values()
+            if name not in (norm or ()) and name not in self.more.values()
         ]
         others = [name for name in some if name.startswith(tuple(family.spare.split()))]
         if others:

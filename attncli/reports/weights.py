@@ -172,6 +172,8 @@ def asides(layers: Sequence[Layer]) -> list[str]:
     found += ["biases within"] if any(biases & a.tensors.keys() for a in layers) else []
     found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
     found += ["before qk-norm"] if any(a.query_norm for a in layers) else []
+    found += ["without c2p, p2c"] if any(a.disentangled for a in layers) else []
+    found += ["gates left out"] if any(a.gated for a in layers) else []
     found += ["latents not normed"] if any(a.latent for a in layers) else []
     return found
 

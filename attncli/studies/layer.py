@@ -13,6 +13,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import Family, Masker, Problem, Scale, float_dtype
 from attncli.attention.rope import Rope
+from attncli.attention.tensors import tensor_masker
 from attncli.engines import DEFAULT
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
@@ -269,6 +270,13 @@ def pose_layer(
             "torch's layer has no cache: put the past into the memory",
         )
     limits = maskers(layer, made.cross, mask, attn_mask, key_padding_mask, mask_polarity)
+    if made.bias is not None:
+        if past_key is not None:
+            raise InputError(
+                f"past_key is given but {layer.label} adds terms of content and position",
+                "give the whole sequence as X",
+            )
+        limits.append(tensor_masker(made.bias, name="content and position"))
     problem = pose(
         made.query, made.key, made.value, family=Family(4 if made.batched else 3),
         mask=[beyond(limits, made.added)] if made.added else limits,

@@ -85,6 +85,9 @@ _LATENT = dict(  # of all that MLA needs; the norms of latents have an ε of the
     num_key_value_heads=5, q_lora_rank=14, kv_lora_rank=18, qk_rope_head_dim=6, v_head_dim=7,
     qk_nope_head_dim=10, rms_norm_eps=0.03, head_dim=LEFT_OUT, attention_bias=True,
 )  # fmt: skip
+_DEBERTA = dict(
+    relative_attention=True, pos_att_type="p2c|c2p", max_relative_positions=7, layer_norm_eps=0.01,
+)  # fmt: skip
 _LINEAR = dict(
     layer_types=["linear_attention", "full_attention"] * 2, linear_num_key_heads=2, head_dim=16,
     linear_num_value_heads=4, linear_key_head_dim=4, linear_value_head_dim=6, rms_norm_eps=0.03,
@@ -93,7 +96,9 @@ _LINEAR = dict(
 #: What a model type needs besides, or in place of, ``SIZES``.
 MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "codegen": dict(n_head=8, n_embd=64, rotary_dim=4),
-    "deberta": dict(relative_attention=False),
+    "deberta": _DEBERTA,
+    "deberta-v2": {**_DEBERTA, "position_buckets": 4, "norm_rel_ebd": "layer_norm",
+                   "share_att_key": True},
     **dict.fromkeys(("axk1", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
     "deepseek_v2": {**_LATENT, "first_k_dense_replace": 4},
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _LINEAR),
@@ -153,6 +158,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "bert!decoder": dict(is_decoder=True),
     "cohere!qk": dict(use_qk_norm=True),
     "falcon!grouped": dict(new_decoder_architecture=True, num_kv_heads=1),
+    "deberta!clipped": dict(max_relative_positions=3, pos_att_type="c2p"),
+    "deberta!plain": dict(relative_attention=False),
+    "deberta-v2!apart": dict(share_att_key=False, position_buckets=-1, norm_rel_ebd="none"),
+    "deberta-v2!buckets": dict(share_att_key=False, pos_att_type=["p2c"]),
     "deepseek_v2!plain": dict(q_lora_rank=None, rope_parameters=_YARN),
     "deepseek_v3!half": dict(rope_interleave=False, q_lora_rank=None, attention_bias=False),
     "deepseek_v3!yarn": dict(rope_parameters=_YARN),
