@@ -242,6 +242,9 @@ FAMILIES: Mapping[str, Family] = {
         ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
         replace(GEMMA, gate="query", norm="rms+1", partial=0.25),
     ),
+    "minimax": replace(LLAMA, window="all"),
+    "afmoe": replace(LLAMA, gate="gate_proj", rope_on="sliding", window="every 4"),
+    "phi4_multimodal": replace(LLAMA, window="all", fused="rows"),
     "bailing_hybrid": replace(DEEPSEEK, gate="g_proj"),
     "mistral4": replace(DEEPSEEK, temperature="beta"),
     "ministral3": replace(LLAMA, window="all", temperature="beta"),
@@ -264,7 +267,8 @@ COMPOSITES = frozenset(
         "aya_vision", "cohere2_vision", "idefics2", "idefics3", "smolvlm", "mistral3", "internvl",
         "got_ocr2", "ovis2", "deepseek_vl", "deepseek_vl_hybrid", "lighton_ocr", "aria", "emu3",
         "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
-        "blip_2", "llama4", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
+        "blip_2", "llama4", "qwen3_5", "qwen3_5_moe",
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
     }
 )  # fmt: skip
 
@@ -296,7 +300,7 @@ READ_BY: Mapping[str, Collection[str]] = {
         "glm", "glm4", "glm4_moe", "gpt_neox", "minimax_m2", "nemotron", "persimmon", "phi", "phi3",
         "solar_open", "stablelm",
     },
-    "layer_types": FAMILIES.keys() - {"mistral"},
+    "layer_types": FAMILIES.keys() - {"minimax", "mistral"},
     "rope_interleave": {"axk1", "deepseek_v3", "glm4_moe_lite", "mistral4", "youtu"},
 }  # fmt: skip
 

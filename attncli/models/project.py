@@ -78,7 +78,7 @@ def project(
     weights = layer.projections() if weights is None else weights
     query, key, value, shared = states.query, states.key, states.value, None
     if layer.latent is not None:
-        if value is not key:
+        if memory_value is not None:
             raise InputError(
                 "memory_value is given to a layer with latents",
                 "its keys and values come from one: leave --memory-value out",

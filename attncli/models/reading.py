@@ -49,12 +49,15 @@ class Reading:
         if not self.forced and not configs.speaks_of(chain, found.parent):
             self.family_name = ""
         self.family: Family | None = FAMILIES.get(self.family_name)
+        self.index = next(iter(numbers(found.parent)), 0)
+        types = self.config.get("layer_types")
+        listed_types = types if isinstance(types, list) else []
+        self.stated_type = str([*listed_types, ""][min(self.index, len(listed_types))])
         self.config, lost = heeded(self.config, self.family_name)
         self.notes += [
             f"{name} of config.json: {self.family_name} does not read it" for name in lost
         ]
         self.more = self._gate()  # tensors of roles that only some families have
-        self.index = next(iter(numbers(found.parent)), 0)
 
     def shape(self, role: str) -> tuple[int, ...] | None:
         name = self.found.tensors.get(role)
@@ -68,6 +71,11 @@ class Reading:
     def layer(self) -> Layer:
         found = self.found
         self._check_types()
+        if "linear" in self.stated_type:
+            raise InputError(
+                f"{self.label} is {self.stated_type} in config.json: not computed",
+                "the layers that have a softmax are",
+            )
         transposed = self._transposed()
         packing = self._packing(transposed)
         latent = "down" in self.found.tensors
