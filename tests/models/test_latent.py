@@ -1,4 +1,4 @@
-"""Multi-head latent attention: expanded as it is computed, absorbed as kernels do; bad checkpoints."""
+"""Multi-head latent attention: as it is computed, absorbed as kernels do; bad checkpoints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from attncli.attention.rope import rotate
+from attncli.attention.rope_scaling import frequencies
 from attncli.errors import InputError
 from attncli.measures.circuits import circuits_of
 from attncli.models.finding import find_layers
 from attncli.models.latent import expanded
 from attncli.models.layer import Layer
-from attncli.studies.compare.layers import judge_layer
+from attncli.studies.compare.layers import compare_layer
 from attncli.studies.layer import multihead
 from tests.support.layers import bundle_of, one, states
 
@@ -72,8 +73,6 @@ def absorbed(layer: Layer, x: Any) -> Any:
     down = x @ weight(layer, "kv_a_proj_with_mqa").T
     narrow = rms(down[:, :RANK], weight(layer, "kv_a_layernorm"))
     up = weight(layer, "kv_b_proj").reshape(H, N + V, RANK)
-    from attncli.attention.rope_scaling import frequencies
-
     inverse, factor = frequencies(R, 1e4, layer.rope.scaling)
     angle = np.arange(L)[:, None] * inverse
     turn = np.cos(angle) * factor, np.sin(angle) * factor
@@ -174,6 +173,6 @@ def test_without_a_config_nothing_is_assumed() -> None:
 def test_a_layer_that_was_computed_otherwise_is_explained(words: str, change: Any) -> None:
     layer, x = latent(), states(24, E).astype(np.float32)
     wrong = multihead(x, layer, **change).output
-    found = judge_layer(multihead(x, layer), {"output": wrong})
-    assert found.verdict == "explained"
-    assert any(words in one.options for one in found.explanations)
+    found = compare_layer(multihead(x, layer), {"output": wrong})
+    assert not found.passed
+    assert any(words in one.text and one.passed for one in found.explanations)
