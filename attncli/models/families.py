@@ -223,6 +223,7 @@ FAMILIES: Mapping[str, Family] = {
     "olmo3": replace(POST_LLAMA, window="every 4"),
     "olmo_hybrid": replace(POST_LLAMA, rope_on="stated"),
     "exaone4": replace(POST_LLAMA, window="every 4", rope_on="sliding"),
+    "exaone_moe": replace(LLAMA, window="every 4", rope_on="sliding"),
     "smollm3": replace(LLAMA, window="no_rope", theta=2e6, rope_on="no_rope_layers"),
     **dict.fromkeys(
         ("hunyuan_v1_dense", "hunyuan_v1_moe"), replace(LLAMA, norm_after_rope=True)
@@ -267,7 +268,7 @@ COMPOSITES = frozenset(
         "aya_vision", "cohere2_vision", "idefics2", "idefics3", "smolvlm", "mistral3", "internvl",
         "got_ocr2", "ovis2", "deepseek_vl", "deepseek_vl_hybrid", "lighton_ocr", "aria", "emu3",
         "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
-        "blip_2", "llama4", "qwen3_5", "qwen3_5_moe",
+        "blip_2", "llama4", "encoder_decoder", "exaone4_5", "qwen3_5", "qwen3_5_moe",
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
     }
 )  # fmt: skip

@@ -92,6 +92,13 @@ _LINEAR = dict(
     layer_types=["linear_attention", "full_attention"] * 2, linear_num_key_heads=2, head_dim=16,
     linear_num_value_heads=4, linear_key_head_dim=4, linear_value_head_dim=6, rms_norm_eps=0.03,
 )  # fmt: skip
+_TEXT = dict(
+    vocab_size=64, hidden_size=40, intermediate_size=24, num_hidden_layers=4,
+    num_attention_heads=5, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0,
+    moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts=2,
+    num_experts_per_tok=1,
+)  # fmt: skip
+_QWEN_35 = {"text_config": {**_TEXT, **_LINEAR}}
 
 #: What a model type needs besides, or in place of, ``SIZES``.
 MEMBERS: Mapping[str, Mapping[str, Any]] = {
@@ -102,6 +109,7 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("axk1", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
     "deepseek_v2": {**_LATENT, "first_k_dense_replace": 4},
     **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _LINEAR),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _QWEN_35),
     "bailing_hybrid": {
         **_LATENT, "layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 8,
         "attention_bias": LEFT_OUT,
@@ -116,6 +124,7 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         "num_hidden_layers": LEFT_OUT,
     },
     "llama4_text": dict(attention_chunk_size=4, attn_scale=0.3, floor_scale=3),
+    "kimi_k25": dict(text_config={**_TEXT, **_LATENT, "n_routed_experts": 2}),
     "llama4": dict(text_config=dict(
         vocab_size=64, hidden_size=40, intermediate_size=24, intermediate_size_mlp=24,
         num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=1, head_dim=12,
@@ -203,7 +212,7 @@ NOT_BUILT: Mapping[str, str] = {
             "40 million parameters and more with these sizes",
             "align align_vision_model blt dac deepseek_v32 efficientnet emu3_vqgan florence2 "
             "florence_vision gemma4 gemma4_text glm5_next_vision glm_moe_dsa inkling_audio "
-            "janus janus_vqgan longcat_flash muse_glimmer muse_spark_audio perceiver "
+            "janus janus_vqgan muse_glimmer muse_spark_audio perceiver "
             "qwen2_5_omni_bigvgan qwen2_5_omni_token2wav rag tvp vibevoice "
             "vibevoice_acoustic_tokenizer vibevoice_acoustic_tokenizer_decoder "
             "vibevoice_acoustic_tokenizer_encoder vibevoice_asr",
