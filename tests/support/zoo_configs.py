@@ -124,7 +124,10 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         "num_hidden_layers": LEFT_OUT,
     },
     "llama4_text": dict(attention_chunk_size=4, attn_scale=0.3, floor_scale=3),
-    "kimi_k25": dict(text_config={**_TEXT, **_LATENT, "n_routed_experts": 2}),
+    "kimi_k25": dict(text_config={
+        **_TEXT, **{name: value for name, value in _LATENT.items() if value is not LEFT_OUT},
+        "n_routed_experts": 2,
+    }),
     "llama4": dict(text_config=dict(
         vocab_size=64, hidden_size=40, intermediate_size=24, intermediate_size_mlp=24,
         num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=1, head_dim=12,
