@@ -148,10 +148,8 @@ def restored(
 
 def turned_back(rope: Rope, query: Array, key: Array, p: Problem) -> tuple[Array, Array]:
     """Turn by RoPE's transpose, J·R(θ)·J where J negates the second channel of each pair."""
-    width = p.width if rope.dim is None else rope.dim
-    second = slice(width // 2, width) if rope.style == "half" else slice(1, width, 2)
     sign = np.ones(p.width, p.dtype)
-    sign[second] = -1
+    sign[rope.pairs(p.width)[1]] = -1
     query, key = turn(rope, query * sign, key * sign, p.mask, p.past, p.dtype)
     return query * sign, key * sign
 

@@ -3,19 +3,25 @@
     angle = position · θ^(−2j/n)  for pair j of n/2       (x, y) → (x cos − y sin, y cos + x sin)
 
 Style ``half`` pairs channels j and j + n/2 (GPT-NeoX, Llama in transformers), ``interleaved`` 2j
-and 2j + 1 (GPT-J, Meta's own Llama files). The scalings are those of transformers'
-modeling_rope_utils under its names; angles are computed in float64.
+and 2j + 1 (GPT-J, Meta's own Llama files). Angles are computed in float64.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from attncli.attention.rope_scaling import (
+    check_scaling,
+    frequencies,
+    is_number,
+    kind_of,
+    parameters_of,
+    scaling_words,
+)
 from attncli.attention.words import ROPE_STYLES
 from attncli.errors import InputError
 
@@ -23,29 +29,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[Array, Array]  # cos and sin
 
 
-#: The parameters of each scaling: those it needs, those it may have.
-SCALINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "default": ((), ()),
-    "linear": (("factor",), ()),
-    "dynamic": (("factor", "max_position_embeddings"), ()),
-    "llama3": (
-        ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-        (),
-    ),
-    "yarn": (
-        ("factor", "original_max_position_embeddings"),
-        ("attention_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "truncate"),
-    ),
-}
-
-
 @dataclass(frozen=True, eq=False)
 class Rope:
     """How queries and keys are turned.
 
-    ``dim`` is how many channels turn, the first ones (None: all). ``positions`` ``(L)`` or
-    ``(B, L)`` are those of the L new keys (None: they follow the past, from 0). ``cos`` and ``sin``
-    are given instead of computed: a table by position ``(P, n)``, or rows of the new keys
+    ``dim`` is how many channels turn (None: all), from channel ``start`` on. ``positions`` ``(L)``
+    or ``(B, L)`` are those of the L new keys (None: they follow the past, from 0). ``cos`` and
+    ``sin`` are given instead of computed: a table by position ``(P, n)``, or rows of the new keys
     ``(L, n)``, ``(B, L, n)``; n = dim/2, or dim with each pair's number twice. ``scaling`` is a
     mapping such as config.json's: ``{"rope_type": "linear", "factor": 2}``; see SCALINGS.
     Raises InputError for what does not fit together.
@@ -58,13 +48,14 @@ class Rope:
     cos: Any = None
     sin: Any = None
     scaling: Mapping[str, Any] | None = None
+    start: int = 0
 
     def __post_init__(self) -> None:
         if self.style not in ROPE_STYLES:
             raise InputError(
                 f"unknown RoPE style '{self.style}'", f"it must be {' or '.join(ROPE_STYLES)}"
             )
-        if not _is_number(self.theta) or self.theta <= 0:
+        if not is_number(self.theta) or self.theta <= 0:
             raise InputError(
                 f"the RoPE theta is {self.theta}", "it must be a positive number, such as 10000"
             )
@@ -72,6 +63,8 @@ class Rope:
             raise InputError(
                 f"the RoPE width is {self.dim}", "channels turn in pairs: give an even number"
             )
+        if not _is_count(self.start) or self.start < 0:
+            raise InputError(f"RoPE starts at {self.start}", "expected the number of a channel")
         if (self.cos is None) != (self.sin is None):
             have, miss = ("cos", "sin") if self.sin is None else ("sin", "cos")
             raise InputError(f"RoPE's {have} is given without {miss}", f"give {miss} as well")
@@ -80,7 +73,7 @@ class Rope:
                 raise InputError(
                     "RoPE's cos and sin are given, and a scaling", "scaled ones need no scaling"
                 )
-            _check_scaling(self.scaling)
+            check_scaling(self.scaling)
 
     @classmethod
     def of(cls, rope: Rope | str | Mapping[str, Any]) -> Rope:
@@ -98,12 +91,13 @@ class Rope:
     @property
     def text(self) -> str:
         """One line for a report: ``half, θ 10000, 64 channels, yarn ×4``."""
-        kind = _kind(self.scaling)
+        kind = kind_of(self.scaling)
         parts = [
             self.style,
             "given cos and sin" if self.cos is not None else f"θ {self.theta:g}",
             "" if self.dim is None else f"{self.dim} channels",
-            "" if kind == "default" else f"{kind} ×{_parameters(self.scaling)['factor']:g}",
+            f"from channel {self.start}" if self.start else "",
+            scaling_words(kind, parameters_of(self.scaling)),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -134,10 +128,14 @@ class Rope:
             ends = [new] if lengths is None else [n - past for n in lengths]
             rows = rows + np.array(ends, np.int64)[:, None] - queries
         at_key, at_query = self._cos_sin(width, past, batch, new, rows)
-        turned = rotate(key[:, :, past:], *_over_heads(at_key, dtype), self.style)
+        turned = rotate(key[:, :, past:], *_over_heads(at_key, dtype), self.style, self.start)
         if past:
             turned = np.concatenate([key[:, :, :past], turned], axis=2)
-        return rotate(query, *_over_heads(at_query, dtype), self.style), turned
+        return rotate(query, *_over_heads(at_query, dtype), self.style, self.start), turned
+
+    def pairs(self, width: int) -> tuple[slice, slice]:
+        """Return the first and the second channels of all pairs of a head so wide."""
+        return _halves(self.style, width if self.dim is None else self.dim, self.start)
 
     def _cos_sin(
         self, width: int, past: int, batch: int, new: int, rows: Array
@@ -170,6 +168,12 @@ class Rope:
             raise InputError(
                 f"RoPE turns channels in pairs but the head has {width}",
                 f"turn fewer, an even number: dim {width - 1}" if width > 1 else None,
+            )
+        if self.start and self.start + (self.dim or width) > width:
+            raise InputError(
+                f"RoPE turns {self.dim or width} channels from channel {self.start}, but the head "
+                f"has {width}",
+                f"give at most {(width - self.start) // 2 * 2}",
             )
         if self.dim is not None and self.dim > width:
             raise InputError(
@@ -243,12 +247,12 @@ def _over_heads(pair: Pair, dtype: Any) -> Pair:
     return cos[:, None].astype(dtype), sin[:, None].astype(dtype)
 
 
-def rotate(x: Array, cos: Array, sin: Array, style: str = "half") -> Array:
-    """Turn the first 2n channels of x ``(…, L, D)`` by cos, sin ``(…, L, n)``.
+def rotate(x: Array, cos: Array, sin: Array, style: str = "half", start: int = 0) -> Array:
+    """Turn 2n channels of x ``(…, L, D)``, those from start on, by cos, sin ``(…, L, n)``.
 
     Computed in cos's dtype and rounded once to x's; the other channels stay as they are.
     """
-    first, second = _halves(style, 2 * cos.shape[-1])
+    first, second = _halves(style, 2 * cos.shape[-1], start)
     turned = x.copy()
     with np.errstate(over="ignore", invalid="ignore"):
         a, b = x[..., first].astype(cos.dtype), x[..., second].astype(cos.dtype)
@@ -257,118 +261,12 @@ def rotate(x: Array, cos: Array, sin: Array, style: str = "half") -> Array:
     return turned
 
 
-def frequencies(
-    width: int, theta: float = 10000.0, scaling: Mapping[str, Any] | None = None, length: int = 0
-) -> tuple[Array, float]:
-    """Return the angle per position of each pair, ``(width / 2,)``, and the factor of cos and sin.
-
-    ``length`` is that of the sequence, which ``dynamic`` grows with. Sources: linear, kaiokendev
-    2023; dynamic, NTK by bloc97 and emozilla 2023; llama3, Llama 3.1; yarn, Peng et al. 2023.
-    """
-    kind, p = _kind(scaling), _parameters(scaling)
-    powers = np.arange(0, width, 2) / max(width, 1)
-    inverse = theta**-powers
-    if kind == "linear":
-        return inverse / p["factor"], 1.0
-    if kind == "dynamic":
-        if width <= 2:
-            raise InputError(f"dynamic RoPE needs more than {width} channels", "give at least 4")
-        whole = p["max_position_embeddings"]
-        growth = p["factor"] * max(length, whole) / whole - (p["factor"] - 1)
-        return (theta * growth ** (width / (width - 2))) ** -powers, 1.0
-    if kind == "llama3":
-        turns = p["original_max_position_embeddings"] * inverse / (2 * math.pi)
-        low, high = p["low_freq_factor"], p["high_freq_factor"]
-        keep = np.clip((turns - low) / (high - low), 0, 1)
-        return inverse * (keep + (1 - keep) / p["factor"]), 1.0
-    if kind == "yarn":
-        return _yarn(width, theta, inverse, p)
-    return inverse, 1.0
-
-
-def _yarn(width: int, theta: float, inverse: Array, p: Mapping[str, Any]) -> tuple[Array, float]:
-    if theta <= 1:
-        raise InputError(f"yarn needs a theta above 1, not {theta:g}", "10000 is usual")
-    factor, whole = p["factor"], p["original_max_position_embeddings"]
-
-    def pair(turns: float) -> float:
-        """Which pair makes so many turns over the original length."""
-        return width * math.log(whole / (turns * 2 * math.pi)) / (2 * math.log(theta))
-
-    low, high = pair(p.get("beta_fast") or 32), pair(p.get("beta_slow") or 1)
-    if p.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, width - 1)
-    high += 0.001 if low == high else 0
-    stretch = np.clip((np.arange(width // 2) - low) / (high - low), 0, 1)
-    attention = p.get("attention_factor")
-    if attention is None:
-
-        def magnitude(weight: float) -> float:
-            return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
-
-        attention = magnitude(1)
-        if p.get("mscale") and p.get("mscale_all_dim"):
-            attention = magnitude(p["mscale"]) / magnitude(p["mscale_all_dim"])
-    return inverse * (1 - stretch + stretch / factor), float(attention)
-
-
-def _kind(scaling: Mapping[str, Any] | None) -> str:
-    scaling = scaling or {}
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
-
-
-def _parameters(scaling: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what the scaling says beside its type; null in config.json says nothing."""
-    return {
-        name: value
-        for name, value in (scaling or {}).items()
-        if name not in ("rope_type", "type") and value is not None
-    }
-
-
-def _check_scaling(scaling: Mapping[str, Any]) -> None:
-    kind, parameters = _kind(scaling), _parameters(scaling)
-    names = ", ".join(SCALINGS)
-    if not scaling.get("rope_type") and not scaling.get("type"):
-        raise InputError("the RoPE scaling has no rope_type", f"it must be one of {names}")
-    if kind not in SCALINGS:
-        raise InputError(f"unknown RoPE scaling '{kind}'", f"rope_type must be one of {names}")
-    needed, optional = SCALINGS[kind]
-    for name in needed:
-        if name not in parameters:
-            raise InputError(
-                f"RoPE scaling '{kind}' needs {name}", f"it takes {', '.join(needed + optional)}"
-            )
-    for name, value in parameters.items():
-        if name not in needed + optional:
-            takes = ", ".join(needed + optional) or "no parameters"
-            raise InputError(
-                f"RoPE scaling '{kind}' has no parameter {name}",
-                "theta is an option of its own" if name == "rope_theta" else f"it takes {takes}",
-            )
-        if name == "truncate":
-            good = isinstance(value, bool)
-        else:
-            good = _is_number(value) and (value > 0 or name.startswith("mscale"))
-        if not good:
-            raise InputError(
-                f"RoPE scaling: {name} is {value!r}",
-                "expected true or false" if name == "truncate" else "expected a positive number",
-            )
-    if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:
-        raise InputError(
-            f"RoPE scaling: low_freq_factor {parameters['low_freq_factor']} is not below "
-            f"high_freq_factor {parameters['high_freq_factor']}",
-            "1 and 4 are usual",
-        )
-
-
-def _halves(style: str, width: int) -> tuple[slice, slice]:
+def _halves(style: str, width: int, start: int = 0) -> tuple[slice, slice]:
     """Return the first and the second channels of all pairs."""
+    middle, end = start + width // 2, start + width
     if style == "half":
-        return slice(0, width // 2), slice(width // 2, width)
-    return slice(0, width, 2), slice(1, width, 2)
+        return slice(start, middle), slice(middle, end)
+    return slice(start, end, 2), slice(start + 1, end, 2)
 
 
 def _pick(given: Array, rows: Array, what: str) -> Array:
@@ -393,11 +291,6 @@ def _rows_of(length: int, positions: Array) -> Array:
             "give longer tables, or other positions",
         )
     return rows
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 def _is_count(value: Any) -> bool:

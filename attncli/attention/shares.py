@@ -32,6 +32,9 @@ class Exchange(Protocol):
     def gathered(self, array: Array) -> list[Array]:
         """Return the array of each, in the order of ranks; they may differ in shape."""
 
+    def texts(self, text: str) -> list[str]:
+        """Return what each has to say, in the order of ranks."""
+
 
 class Partial(NamedTuple):
     """Attention to some of the keys.

@@ -309,6 +309,7 @@ def checkpoint(
     picked: own.Picked,
     map: str | None,
     threads: int | None,
+    shared: divided.Shard,
     full: bool,
     drawn: groups.Drawn,
     printed: groups.Printed,
@@ -316,6 +317,7 @@ def checkpoint(
     """Print a row a head from the weights alone."""
     page = output.page_of(printed, drawn=drawn)
     output.keep_inputs(page, [bundle])
+    exchange = ranks.by_layers(shared.shard, "a checkpoint", "cpu")
 
     from attncli import render
     from attncli.models import finding
@@ -334,8 +336,10 @@ def checkpoint(
             source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
             head_dim=model.head_dim, base=model.base, layer=where.layer, head=head, asked=asked,
             policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full,
-            threads=threads, progress=progress,
+            threads=threads, exchange=exchange, progress=progress,
+            found=lambda layers: ranks.agreed(exchange, bundle, len(layers)),
         )  # fmt: skip
+    ranks.rest()
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)
 

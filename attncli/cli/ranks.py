@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from attncli.errors import AttnError, InputError, TooLarge, counted
+from attncli.errors import AttnError, InputError, TooLarge, counted, series
 
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
@@ -43,6 +43,33 @@ def start(device: str) -> Ranks:
     return _ranks
 
 
+def demand(axis: str | None, what: str, *able: str) -> None:
+    """Raise InputError for an axis along which ``what`` is not divided."""
+    if axis is not None and axis not in able:
+        words = series([f"--shard {one}" for one in able], "or")
+        raise InputError(f"--shard {axis} has no use in {what}", f"say {words}")
+
+
+def by_layers(axis: str | None, what: str, device: str) -> Ranks | None:
+    """Return the exchange of processes that divide the layers of ``what``, None for none.
+
+    ``agreed`` is to be called when each knows what it has before it.
+    """
+    if axis is None:
+        return None
+    demand(axis, what, "layers")
+    return start(device)
+
+
+def agreed(ranks: Ranks | None, what: str, layers: int) -> None:
+    """Go on only if all have found as many layers, and there is one for each."""
+    if ranks is None:
+        return
+    if ranks.ranks > layers:
+        raise InputError(too_many(ranks.ranks, layers, "layers"), _fewer("layers", layers))
+    agree(f"{what}, {counted(layers, 'layer')}")
+
+
 def divided(axis: str | None, device: str, pose: Callable[[], Problem]) -> Problem:
     """Return a problem that is divided among all processes, or whole where none is asked for.
 
@@ -51,9 +78,10 @@ def divided(axis: str | None, device: str, pose: Callable[[], Problem]) -> Probl
     """
     if axis is None:
         return pose()
-    from attncli.attention.shares import Share
+    from attncli.attention.shares import AXES, Share
     from attncli.studies.partial import facts
 
+    demand(axis, "one problem", *AXES)
     ranks = start(device)
     problem = pose()
     if not problem.scored:
@@ -76,7 +104,7 @@ def too_many(ranks: int, parts: int, axis: str) -> str:
 
 
 def _fewer(axis: str, parts: int) -> str:
-    other = "" if axis == "keys" else ", or divide the keys: --shard keys"
+    other = "" if axis in ("keys", "layers") else ", or divide the keys: --shard keys"
     return f"start at most {parts}: torchrun --nproc-per-node {parts}{other}"
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from attncli.attention.shares import Exchange
 from attncli.measures.copying import Words, at_layer, words_of
 from attncli.measures.folding import gain_of, parts_of
 from attncli.measures.statistic import WEIGHTS, statistic
@@ -214,13 +215,20 @@ JUDGED = (*AMONG_ALL, "largest_logit", "ov_norm")
 
 
 def weight_facts(
-    layers: Sequence[Layer], *, threads: int | None = None, progress: Progress | None = None
-) -> list[WeightFacts]:
+    layers: Sequence[Layer], *, threads: int | None = None, progress: Progress | None = None,
+    exchange: Exchange | None = None,
+) -> list[WeightFacts]:  # fmt: skip
     """Return the facts of each layer; ``threads`` layers at a time, one thread to each.
+
+    With an ``exchange`` several processes take the layers in turn.
 
     These are decompositions of small matrices, which BLAS's own threads slow down. As many
     layers' weights are in memory as there are threads.
     """
+    if exchange is not None:
+        own = layers[exchange.rank :: exchange.ranks]
+        ours = weight_facts(own, threads=threads, progress=progress)
+        return _of_all(layers, ours, exchange)
     found: list[WeightFacts | None] = [None] * len(layers)
     part = stages(progress, (1, 3))
     words = words_of(layers, threads=threads, progress=next(part))
@@ -232,6 +240,22 @@ def weight_facts(
     jobs: list[Job] = [partial(measure, n) for n in range(len(layers))]
     run_jobs(jobs, threads, False, next(part))
     return [one for one in found if one is not None]
+
+
+def _of_all(
+    layers: Sequence[Layer], ours: Sequence[WeightFacts], exchange: Exchange
+) -> list[WeightFacts]:
+    """Return the facts of all layers, of which each process has every n-th."""
+    values: list[dict[str, Array]] = [{} for _ in layers]
+    for name in OF_LAYERS:
+        mine = np.concatenate([np.zeros(0), *(facts[name] for facts in ours)])
+        for rank, every in enumerate(exchange.gathered(mine)):
+            own = range(rank, len(layers), exchange.ranks)
+            ends = np.cumsum([layers[n].heads for n in own])[:-1]
+            for n, part in zip(own, np.split(every, ends), strict=False):
+                whole = WEIGHTS[name].kind == "count"
+                values[n][name] = part.astype(np.int64) if whole else part
+    return [WeightFacts(layer, one) for layer, one in zip(layers, values, strict=True)]
 
 
 def layer_facts(layer: Layer, words: Words | None = None) -> WeightFacts:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.models.latent import expanded
 from attncli.models.layer import Layer, Norm, Projections
 from attncli.models.stream import output_norm, through
 
@@ -34,7 +35,7 @@ class Parts(NamedTuple):
 
 def parts_of(layer: Layer) -> Parts:
     """Return the weights of a layer by head."""
-    made = layer.projections()
+    made = expanded(layer, layer.projections())
     heads, groups = layer.heads, layer.kv_heads
     q = made.query.reshape(heads, -1, made.query.shape[1])  # (H, D, E)
     k = made.key.reshape(groups, -1, made.key.shape[1])  # (G, D, Ek)

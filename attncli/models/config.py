@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from attncli.attention.biases import alibi_slopes
-from attncli.attention.rope import SCALINGS, Rope
+from attncli.attention.rope import Rope
+from attncli.attention.rope_scaling import SCALINGS
 from attncli.errors import InputError
 from attncli.models.families import Family, normal
+from attncli.models.layer import Temperature
 
 Config = Mapping[str, Any]
 
@@ -147,7 +149,10 @@ def scale(config: Config, family: Family, width: int, index: int) -> tuple[float
     fixed = number(config, "softmax_scale")
     if before is not None and before <= 0:
         raise wrong("query_pre_attn_scalar", before, "a positive number")
-    if family.scale is not None:
+    if family.bias == "disentangled":  # one for the content, and one for each term
+        parts = 1 + len(terms(config))
+        value, why = 1 / math.sqrt(width * parts), f"1/√({width}·{parts})"
+    elif family.scale is not None:
         value, why = family.scale, "none in this family"
     elif multiplier is not None:
         value, why = multiplier, "attention_multiplier"
@@ -157,9 +162,31 @@ def scale(config: Config, family: Family, width: int, index: int) -> tuple[float
         value, why = fixed, "softmax_scale"
     elif config.get("scale_attn_weights") is False:
         value, why = 1.0, "scale_attn_weights false"
+    factor = mscale(config) if "mscale" in family.latent else 1.0
+    if factor != 1:
+        value, why = value * factor**2, f"{why} · mscale² {factor**2:.4g}"
     if config.get("scale_attn_by_inverse_layer_idx"):
         value, why = value / (index + 1), f"{why}/{index + 1}, scale_attn_by_inverse_layer_idx"
     return value, why
+
+
+def mscale(config: Config) -> float:
+    """Return 0.1·mscale_all_dim·ln(factor) + 1 (yarn, Peng et al. 2023), 1 without."""
+    settings = {**members(config, "rope_scaling"), **members(config, "rope_parameters")}
+    name = settings.get("rope_type") or settings.get("type") or "default"
+    weight, factor = number(settings, "mscale_all_dim"), number(settings, "factor")
+    if name == "default" or not weight or factor is None or factor <= 1:
+        return 1.0
+    return 0.1 * weight * math.log(factor) + 1
+
+
+def terms(config: Config) -> tuple[str, ...]:
+    """Return DeBERTa's terms of content and position; InputError for others than c2p and p2c."""
+    said = config.get("pos_att_type") or []
+    some = said.split("|") if isinstance(said, str) else said
+    if not isinstance(some, list) or not {*some} <= {"c2p", "p2c"}:
+        raise wrong("pos_att_type", said, "a list of c2p and p2c")
+    return tuple(some)
 
 
 def layer_type(config: Config, family: Family, index: int) -> str:
@@ -171,6 +198,8 @@ def layer_type(config: Config, family: Family, index: int) -> str:
     if isinstance(types, list) and index < len(types):
         return str(types[index])
     rule, slides = family.window, False
+    if rule == "chunks":
+        return "chunked_attention" if turns(config, family, index, "") else "full_attention"
     if rule == "all":
         slides = True
     elif rule == "used":
@@ -198,6 +227,25 @@ def layer_type(config: Config, family: Family, index: int) -> str:
     elif rule == "longformer":
         slides = True
     return "sliding_attention" if slides else "full_attention"
+
+
+def chunk(config: Config, kind: str) -> int | None:
+    """Return how many positions of a chunked layer see each other."""
+    found = count(config, ("attention_chunk_size",)) if kind == "chunked_attention" else None
+    return None if found is None else found[1]
+
+
+def temperature(config: Config, family: Family, turned: bool) -> Temperature | None:
+    """Return what queries are multiplied by at their position, or None."""
+    if family.temperature == "nope":  # Llama 4: where nothing turns
+        weight, every = number(config, "attn_scale"), number(config, "floor_scale")
+        on = config.get("attn_temperature_tuning", True) and not turned
+        found = Temperature(0.1 if weight is None else weight, every or 8192.0, 1)
+        return found if on else None
+    settings = members(config, "rope_parameters") or members(config, "rope_scaling")
+    beta = number(settings, "llama_4_scaling_beta") if family.temperature else None
+    whole = number(settings, "original_max_position_embeddings")
+    return Temperature(beta, whole) if beta and whole else None
 
 
 def window(config: Config, family: Family, index: int, kind: str) -> tuple[int, int, str] | None:
@@ -265,6 +313,10 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
         notes.append(f"no rope_theta in config.json: {theta:g} is the family's")
     dim = count(config, ("rotary_dim",))
     partial = number(settings, *PARTIALS) or number(config, *PARTIALS) or family.partial
+    if family.latent:
+        partial = 1.0  # the width given is that of the turned part
+    if config.get("rope_interleave") is False:
+        style = "half"
     turned = int(width * partial) if dim is None else dim[1]
     if turned == 0:
         return Turned(None, notes=("RoPE of 0 channels: too few for its partial_rotary_factor",))
@@ -286,6 +338,11 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
             "original_max_position_embeddings": config.get("original_max_position_embeddings")
             or limit,
         }
+        if name == "longrope" and limit and parameters.get("factor") is None:
+            whole = number(parameters, "original_max_position_embeddings") or number(
+                config, "original_max_position_embeddings"
+            )
+            parameters["factor"] = limit / whole if whole else 1.0
         chosen = {"rope_type": name}
         for key in needed + optional:
             value = parameters.get(key)

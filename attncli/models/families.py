@@ -19,12 +19,17 @@ class Family:
 
     ``causal`` True, False, or the path component that makes a layer causal. ``rope`` the style,
     ``theta`` and ``partial`` its defaults, ``rope_on`` which layers turn. ``scale`` fixed, or None
-    for 1/√D. ``fused`` the packing where the leaf's name does not tell; ``transposed`` for weights
-    stored (in, out). ``norm`` the kind of qk-norm. ``window`` the rule where config.json has no
-    layer_types: ``all``, ``used`` (all, if use_sliding_window), ``upper`` (from max_window_layers
-    on), ``every N`` (all but each Nth), ``never``; ``shifted``: every other block hides some keys
-    of an image's windows (Swin). ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``,
-    ``alibi mpt``, ``buckets``.
+    for 1/√D. ``latent`` what latents have besides: ``mscale``, yarn's square in the scale, and
+    ``gains``, √(width of the model over their own). ``gate`` the projection whose sigmoid the
+    heads' outputs are multiplied by, ``query`` where it is half of the query's. ``temperature`` of
+    queries by position: ``nope`` where nothing turns (Llama 4), ``beta`` (Mistral). ``fused`` the
+    packing where the leaf's name does not tell; ``transposed`` for weights stored (in, out).
+    ``norm`` the kind of qk-norm, ``bare`` where nothing scales it. ``window`` the rule where
+    config.json has no layer_types: ``all``, ``used`` (all, if use_sliding_window), ``upper`` (from
+    max_window_layers on), ``every N`` (all but each Nth), ``never``, ``chunks`` (Llama 4: where
+    RoPE turns); ``shifted``: every other block hides some keys of an image's windows (Swin).
+    ``bias`` what is added to the scores: ``alibi``, ``alibi scaled``, ``alibi mpt``, ``buckets``,
+    ``disentangled`` (of content and position: DeBERTa).
 
     ``before`` is the kind of norm between hidden states and projections, '' where these take
     hidden states as they are (post-norm); ``before_if`` the member of config.json that decides,
@@ -43,6 +48,9 @@ class Family:
     partial: float = 1.0
     rope_on: str = ""
     norm_after_rope: bool = False
+    latent: str = ""
+    gate: str = ""
+    temperature: str = ""
     scale: float | None = None
     fused: str = ""
     transposed: bool = False
@@ -73,6 +81,7 @@ LLAMA_LAYER_NORM = replace(LLAMA, before="layer")
 GEMMA = replace(LLAMA, before="rms+1")
 GEMMA_3 = replace(GEMMA, window="every 6", norm="rms+1", theta=1e6)
 INTERLEAVED = replace(LLAMA, rope="interleaved")
+DEEPSEEK = replace(INTERLEAVED, latent="mscale")
 T5 = Family(causal="decoder", scale=1.0, bias="buckets", before="rms")
 
 FAMILIES: Mapping[str, Family] = {
@@ -157,11 +166,7 @@ FAMILIES: Mapping[str, Family] = {
         rope="interleaved", lacks="the RoPE of its values is not computed", only="rotary_value"
     ),
     **dict.fromkeys(
-        ("deberta", "deberta_v2"),
-        Family(
-            lacks="its relative position terms (c2p, p2c) are not computed",
-            only="relative_attention",
-        ),
+        ("deberta", "deberta_v2"), Family(bias="disentangled")
     ),
     "dinov3_vit": replace(PRE_ENCODER, rope="image"),
     "blip_text_model": Family(causal="bert"),  # the module of its language model
@@ -231,6 +236,7 @@ FAMILIES: Mapping[str, Family] = {
     "olmo3": replace(POST_LLAMA, window="every 4"),
     "olmo_hybrid": replace(POST_LLAMA, rope_on="stated"),
     "exaone4": replace(POST_LLAMA, window="every 4", rope_on="sliding"),
+    "exaone_moe": replace(LLAMA, window="every 4", rope_on="sliding"),
     "smollm3": replace(LLAMA, window="no_rope", theta=2e6, rope_on="no_rope_layers"),
     **dict.fromkeys(
         ("hunyuan_v1_dense", "hunyuan_v1_moe"), replace(LLAMA, norm_after_rope=True)
@@ -241,6 +247,26 @@ FAMILIES: Mapping[str, Family] = {
     "glm4": replace(INTERLEAVED, partial=0.5),
     "helium": INTERLEAVED,
     **dict.fromkeys(("ernie4_5", "ernie4_5_moe"), replace(INTERLEAVED, theta=500000.0)),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "axk1", "glm4_moe_lite", "youtu"), DEEPSEEK
+    ),
+    "minicpm3": replace(DEEPSEEK, rope="half"),
+    "longcat_flash": replace(DEEPSEEK, latent="mscale gains", theta=1e7),
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        replace(GEMMA, gate="query", norm="rms+1", partial=0.25),
+    ),
+    "minimax": replace(LLAMA, window="all"),
+    "afmoe": replace(LLAMA, gate="gate_proj", rope_on="sliding", window="every 4"),
+    "phi4_multimodal": replace(LLAMA, window="all", fused="rows"),
+    "bailing_hybrid": replace(DEEPSEEK, gate="g_proj"),
+    "mistral4": replace(DEEPSEEK, temperature="beta"),
+    "ministral3": replace(LLAMA, window="all", temperature="beta"),
+    "llama4_text": replace(
+        INTERLEAVED, window="chunks", theta=500000.0, rope_on="no_rope_layers",
+        temperature="nope", norm="bare", norm_after_rope=True,
+    ),
+    "kimi_linear": replace(PRE_DECODER, before="rms"),
     "phi": replace(LLAMA_LAYER_NORM, partial=0.5, norm="layer"),
     "stablelm": replace(LLAMA_LAYER_NORM, partial=0.25, norm="layer"),
     "nemotron": replace(LLAMA, before="layer+1", partial=0.5),
@@ -255,7 +281,8 @@ COMPOSITES = frozenset(
         "aya_vision", "cohere2_vision", "idefics2", "idefics3", "smolvlm", "mistral3", "internvl",
         "got_ocr2", "ovis2", "deepseek_vl", "deepseek_vl_hybrid", "lighton_ocr", "aria", "emu3",
         "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
-        "blip_2", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
+        "blip_2", "llama4", "encoder_decoder", "exaone4_5", "kimi_k25", "qwen3_5", "qwen3_5_moe",
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
     }
 )  # fmt: skip
 
@@ -280,13 +307,15 @@ READ_BY: Mapping[str, Collection[str]] = {
     "attention_multiplier": _GRANITE,
     "query_pre_attn_scalar": _GEMMA,
     "attn_logit_softcapping": {*_GEMMA, "transformerlens"},
-    "no_rope_layers": {"smollm3"},
+    "no_rope_layers": {"llama4_text", "smollm3"},
+    "attention_chunk_size": {"llama4_text"},
     "clip_qkv": {"mpt", "olmo", "olmoe"},
     "partial_rotary_factor": {
         "glm", "glm4", "glm4_moe", "gpt_neox", "minimax_m2", "nemotron", "persimmon", "phi", "phi3",
         "solar_open", "stablelm",
     },
-    "layer_types": FAMILIES.keys() - {"mistral"},
+    "layer_types": FAMILIES.keys() - {"minimax", "mistral"},
+    "rope_interleave": {"axk1", "deepseek_v3", "glm4_moe_lite", "mistral4", "youtu"},
 }  # fmt: skip
 
 

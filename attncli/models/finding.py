@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from attncli import files
-from attncli.errors import InputError
+from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle, Lazy
 from attncli.models import adapters, stored
 from attncli.models.args import config_of
@@ -21,7 +21,7 @@ from attncli.models.beside import config_beside, read_config
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.joint import joined
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import Found, dotted, match, nothing_found, numbers
+from attncli.models.layouts import Found, dotted, linear, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 
@@ -66,7 +66,15 @@ def find_layers(
     bundle, config = stored.plain(bundle, config, base)
     bundle = _dotted(bundle)
     names = list(bundle.tensors)
-    found = in_order(match(names, lambda name: len(bundle.header(name).shape)))
+    others = linear(names)
+    every = in_order(match(names, lambda name: len(bundle.header(name).shape)))
+    found = [one for one in every if one.parent not in others]
+    apart = [f"{parent} is {what}: not computed" for parent, what in others.items()]
+    if not found and apart:
+        raise InputError(
+            f"{bundle.source} holds no softmax attention: {listed(apart, 3)}",
+            "layers that compute softmax(q·kᵀ)·v are read",
+        )
     if not found:
         stored.check_plain(names, bundle.source)
         raise nothing_found(names, bundle.source)
@@ -83,7 +91,7 @@ def find_layers(
     if errors and (skipped is None or not layers):
         raise errors[0]
     if skipped is not None:
-        skipped += [error.message for error in errors]
+        skipped += [error.message for error in errors] + apart
     return layers
 
 
@@ -162,6 +170,11 @@ def choose(
             [a for a in layers if a.name == path]
             or [named[path] for _ in range(path in named)]
             or [a for a in layers if f".{path}." in f".{a.name}."]
+        )
+    told = [why for why in skipped if f".{text.strip('.')}." in f".{why.split()[0]}."]
+    if not hits and told:
+        raise InputError(
+            f"no attention layer '{text}' can be read: {told[0]}", _choices(layers, skipped)
         )
     if not hits:
         raise InputError(f"there is no attention layer '{text}'", _choices(layers, skipped))

@@ -21,6 +21,7 @@ PACKINGS = {
     "groups": "per group [g][q…q, k, v]",
     "codegen": "4 blocks of [q, v, k]",
 }
+GATED = "per head [q, gate]"
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,90 @@ class Joint(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Queries and keys through narrow latents: multi-head latent attention (DeepSeek-V2 2024).
+
+    ``rank`` is how wide the latent of keys and values is, ``turned`` how many channels of a key
+    RoPE turns, the last ones, the same in all heads. Each latent is normed, then multiplied by its
+    ``gain``; ``query_norm`` is None where queries have no latent.
+    """
+
+    rank: int
+    turned: int
+    norm: Norm
+    query_norm: Norm | None = None
+    gain: float = 1.0
+    query_gain: float = 1.0
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms of both latents."""
+        return (self.norm, *((self.query_norm,) if self.query_norm else ()))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """What queries are multiplied by at position p: 1 + ``weight``·ln(1 + ⌊(p + start)/every⌋).
+
+    Scalable softmax as Llama 4 has it (Nakanishi 2025): sharper the longer the context.
+    """
+
+    weight: float
+    every: float
+    start: int = 0
+
+    def at(self, positions: Array) -> Array:
+        """Return the factor at each position, float64."""
+        steps = np.floor((np.asarray(positions, np.float64) + self.start) / self.every)
+        return np.asarray(1 + self.weight * np.log1p(steps))
+
+
+@dataclass(frozen=True)
+class Disentangled:
+    """Content that meets position (DeBERTa): a table of distances, which is projected like x.
+
+    ``terms`` are c2p, p2c or both; ``buckets`` make distances past half of them logarithmic, up to
+    ``longest``; 0 clips them there. ``norm`` is that of the table; ``shared`` takes the layer's own
+    projections for it.
+    """
+
+    table: str
+    terms: tuple[str, ...]
+    longest: int
+    buckets: int = 0
+    norm: Norm | None = None
+    shared: bool = False
+
+    @property
+    def span(self) -> int:
+        """How many rows of the table there are to each side."""
+        return self.buckets or self.longest
+
+    def rows(self, length: int) -> Array:
+        """Return the table's row of each query and key, ``(L, L)``; logarithms in float32."""
+        at = np.arange(length)
+        far = at[:, None] - at[None, :]
+        if self.buckets:
+            middle = self.buckets // 2
+            size = np.where(np.abs(far) < middle, middle - 1, np.abs(far)).astype(np.float32)
+            with np.errstate(divide="ignore"):
+                ratio = np.log(size / np.float32(middle))
+            ratio = ratio / np.log(np.float32((self.longest - 1) / middle)) * np.float32(middle - 1)
+            steps = np.ceil(ratio) + middle
+            far = np.where(size <= middle, far, np.sign(far) * steps).astype(np.int64)
+        return np.asarray(np.clip(far + self.span, 0, 2 * self.span - 1))
+
+
+@dataclass(frozen=True)
 class Projections:
     """Weights as torch's Linear has them, ``(out, in)``, heads one after the other; or None.
 
     query ``(H·D, E)``, key ``(G·D, Ek)``, value ``(G·Dv, Ev)``, output ``(Eo, H·Dv)``; the biases
     ``(out,)``. float16 and bfloat16 come as float32, which holds them exactly.
+    Of a layer with latents, query is made from the latent that ``query_down`` gives, key
+    ``(H·(D − turned), rank)`` and value from the first ``rank`` rows of ``down``, whose others are
+    the turned part of all keys. ``gate`` ``(H·Dv, E)`` or ``(H, E)`` makes what each channel or
+    head of the output is multiplied by, its sigmoid.
     """
 
     query: Array
@@ -104,6 +184,12 @@ class Projections:
     key_bias: Array | None = None
     value_bias: Array | None = None
     output_bias: Array | None = None
+    down: Array | None = None
+    down_bias: Array | None = None
+    query_down: Array | None = None
+    query_down_bias: Array | None = None
+    gate: Array | None = None
+    gate_bias: Array | None = None
 
     @property
     def parameters(self) -> int:
@@ -120,7 +206,8 @@ class Layer:
     and order of the weights. H ``heads``, G ``kv_heads``, ``head_dim`` D, ``value_dim`` Dv; x is
     ``model_dim`` wide, keys and values are made from ``key_input`` and ``value_input`` wide ones,
     the output is ``output_dim`` wide. ``window`` are keys to the left and right of the own
-    position. ``input_norm`` lies before the projections, on what transformers calls hidden states.
+    position; ``chunk`` is how many positions see only each other. ``input_norm`` lies before the
+    projections, on what transformers calls hidden states.
     ``lacks`` says what of the model attncli does not compute here: ``multihead`` refuses the layer,
     unless its architecture was named (``forced``); ``arch`` is the name to give. ``notes`` say what
     was assumed. ``shared`` blocks use this one layer (ALBERT). ``tensors`` are names by role,
@@ -159,6 +246,10 @@ class Layer:
     relative: PositionBias | None = None
     alibi: tuple[float, ...] | None = None
     clip: float | None = None
+    latent: Latent | None = None
+    chunk: int | None = None
+    temperature: Temperature | None = None
+    disentangled: Disentangled | None = None
     shared: int = 1
     lacks: tuple[Lack, ...] = ()
     arch: str = ""
@@ -180,7 +271,8 @@ class Layer:
     @property
     def mask(self) -> str:
         """The layer's own mask as an expression, such as ``causal & window(3, 0)``, or ''."""
-        parts = ["causal"] if self.causal else []
+        parts = ["causal"] if self.causal and not self.chunk else []
+        parts += [f"chunks({self.chunk})"] if self.chunk else []
         if self.window is not None:
             parts.append(f"window({self.window[0]}, {self.window[1]})")
         return " & ".join(parts)
@@ -191,11 +283,17 @@ class Layer:
         return "sinks" in self.tensors
 
     @property
+    def gated(self) -> bool:
+        """Whether the heads' outputs are multiplied by a sigmoid of x before they are projected."""
+        return self.packing == GATED or "gate" in self.tensors
+
+    @property
     def parameters(self) -> int:
         """Return how many numbers its tensors hold, from their headers alone."""
         assert self.bundle is not None
-        norms = [n for norm in (self.query_norm, self.key_norm) if norm is not None for n in
-                 (*norm.weights, *norm.biases)]  # fmt: skip
+        latents = self.latent.norms if self.latent else ()
+        norms = [n for norm in (self.query_norm, self.key_norm, *latents) if norm is not None
+                 for n in (*norm.weights, *norm.biases)]  # fmt: skip
         names = {n for role, n in self.tensors.items() if role not in ("relative", "grid")}
         return sum(int(np.prod(self.bundle.header(name).shape)) for name in (*names, *norms))
 
@@ -245,7 +343,9 @@ class Layer:
         assert weights[0] is not None and weights[1] is not None and weights[2] is not None
         return Projections(
             weights[0], weights[1], weights[2], self._stored("output"),
-            query_bias, key_bias, value_bias, self.array("output_bias"),
+            query_bias, key_bias, value_bias,
+            *map(self.array, ("output_bias", "down", "down_bias", "query_down", "query_down_bias")),
+            *(self._gate(suffix) for suffix in ("", "_bias")),
         )  # fmt: skip
 
     def _stored(self, role: str, suffix: str = "") -> Array | None:
@@ -264,7 +364,33 @@ class Layer:
             q, k, v = self._split(parts["qkv"])
         if parts["kv"] is not None:
             k, v = np.split(parts["kv"], 2)
+        if q is not None and self.packing == GATED:
+            q = self._halves(q)[0]
+        if self.latent is not None and suffix == "":
+            k, v = self._expanding()
         return q, k, v
+
+    def _gate(self, suffix: str) -> Array | None:
+        """Return the weight or the bias of the gate: a projection, or half of the query's."""
+        query = self.array(f"query{suffix}")
+        if self.packing == GATED and query is not None:
+            return self._halves(query)[1]
+        return self.array(f"gate{suffix}")
+
+    def _halves(self, query: Array) -> tuple[Array, Array]:
+        """Return the rows of q and of the gate, of [h][q, gate] rows."""
+        each = query.reshape(self.heads, 2, -1, *query.shape[1:])
+        query, gate = each[:, 0], each[:, 1]
+        return query.reshape(-1, *query.shape[2:]), gate.reshape(-1, *gate.shape[2:])
+
+    def _expanding(self) -> tuple[Array, Array]:
+        """Return what makes keys and values of the latent, from [h][k, v] rows."""
+        up = self.array("up")
+        assert up is not None and self.latent is not None
+        each = up.reshape(self.heads, -1, self.latent.rank)
+        own = self.head_dim - self.latent.turned
+        key, value = each[:, :own], each[:, own:]
+        return key.reshape(-1, self.latent.rank), value.reshape(-1, self.latent.rank)
 
     def _split(self, fused: Array) -> tuple[Array, Array, Array]:
         """Return the rows of q, k and v of ``(R, …)``, heads one after the other."""

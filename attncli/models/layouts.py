@@ -98,6 +98,16 @@ _ROWS = (
         "GPT-2 cross", {"query": "q_attn", "kv": "c_attn"}, ("c_proj",), "rows", "gpt2",
         form=CONV1D,
     ),
+    Layout(
+        "DeepSeek-V3",
+        {"down": "kv_a_proj_with_mqa", "up": "kv_b_proj", "query_down": "q_a_proj",
+         "query": "q_b_proj"},
+        ("o_proj",),
+    ),
+    Layout(
+        "DeepSeek-V2", {"down": "kv_a_proj_with_mqa", "up": "kv_b_proj", "query": "q_proj"},
+        ("o_proj", "dense"),
+    ),
     _fused("GPT-2", "c_attn", "c_proj"),
     _apart("diffusers", "to_q to_k to_v", "to_out.0"),
     _apart(
@@ -184,8 +194,10 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
         "key_layernorm",
         "attn_k_norm",
     ),
+    "down_norm": ("kv_a_layernorm",),
+    "query_down_norm": ("q_a_layernorm",),
 }
-NORMS = ("query_norm", "key_norm")
+NORMS = ("query_norm", "key_norm", "down_norm", "query_down_norm")
 
 #: The norm that lies before the projections, by the layer's kind: in the attention, or beside it.
 BEFORE: Mapping[str, tuple[str, ...]] = {
@@ -204,7 +216,23 @@ _IDLE = re.compile(
     r"|rotary_emb|rotary_pos|^attn_output_norm\.|^attn_rot_embd|(^|\.)(LayerNorm|layer_norm|layernorm|ln)\."
 )
 
-LATENT = re.compile(r"\.(kv_a_proj_with_mqa|kv_a_proj|kv_b_proj)\.")
+#: What has no softmax and is listed, not computed: a leaf below its parent, and its name.
+NO_SOFTMAX = {
+    "in_proj_qkvz.weight": "linear attention (gated delta rule)",
+    "in_proj_qkv.weight": "linear attention (gated delta rule)",
+    "A_log": "linear attention or a state space",
+}
+
+
+def linear(names: Iterable[str]) -> dict[str, str]:
+    """Return what is no softmax attention, by its parent."""
+    found: dict[str, str] = {}
+    for name in names:
+        for leaf, what in NO_SOFTMAX.items():
+            parent = _parent(name, leaf)
+            if parent and (leaf != "A_log" or parent not in found):
+                found[parent] = what
+    return found
 
 
 @dataclass(frozen=True)
@@ -325,7 +353,7 @@ def _tensors(layout: Layout, parent: str, there: Mapping[str, str]) -> dict[str,
         take(role, layout.weight(leaf))
     if len(tensors) < len(layout.inputs):
         return {}
-    for role in ("query", "key", "value", "qkv", "kv"):
+    for role in {*layout.inputs, *("query", "key", "value", "qkv", "kv")}:
         take(f"{role}_bias", layout.bias(role))
     for leaf in layout.output:
         if "output" not in tensors:
@@ -396,6 +424,11 @@ def norm_before(parent: str, kind: str, names: Collection[str]) -> tuple[str, st
     """
     parts = parent.split(".")
     block = max((n + 1 for n, part in enumerate(parts) if is_number(part)), default=len(parts) - 1)
+    if len(parts) > 1 and parts[-1].isdigit():  # LongCat: two of each in a block
+        for leaf in BEFORE[kind]:
+            place = join(".".join(parts[:-2]), f"{leaf}.{parts[-1]}")
+            if f"{place}.weight" in names:
+                return leaf, f"{place}.weight", f"{place}.bias" * (f"{place}.bias" in names)
     for end in range(len(parts), block - 1, -1):
         for leaf in BEFORE[kind]:
             for gain, bias in WITHIN.get(leaf, GAINS):
@@ -422,12 +455,6 @@ def _without_shadows(found: list[Found]) -> list[Found]:
 def nothing_found(names: Iterable[str], source: str) -> InputError:
     """Return the error that names the nearest layouts and what they lack."""
     known = list(names)
-    latent = next((n for n in known if LATENT.search(n)), None)
-    if latent:
-        return InputError(
-            f"{source} holds multi-head latent attention ('{latent}'), which is not supported",
-            "supported are layers that project queries, keys and values each by one matrix",
-        )
     best: dict[str, tuple[int, str]] = {}
     for layout in LAYOUTS:
         leaves = [layout.weight(leaf) for leaf in layout.inputs.values()]

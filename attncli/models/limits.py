@@ -29,7 +29,7 @@ def maskers(
     if polarity not in ("keep", "ignore"):
         raise MaskError(f"unknown mask polarity '{polarity}'", "it must be keep or ignore")
     if mask is None:
-        mask = layer.mask if not cross else ()
+        mask = _own(layer, padding, polarity) if not cross else ()
     masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask)
     found = [language.masker(m) for m in masks if m not in ("", "none")]
     if not cross and layer.alibi is not None:
@@ -49,6 +49,15 @@ def maskers(
     if padding is not None:
         found.append(padding_masker(padding, polarity))
     return found
+
+
+def _own(layer: Layer, padding: Any, polarity: str) -> str:
+    """Return the layer's mask; chunks begin at the first real token, as transformers counts."""
+    if not layer.chunk or padding is None or np.asanyarray(padding).dtype.kind not in "biu":
+        return layer.mask
+    real = np.atleast_2d(np.asanyarray(padding)).astype(bool) ^ (polarity == "ignore")
+    starts = np.where(real.any(-1), real.argmax(-1), 0).tolist()
+    return f"chunks({layer.chunk}, {starts})" if any(starts) else layer.mask
 
 
 def beyond(maskers: Sequence[Masker], added: int) -> Masker:

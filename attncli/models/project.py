@@ -4,33 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
-from attncli.models.layer import Layer, Norm, Projections
+from attncli.models.disentangled import content_bias
+from attncli.models.latent import joined, lowered
+from attncli.models.layer import Layer, Norm, Projections, Temperature
+from attncli.models.stages import EXACT, Way, linear, normed, normed_heads, split
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class Way(NamedTuple):
-    """How a plain implementation goes about it.
-
-    ``low`` is a half type to which each stage is rounded, as an eager model in it does; ``seed``
-    sums the channels of each projection in an order of its own.
-    """
-
-    low: np.dtype[Any] | None = None
-    seed: int | None = None
-
-    def kept(self, array: Array) -> Array:
-        """Return a stage as it is kept."""
-        return array if self.low is None else array.astype(self.low).astype(array.dtype)
-
-
-EXACT = Way()
 
 
 @dataclass(frozen=True)
@@ -40,7 +25,8 @@ class Heads:
 
     ``rope`` is still to turn query and key (``problem.pose`` does). The last ``added`` keys are
     torch's bias_k and zeros. ``cross``: keys are made from a memory. ``batched``: x had a batch,
-    ``given_dtype`` is its type.
+    ``given_dtype`` is its type. ``gate`` ``(B, H, L, Dv or 1)`` multiplies the heads' outputs.
+    ``bias`` ``(B, H, L, L)`` is what content adds to the scores.
     """
 
     query: Array
@@ -52,6 +38,12 @@ class Heads:
     batched: bool
     given_dtype: np.dtype[Any]
     weights: Projections
+    gate: Array | None = None
+    bias: Array | None = None
+
+    def gated(self, output: Array) -> Array:
+        """Return heads' outputs ``(B, H, L, Dv)`` as the output projection takes them."""
+        return output if self.gate is None else output * self.gate.astype(output.dtype)
 
 
 def project(
@@ -96,23 +88,35 @@ def project(
     if layer.input_norm is not None and input_norm == "auto":
         states = _normed(states, layer, layer.input_norm, arithmetic, way)
     weights = layer.projections() if weights is None else weights
+    query, key, value, shared = states.query, states.key, states.value, None
+    if layer.latent is not None:
+        if memory_value is not None:
+            raise InputError(
+                "memory_value is given to a layer with latents",
+                "its keys and values come from one: leave --memory-value out",
+            )
+        query, key, shared = lowered(query, key, layer, weights, arithmetic, way)
+        value = key
     q, k, v = (
-        _split(linear(x, weight, bias, arithmetic, way), heads)
+        split(linear(x, weight, bias, arithmetic, way), heads)
         for x, weight, bias, heads in (
-            (states.query, weights.query, weights.query_bias, layer.heads),
-            (states.key, weights.key, weights.key_bias, layer.kv_heads),
-            (states.value, weights.value, weights.value_bias, layer.kv_heads),
+            (query, weights.query, weights.query_bias, layer.heads),
+            (key, weights.key, weights.key_bias, layer.kv_heads),
+            (value, weights.value, weights.value_bias, layer.kv_heads),
         )
     )
+    k = k if shared is None else joined(k, shared)
     turn = _rope(layer, rope, positions, cross)
     if layer.norm_after_rope and turn is not None:
         gap = np.zeros((*k.shape[:2], past, k.shape[3]), k.dtype)  # the past is turned already
         q, k = turn.apply(q, np.concatenate([gap, k], axis=2), past=past, dtype=arithmetic)
         k, turn = k[:, :, past:], None
     if layer.query_norm is not None:
-        q = _norm(q, layer.query_norm, layer, arithmetic, way)
+        q = normed_heads(q, layer.query_norm, layer, arithmetic, way)
     if layer.key_norm is not None:
-        k = _norm(k, layer.key_norm, layer, arithmetic, way)
+        k = normed_heads(k, layer.key_norm, layer, arithmetic, way)
+    if layer.temperature is not None:
+        q = way.kept(q * _temperature(layer.temperature, positions, past, q))
     if layer.clip is not None:  # after the norms, as OLMoE does; OLMo and MPT have none
         q, k, v = (np.clip(part, -layer.clip, layer.clip) for part in (q, k, v))
     if other is not None and layer.joint is not None:
@@ -121,7 +125,17 @@ def project(
     if more is not None:
         k, v = (np.concatenate(pair, axis=2) for pair in zip((k, v), more, strict=True))
     added = 0 if more is None else int(more[0].shape[2])
-    return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights)
+    gate = None
+    if weights.gate is not None:
+        gate = linear(states.query, weights.gate, weights.gate_bias, arithmetic, way)
+        gate = way.kept(split(_sigmoid(gate), layer.heads))
+    bias = None if layer.disentangled is None or cross else content_bias(q, k, layer, weights, way)
+    return Heads(q, k, v, turn, added, cross, states.batched, given_dtype, weights, gate, bias)
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
 
 
 def _both(
@@ -228,27 +242,6 @@ def _hidden(name: str, array: Any, seq_first: bool, dtype: np.dtype[Any] | None)
     return np.asarray(array.swapaxes(0, 1) if seq_first and array.ndim == 3 else array)
 
 
-def linear(x: Array, weight: Array, bias: Array | None, dtype: Any, way: Way = EXACT) -> Array:
-    """Return x Wᵀ + b, ``(…, out)``, computed in dtype."""
-    if way.seed is not None:
-        order = np.random.default_rng(way.seed).permutation(x.shape[-1])
-        x, weight = x[..., order], weight[:, order]
-    with np.errstate(over="ignore", invalid="ignore"):
-        y: Array = x.astype(dtype, copy=False) @ weight.astype(dtype, copy=False).T
-        return way.kept(y if bias is None else y + bias.astype(dtype, copy=False))
-
-
-def concat(heads: Array) -> Array:
-    """``(B, H, L, Dv)`` → ``(B, L, H·Dv)``."""
-    merged = heads.swapaxes(-3, -2)  # (B, L, H, Dv)
-    return merged.reshape(*merged.shape[:-2], merged.shape[-2] * merged.shape[-1])
-
-
-def _split(y: Array, heads: int) -> Array:
-    """``(B, L, H·D)`` → ``(B, H, L, D)``."""
-    return y.reshape(*y.shape[:2], heads, y.shape[2] // heads).swapaxes(1, 2)
-
-
 def _normed(states: _States, layer: Layer, norm: Norm, dtype: Any, way: Way) -> _States:
     """Return the states as the layer's projections take them; a cross layer norms its x alone."""
 
@@ -263,44 +256,6 @@ def _normed(states: _States, layer: Layer, norm: Norm, dtype: Any, way: Way) -> 
     return replace(states, query=query, key=key, value=value)
 
 
-def normed(x: Array, norm: Norm, layer: Layer, way: Way = EXACT) -> Array:
-    """Return hidden states ``(…, E)`` normed by a norm of the layer's checkpoint."""
-    return way.kept(_scaled(way.kept(_standard(x, norm)), norm, layer, x.shape[-1:], way))
-
-
-def _norm(x: Array, norm: Norm, layer: Layer, dtype: Any, way: Way) -> Array:
-    """Return queries or keys ``(B, H, L, D)`` normed, scaled and moved."""
-    x = x.astype(dtype, copy=False)
-    batch, heads, length, width = x.shape
-    if norm.full:
-        x = concat(x)  # (B, L, H·D): the mean is over all heads
-    x = way.kept(_standard(x, norm))
-    if norm.full:
-        x = x.reshape(batch, length, heads, width).swapaxes(1, 2)  # (B, H, L, D)
-    # parameters are (H or 1, 1, D)
-    return way.kept(_scaled(x, norm, layer, (-1, 1, width), way))
-
-
-def _standard(x: Array, norm: Norm) -> Array:
-    """Return x over its root mean square (Zhang & Sennrich 2019), or standard deviation."""
-    if norm.centred:
-        x = x - x.mean(-1, keepdims=True)
-    return np.asarray(x / np.sqrt((x * x).mean(-1, keepdims=True) + x.dtype.type(norm.eps)))
-
-
-def _scaled(x: Array, norm: Norm, layer: Layer, shape: tuple[int, ...], way: Way) -> Array:
-    """Return x times the norm's gain, plus its bias, both brought into ``shape``."""
-
-    def parameter(names: tuple[str, ...]) -> Array:
-        array = np.concatenate([np.atleast_1d(layer.tensor(name)) for name in names])
-        return way.kept(array.astype(x.dtype, copy=False)).reshape(shape)
-
-    if norm.weights:
-        gain = parameter(norm.weights)
-        x = x * (gain + 1 if norm.kind.endswith("+1") else gain)
-    return x + parameter(norm.biases) if norm.biases else x
-
-
 def _rope(
     layer: Layer, given: Rope | Mapping[str, Any] | str | None, positions: Any, cross: bool
 ) -> Rope | None:
@@ -309,11 +264,28 @@ def _rope(
     turn = layer.rope if not cross else None
     if given is not None:
         turn = Rope.of(given)
+        if layer.latent is not None and not turn.start:
+            own = layer.latent.turned
+            turn = replace(turn, dim=own, start=layer.head_dim - own)
     if positions is not None:
+        if turn is None and layer.temperature is not None:
+            return None
         if turn is None:
             raise InputError("positions are given but this layer has no RoPE", "give --rope")
         turn = replace(turn, positions=positions)
     return turn
+
+
+def _temperature(temperature: Temperature, positions: Any, past: int, query: Array) -> Array:
+    """Return what queries ``(B, H, L, D)`` are multiplied by, ``(1 or B, 1, L, 1)``."""
+    batch, length = query.shape[0], query.shape[2]
+    where = np.arange(past, past + length) if positions is None else np.asarray(positions)
+    if where.shape not in ((length,), (1, length), (batch, length)):
+        raise InputError(
+            f"positions is {where.shape} but there are {length} queries in a batch of {batch}",
+            f"expected one position per query: ({length},) or ({batch}, {length})",
+        )
+    return temperature.at(np.atleast_2d(where))[:, None, :, None].astype(query.dtype)
 
 
 def _added(layer: Layer, k: Array, v: Array, zero: bool) -> tuple[Array, Array] | None:

@@ -11,10 +11,13 @@ from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
 from attncli.models.args import FAMILY, SELF, SOURCE, UNKNOWN
+from attncli.models.disentangled import disentangled_of
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
-from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
+from attncli.models.latent import latent_of, latent_sizes
+from attncli.models.layer import GATED, PACKINGS, PLAIN, Disentangled, Lack, Layer, Norm
 from attncli.models.layouts import Found, join, norm_before, numbers
+from attncli.models.relative import relative_of, shared_table
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 from attncli.models.stored import check_plain
 
@@ -53,33 +56,54 @@ class Reading:
         self.family: Family | None = FAMILIES.get(self.family_name)
         if self.family is not None:
             self.family = replace(self.family, **self.config.get(FAMILY, {}))
+        self.index = next(iter(numbers(found.parent)), 0)
+        types = self.config.get("layer_types")
+        listed_types = types if isinstance(types, list) else []
+        self.stated_type = str([*listed_types, ""][min(self.index, len(listed_types))])
         self.config, lost = heeded(self.config, self.family_name)
         self.notes += [
             f"{name} of config.json: {self.family_name} does not read it" for name in lost
         ]
-        self.index = next(iter(numbers(found.parent)), 0)
+        self.more = self._gate()  # tensors of roles that only some families have
 
     def shape(self, role: str) -> tuple[int, ...] | None:
         name = self.found.tensors.get(role)
         return None if name is None else self.bundle.header(name).shape
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...] | None]:
+        roles = ("query", "query_down", "down", "up", "output")
+        return {role: self.shape(role) for role in roles}
+
     def layer(self) -> Layer:
+        found = self.found
         self._check_types()
+        if "linear" in self.stated_type:
+            raise InputError(
+                f"{self.label} is {self.stated_type} in config.json: not computed",
+                "the layers that have a softmax are",
+            )
         form = self.form = self._form()
         packing = self._packing()
-        sized = sizes(self.label, self._rows(), self._said())
+        latent = "down" in self.found.tensors
+        if latent:
+            sized = latent_sizes(self.label, self.shapes, self._said(), self.config)
+        else:
+            sized = sizes(self.label, self._rows(), self._said())
         self.notes += sized.notes
         cross = self._cross()
         family = self.family or Family()
         kind = configs.layer_type(self.config, family, self.index)
         scale, why = configs.scale(self.config, family, sized.head_dim, self.index)
+        terms = self._disentangled()
         self._assumptions()
         if not cross:
             self._window_lacks(family, kind)
         causal = configs.causal(self.config, family, self.found.parent)
         window = None if cross else configs.window(self.config, family, self.index, kind)
         rope = None if cross else self._rope(kind, sized.head_dim)
-        shapes = [self._in(role) for role in ("query", "key", "value")]
+        roles = ("query_down", "down", "down") if latent else ("query", "key", "value")
+        shapes = [self._in(role) for role in roles]
         output = self._linear("output")
         stated = configs.count(self.config, ("hidden_size",))
         stages = "depths" in self.config  # Swin's hidden_size is that of its last stage
@@ -102,15 +126,22 @@ class Reading:
             causal=causal and not cross, window=None if window is None else window[:2],
             window_source="" if window is None else window[2], rope=rope,
             input_norm=self._input_norm("cross" if cross else "self"),
-            query_norm=self._norm("query_norm", sized.heads, sized.head_dim),
-            key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim),
+            query_norm=self._norm("query_norm", sized.heads, sized.head_dim, rope),
+            key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim, rope),
             norm_after_rope=family.norm_after_rope, joint_first=family.text_first,
-            relative=None if cross else self._relative(sized.heads),
+            relative=None if cross else relative_of(
+                found, self.bundle, self.config, self.family, self.names, self.lacks
+            ),
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
             clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
+            chunk=None if cross else configs.chunk(self.config, kind),
+            temperature=configs.temperature(self.config, family, rope is not None),
+            disentangled=terms,
+            latent=latent_of(self.label, self.shapes, self.found.norms, family) if latent else None,
             lacks=tuple(self.lacks), arch=self._arch(), forced=self.forced,
             notes=tuple(self.notes), form=form, tied=self.tied,
-            tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")},
+            tensors={r: n for r, n in self.found.tensors.items() if r not in ("relative", "grid")}
+            | self.more,
             bundle=self.bundle,
         )  # fmt: skip
 
@@ -175,6 +206,10 @@ class Reading:
         )
 
     def _packing_text(self, packing: str, sized: Sizes) -> str:
+        if "down" in self.found.tensors:
+            return "latent"
+        if self._doubled():
+            return GATED
         if "qkv" not in self.found.layout.inputs:
             form = "" if self.form == LINEAR else f" {self.form.words()}"
             return ("K|V fused" if packing else "separate") + form
@@ -189,20 +224,47 @@ class Reading:
         shape = self.shape(role)
         return None if shape is None else self.form.rows_columns(role, shape)
 
+    def _doubled(self) -> bool:
+        """Whether half of the query's rows are a gate's."""
+        query, output = self._linear("query"), self._linear("output")
+        return bool(
+            self.family and self.family.gate == "query" and query
+            and (output is None or query[0] == 2 * output[1])
+        )  # fmt: skip
+
+    def _gate(self) -> dict[str, str]:
+        """Return the tensors of a gate by their roles, where the family has one."""
+        leaf = self.family.gate if self.family else ""
+        names = {"gate": f"{leaf}.weight", "gate_bias": f"{leaf}.bias"}
+        found = {role: join(self.found.parent, name) for role, name in names.items()}
+        return {role: name for role, name in found.items() if leaf and name in self.names}
+
+    def _disentangled(self) -> Disentangled | None:
+        if not (self.family and self.family.bias == "disentangled"):
+            return None
+        terms, more, lost = disentangled_of(self.found.parent, self.config, self.names)
+        self.more |= more
+        self.lacks += [Lack(lost)] * bool(lost)
+        return terms
+
     def _rows(self) -> RowCounts:
         def out(role: str) -> int | None:
             shape = self._linear(role)
             return None if shape is None else shape[0]
 
         output = self._linear("output")
-        kv = out("kv")
+        kv, query = out("kv"), out("query")
+        if query and self._doubled():
+            query //= 2
         return RowCounts(
-            out("query"), kv // 2 if kv else out("key"), kv // 2 if kv else out("value"),
+            query, kv // 2 if kv else out("key"), kv // 2 if kv else out("value"),
             out("qkv"), None if output is None else output[1],
         )  # fmt: skip
 
     def _in(self, role: str) -> int:
-        shape = self._linear(role) or self._linear("qkv") or self._linear("kv")
+        shape = (
+            self._linear(role) or self._linear("qkv") or self._linear("kv") or self._linear("query")
+        )
         assert shape is not None
         return shape[1]
 
@@ -215,7 +277,7 @@ class Reading:
             heads, width = axes["h"], axes["d"]
         tables = [self.found.tensors.get(role) for role in ("sinks", "relative", "grid")]
         if self.family and self.family.bias == "buckets":
-            tables.append(self._shared_table())
+            tables.append(shared_table(self.found.parent, self.names))
         for table in tables:
             if table is not None:
                 heads = self.bundle.header(table).shape[-1]
@@ -252,7 +314,8 @@ class Reading:
 
     def _window_lacks(self, family: Family, kind: str) -> None:
         """Add a layer type that is not computed, and a window of which no rule is known."""
-        if kind not in LAYER_TYPES:
+        chunked = kind == "chunked_attention" and family.window == "chunks"
+        if kind not in LAYER_TYPES and not chunked:
             option = "mask" if kind == "chunked_attention" else ""
             self.lacks.append(Lack(f"its layer type, {kind}, is not computed", option))
         width = configs.first(self.config, ("sliding_window",))
@@ -310,7 +373,7 @@ class Reading:
         some = [
             name[len(self.found.parent) :].lstrip(".")
             for name in self.found.unused
-            if name not in (norm or ())
+            if name not in (norm or ()) and name not in self.more.values()
         ]
         others = [name for name in some if name.startswith(tuple(family.spare.split()))]
         if others:
@@ -364,13 +427,21 @@ class Reading:
             return None
         if not configs.turns(self.config, family, self.index, kind):
             return None
-        turned = configs.rope(self.config, family, family.rope, kind, width)
+        down, up = self.shape("down"), self.shape("up")
+        own = width if down is None or up is None else down[0] - up[1]
+        turned = configs.rope(self.config, family, family.rope, kind, own)
         self.notes += turned.notes
         if turned.lacks:
             self.lacks.append(Lack(turned.lacks, "rope"))
-        return turned.rope
+        if turned.rope is None or own == width:
+            return turned.rope
+        return replace(turned.rope, dim=own, start=width - own)
 
-    def _norm(self, role: str, heads: int, width: int) -> Norm | None:
+    def _norm(self, role: str, heads: int, width: int, rope: Rope | None) -> Norm | None:
+        if self.family and self.family.norm == "bare":  # Llama 4: nothing scales it
+            eps = configs.number(self.config, *configs.EPSILONS)
+            on = self.config.get("use_qk_norm", True) and rope is not None
+            return Norm("rms", (), (), 1e-5 if eps is None else eps) if on else None
         if role not in self.found.norms:
             return None
         weights, biases = self.found.norms[role]
@@ -387,49 +458,6 @@ class Reading:
             self.notes.append(f"no epsilon in config.json for {role}: 1e-6 is assumed")
         full = len(weights) == 1 and shape == (heads * width,) and shape != (width,)
         return Norm(kind, weights, biases, 1e-6 if eps is None else eps, full)
-
-    def _relative(self, heads: int) -> PositionBias | None:
-        grid = self.found.tensors.get("grid")
-        if grid is not None:
-            return self._grid(grid)
-        if not (self.family and self.family.bias == "buckets"):
-            return None
-        name = self.found.tensors.get("relative") or self._shared_table()
-        if name is None:
-            self.lacks.append(
-                Lack("its relative position bias is missing (relative_attention_bias is not there)")
-            )
-            return None
-        distance = configs.number(self.config, "relative_attention_max_distance")
-        return PositionBias(
-            "buckets", name, "decoder" not in self.found.parent.split("."), int(distance or 128)
-        )
-
-    def _shared_table(self) -> str | None:
-        """T5's block 0 has the table for its whole stack, MPNet's encoder for all its layers."""
-        parts = self.found.parent.split(".")
-        at = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        if at is not None:
-            sibling = [*parts[:at], "0", *parts[at + 1 :], "relative_attention_bias", "weight"]
-            if ".".join(sibling) in self.names:
-                return ".".join(sibling)
-        for end in range(len(parts), -1, -1):
-            name = ".".join([*parts[:end], "relative_attention_bias", "weight"])
-            if name in self.names:
-                return name
-        return None
-
-    def _grid(self, name: str) -> PositionBias | None:
-        """A table of (2h − 1)(2w − 1) offsets, and 3 more where there is a class token."""
-        cells = self.bundle.header(name).shape[0]
-        for extra in (0, 3):
-            side = round((cells - extra) ** 0.5)
-            if side * side == cells - extra and side % 2:
-                return PositionBias("grid", name, window=((side + 1) // 2,) * 2)
-        self.lacks.append(
-            Lack(f"its relative position bias is not computed: {name} has {cells} rows, no square")
-        )
-        return None
 
     def _shared(self) -> int:
         if "albert_layer_groups" not in self.found.parent:

@@ -103,6 +103,10 @@ def _extras(layer: Layer) -> str:
     found = [
         f"{layer.input_norm.name} first" if layer.input_norm else "",
         f"{layer.query_norm.kind} qk-norm" if layer.query_norm else "",
+        f"latents of {layer.latent.rank}" if layer.latent else "",
+        "temperature by position" if layer.temperature else "",
+        f"{' + '.join(layer.disentangled.terms)}" if layer.disentangled else "",
+        "gated" if layer.gated else "",
         "sinks" if layer.sinks else "",
         f"softcap {layer.softcap:g}" if layer.softcap else "",
         f"bias by {layer.relative.kind}" if layer.relative else "",

@@ -132,9 +132,9 @@ class _Lesson:
         """
         p = self.problem
         assert p.rope is not None
-        second = (p.rope.dim or p.width) // 2 if p.rope.style == "half" else 1
+        first, second = (part.start for part in p.rope.pairs(p.width))
         pairs = np.zeros((p.batch, 1, max(p.queries, p.keys), p.width))
-        pairs[..., 0] = 1
+        pairs[..., first] = 1
         at_query, at_key = turn(
             p.rope, pairs[:, :, : p.queries], pairs[:, :, : p.keys], p.mask, p.past, np.float64
         )  # (B, 1, Lq, D), (B, 1, Lk, D): cosine and sine of each angle
@@ -149,7 +149,7 @@ class _Lesson:
         ]
         lines = []
         for name, after, (cos, sin) in (
-            (name, row[[0, second]], angle[[0, second]])
+            (name, row[[first, second]], angle[[first, second]])
             for name, row, angle in [*(queries[r] for r in self.worked), *keys]
         ):
             size = math.hypot(cos, sin) or 1.0
@@ -157,8 +157,8 @@ class _Lesson:
             before = ((x * cos + y * sin) / size**2, (y * cos - x * sin) / size**2)
             longer = "" if abs(size - 1) < 1e-6 else f" and made {_number(size)} times as long"
             lines.append(
-                f"{name} [0, {second}]: ({_number(before[0])}, {_number(before[1])}) turned by "
-                f"{math.degrees(math.atan2(sin, cos)):.1f}°{longer}"
+                f"{name} [{first}, {second}]: ({_number(before[0])}, {_number(before[1])}) turned "
+                f"by {math.degrees(math.atan2(sin, cos)):.1f}°{longer}"
                 f" = ({_number(x)}, {_number(y)})"
             )
         table = Table(

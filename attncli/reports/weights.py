@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from attncli.attention.shares import Exchange
 from attncli.errors import counted
 from attncli.files.bundle import Bundle
 from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged, weight_facts
@@ -84,6 +85,8 @@ def weights_report(
     fail_on: str | None = None,
     full: bool = False,
     threads: int | None = None,
+    exchange: Exchange | None = None,
+    found: Callable[[Sequence[Layer]], None] = lambda layers: None,
     progress: Progress | None = None,
 ) -> Report:
     """Return the report on a checkpoint's attention layers, from its weights alone.
@@ -93,15 +96,17 @@ def weights_report(
     model, where that is not what it names. ``layer`` and ``head``
     select numbers, as ``0:4,7``; ``asked`` picks among these; outliers are found among all heads.
     ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``full`` (--full):
-    every head is a row. ``threads`` layers are looked at at a time. Layers that cannot be read are
-    warnings; InputError where none can.
+    every head is a row. ``threads`` layers are looked at at a time; with an
+    ``exchange`` several processes divide them, when ``found`` has been told of all. Layers that
+    cannot be read are warnings; InputError where none can.
     """
     skipped: list[str] = []
     layers = find_layers(
         bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, base=base,
         skipped=skipped,
     )  # fmt: skip
-    facts = weight_facts(layers, threads=threads, progress=progress)
+    found(layers)
+    facts = weight_facts(layers, threads=threads, progress=progress, exchange=exchange)
     names = labels(layers)
     every = [
         _Head(one, at, names[at], h, found, judge(found, 0.0, policy))
@@ -189,6 +194,9 @@ def asides(layers: Sequence[Layer], biases: bool = True) -> list[str]:
     behind += ["the output's norm"] * any(map(output_norm, layers))
     if behind:
         found.append(f"gains of {' and '.join(behind)} within, not what it divides by")
+    found += ["without c2p, p2c"] if any(a.disentangled for a in layers) else []
+    found += ["gates left out"] if any(a.gated for a in layers) else []
+    found += ["latents not normed"] if any(a.latent for a in layers) else []
     return found
 
 

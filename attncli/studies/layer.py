@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from attncli.attention.masks import Mask
 from attncli.attention.pose import pose
 from attncli.attention.problem import Family, Masker, Problem, Scale, float_dtype
 from attncli.attention.rope import Rope
+from attncli.attention.tensors import tensor_masker
 from attncli.engines import DEFAULT
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
@@ -20,7 +21,8 @@ from attncli.files.vocabulary import BYSTANDERS, PLAYED
 from attncli.models.finding import load
 from attncli.models.layer import Layer, Projections
 from attncli.models.limits import beyond, maskers
-from attncli.models.project import EXACT, Heads, Way, concat, linear, project
+from attncli.models.project import Heads, project
+from attncli.models.stages import EXACT, Way, concat, linear
 from attncli.resources import Progress
 from attncli.studies.attend import Result, solve
 
@@ -44,7 +46,8 @@ class MultiheadResult:
     attention's Result with ``stages``, ``rows`` and ``problem``. ``cross`` says whether keys and
     values came from elsewhere, ``seq_first`` that x, and so the output, is ``(L, B, E)``,
     ``normed`` that the layer's input norm, where it has one, was applied to x. ``posing`` is
-    ``pose_layer`` with all that was given but the layer.
+    ``pose_layer`` with all that was given but the layer. ``gated`` makes of the heads' outputs what
+    is projected.
     """
 
     layer: Layer
@@ -56,6 +59,7 @@ class MultiheadResult:
     posing: partial[Posed]
     seq_first: bool = False
     normed: bool = True
+    gated: Callable[[Array], Array] = field(default=np.asarray, repr=False)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -82,7 +86,7 @@ class MultiheadResult:
     @property
     def concat(self) -> Array:
         """The heads side by side ``(B, L, H·Dv)``: what the output projection takes."""
-        return self._unbatched(concat(self.attention.attended.output))
+        return self._unbatched(concat(self.gated(self.attention.attended.output)))
 
     @property
     def query(self) -> Array:
@@ -112,7 +116,7 @@ class MultiheadResult:
     @cached_property
     def added(self) -> Array:
         """``contributions``, always with a batch."""
-        w, heads = self.projections.output, self.attention.attended.output  # (B, H, L, Dv)
+        w, heads = self.projections.output, self.gated(self.attention.attended.output)
         if w is None:
             return np.asarray(np.linalg.norm(heads, axis=-1))
         width = self.layer.value_dim
@@ -199,7 +203,7 @@ def multihead(
         problem, backend=backend, device=device, threads=threads, progress=progress,
         want=want(problem) if callable(want) else want,
     )  # fmt: skip
-    output = concat(attention.attended.output)  # (B, L, H·Dv)
+    output = concat(made.gated(attention.attended.output))  # (B, L, H·Dv)
     if made.weights.output is not None:
         output = linear(output, made.weights.output, made.weights.output_bias, problem.dtype)
     with np.errstate(over="ignore"):
@@ -220,6 +224,7 @@ def multihead(
         posing,
         seq_first and made.batched,
         input_norm == "auto",
+        made.gated,
     )
 
 
@@ -265,6 +270,13 @@ def pose_layer(
             "torch's layer has no cache: put the past into the memory",
         )
     limits = maskers(layer, made.cross, mask, attn_mask, key_padding_mask, mask_polarity)
+    if made.bias is not None:
+        if past_key is not None:
+            raise InputError(
+                f"past_key is given but {layer.label} adds terms of content and position",
+                "give the whole sequence as X",
+            )
+        limits.append(tensor_masker(made.bias, name="content and position"))
     problem = pose(
         made.query, made.key, made.value, family=Family(4 if made.batched else 3),
         mask=[beyond(limits, made.added)] if made.added else limits,

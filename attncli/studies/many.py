@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any
 
 from attncli.attention.problem import Problem
+from attncli.attention.shares import Exchange
 from attncli.attention.view import Labels
 from attncli.engines import DEFAULT
 from attncli.measures.evidence import Evidence
@@ -93,15 +94,19 @@ class Many:
 
     The arguments are those of `health.examine`. ``among`` are the names of all that there is, where
     only some are added: they get the short names and numbers that they have among these. ``seen``
-    is called with each layer while its tensors are at hand.
+    is called with each layer while its tensors are at hand. With an ``exchange`` several processes
+    take the layers in turn (``skips``), and ``join`` brings them together.
     """
 
     def __init__(
         self, *, policy: Sequence[Rule] = POLICY, seed: int = 0, backend: str = DEFAULT,
         device: str = "auto", threads: int | None = None, among: Sequence[str] = (),
         seen: Callable[[LayerHealth, Examination, Labels], None] | None = None,
+        exchange: Exchange | None = None,
     ) -> None:  # fmt: skip
         self.layers: list[LayerHealth] = []
+        self._exchange, self._places = exchange, count()
+        self._own: list[int] = []  # the places of its layers among those of all processes
         self.seed = seed
         self._seen = seen
         self._among = list(dict.fromkeys(among))
@@ -111,6 +116,25 @@ class Many:
             examine, effects=False, policy=policy, grad_output=f"random:{seed}", seed=seed,
             backend=backend, device=device, threads=threads,
         )  # fmt: skip
+
+    def skips(self, name: str) -> bool:
+        """Return whether the next problem is that of another process, which examines it."""
+        place, exchange = next(self._places), self._exchange
+        if exchange is None or place % exchange.ranks == exchange.rank:
+            self._own.append(place)
+            return False
+        self._new(name)
+        return True
+
+    def join(self) -> None:
+        """Bring the layers of all processes together, in the order in which they came."""
+        if self._exchange is None:
+            return
+        from attncli.studies.sent import said_in, text_of
+
+        ours = text_of(list(zip(self._own, self.layers, strict=True)))
+        every = [one for text in self._exchange.texts(ours) for one in said_in(text)]
+        self.layers = [layer for _, layer in sorted(every, key=lambda one: one[0])]
 
     def add(
         self,

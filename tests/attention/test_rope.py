@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import attncli
 from attncli.attention.pose import pose
-from attncli.attention.rope import Rope, frequencies, rotate
+from attncli.attention.rope import Rope, rotate
+from attncli.attention.rope_scaling import frequencies
 from attncli.attention.words import ROPE_STYLES
 from attncli.errors import InputError
 from tests.support import budget, rope_cases

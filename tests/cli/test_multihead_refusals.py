@@ -66,7 +66,7 @@ BAD: dict[str, tuple[str, list[str]]] = {
     "GGUF": ("wide.npy -w model.gguf", ["architecture 'None'", "known are"]),
     "a pickle": ("wide.npy -w model.pkl", ["a Python pickle", "never loaded"]),
     "an adapter": ("wide.npy -w lora.safetensors", ["an adapter", "merge it"]),
-    "latent attention": ("wide.npy -w latent.safetensors", ["latent attention"]),
+    "half of latent attention": ("wide.npy -w latent.safetensors", ["lacks kv_b_proj.weight"]),
     "a missing shard": ("wide.npy -w sharded", ["the index names model-00002-of-00002.safetensors, "
                         "which is not there"]),
     "a tokens option of no word": ("--random-weights 0 --model-dim 8 --heads 2 --tokens=",

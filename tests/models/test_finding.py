@@ -155,11 +155,11 @@ ERRORS: dict[str, tuple[list[tuple[str, tuple[int, ...]]], dict[str, Any], str, 
         "wq",
     ),
     "an adapter": ([("a.q_proj.lora_A.weight", (2, 8))], {}, "is an adapter", "merge"),
-    "latent attention": (
+    "half of latent attention": (
         [("a.kv_a_proj_with_mqa.weight", (8, 8)), ("a.q_proj.weight", (8, 8))],
         {},
-        "latent",
-        "one matrix",
+        "lacks kv_b_proj.weight",
+        "give the missing tensors",
     ),
     "GPTQ": (
         [("a.q_proj.qweight", (1, 8)), ("a.q_proj.scales", (1, 8))],

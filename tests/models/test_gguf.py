@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attncli.attention.rope import SCALINGS
+from attncli.attention.rope_scaling import SCALINGS
 from attncli.errors import FileError, InputError
 from attncli.files import read
 from attncli.models.finding import every_layer, find_layers

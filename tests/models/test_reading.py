@@ -118,11 +118,11 @@ def test_a_scaling_that_cannot_be_computed_is_an_error_only_when_it_is_used() ->
         "model_type": "llama",
         "num_attention_heads": 2,
         "rope_theta": 1e4,
-        "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0, 1.0]},
+        "rope_scaling": {"rope_type": "newrope", "factor": 2.0},
     }
     layer = one(*apart("layers.0.self_attn", QKVO), config=config)
-    assert layer.rope is None and "longrope" in layer.lacks[0].what
-    with pytest.raises(InputError, match="longrope") as error:
+    assert layer.rope is None and "newrope" in layer.lacks[0].what
+    with pytest.raises(InputError, match="newrope") as error:
         multihead(np.ones((3, 8)), layer)
     assert "--rope-cos" in str(error.value.hint)
     assert multihead(np.ones((3, 8)), layer, rope="none").output.shape == (3, 8)

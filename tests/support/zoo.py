@@ -264,9 +264,10 @@ def _hooks(layer: Layer, one: Passed, modules: Mapping[bytes, tuple[str, Any]]) 
         if one.output is None:
             one.concat, one.output = args[0].detach(), result.detach()
 
-    one.place = module("query", "qkv", apart=made.query)[0]
+    enter = module("query_down", "query", "qkv", apart=made.query)
+    one.place = enter[0]
     for place, (_, found) in (
-        ("query", module("query", "qkv", apart=made.query)),
+        ("query", enter),
         ("key", module("key", "kv", "qkv", apart=made.key)),
     ):
         if found is not None:

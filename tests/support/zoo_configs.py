@@ -72,10 +72,70 @@ _QWEN_VL = dict(text_config=dict(
     use_sliding_window=True, max_window_layers=2, rope_parameters=_MROPE_8, pad_token_id=0,
 ))  # fmt: skip
 
+_YARN = {
+    "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "mscale": 0.9, "mscale_all_dim": 1.3,
+    "original_max_position_embeddings": 4, "beta_fast": 32, "beta_slow": 1,
+}  # fmt: skip
+_BETA = {**_YARN, "llama_4_scaling_beta": 0.4, "mscale": 1.0, "mscale_all_dim": 1.0}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.1, 1.5, 2.0],
+    "long_factor": [1.5, 4.0, 8.0],
+}  # fmt: skip
+_LATENT = dict(  # of all that MLA needs; the norms of latents have an ε of their own
+    num_key_value_heads=5, q_lora_rank=14, kv_lora_rank=18, qk_rope_head_dim=6, v_head_dim=7,
+    qk_nope_head_dim=10, rms_norm_eps=0.03, head_dim=LEFT_OUT, attention_bias=True,
+)  # fmt: skip
+_DEBERTA = dict(
+    relative_attention=True, pos_att_type="p2c|c2p", max_relative_positions=7, layer_norm_eps=0.01,
+)  # fmt: skip
+_LINEAR = dict(
+    layer_types=["linear_attention", "full_attention"] * 2, linear_num_key_heads=2, head_dim=16,
+    linear_num_value_heads=4, linear_key_head_dim=4, linear_value_head_dim=6, rms_norm_eps=0.03,
+)  # fmt: skip
+_TEXT = dict(
+    vocab_size=64, hidden_size=40, intermediate_size=24, num_hidden_layers=4,
+    num_attention_heads=5, num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0,
+    moe_intermediate_size=24, shared_expert_intermediate_size=24, num_experts=2,
+    num_experts_per_tok=1,
+)  # fmt: skip
+_QWEN_35 = {"text_config": {**_TEXT, **_LINEAR}}
+
 #: What a model type needs besides, or in place of, ``SIZES``.
 MEMBERS: Mapping[str, Mapping[str, Any]] = {
     "codegen": dict(n_head=8, n_embd=64, rotary_dim=4),
-    "deberta": dict(relative_attention=False),
+    "deberta": _DEBERTA,
+    "deberta-v2": {**_DEBERTA, "position_buckets": 4, "norm_rel_ebd": "layer_norm",
+                   "share_att_key": True},
+    **dict.fromkeys(("axk1", "deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu"), _LATENT),
+    "deepseek_v2": {**_LATENT, "first_k_dense_replace": 4},
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), _LINEAR),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _QWEN_35),
+    "bailing_hybrid": {
+        **_LATENT, "layer_types": ["linear_attention", "full_attention"] * 2, "head_dim": 8,
+        "attention_bias": LEFT_OUT,
+    },
+    "kimi_linear": {
+        **_LATENT, "linear_head_dim": 8, "linear_num_heads": 4, "q_lora_rank": None,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+    },
+    "longcat_flash": {
+        **_LATENT, "head_dim": 6, "ffn_hidden_size": 24, "expert_ffn_hidden_size": 24,
+        "zero_expert_num": 2, "moe_topk": 2, "n_routed_experts": 4, "num_layers": 2,
+        "num_hidden_layers": LEFT_OUT,
+    },
+    "llama4_text": dict(attention_chunk_size=4, attn_scale=0.3, floor_scale=3),
+    "kimi_k25": dict(text_config={
+        **_TEXT, **{name: value for name, value in _LATENT.items() if value is not LEFT_OUT},
+        "n_routed_experts": 2,
+    }),
+    "llama4": dict(text_config=dict(
+        vocab_size=64, hidden_size=40, intermediate_size=24, intermediate_size_mlp=24,
+        num_hidden_layers=4, num_attention_heads=5, num_key_value_heads=1, head_dim=12,
+        max_position_embeddings=64, attention_chunk_size=4, floor_scale=3, num_local_experts=2,
+        num_experts_per_tok=1, pad_token_id=0,
+    )),
+    "ministral3": dict(rope_parameters=_BETA),
+    "mistral4": _LATENT | {"rope_parameters": _BETA},
     "dots1": dict(first_k_dense_replace=4),
     "esm": dict(
         vocab_size=64, position_embedding_type="rotary", mask_token_id=3, token_dropout=False,
@@ -110,14 +170,36 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "bert!decoder": dict(is_decoder=True),
     "cohere!qk": dict(use_qk_norm=True),
     "falcon!grouped": dict(new_decoder_architecture=True, num_kv_heads=1),
+    "deberta!clipped": dict(max_relative_positions=3, pos_att_type="c2p"),
+    "deberta!plain": dict(relative_attention=False),
+    "deberta-v2!apart": dict(share_att_key=False, position_buckets=-1, norm_rel_ebd="none"),
+    "deberta-v2!buckets": dict(share_att_key=False, pos_att_type=["p2c"]),
+    "deepseek_v2!plain": dict(q_lora_rank=None, rope_parameters=_YARN),
+    "deepseek_v3!half": dict(rope_interleave=False, q_lora_rank=None, attention_bias=False),
+    "deepseek_v3!yarn": dict(rope_parameters=_YARN),
     "gemma3_text!both": dict(use_bidirectional_attention=True),
     "glm4_moe!qk": dict(use_qk_norm=True),
     "gpt2!layers": dict(scale_attn_by_inverse_layer_idx=True),
     "gpt_bigcode!mha": dict(multi_query=False),
     "granitemoe!multiplier": dict(attention_multiplier=0.37),
+    "llama4_text!plain": dict(
+        use_qk_norm=False, attn_temperature_tuning=False, no_rope_layers=[0, 1, 1, 0]
+    ),
     "olmo_hybrid!nope": dict(rope_parameters=None),
     "olmoe!clip": dict(clip_qkv=1.0),
     "opt!post": dict(do_layer_norm_before=False),
+    "phi3!long": dict(
+        rope_parameters=_LONG,
+        original_max_position_embeddings=6,
+        head_dim=LEFT_OUT,
+        partial_rotary_factor=0.75,
+    ),
+    "phi3!short": dict(
+        rope_parameters=_LONG | {"attention_factor": 1.3},
+        original_max_position_embeddings=9,
+        partial_rotary_factor=0.75,
+        head_dim=LEFT_OUT,
+    ),
     "phi!qk": dict(qk_layernorm=True),
     "qwen2!window": dict(use_sliding_window=True, max_window_layers=2),
     "qwen3_moe!window": dict(use_sliding_window=True),
@@ -133,7 +215,7 @@ NOT_BUILT: Mapping[str, str] = {
             "40 million parameters and more with these sizes",
             "align align_vision_model blt dac deepseek_v32 efficientnet emu3_vqgan florence2 "
             "florence_vision gemma4 gemma4_text glm5_next_vision glm_moe_dsa inkling_audio "
-            "janus janus_vqgan longcat_flash muse_glimmer muse_spark_audio perceiver "
+            "janus janus_vqgan muse_glimmer muse_spark_audio perceiver "
             "qwen2_5_omni_bigvgan qwen2_5_omni_token2wav rag tvp vibevoice "
             "vibevoice_acoustic_tokenizer vibevoice_acoustic_tokenizer_decoder "
             "vibevoice_acoustic_tokenizer_encoder vibevoice_asr",

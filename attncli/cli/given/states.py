@@ -286,7 +286,7 @@ class StateReader(Reader):
             given = rope_of(Reader(None, flags.but(rope=own.style)))
             assert given is not None
             if given.cos is not None:
-                return given
+                return replace(given, dim=given.dim or own.dim, start=own.start)
             return replace(
                 own,
                 theta=own.theta if flags.rope_theta is None else given.theta,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from attncli.attention.words import AXES
 from attncli.cli.groups import (
     LINES_TOO,
     Attention,
@@ -33,6 +34,7 @@ from attncli.cli.options import (
     TENSORS,
     Group,
     at_least_zero,
+    one_of,
     option,
     said,
 )
@@ -310,6 +312,12 @@ DIFFERING = {
         autocompletion=lambda: [*SAVED, *CAPTURED],
         help="row_statistics: the statistics of every row, into JSON or -o. Of many layers "
         "query,key,value: a capture, into -o.",
+    ),
+    "shard": said(
+        **one_of(*AXES, "layers"),
+        help="Divide it among the processes that torchrun starts: torchrun --nproc-per-node 2 -m "
+        "attncli …; one problem by keys, heads or batch, a checkpoint, a model or many problems by "
+        "layers.",
     ),
     **LINES_TOO,
 }

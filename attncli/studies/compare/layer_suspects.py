@@ -16,7 +16,7 @@ import numpy as np
 from attncli.attention.words import ROPE_STYLES
 from attncli.models.finding import labels
 from attncli.models.layer import PACKINGS, Layer, Norm, Projections
-from attncli.models.project import normed
+from attncli.models.stages import normed
 from attncli.studies.compare.layer_theory import LayerTheory, OutChange
 from attncli.studies.compare.recipe import Out, Recipe
 from attncli.studies.compare.suspects import NOTHING
@@ -62,14 +62,52 @@ class LayerSuspect(NamedTuple):
         return None if made.out is None else made
 
 
+def _gate(recipe: Recipe) -> Iterator[LayerSuspect]:
+    if recipe.weights.gate is not None:
+        off = _weights(gate=None, gate_bias=None)
+        yield LayerSuspect("gate", "the heads' outputs are not gated", off, pair=True)
+
+
+def _latents(recipe: Recipe) -> Iterator[LayerSuspect]:
+    layer, latent = recipe.layer, recipe.layer.latent
+    if layer.temperature is not None:
+        yield LayerSuspect(
+            "temperature", "queries are not multiplied by their temperature",
+            _layer(temperature=None),
+        )  # fmt: skip
+    terms = layer.disentangled
+    if terms is not None:
+        for one in terms.terms:
+            rest = tuple(term for term in terms.terms if term != one)
+            left = replace(terms, terms=rest) if rest else None
+            yield LayerSuspect("terms", f"{one} is left out", _layer(disentangled=left))
+    if latent is None:
+        return
+    plain = 1 / np.sqrt(layer.head_dim)
+    if not np.isclose(layer.scale, plain):
+        yield LayerSuspect(
+            "scale", "the scale without mscale²", _asked(scale=plain),
+            said={"--scale": f"{plain:.9g}"},
+        )  # fmt: skip
+    for eps in EPSILONS:
+        if eps != latent.norm.eps:
+            queries = latent.query_norm and replace(latent.query_norm, eps=eps)
+            other = replace(latent, norm=replace(latent.norm, eps=eps), query_norm=queries)
+            yield LayerSuspect(
+                "latent", f"the norms of latents have ε {eps:g}", _layer(latent=other)
+            )
+
+
 def layer_suspects(recipe: Recipe, stages: frozenset[str]) -> Iterator[LayerSuspect]:
     """Yield all that may have been done otherwise; ``stages`` are those that are judged."""
     yield from _input_norms(recipe)
     yield from _biases(recipe)
     yield from _head_norms(recipe)
+    yield from _latents(recipe)
     yield from _projections(recipe)
     yield from _other_layers(recipe)
     if "output" in stages:
+        yield from _gate(recipe)
         yield from _outputs(recipe)
         yield from _orders(recipe)
         yield from _ends(recipe)

@@ -13,7 +13,7 @@ from attncli.attention.problem import Problem
 from attncli.errors import AttnError
 from attncli.measures import budget
 from attncli.measures.budget import Block, eps
-from attncli.models.project import Way, linear
+from attncli.models.stages import Way, linear
 from attncli.studies.compare.recipe import Out, Recipe, as_kept
 from attncli.studies.compare.theory import CELLS, Candidate, Plain, Theory, Unit
 
@@ -85,6 +85,12 @@ class LayerTheory(Theory):
         """Return plain implementations of the attention in ``own``, from hidden states on."""
         return [partial(self.plain, given, way) for given, way, _ in self._givens(own)]
 
+    def gate(self, way: Way | None, own: np.dtype[Any] | None) -> Array | None:
+        """Return what the heads' outputs are multiplied by, ``(B, H, L, Dv or 1)``."""
+        recipe = self.recipe
+        posed = recipe.exact if way is None or own is None else recipe.plain(own, way)
+        return posed.made.gate
+
     def _givens(self, own: np.dtype[Any]) -> list[tuple[Problem, budget.Way, Way]]:
         """Return problems that were projected in ``own``, and how plain ones go about them."""
         found = []
@@ -92,7 +98,10 @@ class LayerTheory(Theory):
             of = Way(way.low, n or None) if way.low is None else Way(way.low)
             problem = _changed(self, self.recipe.plain(own, of).problem)
             p = self.problem if problem is None else problem
-            mine = {n: getattr(self.problem, n) for n in ("mask", "scale", "softcap", "sink")}
+            kept = ["mask", "scale", "softcap", "sink"]
+            if self.recipe.layer.disentangled:  # the plain one's mask has its own terms
+                kept.remove("mask")
+            mine = {name: getattr(self.problem, name) for name in kept}
             found.append((budget.as_own(replace(p, **mine), own), way, of))
         return found
 
@@ -147,10 +156,16 @@ class Projected(LayerTheory):
         out = self.out
         assert out is not None
 
+        gate = self.gate(None, None)
+
         def of(head: int, at: Array) -> Array:
             one = super(Projected, self).block(b, head, at, own, self.seen(b, head, at))
             right = one.arrays["output"]
-            return np.stack([right, one.bands["output"] if own else np.zeros_like(right)], -1)
+            band = one.bands["output"] if own else np.zeros_like(right)
+            if gate is not None:
+                right, band = right * gate[b, head, at], band * gate[b, head, at]
+                band = band + (eps(own) * np.abs(right) if own else 0)
+            return np.stack([right, band], -1)
 
         with np.errstate(all="ignore"):
             both = self._concat(rows, of, out)
@@ -181,8 +196,11 @@ class Projected(LayerTheory):
         out, own = self.out, given.result_dtype
         assert out is not None
 
+        gate = self.gate(of, own)
+
         def one(head: int, at: Array) -> Array:
-            return self.plain(given, way, b, head, at, self.seen(b, head, at))["output"]
+            made = self.plain(given, way, b, head, at, self.seen(b, head, at))["output"]
+            return made if gate is None else (made * gate[b, head, at]).astype(made.dtype)
 
         with np.errstate(all="ignore"):
             found = self._concat(rows, one, out).astype(given.dtype)

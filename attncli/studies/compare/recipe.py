@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import float_dtype
-from attncli.attention.rope import Rope, frequencies
+from attncli.attention.rope import Rope
+from attncli.attention.rope_scaling import frequencies
 from attncli.models.layer import Layer, Projections
-from attncli.models.project import Way
+from attncli.models.stages import Way
 from attncli.studies.layer import MultiheadResult, Posed, pose_layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -125,7 +126,7 @@ class Recipe:
             (turn(angle) * np.float32(factor)).astype(low or np.float32)
             for turn in (np.cos, np.sin)
         )
-        return Rope(rope.style, dim=rope.dim, positions=rope.positions, cos=cos, sin=sin)
+        return replace(rope, scaling=None, cos=cos, sin=sin)
 
 
 def rounded(weights: Projections, own: np.dtype[Any]) -> Projections:

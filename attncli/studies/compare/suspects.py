@@ -194,7 +194,9 @@ def _ropes(p: Problem) -> Iterator[Suspect]:
     if now.cos is None:
         yield from _styles(now)
         for dim in (None, p.width // 2, p.width // 4, (now.dim or 0) // 2):
-            if dim != now.dim and (dim is None or (dim >= 2 and dim % 2 == 0 and dim != p.width)):
+            if now.start or dim == now.dim:
+                continue
+            if dim is None or (dim >= 2 and dim % 2 == 0 and dim != p.width):
                 yield Suspect(
                     "rope", "another number of channels that turn", turned(replace(now, dim=dim)),
                     {"--rope-dim": str(dim or p.width)},
@@ -272,14 +274,15 @@ def _cache(p: Problem, *, backward: bool) -> Problem | None:
     """Turn the cached keys by their places 0, 1, …, or back."""
     if p.rope is None or p.rope.cos is not None:
         return None
-    from attncli.attention.rope import frequencies, rotate
+    from attncli.attention.rope import rotate
+    from attncli.attention.rope_scaling import frequencies
 
     dim = p.width if p.rope.dim is None else p.rope.dim
     inverse, factor = frequencies(dim, p.rope.theta, p.rope.scaling, p.keys)
     angle = np.arange(p.past)[:, None] * inverse  # (past, dim/2)
     sine = -np.sin(angle) if backward else np.sin(angle)
     wide = p.key[:, :, : p.past].astype(np.float64)
-    cached = rotate(wide, np.cos(angle) * factor, sine * factor, p.rope.style)
+    cached = rotate(wide, np.cos(angle) * factor, sine * factor, p.rope.style, p.rope.start)
     key = np.concatenate([cached, p.key[:, :, p.past :].astype(np.float64)], axis=2)
     return replace(p, key=key)
 
