@@ -12,6 +12,7 @@ import numpy as np
 from attncli.errors import counted
 from attncli.files.bundle import Bundle
 from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged, weight_facts
+from attncli.measures.copying import stride
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
@@ -201,10 +202,15 @@ def not_folded(layers: Sequence[Layer]) -> list[str]:
 def words_in(layers: Sequence[Layer]) -> list[str]:
     """Return a line on the embeddings through which heads are seen."""
     found = []
-    for one in filter(None, map(vocabulary, streams(layers))):
+    for stream in streams(layers):
+        one = vocabulary(stream)
+        if one is None:
+            continue
         logits = f", logits {one.unembedding}" if one.unembedding else ""
         logits = ", logits by the same (tied)" if one.tied else logits
-        found.append(f"copies, matches: Σλ/Σ|λ| between words of {one.embedding}{logits}")
+        each = stride(stream.layers[0], one)
+        part = f"; 1 word of {each}" if each > 1 else ""
+        found.append(f"copies, matches: Σλ/Σ|λ| between words of {one.embedding}{logits}{part}")
     return list(dict.fromkeys(found))
 
 
