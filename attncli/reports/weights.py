@@ -211,7 +211,7 @@ def words_in(layers: Sequence[Layer]) -> list[str]:
         each = stride(stream.layers[0], one)
         part = f"; 1 word of {each}" if each > 1 else ""
         found.append(f"copies, matches: Σλ/Σ|λ| between words of {one.embedding}{logits}{part}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)) or ["no embedding is there: copies, matches are not known"]
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -315,11 +315,20 @@ def _data(
                 "head": head.head,
                 "verdict": head.verdict.level,
                 "reasons": head.verdict.reasons,
-                "statistics": head.statistics,
+                "statistics": _existing(head.statistics),
             }
             for head in every
         ],
     }
+
+
+def _existing(statistics: Mapping[str, float | int]) -> dict[str, float | int | None]:
+    """Return numbers of a head; None for one that does not exist.
+
+    That is NaN where all weights are finite; of others NaN is what came out.
+    """
+    lost = statistics["nonfinite"]
+    return {name: None if v != v and not lost else v for name, v in statistics.items()}
 
 
 def _records(every: Sequence[_Head]) -> Records:
