@@ -78,7 +78,7 @@ def inspect(
       attncli inspect --sweep-dim 8,64,512,1000,4096
       attncli inspect qkv.npz --sort entropy --filter 'max_weight>0.9'
       attncli inspect checkpoint/ --layer 3:9 --map largest_logit
-      attncli inspect checkpoint/ --composition --filter 'kind=="K" & from_layer<4'
+      attncli inspect checkpoint/ --composition --filter 'kind=="K"'
       attncli inspect MiniLM/ --text 'the cat sat on the mat because it was tired'
       attncli inspect SmolLM2/ --probe repeat
       attncli inspect before.npz --compare after.npz --fail-on change=0.1

@@ -25,6 +25,7 @@ from attncli.resources import Job, Progress, run_jobs, stages
 Array = np.ndarray[Any, np.dtype[Any]]
 
 CHUNK = 1 << 23  # numbers of an embedding that are looked at at a time
+WORTH = 1 << 40  # multiply-adds that sums over the vocabulary are worth
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +124,14 @@ def _sums(
     assert layer.bundle is not None
     tensors, width, lock = layer.bundle.tensors, layer.model_dim, Lock()
     names = dict.fromkeys(filter(None, (words.embedding, words.unembedding)))
-    count = min(len(tensors[name]) for name in names)
+    each, size = stride(layer, words), min(len(tensors[name]) for name in names)
+    count = len(range(0, size, each))
     means = {name: np.zeros(width) for name in names}
     sums = {name: np.zeros((width, width)) for name in names}
 
     def add(start: int) -> None:
-        rows = {name: layer.rows(name, start, min(start + step, count)) for name in names}
+        stop = min(start + step * each, size)
+        rows = {name: layer.rows(name, slice(start, stop, each)) for name in names}
         e = rows[words.embedding]
         made = {name: one.T @ e for name, one in rows.items()}
         with lock:
@@ -137,11 +140,19 @@ def _sums(
                 means[name] += rows[name].sum(0, dtype=np.float64)
 
     step = max(1, CHUNK // width)
-    jobs: list[Job] = [partial(add, start) for start in range(0, count, step)]
+    jobs: list[Job] = [partial(add, start) for start in range(0, size, step * each)]
     run_jobs(jobs, threads, False, progress)
     for name in names:
         sums[name] -= np.outer(means[name], means[words.embedding]) / count
     return sums[words.embedding], sums[words.unembedding] if words.unembedding else None
+
+
+def stride(layer: Layer, words: Vocabulary) -> int:
+    """Return which words are taken: all (1), or every second one … of very many, very wide ones."""
+    assert layer.bundle is not None
+    names = {words.embedding, words.unembedding} - {""}
+    rows = sum(layer.bundle.header(name).shape[0] for name in names)
+    return max(1, -(-rows * layer.model_dim**2 // WORTH))
 
 
 def _groups(parts: Parts) -> Array:

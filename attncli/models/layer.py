@@ -327,10 +327,10 @@ class Layer:
         assert self.bundle is not None
         return _wide(name, np.asarray(self.bundle.tensors[name]))
 
-    def rows(self, name: str, start: int, stop: int) -> Array:
+    def rows(self, name: str, some: slice) -> Array:
         """Return some rows of a tensor as ``tensor`` does all: the others are not read."""
         assert self.bundle is not None
-        return _wide(name, np.asarray(self.bundle.tensors[name][start:stop]))
+        return _wide(name, np.asarray(self.bundle.tensors[name][some]))
 
     def projections(self) -> Projections:
         """Read the weights and bring them into one form, whatever their packing."""

@@ -22,6 +22,7 @@ FINAL = (
     "norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm", "norm_f", "output_norm",
     "embedding_norm",
 )  # fmt: skip
+READERS = ("text_model",)  # parts that read and say nothing, causal (CLIP's) or not
 ELSEWHERE = tuple(stem for part in ("vision_config", "audio_config") for stem in NESTED[part])
 
 
@@ -54,10 +55,13 @@ def vocabulary(stream: Stream) -> Vocabulary | None:
     tied = unembedding is None and first.tied is not False
     stack = stream.name.rpartition(".")[0]
     final = _first(stack, FINAL, bundle, _final_kind(stream))
-    if not first.causal:
-        return Vocabulary(embedding, _first(beside, EMBEDDED, bundle, kind), "", None)
+    reads = not first.causal or {*READERS} & {*stream.name.split(".")}
+    embedded = _first(beside, EMBEDDED if reads else EMBEDDED[2:], bundle, kind)
+    embedded = embedded or _first(stack, EMBEDDED[2:], bundle, kind)  # BART shares its embedding
+    if reads:
+        return Vocabulary(embedding, embedded, "", None)
     return Vocabulary(
-        embedding, _first(beside, EMBEDDED[2:], bundle, kind),
+        embedding, embedded,
         unembedding or (embedding if tied else ""), final, tied,
     )  # fmt: skip
 

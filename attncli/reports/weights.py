@@ -13,6 +13,7 @@ from attncli.attention.shares import Exchange
 from attncli.errors import counted
 from attncli.files.bundle import Bundle
 from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged, weight_facts
+from attncli.measures.copying import stride
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import find_layers, holds_layers, labels
@@ -213,11 +214,16 @@ def not_folded(layers: Sequence[Layer]) -> list[str]:
 def words_in(layers: Sequence[Layer]) -> list[str]:
     """Return a line on the embeddings through which heads are seen."""
     found = []
-    for one in filter(None, map(vocabulary, streams(layers))):
+    for stream in streams(layers):
+        one = vocabulary(stream)
+        if one is None:
+            continue
         logits = f", logits {one.unembedding}" if one.unembedding else ""
         logits = ", logits by the same (tied)" if one.tied else logits
-        found.append(f"copies, matches: Σλ/Σ|λ| between words of {one.embedding}{logits}")
-    return list(dict.fromkeys(found))
+        each = stride(stream.layers[0], one)
+        part = f"; 1 word of {each}" if each > 1 else ""
+        found.append(f"copies, matches: Σλ/Σ|λ| between words of {one.embedding}{logits}{part}")
+    return list(dict.fromkeys(found)) or ["no embedding is there: copies, matches are not known"]
 
 
 # -- tables -----------------------------------------------------------------------------------
@@ -321,11 +327,20 @@ def _data(
                 "head": head.head,
                 "verdict": head.verdict.level,
                 "reasons": head.verdict.reasons,
-                "statistics": head.statistics,
+                "statistics": _existing(head.statistics),
             }
             for head in every
         ],
     }
+
+
+def _existing(statistics: Mapping[str, float | int]) -> dict[str, float | int | None]:
+    """Return numbers of a head; None for one that does not exist.
+
+    That is NaN where all weights are finite; of others NaN is what came out.
+    """
+    lost = statistics["nonfinite"]
+    return {name: None if v != v and not lost else v for name, v in statistics.items()}
 
 
 def _records(every: Sequence[_Head]) -> Records:

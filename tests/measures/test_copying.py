@@ -11,7 +11,8 @@ from attncli.files.bundle import Bundle
 from attncli.measures import copying as measure
 from attncli.measures.circuits import weight_facts
 from attncli.models.finding import find_layers
-from tests.support.lens import SAVED, layers_of
+from attncli.reports.weights import words_in
+from tests.support.lens import CONFIGS, SAVED, layers_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -37,6 +38,20 @@ def test_chunks_and_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     for one, other in zip(whole, weight_facts(layers, threads=3), strict=True):
         for name in ("copying", "matching"):
             np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+
+
+def test_of_very_many_words_some_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every third word is what a checkpoint says that has no others."""
+    layers = layers_of("rms")
+    tensors = dict(layers[0].bundle.tensors)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][::3]
+    fewer = weight_facts(find_layers(Bundle("x", "arrays", tensors), CONFIGS["rms"]))
+    monkeypatch.setattr(measure, "WORTH", 2 * 23 * 15**2 // 3 + 1)
+    for one, other in zip(weight_facts(layers), fewer, strict=True):
+        for name in ("copying", "matching"):
+            np.testing.assert_allclose(one[name], other[name], atol=1e-5)
+    assert "; 1 word of 3" in words_in(layers)[0]
 
 
 RNG = np.random.default_rng(7)

@@ -156,6 +156,15 @@ def test_the_embedding_is_that_of_the_layers_part() -> None:
     assert nearest is not None and nearest.embedding == "model.decoder.embed_tokens.weight"
 
 
+def test_a_shared_embedding_is_followed_by_the_norm_of_its_part() -> None:
+    norms = [f"model.{part}coder.layernorm_embedding" for part in ("en", "de")]
+    one = words("model.decoder.", "layers", "bart", "model.shared", *norms)
+    assert one is not None and one.embedded is not None
+    assert one.embedded.weights == ("model.decoder.layernorm_embedding.weight",)
+
+
 def test_an_encoder_has_no_logits() -> None:
+    clip = words("text_model.encoder.", "layers", "bart", "text_model.embeddings.token_embedding")
+    assert clip is not None and clip.unembedding == ""
     one = words("model.encoder.", "layers", "bart", "model.shared", "lm_head")
     assert one is not None and one.unembedding == "" and not one.tied
