@@ -10,10 +10,10 @@ from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.models import config as configs
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
-from attncli.models.layer import PACKINGS, PLAIN, Lack, Layer, Norm, PositionBias
+from attncli.models.layer import PACKINGS, Lack, Layer, Norm, PositionBias
 from attncli.models.layouts import Found, norm_before, numbers
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
-from attncli.models.stored import check_plain
+from attncli.models.stored import check_plain, not_plain
 
 #: Components of a path that say: keys and values come from elsewhere.
 CROSS = (
@@ -108,17 +108,11 @@ class Reading:
         )  # fmt: skip
 
     def _check_types(self) -> None:
-        for role in self.found.layout.inputs:
-            name = self.found.tensors[role]
+        roles = (*self.found.layout.inputs, "output")
+        for name in (self.found.tensors[r] for r in roles if r in self.found.tensors):
             header = self.bundle.header(name)
             if header.dtype not in (*FLOATS, "int64", "I64"):  # JSON's whole numbers
-                check_plain(
-                    [n for n in self.names if n.startswith(name.rpartition(".")[0])],
-                    self.bundle.source,
-                )
-                raise InputError(
-                    f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN
-                )
+                raise not_plain(name, header, self.names, self.bundle.source)
             if len(header.shape) != 2:
                 raise InputError(
                     f"'{name}' is {header.shape}", "a projection has two dimensions, (out, in)"
