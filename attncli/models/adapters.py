@@ -55,7 +55,7 @@ def base_of(
     """
     named = _said(adapter).get("base_model_name_or_path")
     beside = os.path.join(os.path.dirname(adapter.source), str(named))
-    here = [path for path in (str(named), beside) if named and os.path.exists(path)]
+    here = [path for path in (str(named), beside) if named and _is_model(path)]
     found = base or next(iter(here), "")
     if not found:
         names = f"the base that it names, '{named}', is not here" if named else "it names no base"
@@ -64,6 +64,11 @@ def base_of(
             "say where they are: --base FOLDER",
         )
     return files.read(found), config_beside(found) if config is None else config
+
+
+def _is_model(path: str) -> bool:
+    """Whether a path is a file, or a folder with a model's config."""
+    return os.path.isfile(path) or (os.path.isdir(path) and config_beside(path) is not None)
 
 
 def merged(adapter: Bundle, base: Bundle) -> Bundle:

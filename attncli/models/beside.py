@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import Any
 
 from attncli.errors import FileError
+from attncli.files.folders import weights_in
 
 #: Formats that say all of it themselves: what lies beside is of another file.
 OWN = (".gguf",)
@@ -32,9 +34,10 @@ def config_beside(ref: str) -> dict[str, Any] | None:
     path = ref
     while "::" in path and not os.path.exists(path):
         path = path.rpartition("::")[0]
-    if path.lower().endswith(OWN):
-        return None
     folder = path if os.path.isdir(path) else os.path.dirname(path)
+    with suppress(FileError):
+        if (weights_in(path) if folder == path else path).lower().endswith(OWN):
+            return None
     for name in ("config.json", "params.json"):
         beside = os.path.join(folder, name)
         if path != "-" and os.path.isfile(beside):

@@ -15,11 +15,11 @@ from attncli.models.disentangled import disentangled_of
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.latent import latent_of, latent_sizes
-from attncli.models.layer import GATED, PACKINGS, PLAIN, Disentangled, Lack, Layer, Norm
+from attncli.models.layer import GATED, PACKINGS, Disentangled, Lack, Layer, Norm
 from attncli.models.layouts import Found, join, norm_before, numbers
 from attncli.models.relative import relative_of, shared_table
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
-from attncli.models.stored import check_plain
+from attncli.models.stored import check_plain, not_plain
 
 #: Components of a path that say: keys and values come from elsewhere.
 CROSS = (
@@ -146,21 +146,14 @@ class Reading:
         )  # fmt: skip
 
     def _check_types(self) -> None:
-        for role in self.found.layout.inputs:
-            name = self.found.tensors[role]
+        roles = (*self.found.layout.inputs, "output")
+        for role, name in ((r, self.found.tensors.get(r)) for r in roles):
+            if name is None:
+                continue
             header = self.bundle.header(name)
             if header.dtype not in (*FLOATS, "int64", "I64"):  # JSON's whole numbers
-                check_plain(
-                    [n for n in self.names if n.startswith(name.rpartition(".")[0])],
-                    self.bundle.source,
-                )
-                raise InputError(
-                    f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN
-                )
+                raise not_plain(name, header, self.names, self.bundle.source)
             self.found.layout.form.check(name, role, header.shape)
-        output = self.found.tensors.get("output")
-        if output is not None:
-            self.found.layout.form.check(output, "output", self.bundle.header(output).shape)
         check_plain(
             [n for n in self.found.unused if n.startswith(self.found.parent)], self.bundle.source
         )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attncli.errors import InputError
-from attncli.files.bundle import Bundle, Lazy
+from attncli.files.bundle import Bundle
 from attncli.files.formats.entry import Array, Entry, Header
 from attncli.models import adapters, gguf
 from attncli.models.layer import PLAIN
@@ -68,6 +68,8 @@ PACKED = (
     Packed("HQQ", r"^(.*)\.W_q$", r"\.W_q$", "load it with hqq, model.dequantize(), and save that"),
 )  # fmt: skip
 
+ANY_MARK = re.compile("|".join(row.mark for row in PACKED))
+
 #: A scale beside a weight: W = stored × scale.
 SCALE = re.compile(r"^(.*)\.(weight_scale_inv|weight_scale|scale|SCB)$")
 SCALES = (".weight_scale_inv", ".weight_scale", ".SCB")
@@ -104,35 +106,22 @@ def plain(
 
 def scheme_of(name: str) -> tuple[Packed, str] | None:
     """Return the scheme that a name gives away, and the weight that it belongs to."""
-    for row in PACKED:
-        found = re.search(row.mark, name)
-        if found:
-            return row, found[1]
-    return None
+    if not ANY_MARK.search(name):
+        return None
+    hits = ((row, re.search(row.mark, name)) for row in PACKED)
+    return next(((row, found[1]) for row, found in hits if found), None)
 
 
 def packed(names: Collection[str]) -> dict[str, Packed]:
     """Return the tensors that are no numbers as they stand, and how they are packed."""
-    marked: dict[str, Packed] = {}
-    for name in names:
-        found = scheme_of(name)
-        if found:
-            marked[found[1]] = found[0]
-    stems = {
-        name: marked.get(name.rpartition(".")[0]) or marked.get(re.sub(r"_blocks$", "", name))
-        for name in names
-    }
-    loose = {name: found[0] for name in names if (found := scheme_of(name))}
-    return {
-        name: row
-        for name in names
-        if (row := loose.get(name) or stems[name]) and re.search(row.numbers, name)
-    }
-
-
-def is_packed(name: str, names: Collection[str]) -> bool:
-    """Whether a weight of this name is packed, by the names beside it."""
-    return name in packed([other for other in names if other.startswith(name.rpartition(".")[0])])
+    hits = {name: hit for name in names if (hit := scheme_of(name))}
+    stems = {stem: row for row, stem in hits.values()}
+    found: dict[str, Packed] = {}
+    for name in names if hits else ():
+        row = hits[name][0] if name in hits else stems.get(name.rpartition(".")[0])
+        if row and re.search(row.numbers, name):
+            found[name] = row
+    return found
 
 
 def check_plain(names: Collection[str], source: str) -> None:
@@ -147,6 +136,21 @@ def check_plain(names: Collection[str], source: str) -> None:
             )
 
 
+def not_plain(name: str, header: Header, names: Collection[str], source: str) -> InputError:
+    """Return the error for a weight of a type that is no float's."""
+    if header.dtype.startswith("float8"):
+        return InputError(
+            f"'{name}' is {header.dtype} and no scale is beside it",
+            f"expected {name}_scale_inv (a number a block) or {name}_scale (one a row, or one): "
+            "without it the weights are not what the model has",
+        )
+    beside = name.rpartition(".")[0]
+    found = next(filter(None, (scheme_of(n) for n in names if n.startswith(beside))), None)
+    if found:
+        return refusal(found[0], source, name)
+    return InputError(f"'{name}' is {header.dtype}: quantised weights are not supported", PLAIN)
+
+
 def refusal(row: Packed, source: str, name: str) -> InputError:
     """Return the error for weights that are packed."""
     return InputError(
@@ -157,13 +161,14 @@ def refusal(row: Packed, source: str, name: str) -> InputError:
 def _scaled(bundle: Bundle, config: Config) -> Bundle:
     """Return FP8 and int8 weights times their scales, and none of these."""
     names = set(bundle.tensors)
+    marked = {f"{hit[1]}.weight" for hit in map(scheme_of, names) if hit}
     entries: dict[str, Entry] = {}
     spent: list[str] = []
     kinds: dict[str, int] = {}
     for name in bundle.tensors:
         found = SCALE.match(name)
         weight = f"{found[1]}.weight" if found else ""
-        if not found or weight not in names or is_packed(weight, names):
+        if not found or weight not in names or weight in marked:
             continue
         header = bundle.header(weight)
         if not _is_low(header, name, config):
@@ -176,13 +181,6 @@ def _scaled(bundle: Bundle, config: Config) -> Bundle:
         if order in names:
             _check_order(bundle, order)
     other = [name for name in names if ACTIVATIONS.search(name)] if entries else []
-    bare = [n for n in names if n not in entries and n.endswith(".weight") and _is_fp8(bundle, n)]
-    if bare:
-        raise InputError(
-            f"'{bare[0]}' is {bundle.header(bare[0]).dtype} and no scale is beside it",
-            f"expected {bare[0]}_scale_inv (a number a block) or {bare[0]}_scale (one a row, or "
-            "one): without it the weights are not what the model has",
-        )
     if not entries:
         return bundle
     notes = [f"dequantised: {words} × {count} (tensors)" for words, count in kinds.items()]
@@ -190,7 +188,7 @@ def _scaled(bundle: Bundle, config: Config) -> Bundle:
         notes.append(
             f"scales of activations are not used, such as {sorted(other)[0]}: weights alone are low"
         )
-    return with_entries(bundle, entries, (*spent, *other), notes)
+    return with_entries(bundle, entries, {*spent, *other}, notes)
 
 
 def _is_low(header: Header, scale: str, config: Config) -> bool:
@@ -200,12 +198,6 @@ def _is_low(header: Header, scale: str, config: Config) -> bool:
     return header.dtype.startswith("float8_e") or (
         header.dtype == "int8" and (whole or scale.endswith(".SCB"))
     )
-
-
-def _is_fp8(bundle: Bundle, name: str) -> bool:
-    lazy = isinstance(bundle.tensors, Lazy)  # JSON, which says no header, has no float8
-    header = bundle.known_header(name) if lazy else bundle.header(name)
-    return header is not None and header.dtype.startswith("float8")
 
 
 def _check_order(bundle: Bundle, name: str) -> None:

@@ -140,6 +140,7 @@ def multihead(
     heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    base: str | None = None,
     memory: Any = None,
     memory_value: Any = None,
     seq_first: bool = False,
@@ -186,7 +187,7 @@ def multihead(
     if not isinstance(weights, Layer):
         weights = load(
             weights, config=config, layer=layer, arch=arch, heads=heads, kv_heads=kv_heads,
-            head_dim=head_dim,
+            head_dim=head_dim, base=base,
         )  # fmt: skip
     own = weights
     given = {"rope": rope, "mask": mask}

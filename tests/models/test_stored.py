@@ -119,6 +119,18 @@ def test_two_numbers_in_an_int8_are_not_taken_for_one() -> None:
         load(arrays, heads=2, arch="llama")
 
 
+def test_a_zero_point_is_not_overlooked(tmp_path: Path) -> None:
+    folder = copied("int8_channel", tmp_path)
+    path = str(Path(folder) / "model.safetensors")
+    tensors = dict(files.read(path).tensors)
+    stem = "model.layers.0.self_attn.k_proj"
+    tensors[f"{stem}.weight_zero_point"] = np.ones((16, 1), np.int8)
+    Path(path).unlink()
+    files.write(path, tensors)
+    with pytest.raises(InputError, match="compressed-tensors weights, which are not supported"):
+        load(folder)
+
+
 PACKED = {
     "GPTQ or AWQ": (["qweight", "qzeros", "scales", "g_idx"], "gptqmodel"),
     "compressed-tensors": (["weight_packed", "weight_scale", "weight_shape"], "run_compressed"),

@@ -116,6 +116,10 @@ def _write_keys(writer: Any, config: Any, layers: int) -> None:
             writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
             writer.add_rope_scaling_factor(factor)
             writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+            if "attention_factor" in rope:
+                writer.add_rope_scaling_yarn_attn_factor(rope["attention_factor"])
+            if "beta_fast" in rope:
+                writer.add_rope_scaling_yarn_beta_fast(rope["beta_fast"])
     window = _first(config, "sliding_window")
     if window and kind in ("gemma2", "gemma3_text", "cohere2", "gpt_oss", "phi3", "olmo3"):
         writer.add_sliding_window(window)
