@@ -1,7 +1,7 @@
 """What a model family does beyond the names of its weights: one row a ``model_type``.
 
-Every row was compared with transformers 5.23 layer by layer (tests/models/test_zoo.py), except
-those marked (code), which come from reading the source. What is not here is not computed.
+Every row was compared with transformers 5.23 layer by layer (tests/models/test_zoo.py), or with the
+library that it is of (tests/models/test_named.py). What is not here is not computed.
 """
 
 from __future__ import annotations

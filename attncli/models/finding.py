@@ -18,7 +18,7 @@ from attncli.errors import FileError, InputError
 from attncli.files.bundle import Bundle, Lazy
 from attncli.models.args import config_of
 from attncli.models.families import FAMILIES, family_named
-from attncli.models.joint import joined
+from attncli.models.joint import joined, streams_apart
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
 from attncli.models.layouts import Found, check_readable, dotted, match, nothing_found, numbers
 from attncli.models.reading import Reading
@@ -86,7 +86,7 @@ def find_layers(
     names = list(bundle.tensors)
     if arch != "auto":
         family_named(arch)
-    found = in_order(match(names, lambda name: len(bundle.header(name).shape)))
+    found = in_order(streams_apart(match(names, lambda name: len(bundle.header(name).shape))))
     if not found:
         check_readable(names, bundle.source)
         raise nothing_found(names, bundle.source)

@@ -162,7 +162,12 @@ UNREAD = (
         (".pkl", ".pickle"),
     ),
     Unread("a GGUF file", READABLE, (b"GGUF",), (".gguf",)),
-    Unread("an HDF5 file", READABLE, (b"\x89HDF",)),
+    Unread(
+        "an HDF5 file",
+        "save its arrays as .npz; of Keras: "
+        "numpy.savez('weights.npz', **{v.path: v.numpy() for v in model.variables})",
+        (b"\x89HDF",), (".h5", ".hdf5"),
+    ),
     Unread("a Parquet file", READABLE, (b"PAR1",)),
     Unread(
         "a Git LFS pointer, not the data", "fetch it: git lfs pull", (b"version https://git-lfs",)
