@@ -17,7 +17,7 @@ from attncli.errors import InputError, closest
 class Family:
     """Defaults where config.json is silent, and rules that no config states.
 
-    ``causal`` True, False, or the path component that makes a layer causal. ``rope`` the style,
+    ``causal`` True, False, or the path components that make a layer causal. ``rope`` the style,
     ``theta`` and ``partial`` its defaults, ``rope_on`` which layers turn. ``scale`` fixed, or None
     for 1/√D. ``fused`` the packing where the leaf's name does not tell; ``transposed`` for weights
     stored (in, out). ``norm`` the kind of qk-norm. ``window`` the rule where config.json has no
@@ -179,7 +179,10 @@ FAMILIES: Mapping[str, Family] = {
     "transformerlens": replace(PRE_DECODER, before_if="!pre_norm", gainless=True),
     "diffusers": replace(PRE_ENCODER, before_if="!pre_norm"),
     "flax": Family(norm="layer"),
-    "megatron": replace(PRE_DECODER, fused="groups"),
+    "megatron": replace(
+        PRE_DECODER, causal="decoder language_model", fused="groups",
+        note="the mask of GPT is taken in its decoder (an older BERT: --mask none)",
+    ),
     "nanogpt": replace(PRE_DECODER, fused="rows"),
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),

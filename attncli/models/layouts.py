@@ -136,8 +136,8 @@ _ROWS = (
 
 _KERNELS = {"end": "kernel", "form": EINSUM}
 _FLAX = (
-    _apart("Flax", "query key value", "out", family="flax", **_KERNELS),
-    _apart("Keras", "query key value", "attention_output", family="keras", **_KERNELS),
+    _apart("Flax", "query key value", "out", **_KERNELS),
+    _apart("Keras", "query key value", "attention_output", **_KERNELS),
 )
 #: A tensor belongs to the first row whose inputs and output are all there. What torch's modules
 #: are called, Flax's may be, too: with a kernel, (in, out), in place of a weight.

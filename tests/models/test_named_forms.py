@@ -97,6 +97,30 @@ def test_matrices_by_hand_are_no_transformerlens() -> None:
     assert "(heads, width, out)" in str(error.value.hint)
 
 
+@pytest.mark.parametrize(("name", "output"), [("flax", "out"), ("keras", "attention_output")])
+def test_modules_of_query_key_value_may_be_any_models(name: str, output: str) -> None:
+    """MaxText and KerasHub turn queries under the same names: plain attention must be asked for."""
+    kernels = {f"a/{n}/kernel": DRAW.normal(size=(8, 2, 4)) for n in ("query", "key", "value")}
+    kernels[f"a/{output}/kernel"] = DRAW.normal(size=(2, 4, 8))
+    with pytest.raises(InputError, match="nothing says its model_type") as error:
+        multihead(X, _bundle(kernels))
+    assert f"--arch {name} where" in str(error.value.hint)
+    assert not multihead(X, _bundle(kernels), arch=name).warnings
+
+
+@pytest.mark.parametrize(
+    ("path", "causal"),
+    [
+        ("decoder.layers.0.self_attention", True),
+        ("language_model.encoder.layers.0.self_attention", True),
+        ("encoder.layers.0.self_attention", False),
+    ],
+)
+def test_megatrons_decoder_alone_is_causal(path: str, causal: bool) -> None:
+    names = weights(f"{path}.linear_qkv", 24) | weights(f"{path}.linear_proj")
+    assert load(names, config=MEGATRON).causal == causal
+
+
 LENS = {"d_model": 8, "d_head": 4, "n_ctx": 9, "n_heads": 2}
 MEGATRON = {"num_attention_heads": 2, "kv_channels": 4, "num_layers": 1}
 DIFFUSERS = {"_class_name": "UNet2DConditionModel", "attention_head_dim": 8}
