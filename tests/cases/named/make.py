@@ -149,7 +149,7 @@ def lens() -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     common = {"n_layers": 2, "d_model": 12, "n_ctx": 9, "d_head": 6, "d_vocab": 7, "d_mlp": 8,
-              "act_fn": "relu", "seed": 1}  # fmt: skip
+              "act_fn": "relu", "seed": 1, "attn_only": True}  # fmt: skip
     kinds = {
         "lens": {
             "n_heads": 4, "n_key_value_heads": 2, "positional_embedding_type": "rotary",
@@ -183,7 +183,11 @@ def saved(model: Any, name: str) -> None:
 
     model.save_pretrained(HERE / name, safe_serialization=True)
     file = HERE / name / "diffusion_pytorch_model.safetensors"
-    kept = {n: t for n, t in load_file(file).items() if ".attn" in n or ".norm" in n}
+    kept = {
+        n: t
+        for n, t in load_file(file).items()
+        if ".attn" in n or (".norm" in n and "linear" not in n)
+    }
     save_file(kept, file)  # the attention alone: convolutions are large
 
 
