@@ -121,6 +121,19 @@ def test_megatrons_decoder_alone_is_causal(path: str, causal: bool) -> None:
     assert load(names, config=MEGATRON).causal == causal
 
 
+def test_the_transformer_engine_has_megatrons_norm_within() -> None:
+    """Its names of what test_named.py holds against Megatron's own modules."""
+    pytest.importorskip("torch")
+    bundle = files.read(str(NAMED / "megatron.pt"))
+    name = "self_attention.linear_qkv.layer_norm_weight"
+    fused = {n.replace("input_layernorm.weight", name): bundle.tensors[n] for n in bundle.tensors}
+    config = config_of(bundle, None)
+    x = DRAW.normal(size=(5, 12))
+    made = multihead(x, fused, config=config)
+    assert made.layer.input_norm is not None and name in made.layer.input_norm.weights[0]
+    np.testing.assert_array_equal(made.output, multihead(x, bundle).output)
+
+
 LENS = {"d_model": 8, "d_head": 4, "n_ctx": 9, "n_heads": 2}
 MEGATRON = {"num_attention_heads": 2, "kv_channels": 4, "num_layers": 1}
 DIFFUSERS = {"_class_name": "UNet2DConditionModel", "attention_head_dim": 8}
