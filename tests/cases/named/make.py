@@ -152,7 +152,8 @@ def lens() -> None:
               "act_fn": "relu", "seed": 1, "attn_only": True}  # fmt: skip
     kinds = {
         "lens": {
-            "n_layers": 1, "n_heads": 4, "n_key_value_heads": 2, "positional_embedding_type": "rotary",
+            "n_layers": 1, "n_heads": 4, "n_key_value_heads": 2,
+            "positional_embedding_type": "rotary",
             "rotary_dim": 4, "rotary_base": 500, "normalization_type": "RMS",
             "attn_scores_soft_cap": 2.0, "use_qk_norm": True,
         },
