@@ -7,6 +7,7 @@ the weights. One row a library here; what it says reaches ``models.config`` as c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from attncli.files.bundle import Bundle
 
 Config = Mapping[str, Any]
+SMALL = 4096  # numbers of an argument
 VERSION = "checkpoint_version"  # beside Megatron's arguments
 #: Members of a config that no config.json has: where it is from, what of it is not computed, and
 #: what it says of the model that else its model_type says (fields of a Family), and which
@@ -202,7 +204,7 @@ def config_of(bundle: Bundle, beside: Config | None) -> Config | None:
         return beside if row is None or beside.get("model_type") else _said(row, beside)
     for row in ARGS:
         for member in row.members:
-            inside = _member(bundle.options, member)
+            inside = _member(bundle, member)
             if VERSION in bundle.options:
                 inside = {**inside, VERSION: bundle.options[VERSION]}
             if _tells(row, inside):
@@ -226,14 +228,14 @@ def _said(row: Args, said: Config) -> Config:
     return found
 
 
-def _member(options: Config, member: str) -> dict[str, Any]:
-    """Return an object among the options of a file, whether whole or as dotted names."""
-    whole = options.get(member)
+def _member(bundle: Bundle, member: str) -> dict[str, Any]:
+    """Return an object of a file, whole or of dotted names; numbers in it may be small arrays."""
+    whole = bundle.options.get(member)
     if isinstance(whole, dict):
         return whole
     start = f"{member}."
-    return {
-        name.removeprefix(start): value
-        for name, value in options.items()
-        if name.startswith(start) and "." not in name.removeprefix(start)
-    }
+    found = {n.removeprefix(start): v for n, v in bundle.options.items() if n.startswith(start)}
+    for name in bundle.tensors if found else ():
+        if name.startswith(start) and math.prod(bundle.header(name).shape) <= SMALL:
+            found[name.removeprefix(start)] = bundle.tensors[name].tolist()
+    return {name: value for name, value in found.items() if "." not in name}

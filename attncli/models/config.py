@@ -358,7 +358,7 @@ def rope(config: Config, family: Family, style: str, kind: str, width: int) -> T
 def causal(config: Config, family: Family, path: str) -> bool:
     """Return whether a self-attention layer hides the future."""
     if isinstance(family.causal, str):
-        return family.causal in path.split(".")
+        return not {*family.causal.split()}.isdisjoint(path.split("."))
     if family.causal:
         return not _both_ways(config)
     return bool(config.get("is_decoder") and not config.get("is_encoder_decoder"))

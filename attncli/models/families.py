@@ -1,7 +1,7 @@
 """What a model family does beyond the names of its weights: one row a ``model_type``.
 
-Every row was compared with transformers 5.23 layer by layer (tests/models/test_zoo.py), except
-those marked (code), which come from reading the source. What is not here is not computed.
+Every row was compared with transformers 5.23 layer by layer (tests/models/test_zoo.py), or with the
+library that it is of (tests/models/test_named.py). What is not here is not computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attncli.errors import InputError, closest
 class Family:
     """Defaults where config.json is silent, and rules that no config states.
 
-    ``causal`` True, False, or the path component that makes a layer causal. ``rope`` the style,
+    ``causal`` True, False, or the path components that make a layer causal. ``rope`` the style,
     ``theta`` and ``partial`` its defaults, ``rope_on`` which layers turn. ``scale`` fixed, or None
     for 1/√D. ``latent`` what latents have besides: ``mscale``, yarn's square in the scale, and
     ``gains``, √(width of the model over their own). ``gate`` the projection whose sigmoid the
@@ -184,7 +184,10 @@ FAMILIES: Mapping[str, Family] = {
     "transformerlens": replace(PRE_DECODER, before_if="!pre_norm", gainless=True),
     "diffusers": replace(PRE_ENCODER, before_if="!pre_norm"),
     "flax": Family(norm="layer"),
-    "megatron": replace(PRE_DECODER, fused="groups"),
+    "megatron": replace(
+        PRE_DECODER, causal="decoder language_model", fused="groups",
+        note="the mask of GPT is taken in its decoder (an older BERT: --mask none)",
+    ),
     "nanogpt": replace(PRE_DECODER, fused="rows"),
     "gpt_bigcode": replace(PRE_DECODER, fused="groups"),
     "gpt_neo": replace(PRE_DECODER, scale=1.0, window="gpt_neo"),

@@ -19,7 +19,7 @@ from attncli.models import adapters, stored
 from attncli.models.args import config_of
 from attncli.models.beside import config_beside, read_config
 from attncli.models.families import FAMILIES, family_named
-from attncli.models.joint import joined
+from attncli.models.joint import joined, streams_apart
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
 from attncli.models.layouts import Found, dotted, linear, match, nothing_found, numbers
 from attncli.models.reading import Reading
@@ -67,7 +67,7 @@ def find_layers(
     bundle = _dotted(bundle)
     names = list(bundle.tensors)
     others = linear(names)
-    every = in_order(match(names, lambda name: len(bundle.header(name).shape)))
+    every = in_order(streams_apart(match(names, lambda name: len(bundle.header(name).shape))))
     found = [one for one in every if one.parent not in others]
     apart = [f"{parent} is {what}: not computed" for parent, what in others.items()]
     if not found and apart:

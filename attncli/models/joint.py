@@ -6,9 +6,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attncli.models.layer import Joint, Layer
-from attncli.models.layouts import LAYOUTS
+from attncli.models.layouts import LAYOUTS, Found
 
 STREAMS = {row.name: row.stream for row in LAYOUTS if row.stream}
+
+
+def streams_apart(found: Sequence[Found]) -> list[Found]:
+    """Take the tensors of a second stream from the unused ones of the first, and its of its."""
+    theirs: dict[str, set[str]] = {}
+    for one in found:
+        theirs.setdefault(one.parent, set()).update(one.names())
+    two = {one.parent for one in found if one.layout.stream}
+    return [
+        replace(one, unused=tuple(n for n in one.unused if n not in theirs[one.parent]))
+        if one.parent in two
+        else one
+        for one in found
+    ]
 
 
 def joined(layers: Sequence[Layer]) -> list[Layer]:

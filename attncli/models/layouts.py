@@ -73,10 +73,8 @@ def _lens(name: str, shared: str) -> Layout:
     """TransformerLens, whose fewer key and value heads have an underscore before their names."""
     roles = {"query": "attn.W_Q", "key": f"attn.{shared}W_K", "value": f"attn.{shared}W_V"}
     biases = {role: leaf.replace("W_", "b_") for role, leaf in roles.items()}
-    return Layout(
-        name, roles, ("attn.W_O",), bare=True, form=HEADS_FIRST,
-        biases={**biases, "output": "attn.b_O"},
-    )  # fmt: skip
+    biases["output"] = "attn.b_O"
+    return Layout(name, roles, ("attn.W_O",), bare=True, form=HEADS_FIRST, biases=biases)
 
 
 _TORCH_BIASES = {"qkv": "in_proj_bias", "output": "out_proj.bias"}
@@ -149,11 +147,11 @@ _ROWS = (
     ),
 )  # fmt: skip
 
+_KERNELS = {"end": "kernel", "form": EINSUM}
 _FLAX = (
-    _apart("Flax", "query key value", "out", family="flax", end="kernel", form=EINSUM),
-    _apart("Keras", "query key value", "attention_output", family="keras", end="kernel",
-           form=EINSUM),
-)  # fmt: skip
+    _apart("Flax", "query key value", "out", **_KERNELS),
+    _apart("Keras", "query key value", "attention_output", **_KERNELS),
+)
 #: A tensor belongs to the first row whose inputs and output are all there. What torch's modules
 #: are called, Flax's may be, too: with a kernel, (in, out), in place of a weight.
 LAYOUTS = (
@@ -313,22 +311,7 @@ def match(names: Iterable[str], rank: Callable[[str], int] | None = None) -> lis
                 options = fit or options
             best = next((option for option in options if "output" in option[2]), options[0])
             found.append(_complete(*best, known if not best[1] else children.get(best[1], [])))
-    return _streams_apart(_without_shadows(found))
-
-
-def _streams_apart(found: list[Found]) -> list[Found]:
-    """Take the tensors of a second stream from the unused ones of the first, and its of its."""
-    seconds = {one.parent: one for one in found if one.layout.stream}
-    if not seconds:
-        return found
-    return [
-        replace(one, unused=tuple(n for n in one.unused if n not in used))
-        for one in found
-        for used in [
-            {n for other in found if other.parent == one.parent for n in other.names()}
-            if one.parent in seconds else ()
-        ]
-    ]  # fmt: skip
+    return _without_shadows(found)
 
 
 def _is_within(parent: str, pattern: str) -> bool:

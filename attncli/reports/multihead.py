@@ -186,7 +186,8 @@ def _sampled(facts: HeadFacts) -> list[str]:
 def first_line(made: MultiheadResult) -> list[str]:
     """Return which layer it is, its heads and where their number is from, its parameters."""
     layer = made.layer
-    kind = f"{'cross' if made.cross else 'self'}-attention"
+    kind = "joint" if layer.joint else "cross" if made.cross else "self"
+    kind += "-attention"
     who = " ".join(filter(None, (family_of(layer), kind)))
     sizes = heads_of(layer)
     if layer.heads_source != "given":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from attncli.studies.layer import multihead
 
 HERE = Path(__file__).parents[1] / "cases" / "named"
 
-#: What a file does not say: timm's and torchvision's have no word of their own about heads.
-SAID = {
+#: What a file does not say: heads; that modules are Flax's or Keras' own, and no model's with RoPE.
+SAID: dict[str, dict[str, Any]] = {
+    "flax.npz": {"arch": "flax"},
+    "keras.npz": {"arch": "keras"},
     "timm_eva.safetensors": {"heads": 3, "rope": "none"},
     "torchvision_vit.safetensors": {"heads": 3},
 }
@@ -31,7 +34,7 @@ def answers(name: str) -> dict[str, dict[str, np.ndarray]]:
 CASES = [
     (path.name, layer)
     for path in sorted(HERE.iterdir())
-    if path.name.split(".")[-1] not in ("py", "md") and ".answers" not in path.name
+    if not path.name.endswith((".py", ".answers.npz", "__pycache__"))
     for layer in answers(path.name.split(".")[0])
     if layer != "rope"
 ]

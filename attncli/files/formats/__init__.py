@@ -165,7 +165,12 @@ UNREAD = (
         "a Python pickle", PICKLE_HINT, (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
         (".pkl", ".pickle"),
     ),
-    Unread("an HDF5 file", READABLE, (b"\x89HDF",)),
+    Unread(
+        "an HDF5 file",
+        "save its arrays as .npz; of Keras: "
+        "numpy.savez('weights.npz', **{v.path: v.numpy() for v in model.variables})",
+        (b"\x89HDF",), (".h5", ".hdf5"),
+    ),
     Unread("a Parquet file", READABLE, (b"PAR1",)),
     Unread(
         "a Git LFS pointer, not the data", "fetch it: git lfs pull", (b"version https://git-lfs",)

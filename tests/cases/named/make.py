@@ -149,10 +149,11 @@ def lens() -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     common = {"n_layers": 2, "d_model": 12, "n_ctx": 9, "d_head": 6, "d_vocab": 7, "d_mlp": 8,
-              "act_fn": "relu", "seed": 1}  # fmt: skip
+              "act_fn": "relu", "seed": 1, "attn_only": True}  # fmt: skip
     kinds = {
         "lens": {
-            "n_heads": 4, "n_key_value_heads": 2, "positional_embedding_type": "rotary",
+            "n_layers": 1, "n_heads": 4, "n_key_value_heads": 2,
+            "positional_embedding_type": "rotary",
             "rotary_dim": 4, "rotary_base": 500, "normalization_type": "RMS",
             "attn_scores_soft_cap": 2.0, "use_qk_norm": True,
         },
@@ -166,7 +167,7 @@ def lens() -> None:
         },
     }  # fmt: skip
     for name, own in kinds.items():
-        cfg = HookedTransformerConfig(**common, **own)
+        cfg = HookedTransformerConfig(**{**common, **own})
         model: Any = shaken(HookedTransformer(cfg))
         seen = watched(model, {f"blocks.{n}": (b.ln1, b.attn) for n, b in enumerate(model.blocks)})
         with torch.no_grad():
@@ -183,7 +184,11 @@ def saved(model: Any, name: str) -> None:
 
     model.save_pretrained(HERE / name, safe_serialization=True)
     file = HERE / name / "diffusion_pytorch_model.safetensors"
-    kept = {n: t for n, t in load_file(file).items() if ".attn" in n or ".norm" in n}
+    kept = {
+        n: t
+        for n, t in load_file(file).items()
+        if ".attn" in n or (".norm" in n and "linear" not in n)
+    }
     save_file(kept, file)  # the attention alone: convolutions are large
 
 
@@ -322,12 +327,10 @@ def keras() -> None:
 def megatron() -> None:
     """Megatron-Core's GPT, grouped, RoPE on half a head, as its training saves it.
 
-    By its modules for no Transformer Engine, whose norm lies in input_layernorm; ``megatron_te``
-    is the same under the names of the Transformer Engine, which fuses that norm into linear_qkv.
+    By its modules for no Transformer Engine, whose norm lies in input_layernorm.
     """
     import argparse
     import contextlib
-    import shutil
 
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
@@ -374,14 +377,6 @@ def megatron() -> None:
     state = {n: t for n, t in model.state_dict().items() if torch.is_tensor(t)}
     torch.save({"args": args, "model": state, "checkpoint_version": 3.0}, HERE / "megatron.pt")
     keep("megatron", seen)
-    names = {"input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight"}
-    fused = {}
-    for n, t in state.items():
-        for ours, theirs in names.items():
-            n = n.replace(ours, theirs)
-        fused[n] = t
-    torch.save({"args": args, "model": fused, "checkpoint_version": 3.0}, HERE / "megatron_te.pt")
-    shutil.copy(HERE / "megatron.answers.npz", HERE / "megatron_te.answers.npz")
 
 
 def _without_its_kernels() -> None:
