@@ -379,6 +379,8 @@ def _products(ours: Array, others: Array) -> Array:
 
 
 def _gain(layer: Layer, norm: Norm) -> float:
+    if not norm.weights:
+        return 1.0
     weights = np.concatenate([np.atleast_1d(layer.tensor(name)).ravel() for name in norm.weights])
     return float(np.abs(weights + (norm.kind == "rms+1")).max())
 

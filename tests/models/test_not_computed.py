@@ -118,7 +118,9 @@ PARTS_NOT_COMPUTED = {
     "xlm": ({"causal": True}, "layer.0.attention", "its causal mask"),
     "mvp": ({"use_prompt": True}, "layer.0.attention", "keys of its prompts"),
     "deberta_v2": (
-        {"relative_attention": True, "pos_att_type": ["c2p"]}, "layer.0.attention", "terms lack",
+        {"relative_attention": True, "pos_att_type": ["c2p"]},
+        "layer.0.attention",
+        "terms lack",
     ),
     "big_bird": ({"attention_type": "block_sparse"}, "layer.0.attention", "block-sparse"),
     "swin": ({}, "encoder.layers.0.blocks.1.attention", "windows are shifted"),
