@@ -304,3 +304,21 @@ def test_linear_attention_is_listed_and_refused_by_name(tmp_path: Path) -> None:
     del tensors["layers.1.self_attn.q_proj.weight"]
     with pytest.raises(InputError, match=r"no softmax attention: layers.0.linear_attn is linear"):
         load(tensors)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind", "message"),
+    [
+        ("lambda_q1", "diffllama", "differential attention"),
+        ("indexer.wq_b.weight", "deepseek_v32", "sparse attention"),
+    ],
+)
+def test_what_else_an_attention_is_is_refused_by_name(leaf: str, kind: str, message: str) -> None:
+    names = apart("layers.0.self_attn", QKVO, *[(E, E)] * 4)
+    layer = one(
+        *names, (f"layers.0.self_attn.{leaf}", (E,)),
+        config={"model_type": kind, "num_attention_heads": H},
+    )  # fmt: skip
+    with pytest.raises(InputError, match=message) as error:
+        multihead(states(3, E), layer)
+    assert "goes ahead without it" in str(error.value.hint)
