@@ -105,7 +105,9 @@ def _behind(layer: Layer, norm: Norm, part: Array) -> Array:
 
 
 def gain_of(layer: Layer, norm: Norm) -> Array:
-    """Return what a norm multiplies by, one number a channel, all heads' in a row."""
+    """Return what a norm multiplies by, one number a channel, all heads' in a row; 1 for none."""
+    if not norm.weights:
+        return np.ones(1, np.float32)
     gain = np.concatenate([np.atleast_1d(layer.tensor(name)).ravel() for name in norm.weights])
     return gain + 1 if norm.kind.endswith("+1") else gain
 

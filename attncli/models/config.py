@@ -239,12 +239,16 @@ def temperature(config: Config, family: Family, turned: bool) -> Temperature | N
     """Return what queries are multiplied by at their position, or None."""
     if family.temperature == "nope":  # Llama 4: where nothing turns
         weight, every = number(config, "attn_scale"), number(config, "floor_scale")
+        if every is not None and every <= 0:
+            raise wrong("floor_scale", every, "a positive number")
         on = config.get("attn_temperature_tuning", True) and not turned
         found = Temperature(0.1 if weight is None else weight, every or 8192.0, 1)
         return found if on else None
     settings = members(config, "rope_parameters") or members(config, "rope_scaling")
     beta = number(settings, "llama_4_scaling_beta") if family.temperature else None
     whole = number(settings, "original_max_position_embeddings")
+    if whole is not None and whole <= 0:
+        raise wrong("original_max_position_embeddings", whole, "a positive number")
     return Temperature(beta, whole) if beta and whole else None
 
 
@@ -276,6 +280,8 @@ def turns(config: Config, family: Family, index: int, kind: str) -> bool:
     if family.rope_on == "stated":
         return number(members(config, "rope_parameters"), *THETAS) is not None
     layers = config.get("no_rope_layers")
+    if layers is not None and not isinstance(layers, list):
+        raise wrong("no_rope_layers", layers, "a list with 1 or 0 for each layer")
     if family.rope_on == "no_rope_layers" and not layers:
         return (index + 1) % int(number(config, "no_rope_layer_interval") or 4) != 0
     if isinstance(layers, list) and index < len(layers):

@@ -56,6 +56,9 @@ def disentangled_of(
     if longest < 1:
         longest = configs.number(config, "max_position_embeddings") or 512.0
     size = configs.number(config, "position_buckets") or -1.0
+    if size > 0 and (size < 4 or size % 2 or longest - 1 <= size // 2):
+        expected = f"an even number from 4 on, its half below max_relative_positions {longest:g}"
+        raise configs.wrong("position_buckets", size, expected)
     norm = None
     if "layer_norm" in str(config.get("norm_rel_ebd", "")).lower():
         weight, bias = (join(holder, f"LayerNorm.{end}") for end in ("weight", "bias"))

@@ -205,7 +205,7 @@ FAMILIES: Mapping[str, Family] = {
             "llama", "granite", "arcee", "seed_oss", "apertus", "granitemoe",
             "granitemoeshared", "olmoe", "minimax_m2", "internlm3", "solar_open",
             "hy_v3", "cwm", "csm", "csm_depth_decoder_model", "aria_text", "emu3_text_model",
-            "granite_swa", "granitemoe_swa", "qwen3_vl_text",
+            "granite_swa", "granitemoe_swa", "granite4_vision_text", "qwen3_vl_text",
         ),
         LLAMA,
     ),
@@ -245,7 +245,10 @@ FAMILIES: Mapping[str, Family] = {
         ("hunyuan_v1_dense", "hunyuan_v1_moe"), replace(LLAMA, norm_after_rope=True)
     ),
     "cohere": replace(INTERLEAVED, before="layer", norm="layer"),
-    "cohere2": replace(INTERLEAVED, before="layer", window="every 4", rope_on="sliding"),
+    **dict.fromkeys(
+        ("cohere2", "cohere2_moe"),
+        replace(INTERLEAVED, before="layer", window="every 4", rope_on="sliding"),
+    ),
     "glm": replace(INTERLEAVED, partial=0.5),
     "glm4": replace(INTERLEAVED, partial=0.5),
     "helium": INTERLEAVED,
@@ -303,7 +306,10 @@ def family_named(arch: str) -> Family:
     return FAMILIES[name]
 
 
-_GRANITE = {"granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared"}
+_GRANITE = {
+    "granite", "granite4_vision_text", "granite_swa", "granitemoe", "granitemoe_swa",
+    "granitemoeshared",
+}  # fmt: skip
 _GEMMA = {"gemma2", "gemma3", "gemma3_text", "vaultgemma"}
 #: Members of config.json by the families whose code reads them; the code of others does not.
 READ_BY: Mapping[str, Collection[str]] = {

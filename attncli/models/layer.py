@@ -283,6 +283,20 @@ class Layer:
         return "sinks" in self.tensors
 
     @property
+    def asides(self) -> tuple[str, ...]:
+        """What it computes beside softmax(q·kᵀ)·v, in words."""
+        heat, terms = self.temperature, self.disentangled
+        return tuple(filter(None, (
+            f"keys and values come from a latent {self.latent.rank} wide" if self.latent else "",
+            f"queries times 1 + {heat.weight:g}·ln(1 + ⌊(position + {heat.start})/{heat.every:g}⌋)"
+            if heat else "",
+            f"{' and '.join(terms.terms)} of content and position are added to the scores"
+            if terms else "",
+            "the heads' outputs are gated: times a sigmoid of X, before they are projected"
+            if self.gated else "",
+        )))  # fmt: skip
+
+    @property
     def gated(self) -> bool:
         """Whether the heads' outputs are multiplied by a sigmoid of x before they are projected."""
         return self.packing == GATED or "gate" in self.tensors

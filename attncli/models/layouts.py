@@ -221,6 +221,12 @@ NO_SOFTMAX = {
     "A_log": "linear attention or a state space",
 }
 
+#: Tensors in an attention that say what else it is, by how they begin below it.
+OTHERWISE = {
+    "lambda_": "its differential attention (two softmaxes, the second times λ) is not computed",
+    "indexer.": "its sparse attention (an indexer chooses the keys) is not computed",
+}
+
 
 def linear(names: Iterable[str]) -> dict[str, str]:
     """Return what is no softmax attention, by its parent."""

@@ -16,7 +16,7 @@ from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.latent import latent_of, latent_sizes
 from attncli.models.layer import GATED, PACKINGS, Disentangled, Lack, Layer, Norm
-from attncli.models.layouts import Found, join, norm_before, numbers
+from attncli.models.layouts import OTHERWISE, Found, join, norm_before, numbers
 from attncli.models.relative import relative_of, shared_table
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 from attncli.models.stored import check_plain, not_plain
@@ -372,6 +372,10 @@ class Reading:
         if others:
             self.notes.append(f"for other inputs than X, not used: {listed(others, 4)}")
         some = [name for name in some if name not in others]
+        for start, what in OTHERWISE.items():
+            if any(name.startswith(start) for name in some):
+                self.lacks.insert(0, Lack(what))
+                some = [name for name in some if not name.startswith(start)]
         if some and not (family.lacks and not family.only):
             self.lacks.append(Lack(f"tensors beside it are not used: {listed(some, 4)}"))
 

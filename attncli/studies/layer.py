@@ -64,14 +64,14 @@ class MultiheadResult:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was assumed of the layer, and what was done to x before it was projected."""
-        norm = self.layer.input_norm
+        norm, more = self.layer.input_norm, (*self.layer.asides, *self.layer.notes)
         if norm is None:
-            return self.layer.notes
+            return more
         if self.normed:
             said = f"{norm.name} applied to X first ({norm.words})"
         else:
             said = f"{norm.name} not applied: X is taken as normed"
-        return (said, *self.layer.notes)
+        return (said, *more)
 
     @property
     def output(self) -> Array:

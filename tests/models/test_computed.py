@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from attncli.attention.rope import Rope
 from attncli.attention.rope_scaling import frequencies
 from attncli.errors import InputError
+from attncli.measures.circuits import layer_facts
 from attncli.models.finding import load
 from attncli.models.layer import Disentangled, Layer, Temperature
 from attncli.studies.compare.layers import compare_layer
@@ -261,6 +262,29 @@ def test_what_the_terms_lack_is_said() -> None:
         multihead(states(6, E), deberta(), past_key=past, past_value=past)
 
 
+BAD_MEMBERS: dict[str, tuple[Any, str]] = {
+    "floor_scale": (lambda: llama4(1, floor_scale=-3), "floor_scale is -3"),
+    "no_rope_layers": (lambda: llama4(1, no_rope_layers="x"), "no_rope_layers is"),
+    "attention_chunk_size": (lambda: llama4(0, attention_chunk_size=0), "chunk_size is 0"),
+    "position_buckets": (lambda: deberta(position_buckets=1), "position_buckets is 1"),
+    "odd buckets": (lambda: deberta(position_buckets=5), "position_buckets is 5"),
+    "far": (lambda: deberta(max_relative_positions=2), "below max_relative_positions 2"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_MEMBERS)
+def test_members_that_cannot_be_are_errors(what: str) -> None:
+    build, message = BAD_MEMBERS[what]
+    with pytest.raises(InputError) as error:
+        build()
+    assert message in f"{error.value.message} {error.value.hint}"
+
+
+def test_weights_alone_know_norms_without_a_gain() -> None:
+    facts = layer_facts(llama4(0))
+    assert np.allclose(facts["logit_bound"], D / math.sqrt(D))
+
+
 def test_linear_attention_is_listed_and_refused_by_name(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = dict(apart("layers.1.self_attn", QKVO, *[(E, E)] * 4)) | {
@@ -280,3 +304,21 @@ def test_linear_attention_is_listed_and_refused_by_name(tmp_path: Path) -> None:
     del tensors["layers.1.self_attn.q_proj.weight"]
     with pytest.raises(InputError, match=r"no softmax attention: layers.0.linear_attn is linear"):
         load(tensors)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "kind", "message"),
+    [
+        ("lambda_q1", "diffllama", "differential attention"),
+        ("indexer.wq_b.weight", "deepseek_v32", "sparse attention"),
+    ],
+)
+def test_what_else_an_attention_is_is_refused_by_name(leaf: str, kind: str, message: str) -> None:
+    names = apart("layers.0.self_attn", QKVO, *[(E, E)] * 4)
+    layer = one(
+        *names, (f"layers.0.self_attn.{leaf}", (E,)),
+        config={"model_type": kind, "num_attention_heads": H},
+    )  # fmt: skip
+    with pytest.raises(InputError, match=message) as error:
+        multihead(states(3, E), layer)
+    assert "goes ahead without it" in str(error.value.hint)
