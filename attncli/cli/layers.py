@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from attncli.cli import groups, output
+from attncli.cli import groups, output, ranks
+from attncli.cli.groups import divided
 from attncli.cli.groups import inspect as own
 from attncli.cli.options import mode
 from attncli.errors import AttnError, InputError
@@ -33,6 +34,7 @@ def many(
     *,
     bundle: own.Bundles,
     asked: own.Many,
+    shared: divided.Shard,
     full: bool,
     saved: groups.Saved,
     drawn: groups.Drawn,
@@ -48,6 +50,7 @@ def many(
     if page.names and not page.target:
         raise InputError("--include has no use without -o", "add -o capture.safetensors")
     _keep_inputs(page, paths)
+    exchange = ranks.by_layers(shared.shard, "many problems", asked.device, page)
 
     from attncli import render
     from attncli.reports.kept import KeptMaps
@@ -61,10 +64,13 @@ def many(
     together = Many(
         policy=asked.limits(), seed=asked.seed, backend=asked.backend, device=asked.device,
         threads=asked.threads, among=[one.name for one in known],
-        seen=maps.add if "report" in page.pictures else None,
+        seen=maps.add if "report" in page.pictures else None, exchange=exchange,
     )  # fmt: skip
     if asked.layer is not None:
         found = _chosen(known, asked.layer)
+    if exchange is not None:
+        found = list(found)
+        ranks.agreed(exchange, ", ".join(paths), len(found))
     with ExitStack() as stack:
         target, capture = page.target, None
         if target:
@@ -77,6 +83,8 @@ def many(
             for one in each:
                 if isinstance(one, AttnError):
                     raise one
+            together.join()
+    ranks.rest()
     if capture and page.target:
         page = page._replace(target=page.target._replace(path=capture.written))
         warnings = [*warnings, *lost(capture)]
@@ -140,6 +148,8 @@ def _examined(
     parts = stages(progress, [1] * count)
     for source in found:
         part = next(parts, None)
+        if together.skips(source.name):
+            continue
         try:
             given = gather(source.load(), asked.problem)
             _keep_inputs(page, given.sources)

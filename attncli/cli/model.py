@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from attncli.cli import groups, output
+from attncli.cli import groups, output, ranks
+from attncli.cli.groups import divided
 from attncli.cli.groups import inspect as own
 from attncli.cli.options import mode
 from attncli.errors import InputError
@@ -38,6 +39,7 @@ def reading(
     picked: own.Picked,
     map: str | None,
     engine: groups.Engine,
+    shared: divided.Shard,
     seed: int,
     full: bool,
     saved: groups.Saved,
@@ -50,6 +52,7 @@ def reading(
     page = output.page_of(printed, saved, own.CAPTURED, drawn)
     if page.names and not page.target:
         raise InputError("--include has no use without -o", "add -o capture.safetensors")
+    exchange = ranks.by_layers(shared.shard, "a model that reads", engine.device, page)
 
     from attncli import render
     from attncli.cli.given import model as reads
@@ -80,7 +83,7 @@ def reading(
 
         def told(path: str, problem: "Problem", labels: "Labels") -> None:
             nonlocal failed
-            if some is not None and path not in some:
+            if (some is not None and path not in some) or many.skips(path):
                 return
             one = many.add(
                 path, problem, labels, batches=selection("--batch", elements.batch, problem.batch)
@@ -107,10 +110,13 @@ def reading(
         many = Many(
             policy=limits, seed=seed, backend=engine.backend, device=engine.device,
             threads=engine.threads, among=list(seen.short),
-            seen=maps.add if "report" in page.pictures else None,
+            seen=maps.add if "report" in page.pictures else None, exchange=exchange,
         )  # fmt: skip
         some = chosen(list(seen.short), where.layer)
+        ranks.agreed(exchange, source, len(some or seen.short))
         loading.run(loaded, it_reads.batch)
+        many.join()
+    ranks.rest()
     if kept and page.target:
         page = page._replace(target=page.target._replace(path=kept.written))
     unsaid = lost(kept) if kept else []

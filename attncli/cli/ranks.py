@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from attncli.cli import output
 from attncli.errors import AttnError, InputError, TooLarge, counted, series
+from attncli.render import LINES
 
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
@@ -50,14 +52,25 @@ def demand(axis: str | None, what: str, *able: str) -> None:
         raise InputError(f"--shard {axis} has no use in {what}", f"say {words}")
 
 
-def by_layers(axis: str | None, what: str, device: str) -> Ranks | None:
+def by_layers(
+    axis: str | None, what: str, device: str, page: output.Page | None = None
+) -> Ranks | None:
     """Return the exchange of processes that divide the layers of ``what``, None for none.
 
-    ``agreed`` is to be called when each knows what it has before it.
+    ``agreed`` is to be called when each knows what it has before it. Raises InputError for a
+    ``page`` that holds more of each layer than its statistics: no process has it of all.
     """
     if axis is None:
         return None
     demand(axis, what, "layers")
+    more = {"-o": page and page.target, "--report": page and "report" in page.pictures}
+    more["--format ndjson"] = page and page.shown == LINES
+    for flag, there in more.items():
+        if there:
+            raise InputError(
+                f"{flag} has no use with --shard layers: no process has all layers",
+                "leave one of the two out",
+            )
     return start(device)
 
 

@@ -225,11 +225,10 @@ def weight_facts(
     These are decompositions of small matrices, which BLAS's own threads slow down. As many
     layers' weights are in memory as there are threads.
     """
+    own = range(len(layers))
     if exchange is not None:
-        own = layers[exchange.rank :: exchange.ranks]
-        ours = weight_facts(own, threads=threads, progress=progress)
-        return _of_all(layers, ours, exchange)
-    found: list[WeightFacts | None] = [None] * len(layers)
+        own = range(exchange.rank, len(layers), exchange.ranks)
+    found: dict[int, WeightFacts] = {}
     part = stages(progress, (1, 3))
     words = words_of(layers, threads=threads, progress=next(part))
 
@@ -237,9 +236,10 @@ def weight_facts(
         known = words.get(layers[n].name)
         found[n] = layer_facts(layers[n], at_layer(*known) if known else None)
 
-    jobs: list[Job] = [partial(measure, n) for n in range(len(layers))]
+    jobs: list[Job] = [partial(measure, n) for n in own]
     run_jobs(jobs, threads, False, next(part))
-    return [one for one in found if one is not None]
+    ours = [found[n] for n in own]
+    return ours if exchange is None else _of_all(layers, ours, exchange)
 
 
 def _of_all(

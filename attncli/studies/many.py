@@ -14,7 +14,7 @@ from attncli.attention.shares import Exchange
 from attncli.attention.view import Labels
 from attncli.engines import DEFAULT
 from attncli.measures.evidence import Evidence
-from attncli.measures.policy import POLICY, Rule, Verdict, judge
+from attncli.measures.policy import POLICY, Finding, Rule, Verdict, judge
 from attncli.measures.pooled import pooled
 from attncli.measures.roles import CONTENT, SHARE, Role, detected
 from attncli.measures.statistic import Summaries, of_head
@@ -24,6 +24,7 @@ from attncli.resources import Progress
 from attncli.studies import health
 from attncli.studies.attend import Ran
 from attncli.studies.health import TOLD, Examination, examine
+from attncli.studies.sent import said_in, text_of
 
 MOST_ROLES = 3  # of a head, as of one text
 
@@ -89,6 +90,9 @@ class Head:
         return self.verdict.reasons
 
 
+SAID = (LayerHealth, health.Head, Verdict, Finding, Role, Ran)  # what processes say of layers
+
+
 class Many:
     """Attention problems, one added after the other; of each O(heads) numbers stay.
 
@@ -130,10 +134,8 @@ class Many:
         """Bring the layers of all processes together, in the order in which they came."""
         if self._exchange is None:
             return
-        from attncli.studies.sent import said_in, text_of
-
-        ours = text_of(list(zip(self._own, self.layers, strict=True)))
-        every = [one for text in self._exchange.texts(ours) for one in said_in(text)]
+        ours = text_of(list(zip(self._own, self.layers, strict=True)), SAID)
+        every = [one for text in self._exchange.texts(ours) for one in said_in(text, SAID)]
         self.layers = [layer for _, layer in sorted(every, key=lambda one: one[0])]
 
     def add(
