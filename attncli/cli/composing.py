@@ -46,8 +46,8 @@ def composition(
     with render.progress("layers") as progress:
         report = composition_report(
             source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
-            head_dim=model.head_dim, layer=where.layer, head=head, asked=asked, full=full,
-            threads=threads, progress=progress,
+            head_dim=model.head_dim, base=model.base, layer=where.layer, head=head, asked=asked,
+            full=full, threads=threads, progress=progress,
         )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)

@@ -119,8 +119,7 @@ def compute(
         raise InputError("nothing to compute: no BUNDLE and no --query", f"try: {EXAMPLE}")
     output.say_waiting('{"query": [[…], …], …}', bundle, asked.query)
 
-    if shared.shard is not None:
-        ranks.start(asked.device)
+    ranks.meet(shared.shard, asked.device)
 
     from attncli import files
 

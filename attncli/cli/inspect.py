@@ -86,8 +86,7 @@ def inspect(
     """
     if asked.sweep_dim is not None:
         return call.run(sweep)
-    if shared.shard is not None:
-        ranks.start(asked.device)
+    ranks.meet(shared.shard, asked.device)
     if asked.attention_weights is not None:
         if bundle or asked.query is not None:
             raise InputError(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from attncli import files
 
 
-class Parted(groups.Problem, groups.Engine, divided.Part):
+class Parted(groups.Posed, groups.Engine, divided.Part):
     """All that a part of a problem depends on."""
 
 

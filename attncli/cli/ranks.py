@@ -45,6 +45,15 @@ def start(device: str) -> Ranks:
     return _ranks
 
 
+def meet(axis: str | None, device: str) -> None:
+    """Join the others before anything is read, so that what goes wrong is said once."""
+    if axis is not None:
+        from attncli.studies.ranks import started
+
+        if started():
+            start(device)
+
+
 def demand(axis: str | None, what: str, *able: str) -> None:
     """Raise InputError for an axis along which ``what`` is not divided."""
     if axis is not None and axis not in able:

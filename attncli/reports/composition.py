@@ -84,6 +84,7 @@ def composition_report(
     heads: int | None = None,
     kv_heads: int | None = None,
     head_dim: int | None = None,
+    base: str | None = None,
     layer: str | None = None,
     head: str | None = None,
     asked: Picking | None = None,
@@ -98,8 +99,9 @@ def composition_report(
     """
     skipped: list[str] = []
     layers = find_layers(
-        bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, skipped=skipped
-    )
+        bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, base=base,
+        skipped=skipped,
+    )  # fmt: skip
     every = streams(layers)
     some = [one for one in every if len(one.layers) > 1]
     if not some:

@@ -24,7 +24,7 @@ KNOWN = ("output", "lse", "row_statistics")
 
 def part_report(kept: Kept, ran: Ran) -> Report:
     """Return the report on one part, whose arrays are to be saved."""
-    said = kept.options[NAME]
+    said = kept.said
     start, stop = said["keys"][0]
     b, h, _, lq, lk, *_ = said["shape"]
     words = f"keys {start} to {stop - 1} of {lk:,}, for {counted(b * h * lq, 'row')}"

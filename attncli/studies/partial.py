@@ -2,7 +2,7 @@
 
 A file holds the fields of ``attention.shares.Partial`` as the tensors ``partial.output``,
 ``partial.m``, …, which queries are no padding as ``partial.real``, a sink as ``sink``, and in its
-metadata, under ``partial``, which keys it is of and the whole problem's facts.
+metadata, under ``partial`` as JSON, which keys it is of and the whole problem's facts.
 """
 
 from __future__ import annotations
@@ -42,10 +42,15 @@ LOOKED = 16  # places along each dimension at which two tensors are told apart
 
 
 class Kept(NamedTuple):
-    """What a file has of a problem: tensors by name, and what is no tensor."""
+    """What a file has of a problem: tensors by name, and what its metadata ``said``."""
 
     arrays: Mapping[str, Array]
-    options: Mapping[str, Any]
+    said: Mapping[str, Any]
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The metadata as they are written: one text, which every format keeps as it is."""
+        return {NAME: json.dumps(self.said)}
 
 
 def facts(problem: Problem) -> list[str]:
@@ -96,7 +101,7 @@ def compute(
     if p.sink is not None:
         arrays["sink"] = p.sink
     ran = Ran(name, done.device, p.dtype.name, done.threads, done.kernel, note)
-    return Kept(arrays, {NAME: said}), ran
+    return Kept(arrays, said), ran
 
 
 def is_partial(bundle: Bundle) -> bool:
@@ -158,9 +163,7 @@ def _demand_whole(parts: Sequence[_Read]) -> None:
 
 
 def _read(bundle: Bundle) -> _Read:
-    said = bundle.options.get(NAME)
-    if isinstance(said, str):
-        said = json.loads(said)
+    said = _said(bundle.options.get(NAME))
     if not is_partial(bundle) or not isinstance(said, dict):
         raise InputError(
             f"{bundle.source} is no part of a problem: it holds no '{NAME}.m'",
@@ -188,6 +191,14 @@ def _read(bundle: Bundle) -> _Read:
     return _Read(
         bundle.source, said, partial, real, None if sink is None else np.asarray(sink, np.float64)
     )
+
+
+def _said(text: Any) -> Any:
+    """Return what the metadata say: a text, or what a format has made of it."""
+    try:
+        return json.loads(text) if isinstance(text, str) else text
+    except ValueError:
+        return None
 
 
 def _result(first: _Read, whole: Partial) -> Result:

@@ -26,6 +26,8 @@ from tests.support.program import Door
 #: How each mode is called: the modes that must let an option pass, and a call that gets there.
 CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "compute one": (("one",), "compute qkv.npz"),
+    "compute one_part": (("one_part",), "compute qkv.npz --part 1/2 -o -.json"),
+    "compute merge": (("merge",), "compute part1.safetensors part2.safetensors --merge"),
     "compute lines": (("lines",), "compute qkv.ndjson"),
     "compute reading": (("reading",), "compute llama --ids positions.npy --layer 1"),
     "compute write_cases": (("write_cases",), "compute --cases tests.jsonl"),
@@ -57,9 +59,13 @@ READ = {"text", "ids", "image", "audio", "probe", "compare", "composition"}
 #: What chooses another mode in place of this one.
 CHOOSES = {
     "mask draw": {"dialect"},
-    "compute one": {"candidate", *READ},
-    "compute lines": {"candidate", *READ},
-    "compute reading": {"candidate"},
+    "compute one": {"candidate", "part", "merge", *READ},
+    "compute one_part": {"candidate", "merge", *READ},
+    "compute merge": {"candidate", *READ},
+    "compute lines": {"candidate", "merge", *READ},
+    "compute reading": {"candidate", "merge"},
+    "compute judge_folder": {"merge"},
+    "compute judge_command": {"merge"},
     "inspect health": {"header", "filter", "sort", *READ},
     "inspect weights": {"header", "filter", "sort", *READ},
     "inspect tensors": {"query", "header", *READ},
@@ -74,6 +80,7 @@ CHOOSES = {
 }
 #: What leaves no trace where an answer is right.
 UNSEEN = {
+    "compute one_part": {"backend", "format"},  # in a file that takes the place of the report
     "compute judge_folder": {"dtype", "softmax_dtype"},
     "compute judge_command": {"dtype", "softmax_dtype", "timeout"},
     "inspect many": {"map"},  # of the entropy, as without it

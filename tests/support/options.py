@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from attncli import attend
+from attncli import attend, files
+from attncli.studies import partial
+from attncli.studies.attend import posed
 
 #: What stands after the flag; nothing after one that takes no value.
 VALUES = {
@@ -40,6 +42,7 @@ VALUES = {
     "compare": "more.npz", "text": "a", "ids": "positions.npy", "image": "a.png", "audio": "a.wav",
     "probe": "repeat:4",
     "attention_weights": "weights.npy", "composition": "",
+    "shard": "keys", "part": "1/2", "merge": "",
 }  # fmt: skip
 
 #: What is used and leaves no trace in these small calls: the same result by other means, or what
@@ -53,6 +56,9 @@ def write_files(folder: Path) -> None:
     qkv = {name: rng.normal(size=(2, 2, 4, 4)) for name in ("query", "key", "value")}
     np.savez(folder / "qkv.npz", **qkv)
     np.savez(folder / "more.npz", **{name: 2 * array for name, array in qkv.items()})
+    for part in (1, 2):
+        kept, _ = partial.compute(posed(**qkv), part, 2)
+        files.write(str(folder / f"part{part}.safetensors"), kept.arrays, extra=kept.options)
     line = json.dumps({name: array.tolist() for name, array in qkv.items()})
     (folder / "qkv.ndjson").write_text(f"{line}\n{line}\n")
     (folder / "answers").mkdir()  # to the two lines
