@@ -17,7 +17,7 @@ import numpy as np
 from attncli.errors import InputError, TooLarge
 from attncli.models import config as configs
 from attncli.models.layer import Disentangled, Layer, Norm, Projections
-from attncli.models.layouts import join
+from attncli.models.matching import join
 from attncli.models.stages import EXACT, Way, linear, normed, split
 from attncli.resources import available_memory, readable_bytes
 

@@ -21,7 +21,7 @@ from attncli.models.beside import config_beside, read_config
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.joint import joined, streams_apart
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import Found, dotted, linear, match, nothing_found, numbers
+from attncli.models.matching import Found, dotted, linear, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 

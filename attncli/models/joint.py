@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from attncli.models.layer import Joint, Layer
-from attncli.models.layouts import LAYOUTS, Found
+from attncli.models.layouts import LAYOUTS
+from attncli.models.matching import Found
 
 STREAMS = {row.name: row.stream for row in LAYOUTS if row.stream}
 

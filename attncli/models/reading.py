@@ -16,7 +16,9 @@ from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
 from attncli.models.latent import latent_of, latent_sizes
 from attncli.models.layer import GATED, PACKINGS, Disentangled, Lack, Layer, Norm
-from attncli.models.layouts import OTHERWISE, Found, join, norm_before, numbers
+from attncli.models.layouts import OTHERWISE
+from attncli.models.matching import Found, join, numbers
+from attncli.models.norms import head_norm, input_norm, place
 from attncli.models.relative import relative_of, shared_table
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 from attncli.models.stored import check_plain, not_plain
@@ -125,9 +127,12 @@ class Reading:
             scale=scale, scale_source=why, softcap=softcap if softcap else None,
             causal=causal and not cross, window=None if window is None else window[:2],
             window_source="" if window is None else window[2], rope=rope,
-            input_norm=self._input_norm("cross" if cross else "self"),
-            query_norm=self._norm("query_norm", sized.heads, sized.head_dim, rope),
-            key_norm=self._norm("key_norm", sized.kv_heads, sized.head_dim, rope),
+            input_norm=input_norm(
+                found, self.config, self.family, "cross" if cross else "self", self.names,
+                self.notes,
+            ),
+            query_norm=self._head_norm("query_norm", sized.heads, sized.head_dim, rope),
+            key_norm=self._head_norm("key_norm", sized.kv_heads, sized.head_dim, rope),
             norm_after_rope=family.norm_after_rope, joint_first=family.text_first,
             relative=None if cross else relative_of(
                 found, self.bundle, self.config, self.family, self.names, self.lacks
@@ -362,7 +367,7 @@ class Reading:
 
     def _spare(self, family: Family) -> None:
         """Account for tensors in the attention that no role has."""
-        norm = self._norm_before("self") if family.before else None
+        norm = place(self.found, "self", self.names) if family.before else None
         some = [
             name[len(self.found.parent) :].lstrip(".")
             for name in self.found.unused
@@ -386,32 +391,6 @@ class Reading:
         near = normal(self.found.layout.name)
         return self.found.layout.family or (near if near in FAMILIES else "torch")
 
-    def _norm_before(self, kind: str) -> tuple[str, str, str] | None:
-        inner = f"{join(self.found.parent, self.found.layout.inner)}.weight"
-        names = {*self.names} - {inner} if inner in self.names else self.names
-        return norm_before(self.found.parent, kind, names)
-
-    def _input_norm(self, kind: str) -> Norm | None:
-        """Return the norm between hidden states and projections, of a pre-norm family."""
-        family = self.family
-        if family is None or not family.before:
-            return None
-        if family.before_if and not configs.flag(self.config, family.before_if):
-            return None
-        found = self._norm_before(kind)
-        if found is None and not family.gainless:
-            self.notes.append("no norm before the projections beside it: X is taken as they do")
-            return None
-        name, weight, bias = found or ("input_layernorm", "", "")
-        eps = configs.number(self.config, *configs.EPSILONS) if family.eps is None else family.eps
-        if family.staged_eps is not None and len(numbers(self.found.parent)) > 1:
-            eps = family.staged_eps
-        usual = 1e-5 if family.before.startswith("layer") else 1e-6
-        return Norm(
-            family.before, (weight,) if weight else (), (bias,) if bias else (),
-            usual if eps is None else eps, name=name,
-        )  # fmt: skip
-
     def _rope(self, kind: str, width: int) -> Rope | None:
         family = self.family
         if family is None or not family.rope:
@@ -426,7 +405,7 @@ class Reading:
             return None
         down, up = self.shape("down"), self.shape("up")
         own = width if down is None or up is None else down[0] - up[1]
-        turned = configs.rope(self.config, family, family.rope, kind, own)
+        turned = configs.rope(self.config, family, style, kind, own)
         self.notes += turned.notes
         if turned.lacks:
             self.lacks.append(Lack(turned.lacks, "rope"))
@@ -434,27 +413,11 @@ class Reading:
             return turned.rope
         return replace(turned.rope, dim=own, start=width - own)
 
-    def _norm(self, role: str, heads: int, width: int, rope: Rope | None) -> Norm | None:
-        if self.family and self.family.norm == "bare":  # Llama 4: nothing scales it
-            eps = configs.number(self.config, *configs.EPSILONS)
-            on = self.config.get("use_qk_norm", True) and rope is not None
-            return Norm("rms", (), (), 1e-5 if eps is None else eps) if on else None
-        if role not in self.found.norms:
-            return None
-        weights, biases = self.found.norms[role]
-        shape = self.bundle.header(weights[0]).shape
-        if shape not in ((width,), (heads, width), (heads * width,)):
-            raise InputError(
-                f"'{weights[0]}' is {shape} but {heads} heads are {width} wide",
-                f"a norm has {width}, {heads} × {width} or {heads * width} numbers",
-            )
-        kind = self.family.norm if self.family else ""
-        kind = kind or ("layer" if biases else "rms")
-        eps = configs.number(self.config, *configs.EPSILONS)
-        if eps is None:
-            self.notes.append(f"no epsilon in config.json for {role}: 1e-6 is assumed")
-        full = len(weights) == 1 and shape == (heads * width,) and shape != (width,)
-        return Norm(kind, weights, biases, 1e-6 if eps is None else eps, full)
+    def _head_norm(self, role: str, heads: int, width: int, rope: Rope | None) -> Norm | None:
+        return head_norm(
+            self.found, self.bundle, self.config, self.family, role, heads, width,
+            rope is not None, self.notes,
+        )  # fmt: skip
 
     def _shared(self) -> int:
         if "albert_layer_groups" not in self.found.parent:

@@ -9,7 +9,7 @@ from attncli.files.bundle import Bundle
 from attncli.models import config as configs
 from attncli.models.families import Family
 from attncli.models.layer import Lack, PositionBias
-from attncli.models.layouts import Found
+from attncli.models.matching import Found
 
 
 def relative_of(

@@ -12,6 +12,7 @@ from attncli.reports.blocks import Report, Text
 from attncli.reports.compute import SCHEMA
 from attncli.reports.facts import engine_data, facts_of, headline
 from attncli.reports.matrices import output_tables
+from attncli.reports.records import records_of
 from attncli.reports.selection import select
 from attncli.reports.stability import stability_table
 from attncli.reports.words import SMALL
@@ -74,6 +75,7 @@ def merged_report(result: Result, count: int, include: Collection[str] | None) -
             stability_table(problem, result.summaries, view, chosen),
         ],
         data=data,
+        records=lambda: records_of(result, labels, view, chosen, include or (), result.summaries),
         arrays=arrays,
         warnings=result.warnings,
     )

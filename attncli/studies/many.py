@@ -19,7 +19,7 @@ from attncli.measures.pooled import pooled
 from attncli.measures.roles import CONTENT, SHARE, Role, detected
 from attncli.measures.statistic import Summaries, of_head
 from attncli.models.finding import telling_parts
-from attncli.models.layouts import numbers
+from attncli.models.matching import numbers
 from attncli.resources import Progress
 from attncli.studies import health
 from attncli.studies.attend import Ran

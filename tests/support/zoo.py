@@ -26,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from attncli.errors import AttnError
 from attncli.models.finding import every_layer
 from attncli.models.layer import Layer
-from attncli.models.layouts import numbers
+from attncli.models.matching import numbers
 from attncli.studies.layer import multihead
 from tests.support.families import Compared, Seen
 from tests.support.zoo_configs import (
