@@ -84,7 +84,7 @@ def _target(path: str | None) -> output.Target:
     """Return where a part is saved, in a format that holds its facts, too."""
     if path is None:
         raise InputError(
-            "a part is there to be saved, and nothing says where", "-o part1.safetensors"
+            "a part is there to be saved, and nothing says where", "add -o part1.safetensors"
         )
     from attncli.files.formats import WRITABLE
 
