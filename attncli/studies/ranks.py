@@ -59,7 +59,8 @@ class Ranks:
         resources.divide(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         on_gpu = device.startswith("cuda") and distributed.is_nccl_available()
         self.device = torch.device("cuda", here) if on_gpu else torch.device("cpu")
-        self.own_gpu = f"cuda:{here}"
+        if torch.cuda.is_available():  # "cuda" is that of each process
+            torch.cuda.set_device(here % torch.cuda.device_count())
         self._try(
             lambda: distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=SILENCE)
         )
