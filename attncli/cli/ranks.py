@@ -30,6 +30,7 @@ PATIENCE = 3.0  # seconds that process 0 may take to say what is wrong
 _ranks: Ranks | None = None
 _agreed = False
 _stderr: Any = None
+_unsaid: AttnError | None = None  # that of all, it seems: process 0 says it
 
 
 def start(device: str) -> Ranks:
@@ -158,6 +159,7 @@ def failed(error: AttnError) -> AttnError | None:
     Where all fail before they have agreed, process 0 speaks; later each that fails for a reason of
     its own, and those that have lost it.
     """
+    global _unsaid
     if _ranks is None:
         return error
     from attncli.studies.ranks import Lost
@@ -167,7 +169,8 @@ def failed(error: AttnError) -> AttnError | None:
             agree(FAILED + str(error))
         return None if _ranks.rank else error
     if isinstance(error, InputError) and not isinstance(error, TooLarge) and _ranks.rank:
-        return None  # it is that of all
+        _unsaid = error
+        return None
     sys.stderr = _stderr or sys.stderr
     if _ranks.rank == 0 or isinstance(error, Lost):
         return error
@@ -177,12 +180,15 @@ def failed(error: AttnError) -> AttnError | None:
 def leave(code: int) -> int:
     """Return the exit code; end at once where there are others, whose threads may still wait.
 
-    torchrun ends all when the first fails: who has said nothing lets process 0 speak.
+    torchrun ends all when the first fails: who has said nothing lets process 0 speak, and speaks
+    if nobody has ended it then.
     """
     if _ranks is None:
         return code
     if code and _ranks.rank and sys.stderr is not _stderr:
         time.sleep(PATIENCE)
+        if _unsaid is not None and _stderr is not None:
+            print(f"error: process {_ranks.rank}: {_unsaid}", file=_stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, AttributeError):
             stream.flush()

@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +68,8 @@ def facts(problem: Problem) -> list[str]:
 
 def apart(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str] | None:
     """Return the first facts in which two problems differ, or None."""
-    return next(((a, b) for a, b in zip(ours, theirs, strict=True) if a != b), None)
+    pairs = zip_longest(ours, theirs, fillvalue="nothing")
+    return next(((a, b) for a, b in pairs if a != b), None)
 
 
 def compute(
