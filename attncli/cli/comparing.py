@@ -187,13 +187,8 @@ def compared_weights(
         skipped: list[str] = []
         beside = finding.config_beside(source)
         config = beside if model.config is None else finding.read_config(model.config)
-        layers.append(
-            finding.find_layers(
-                checkpoint, config, model.arch, heads=model.heads, kv_heads=model.kv_heads,
-                head_dim=model.head_dim, skipped=skipped,
-                base=model.base if is_adapter(checkpoint.tensors) else None,
-            )
-        )  # fmt: skip
+        how = model.how if is_adapter(checkpoint.tensors) else {**model.how, "base": None}
+        layers.append(finding.find_layers(checkpoint, config, skipped=skipped, **how))
         warnings += [f"not read in {source}: {why}" for why in skipped]
     belong = paired(*([one.name for one in side] for side in layers))
     was, now = ([side[pair[n]] for pair in belong.pairs] for n, side in enumerate(layers))

@@ -45,9 +45,8 @@ def composition(
     config = read(model.config) if model.config is not None else beside(bundle)
     with render.progress("layers") as progress:
         report = composition_report(
-            source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
-            head_dim=model.head_dim, base=model.base, layer=where.layer, head=head, asked=asked,
-            full=full, threads=threads, progress=progress,
+            source, config, layer=where.layer, head=head, asked=asked, full=full,
+            threads=threads, progress=progress, **model.how,
         )  # fmt: skip
     render.show_warnings(report.warnings)
     output.finish(report, page, printed)

@@ -332,11 +332,10 @@ def checkpoint(
     config = read(model.config) if model.config is not None else beside(bundle)
     with render.progress("layers") as progress:
         report = weights_report(
-            source, config, arch=model.arch, heads=model.heads, kv_heads=model.kv_heads,
-            head_dim=model.head_dim, base=model.base, layer=where.layer, head=head, asked=asked,
+            source, config, layer=where.layer, head=head, asked=asked,
             policy=verdicts.limits(), fail_on=verdicts.fail_on, full=full,
             threads=threads, exchange=exchange, progress=progress,
-            found=lambda layers: ranks.agreed(exchange, bundle, len(layers)),
+            found=lambda layers: ranks.agreed(exchange, bundle, len(layers)), **model.how,
         )  # fmt: skip
     ranks.rest()
     render.show_warnings(report.warnings)

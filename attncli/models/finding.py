@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -40,30 +40,44 @@ def holds_layers(bundle: Bundle) -> bool:
     return any(not away.keys() & {*layer.tensors.values()} for layer in layers)
 
 
+class Told(TypedDict, total=False):
+    """What somebody says of weights besides ``config`` and ``arch``, who wins over both.
+
+    ``base`` is the model of an adapter, where that is not what it names.
+    """
+
+    heads: int | None
+    kv_heads: int | None
+    head_dim: int | None
+    base: str | None
+
+
+class How(Told, total=False):
+    """The same, and ``arch``, a model_type that stands in for config.json's."""
+
+    arch: str
+
+
 def find_layers(
     bundle: Bundle,
     config: Mapping[str, Any] | None = None,
     arch: str = "auto",
     *,
-    heads: int | None = None,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    base: str | None = None,
     skipped: list[str] | None = None,
+    **said: Unpack[Told],
 ) -> list[Layer]:
     """Return every attention layer, from names, shapes and ``config`` alone.
 
     Without a ``config`` the bundle's own arguments speak, if it has any (``models.args``).
 
-    ``arch`` is a model_type that stands in for config.json's, ``base`` the model of an adapter
-    (where not what it names). What is stored otherwise is made plain first. With ``skipped`` a
-    layer that cannot be read leaves its error there, as long as another one can. Raises InputError
-    for what fits no layout, for weights that are packed, and where only a flag can say what the
-    weights mean.
+    ``arch`` is a model_type that stands in for config.json's. What is stored otherwise is made
+    plain first. With ``skipped`` a layer that cannot be read leaves its error there, as long as
+    another one can. Raises InputError for what fits no layout, for weights that are packed, and
+    where only a flag can say what the weights mean.
     """
     if arch != "auto":
         family_named(arch)
-    bundle, config = stored.plain(bundle, config, base)
+    bundle, config = stored.plain(bundle, config, said.get("base"))
     bundle = _dotted(bundle)
     names = list(bundle.tensors)
     others = linear(names)
@@ -79,7 +93,8 @@ def find_layers(
         stored.check_plain(names, bundle.source)
         raise nothing_found(names, bundle.source)
     config = config_of(bundle, config)
-    flags, present = Said(heads, kv_heads, head_dim), frozenset(names)
+    flags = Said(said.get("heads"), said.get("kv_heads"), said.get("head_dim"))
+    present = frozenset(names)
     layers: list[Layer] = []
     errors: list[InputError] = []
     for one in found:
@@ -195,23 +210,15 @@ def load(
     *,
     config: str | Mapping[str, Any] | None = None,
     layer: int | str | None = None,
-    arch: str = "auto",
-    heads: int | None = None,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    base: str | None = None,
+    **how: Unpack[How],
 ) -> Layer:
     """Return one attention layer of a checkpoint.
 
     ``weights`` is a reference (file, folder, ``PATH::PREFIX``), a Bundle, or arrays by name.
-    ``config`` is a file or what it holds; None looks for config.json beside the weights. ``base``
-    is the model of an adapter, where that is not what it names.
+    ``config`` is a file or what it holds; None looks for config.json beside the weights.
     Raises InputError or FileError where the layer is not there, or not clear.
     """
-    found, skipped = every_layer(
-        weights, config=config, arch=arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        base=base,
-    )  # fmt: skip
+    found, skipped = every_layer(weights, config=config, **how)
     return replace(choose(found, layer, skipped), siblings=tuple(found))
 
 
@@ -219,11 +226,7 @@ def every_layer(
     weights: str | Bundle | Mapping[str, Any],
     *,
     config: str | Mapping[str, Any] | None = None,
-    arch: str = "auto",
-    heads: int | None = None,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    base: str | None = None,
+    **how: Unpack[How],
 ) -> tuple[list[Layer], list[str]]:
     """Return every attention layer of a checkpoint, as ``load`` takes it, and why some are not.
 
@@ -238,8 +241,5 @@ def every_layer(
         bundle = Bundle("weights", "arrays", {n: np.asarray(a) for n, a in weights.items()})
     read = read_config(config) if isinstance(config, str) else config
     skipped: list[str] = []
-    found = find_layers(
-        bundle, read, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, base=base,
-        skipped=skipped,
-    )  # fmt: skip
+    found = find_layers(bundle, read, skipped=skipped, **how)
     return found, skipped

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from attncli.errors import InputError, counted, listed
 from attncli.files.bundle import Bundle
 from attncli.measures.composition import KINDS, PAIRS, Composition, compositions
-from attncli.models.finding import find_layers, labels
+from attncli.models.finding import How, find_layers, labels
 from attncli.models.layer import Layer
 from attncli.models.stream import Stream, streams
 from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table
@@ -80,17 +80,13 @@ def composition_report(
     bundle: Bundle,
     config: Mapping[str, Any] | None = None,
     *,
-    arch: str = "auto",
-    heads: int | None = None,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    base: str | None = None,
     layer: str | None = None,
     head: str | None = None,
     asked: Picking | None = None,
     full: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
+    **how: Unpack[How],
 ) -> Report:
     """Return the report on pairs of heads of a checkpoint, from its weights alone.
 
@@ -98,10 +94,7 @@ def composition_report(
     head is among these. Raises InputError where no two layers write to one residual stream.
     """
     skipped: list[str] = []
-    layers = find_layers(
-        bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, base=base,
-        skipped=skipped,
-    )  # fmt: skip
+    layers = find_layers(bundle, config, skipped=skipped, **how)
     every = streams(layers)
     some = [one for one in every if len(one.layers) > 1]
     if not some:

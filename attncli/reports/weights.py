@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from attncli.measures.circuits import AMONG_ALL, OF_LAYERS, WeightFacts, judged,
 from attncli.measures.copying import stride
 from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
-from attncli.models.finding import find_layers, holds_layers, labels
+from attncli.models.finding import How, find_layers, holds_layers, labels
 from attncli.models.layer import Layer
 from attncli.models.stream import output_norm, streams
 from attncli.models.vocabulary import vocabulary
@@ -74,11 +74,6 @@ def weights_report(
     bundle: Bundle,
     config: Mapping[str, Any] | None = None,
     *,
-    arch: str = "auto",
-    heads: int | None = None,
-    kv_heads: int | None = None,
-    head_dim: int | None = None,
-    base: str | None = None,
     layer: str | None = None,
     head: str | None = None,
     asked: Picking | None = None,
@@ -89,12 +84,12 @@ def weights_report(
     exchange: Exchange | None = None,
     found: Callable[[Sequence[Layer]], None] = lambda layers: None,
     progress: Progress | None = None,
+    **how: Unpack[How],
 ) -> Report:
     """Return the report on a checkpoint's attention layers, from its weights alone.
 
     ``bundle`` is ``files.read(ref)``, ``config`` what ``checkpoints.config_beside(ref)`` returns;
-    ``holds_layers(bundle)`` says whether there is something to report; ``base`` is an adapter's
-    model, where that is not what it names. ``layer`` and ``head``
+    ``holds_layers(bundle)`` says whether there is something to report. ``layer`` and ``head``
     select numbers, as ``0:4,7``; ``asked`` picks among these; outliers are found among all heads.
     ``fail_on`` is watch or critical: a head that bad makes the exit code 1. ``full`` (--full):
     every head is a row. ``threads`` layers are looked at at a time; with an
@@ -102,10 +97,7 @@ def weights_report(
     cannot be read are warnings; InputError where none can.
     """
     skipped: list[str] = []
-    layers = find_layers(
-        bundle, config, arch, heads=heads, kv_heads=kv_heads, head_dim=head_dim, base=base,
-        skipped=skipped,
-    )  # fmt: skip
+    layers = find_layers(bundle, config, skipped=skipped, **how)
     found(layers)
     facts = weight_facts(layers, threads=threads, progress=progress, exchange=exchange)
     names = labels(layers)

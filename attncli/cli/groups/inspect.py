@@ -42,6 +42,7 @@ from attncli.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from attncli.measures.policy import Rule
+    from attncli.models.finding import How
 
 LEVELS = ("watch", "critical")
 SAVED = ("row_statistics",)
@@ -273,6 +274,14 @@ class Composed(Group, panel=HEALTH):
 
 class Model(Heads, HeadDim, Architecture):
     """How the weights of a checkpoint are to be understood."""
+
+    @property
+    def how(self) -> "How":
+        """The same as arguments of ``models.finding``."""
+        return {
+            "arch": self.arch, "heads": self.heads, "kv_heads": self.kv_heads,
+            "head_dim": self.head_dim, "base": self.base,
+        }  # fmt: skip
 
 
 class Health(Changes, Verdicts, Placed, Seed):
