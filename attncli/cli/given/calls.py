@@ -243,7 +243,8 @@ def _windows(reader: Reader) -> list[str]:
 
 
 def _is_side(value: Any) -> bool:
-    return is_number(value) and value == int(value) and value >= -1
+    whole = type(value) is int or (type(value) is float and value.is_integer())
+    return whole and value >= -1
 
 
 def _at_the_end(text: str) -> Masker:

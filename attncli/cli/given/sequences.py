@@ -249,7 +249,8 @@ def _apart(reader: Reader, flags: groups.Posed, queries: Array, keys: Array) -> 
 
 def _starts(reader: Reader, role: str, array: Array, length: int) -> Array:
     """Return where sequences begin ``(S + 1,)``, from 0 to the number of positions."""
-    name = reader.spelt.get(role) or reader.spelt["cu_seqlens_q"]
+    roles = (role, "cu_seqlens_q", "cu_seqlens_k")
+    name = next(reader.spelt[one] for one in roles if one in reader.spelt)
     flat = array.ravel()
     good = array.ndim == 1 and array.dtype.kind in "iu" and len(flat) > 1
     if not good or flat[0] != 0 or (np.diff(flat.astype(np.int64)) < 0).any():

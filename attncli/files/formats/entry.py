@@ -78,7 +78,10 @@ def view_of(
     data: Buffer, shape: tuple[int, ...], dtype: np.dtype[Any], start: int, order: Any
 ) -> Array:
     """An array on top of ``data``; copied only where it is not aligned, native and clean."""
-    array: Array = np.ndarray(shape, dtype, data, start, order=order)
+    try:
+        array: Array = np.ndarray(shape, dtype, data, start, order=order)
+    except ValueError as error:  # sides that no array has, though others of them are 0
+        raise FileError(f"a tensor of shape {shape} cannot be: {error}") from None
     if dtype.kind == "b":
         return np.not_equal(array.view(np.uint8), 0)
     if not dtype.isnative:
