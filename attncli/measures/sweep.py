@@ -177,6 +177,9 @@ def sweep(
         occurrences=np.zeros((*shape, p.queries, 2), np.int64),
     )
     if not p.queries * p.keys * p.batch * p.heads:
+        if offsets is not None:  # rows that have a choice have it among the keys of others
+            for one in (found.distance, found.near, found.repeats):
+                one[chosen] = 0
         return found
     threads = threads or processors()
     if sums is not None and words is None:

@@ -57,6 +57,15 @@ def test_random_problems(axis: str, seed: int) -> None:
         same(ours, whole)
 
 
+def test_more_processes_than_keys() -> None:
+    problem, _ = drawn(16)
+    part = random_problem(2, 6, 3, dtype="float64", mask="prefix(3)")
+    for one in (problem, part):
+        whole = examine(one)
+        for ours in together(one, "keys", one.keys + 2, examine):
+            same(ours, whole)
+
+
 def drawn(seed: int) -> tuple[Problem, Any]:
     """Return a problem, and tokens of its queries and keys, or None twice."""
     rng = np.random.default_rng(seed)
