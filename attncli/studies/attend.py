@@ -343,6 +343,10 @@ def run(
     share = share_of(problem)
     own = problem if share is None else share.part(problem)
     name, note = engines.choose(there, own, want)
+    if share:
+        from attncli.engines import shared
+
+        name, note = shared.for_all(share, name, note)
     engine, back = engines.load(name), None
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
@@ -350,6 +354,8 @@ def run(
         names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
         asked = frozenset(names[name] for name in want if name in names).union(beside)
         other = engines.choose_backward(there, own, grad_output, asked)
+        if share:
+            other, _ = shared.for_all(share, other)
         back = engines.load_backward(other)
         notes += [f"gradients by {other}"] * (other != name)
     check_memory(own, want, dense=ENGINES[name].dense)
