@@ -7,12 +7,13 @@ or sees other tensors than process 0, none goes on.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -42,7 +43,39 @@ def start(device: str) -> Ranks:
         if _ranks.rank:
             _stderr, nowhere = sys.stderr, open(os.devnull, "w")  # noqa: SIM115
             sys.stdout = sys.stderr = nowhere
+        if _ranks.ranks > 1:
+            sys.stdin = cast(Any, _Divided(_ranks.ranks))
+        _demand_one_command(_ranks.texts(shlex.join(sys.argv[1:])))
     return _ranks
+
+
+def _demand_one_command(typed: list[str]) -> None:
+    """Raise InputError unless all do the same: else they would wait for each other for ever."""
+    for rank, other in enumerate(typed):
+        if other != typed[0]:
+            raise InputError(
+                f"processes were given different commands: '{typed[0]}', and '{other}' in process "
+                f"{rank}",
+                "type the same on every machine",
+            )
+
+
+class _Divided:
+    """Standard input of several processes: each would get some of it."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    @property
+    def buffer(self) -> Any:
+        """Raise InputError."""
+        raise InputError(
+            f"standard input cannot be read by {self.ranks} processes", "give a file that all see"
+        )
+
+    def isatty(self) -> bool:
+        """Nobody types."""
+        return False
 
 
 def demand(axis: str | None, what: str, *able: str) -> None:

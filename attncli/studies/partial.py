@@ -11,6 +11,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,8 @@ MEMBERS = frozenset({
     "keys", "of", "problem", "shape", "scale", "scale_source", "softcap", "mask", "dtype",
     "result_dtype", "family", "past",
 })  # fmt: skip
-LOOKED = 16  # places along each dimension at which two tensors are told apart
+LOOKED = 16  # places along each dimension at which two tensors are told apart,
+SMALL = 1 << 20  # unless they have so few numbers that all are looked at
 
 
 class Kept(NamedTuple):
@@ -53,7 +55,9 @@ def facts(problem: Problem) -> list[str]:
     found = [f"{name} {shape}" for name, shape in problem.shapes.items()]
     for name in ("query", "key", "value"):
         array = getattr(problem, name)
-        some = array[tuple(slice(0, n, max(1, n // LOOKED)) for n in array.shape)]
+        some = array
+        if array.size > SMALL:
+            some = array[tuple(slice(0, n, max(1, n // LOOKED)) for n in array.shape)]
         found.append(f"{name} {array.dtype}, checksum {zlib.crc32(some.tobytes()):08x}")
     found += [f"mask {problem.mask.words}", f"scale {problem.scale}", f"softcap {problem.softcap}"]
     sink = problem.sink
@@ -62,7 +66,8 @@ def facts(problem: Problem) -> list[str]:
 
 def apart(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str] | None:
     """Return the first facts in which two problems differ, or None."""
-    return next(((a, b) for a, b in zip(ours, theirs, strict=True) if a != b), None)
+    pairs = zip_longest(ours, theirs, fillvalue="nothing")
+    return next(((a, b) for a, b in pairs if a != b), None)
 
 
 def compute(
