@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from attncli.cli import output
+from attncli.cli.interrupt import INTERRUPTED
 from attncli.errors import AttnError, InputError, TooLarge, counted, series
 from attncli.render import LINES
 
@@ -179,8 +180,8 @@ def agree(facts: str) -> None:
 def failed(error: AttnError) -> AttnError | None:
     """Tell the others of an error, and return what this process says of it, None for nothing.
 
-    Where all fail before they have agreed, process 0 speaks; later each that fails for a reason of
-    its own, and those that have lost it.
+    Where all fail before they have agreed, process 0 speaks; later each, but what may be the error
+    of all it says first: torchrun then ends the others.
     """
     if _ranks is None:
         return error
@@ -191,11 +192,22 @@ def failed(error: AttnError) -> AttnError | None:
             agree(FAILED + str(error))
         return None if _ranks.rank else error
     if isinstance(error, InputError) and not isinstance(error, TooLarge) and _ranks.rank:
-        return None  # it is that of all
+        time.sleep(PATIENCE)
+    who = speaker()
+    if not isinstance(error, Lost):  # which says itself who lost whom
+        error.message = who + error.message
+    return error
+
+
+def first() -> bool:
+    """Whether this process has standard output."""
+    return not (_ranks and _ranks.rank)
+
+
+def speaker() -> str:
+    """Let this process be heard, and return words that say which it is: none for process 0."""
     sys.stderr = _stderr or sys.stderr
-    if _ranks.rank == 0 or isinstance(error, Lost):
-        return error
-    return type(error)(f"process {_ranks.rank}: {error.message}", error.hint)
+    return f"process {_ranks.rank}: " if _ranks and _ranks.rank else ""
 
 
 def leave(code: int) -> int:
@@ -205,7 +217,7 @@ def leave(code: int) -> int:
     """
     if _ranks is None:
         return code
-    if code and _ranks.rank and sys.stderr is not _stderr:
+    if code not in (0, INTERRUPTED) and _ranks.rank and sys.stderr is not _stderr:
         time.sleep(PATIENCE)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, AttributeError):

@@ -24,7 +24,7 @@ KNOWN = ("output", "lse", "row_statistics")
 
 def part_report(kept: Kept, ran: Ran) -> Report:
     """Return the report on one part, whose arrays are to be saved."""
-    said = kept.options[NAME]
+    said = kept.said
     start, stop = said["keys"][0]
     b, h, _, lq, lk, *_ = said["shape"]
     words = f"keys {start} to {stop - 1} of {lk:,}, for {counted(b * h * lq, 'row')}"
@@ -34,10 +34,11 @@ def part_report(kept: Kept, ran: Ran) -> Report:
         blocks=[Text("", ["attncli compute --merge PART… joins it with the others"])],
         data=lambda: {
             "schema": SCHEMA, "command": "compute", "engine": engine_data(ran),
-            NAME: {"keys": said["keys"], "of": lk},
+            NAME: {"keys": said["keys"], "of": lk}, "warnings": kept.warnings,
         },
         arrays={**kept.arrays},
         options=kept.options,
+        warnings=kept.warnings,
     )  # fmt: skip
 
 
@@ -65,7 +66,8 @@ def merged_report(result: Result, count: int, include: Collection[str] | None) -
     arrays: dict[str, Any] = {}
     for name in include or ("output",):
         value = values[name]
-        arrays |= value if isinstance(value, dict) else {name: value}
+        several = isinstance(value, dict)
+        arrays |= {f"{name}.{key}": a for key, a in value.items()} if several else {name: value}
     return Report(
         command="compute",
         headline=[*headline(result), *mask, counted(count, "part")],
