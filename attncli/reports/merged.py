@@ -7,7 +7,7 @@ from typing import Any
 
 from attncli.attention.view import Labels, View
 from attncli.errors import counted
-from attncli.reports.arrays import left_out
+from attncli.reports.arrays import left_out, saved
 from attncli.reports.blocks import Report, Text
 from attncli.reports.compute import SCHEMA
 from attncli.reports.facts import engine_data, facts_of, headline
@@ -63,11 +63,6 @@ def merged_report(result: Result, count: int, include: Collection[str] | None) -
         found["warnings"] += [] if include or small else left_out(["output"])
         return found
 
-    arrays: dict[str, Any] = {}
-    for name in include or ("output",):
-        value = values[name]
-        several = isinstance(value, dict)
-        arrays |= {f"{name}.{key}": a for key, a in value.items()} if several else {name: value}
     return Report(
         command="compute",
         headline=[*headline(result), *mask, counted(count, "part")],
@@ -76,6 +71,6 @@ def merged_report(result: Result, count: int, include: Collection[str] | None) -
             stability_table(problem, result.summaries, view, chosen),
         ],
         data=data,
-        arrays=arrays,
+        arrays=saved(result, include or ("output",)),
         warnings=result.warnings,
     )
