@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def for_all(share: Share, name: str, note: str = "") -> tuple[str, str]:
+def for_all(share: Share | None, name: str, note: str = "") -> tuple[str, str]:
     """Return the engine that all processes take, and why: that of the part that fewest can do.
 
     Parts may hold different numbers (NaN), and machines different engines; what processes send each
     other must not differ.
     """
+    if share is None:
+        return name, note
     said = [text.split("\n", 1) for text in share.others.texts(f"{name}\n{note}")]
     order = [*AUTO, *ENGINES]
     last, why = max(said, key=lambda one: order.index(one[0]))
