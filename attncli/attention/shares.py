@@ -19,6 +19,8 @@ from attncli.attention.words import AXES as AXES
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = list[Array]
 
+STEP = 512  # rows that are asked together which keys they see
+
 
 class Exchange(Protocol):
     """What processes need to work together; each calls the same of these in the same order."""
@@ -95,11 +97,14 @@ class Share:
     def bounds(self, problem: Problem) -> Array:
         """Return where the range of each process begins, and the end: ``(ranks + 1,)``.
 
+        Ranges of keys see about as many cells each: of a causal mask the first is the shortest.
         Query heads of a key head stay together where there are enough of them.
         """
         p = problem
-        if self.axis != "heads":
-            return _evenly(p.keys if self.axis == "keys" else p.batch, self.ranks)
+        if self.axis == "keys":
+            return _by_cells(p, self.ranks)
+        if self.axis == "batch":
+            return _evenly(p.batch, self.ranks)
         each = p.heads // max(p.kv_heads, 1)
         if self.ranks <= p.kv_heads:
             return _evenly(p.kv_heads, self.ranks) * each
@@ -177,6 +182,22 @@ def share_of(problem: Problem) -> Share | None:
 def merged(ours: Arrays, theirs: Arrays) -> Arrays:
     """Merge the arrays of two ``Partial``."""
     return Partial.of(ours).merge(Partial.of(theirs)).arrays
+
+
+def _by_cells(p: Problem, ranks: int) -> Array:
+    """Return where ranges of keys begin that rows see about as often, by the mask's spans."""
+    if p.mask.trivial or p.keys < ranks:
+        return _evenly(p.keys, ranks)
+    seen = np.zeros(p.keys + 1)
+    for i0 in range(0, p.queries, STEP):
+        i1 = min(i0 + STEP, p.queries)
+        for start, stop in p.mask.spans(0, 0, i0, i1) if p.batch * p.heads else ():
+            seen[[start, stop]] += i1 - i0, i0 - i1
+    work = np.cumsum(np.maximum(np.cumsum(seen)[:-1], 1))  # a key costs something, seen or not
+    place = np.arange(1, ranks)
+    ends = np.searchsorted(work, work[-1] * place / ranks)
+    ends = np.maximum.accumulate(np.maximum(ends, 1) - place) + place  # at least a key for each
+    return np.concatenate([[0], np.minimum(ends, p.keys - ranks + place), [p.keys]])
 
 
 def _evenly(count: int, parts: int) -> Array:

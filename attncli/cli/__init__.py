@@ -104,6 +104,7 @@ def main() -> int:
             if os.environ.get("ATTNCLI_TRACEBACK"):
                 import traceback
 
+                _speaker()
                 traceback.print_exc()
             code = _fail(error, arguments)
             try:  # what cannot be printed now would fail once more when Python ends
@@ -144,7 +145,7 @@ def _fail(error: BaseException, arguments: Sequence[str]) -> int:
     known = _usage(error, command) if isinstance(error, UsageError) else _known(error)
     if known is None:
         _say(
-            f"internal error: {type(error).__name__}: {str(error)[:300]}\n"
+            f"{_speaker()}internal error: {type(error).__name__}: {str(error)[:300]}\n"
             "       this is a bug in attncli; run it with ATTNCLI_TRACEBACK=1 to see where"
         )
         _drop_stdout()
@@ -157,7 +158,8 @@ def _fail(error: BaseException, arguments: Sequence[str]) -> int:
         if said is None:
             return known.exit_code
         known = said
-        render.show_error(known, json=_wants_json(arguments), command=command)
+        json = _wants_json(arguments) and ranks.first()
+        render.show_error(known, json=json, command=command)
     except Exception:  # not even the error could be shown
         _say(f"error: {known.message}")
         _drop_stdout()
@@ -205,6 +207,12 @@ def _wants_json(arguments: Sequence[str]) -> bool:
         or (a == "--format" and b in machine)
         for a, b in pairs
     )
+
+
+def _speaker() -> str:
+    """Let a process of several speak, and return who it is; nothing where it is the only one."""
+    others = sys.modules.get("attncli.cli.ranks")
+    return others.speaker() if others else ""
 
 
 def _say(text: str) -> None:

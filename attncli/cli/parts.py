@@ -18,7 +18,7 @@ class Parted(groups.Posed, groups.Engine, divided.Part):
     """All that a part of a problem depends on."""
 
 
-@mode("a part of the keys (--part)", "say it with --merge, of all parts, or leave it out")
+@mode("a part of the keys (--part)", "leave it out: it is saved, and nothing else is made of it")
 def one_part(
     source: "files.Bundle | None",
     *,

@@ -7,16 +7,18 @@ or sees other tensors than process 0, none goes on.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from attncli.cli import output
+from attncli.cli.interrupt import INTERRUPTED
 from attncli.errors import AttnError, InputError, TooLarge, counted, series
 from attncli.render import LINES
 
@@ -30,7 +32,6 @@ PATIENCE = 3.0  # seconds that process 0 may take to say what is wrong
 _ranks: Ranks | None = None
 _agreed = False
 _stderr: Any = None
-_unsaid: AttnError | None = None  # that of all, it seems: process 0 says it
 
 
 def start(device: str) -> Ranks:
@@ -43,6 +44,9 @@ def start(device: str) -> Ranks:
         if _ranks.rank:
             _stderr, nowhere = sys.stderr, open(os.devnull, "w")  # noqa: SIM115
             sys.stdout = sys.stderr = nowhere
+        if _ranks.ranks > 1:
+            sys.stdin = cast(Any, _Divided(_ranks.ranks))
+        _demand_one_command(_ranks.texts(shlex.join(sys.argv[1:])))
     return _ranks
 
 
@@ -53,6 +57,35 @@ def meet(axis: str | None, device: str) -> None:
 
         if started():
             start(device)
+
+
+def _demand_one_command(typed: list[str]) -> None:
+    """Raise InputError unless all do the same: else they would wait for each other for ever."""
+    for rank, other in enumerate(typed):
+        if other != typed[0]:
+            raise InputError(
+                f"processes were given different commands: '{typed[0]}', and '{other}' in process "
+                f"{rank}",
+                "type the same on every machine",
+            )
+
+
+class _Divided:
+    """Standard input of several processes: each would get some of it."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    @property
+    def buffer(self) -> Any:
+        """Raise InputError."""
+        raise InputError(
+            f"standard input cannot be read by {self.ranks} processes", "give a file that all see"
+        )
+
+    def isatty(self) -> bool:
+        """Nobody types."""
+        return False
 
 
 def demand(axis: str | None, what: str, *able: str) -> None:
@@ -156,10 +189,9 @@ def agree(facts: str) -> None:
 def failed(error: AttnError) -> AttnError | None:
     """Tell the others of an error, and return what this process says of it, None for nothing.
 
-    Where all fail before they have agreed, process 0 speaks; later each that fails for a reason of
-    its own, and those that have lost it.
+    Where all fail before they have agreed, process 0 speaks; later each, but what may be the error
+    of all it says first: torchrun then ends the others.
     """
-    global _unsaid
     if _ranks is None:
         return error
     from attncli.studies.ranks import Lost
@@ -169,26 +201,33 @@ def failed(error: AttnError) -> AttnError | None:
             agree(FAILED + str(error))
         return None if _ranks.rank else error
     if isinstance(error, InputError) and not isinstance(error, TooLarge) and _ranks.rank:
-        _unsaid = error
-        return None
+        time.sleep(PATIENCE)
+    who = speaker()
+    if not isinstance(error, Lost):  # which says itself who lost whom
+        error.message = who + error.message
+    return error
+
+
+def first() -> bool:
+    """Whether this process has standard output."""
+    return not (_ranks and _ranks.rank)
+
+
+def speaker() -> str:
+    """Let this process be heard, and return words that say which it is: none for process 0."""
     sys.stderr = _stderr or sys.stderr
-    if _ranks.rank == 0 or isinstance(error, Lost):
-        return error
-    return type(error)(f"process {_ranks.rank}: {error.message}", error.hint)
+    return f"process {_ranks.rank}: " if _ranks and _ranks.rank else ""
 
 
 def leave(code: int) -> int:
     """Return the exit code; end at once where there are others, whose threads may still wait.
 
-    torchrun ends all when the first fails: who has said nothing lets process 0 speak, and speaks
-    if nobody has ended it then.
+    torchrun ends all when the first fails: who has said nothing lets process 0 speak.
     """
     if _ranks is None:
         return code
-    if code and _ranks.rank and sys.stderr is not _stderr:
+    if code not in (0, INTERRUPTED) and _ranks.rank and sys.stderr is not _stderr:
         time.sleep(PATIENCE)
-        if _unsaid is not None and _stderr is not None:
-            print(f"error: process {_ranks.rank}: {_unsaid}", file=_stderr, flush=True)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, AttributeError):
             stream.flush()

@@ -16,13 +16,27 @@ import numpy as np
 from attncli.attention.problem import STAGES, Problem
 from attncli.attention.rows import Rows
 from attncli.attention.shares import Partial, Share, merged
-from attncli.engines import Attended, How, choose, load
+from attncli.engines import AUTO, ENGINES, Attended, How, choose, load
 from attncli.errors import InputError
 
 if TYPE_CHECKING:
     from attncli.attention.gradients import Gradients, WeightSums
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def for_all(share: Share | None, name: str, note: str = "") -> tuple[str, str]:
+    """Return the engine that all processes take, and why: that of the part that fewest can do.
+
+    Parts may hold different numbers (NaN), and machines different engines; what processes send each
+    other must not differ.
+    """
+    if share is None:
+        return name, note
+    said = [text.split("\n", 1) for text in share.others.texts(f"{name}\n{note}")]
+    order = [*AUTO, *ENGINES]
+    last, why = max(said, key=lambda one: order.index(one[0]))
+    return last, why
 
 
 def attend(

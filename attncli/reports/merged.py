@@ -35,10 +35,11 @@ def part_report(kept: Kept, ran: Ran) -> Report:
         blocks=[Text("", ["attncli compute --merge PART… joins it with the others"])],
         data=lambda: {
             "schema": SCHEMA, "command": "compute", "engine": engine_data(ran),
-            NAME: {"keys": said["keys"], "of": lk},
+            NAME: {"keys": said["keys"], "of": lk}, "warnings": kept.warnings,
         },
         arrays={**kept.arrays},
         options=kept.options,
+        warnings=kept.warnings,
     )  # fmt: skip
 
 

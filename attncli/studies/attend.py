@@ -19,7 +19,7 @@ from attncli.attention.pose import pose
 from attncli.attention.problem import STAGES, Masker, Problem, Scale
 from attncli.attention.rows import Rows
 from attncli.attention.shares import share_of
-from attncli.engines import DEFAULT, ENGINES, Attended, How
+from attncli.engines import DEFAULT, ENGINES, Attended, How, shared
 from attncli.errors import InputError, TooLarge, counted, nearest
 from attncli.files.vocabulary import PLAYED
 from attncli.measures import rows as measure_rows
@@ -342,7 +342,7 @@ def run(
     there = engines.there(backend, device)
     share = share_of(problem)
     own = problem if share is None else share.part(problem)
-    name, note = engines.choose(there, own, want)
+    name, note = shared.for_all(share, *engines.choose(there, own, want))
     engine, back = engines.load(name), None
     work = problem.batch * problem.heads * problem.queries * problem.keys * problem.width
     notes = [note] if note and work > SMALL else []
@@ -350,6 +350,7 @@ def run(
         names = {"grad_bias": "biases", "gradient_norms": "score_norm"}
         asked = frozenset(names[name] for name in want if name in names).union(beside)
         other = engines.choose_backward(there, own, grad_output, asked)
+        other, _ = shared.for_all(share, other)
         back = engines.load_backward(other)
         notes += [f"gradients by {other}"] * (other != name)
     check_memory(own, want, dense=ENGINES[name].dense)
@@ -384,8 +385,6 @@ def _with_sink(problem: Problem, rows: Rows | None) -> Rows | None:
 def _attend(engine: ModuleType, problem: Problem, want: Collection[str], how: How) -> Attended:
     """Have an engine attend, together with others where the problem is divided."""
     if share := share_of(problem):
-        from attncli.engines import shared
-
         return shared.attend(engine, problem, share, want, how)
     done: Attended = engine.attend(problem, want, how)
     return done
@@ -398,8 +397,6 @@ def _backward(
     """Likewise for the way back."""
     assert grad_output is not None
     if share := share_of(problem):
-        from attncli.engines import shared
-
         return shared.backward(engine, problem, share, grad_output, attended, want, how, names)
     found: Gradients = engine.backward(problem, grad_output, attended, want, how)
     return found

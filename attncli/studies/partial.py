@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import zip_longest
+from types import UnionType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,18 +29,21 @@ from attncli.errors import FileError, InputError
 from attncli.files.bundle import Bundle
 from attncli.resources import Progress
 from attncli.studies.attend import Ran, Result, check_memory
-from attncli.studies.warned import warnings
+from attncli.studies.warned import of_mask, warnings
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 NAME = "partial"
 NAMES = ("output", *(field.name for field in fields(Rows)))
-#: What its metadata says.
-MEMBERS = frozenset({
-    "keys", "of", "problem", "shape", "scale", "scale_source", "softcap", "mask", "dtype",
-    "result_dtype", "family", "past",
-})  # fmt: skip
-LOOKED = 16  # places along each dimension at which two tensors are told apart
+#: What its metadata says, and as what.
+MEMBERS: Mapping[str, type | UnionType] = {
+    "of": int, "keys": list, "problem": list, "shape": list, "scale": float | int,
+    "scale_source": str, "softcap": float | int | None, "mask": str, "dtype": str,
+    "result_dtype": str, "family": list, "past": int,
+}  # fmt: skip
+LOOKED = 16  # places along each dimension at which two tensors are told apart,
+CELLS = 64  # and two masks,
+SMALL = 1 << 20  # unless they have so few numbers that all are looked at
 
 
 class Kept(NamedTuple):
@@ -47,11 +51,12 @@ class Kept(NamedTuple):
 
     arrays: Mapping[str, Array]
     said: Mapping[str, Any]
+    warnings: Sequence[str]
 
     @property
     def options(self) -> Mapping[str, str]:
-        """The metadata as they are written: one text, which every format keeps as it is."""
-        return {NAME: json.dumps(self.said)}
+        """What is no tensor as a file holds it: one text, in whatever format."""
+        return {NAME: json.dumps(self.said, ensure_ascii=False)}
 
 
 def facts(problem: Problem) -> list[str]:
@@ -59,11 +64,29 @@ def facts(problem: Problem) -> list[str]:
     found = [f"{name} {shape}" for name, shape in problem.shapes.items()]
     for name in ("query", "key", "value"):
         array = getattr(problem, name)
-        some = array[tuple(slice(0, n, max(1, n // LOOKED)) for n in array.shape)]
+        some = array
+        if array.size > SMALL:
+            some = array[tuple(slice(0, n, max(1, n // LOOKED)) for n in array.shape)]
         found.append(f"{name} {array.dtype}, checksum {zlib.crc32(some.tobytes()):08x}")
-    found += [f"mask {problem.mask.words}", f"scale {problem.scale}", f"softcap {problem.softcap}"]
+    mask = f"mask {problem.mask.words}, checksum {_checksum(problem.mask):08x}"
+    found += [mask, f"scale {problem.scale}", f"softcap {problem.softcap}"]
     sink = problem.sink
     return [*found, f"sink {None if sink is None else sink.tolist()}"]
+
+
+def _checksum(mask: Mask) -> int:
+    """Return that of some cells of a mask: words name a file, not what it holds."""
+    size, found = mask.extent, 0
+    i, j = (np.arange(0, n, max(1, n // CELLS)) for n in (size.queries, size.keys))
+    varies = mask.varies
+    batch, heads = size.batch if varies.batch else 1, size.heads if varies.head else 1
+    for b in range(0, batch, max(1, batch // LOOKED)):
+        for h in range(0, heads, max(1, heads // LOOKED)):
+            cells = b, h, i[:, None], j
+            found = zlib.crc32(np.asarray(mask.predicate.allows(*cells), bool).tobytes(), found)
+            for bias in mask.biases:
+                found = zlib.crc32(np.asarray(bias.at(*cells), np.float32).tobytes(), found)
+    return found
 
 
 def apart(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str] | None:
@@ -103,7 +126,7 @@ def compute(
     if p.sink is not None:
         arrays["sink"] = p.sink
     ran = Ran(name, done.device, p.dtype.name, done.threads, done.kernel, note)
-    return Kept(arrays, said), ran
+    return Kept(arrays, said, [*p.warnings, *of_mask(p)]), ran
 
 
 def is_partial(bundle: Bundle) -> bool:
@@ -120,6 +143,14 @@ class _Read(NamedTuple):
     real: Array
     sink: Array | None
 
+    @property
+    def facts(self) -> list[str]:
+        """What all parts of a problem must have alike."""
+        own = ("problem", "keys")
+        others = [f"{name} {self.said[name]}" for name in MEMBERS if name not in own]
+        sink = None if self.sink is None else self.sink.tolist()
+        return [*self.said["problem"], *others, f"sink {sink}"]
+
 
 def merge(bundles: Sequence[Bundle]) -> Result:
     """Return what all parts of a problem give together, in whatever order they come.
@@ -130,7 +161,7 @@ def merge(bundles: Sequence[Bundle]) -> Result:
     parts = [_read(bundle) for bundle in bundles]
     first = parts[0]
     for other in parts[1:]:
-        differ = apart(first.said["problem"], other.said["problem"])
+        differ = apart(first.facts, other.facts)
         if differ:
             raise InputError(
                 f"{first.source} and {other.source} are parts of different problems: {differ[0]} "
@@ -165,42 +196,65 @@ def _demand_whole(parts: Sequence[_Read]) -> None:
 
 
 def _read(bundle: Bundle) -> _Read:
-    said = _said(bundle.options.get(NAME))
-    if not is_partial(bundle) or not isinstance(said, dict):
+    text = bundle.options.get(NAME)
+    if not is_partial(bundle) or text is None:
         raise InputError(
             f"{bundle.source} is no part of a problem: it holds no '{NAME}.m'",
             "make parts with attncli compute … --part 1/2 -o part1.safetensors",
         )
     try:
-        arrays = [np.asarray(bundle.tensors[f"{NAME}.{name}"]) for name in NAMES]
-        real = np.asarray(bundle.tensors[f"{NAME}.real"]).astype(bool)
+        said = _said(json.loads(text) if isinstance(text, str) else text)
         b, h, _, lq, _, _, dv = said["shape"]
+        dtype, _ = float_dtype(said["dtype"]), float_dtype(said["result_dtype"])
         shapes = {"output": (b, h, lq, dv), "top_z": (b, h, lq, 2), "top_j": (b, h, lq, 2)}
-        for name, array in zip(NAMES, arrays, strict=True):
-            if array.shape != shapes.get(name, (b, h, lq)):
-                raise ValueError(f"{NAME}.{name} is {array.shape}")
-        if not said.keys() >= MEMBERS:
-            raise ValueError(f"its metadata lacks {', '.join(sorted(MEMBERS - said.keys()))}")
-    except (KeyError, ValueError, TypeError) as error:
+        arrays = [_of(bundle, f"{NAME}.{n}", shapes.get(n, (b, h, lq))) for n in NAMES]
+        real = _of(bundle, f"{NAME}.real", (b, lq)).astype(bool)
+        sink = _of(bundle, "sink", (h,)).astype(np.float64) if "sink" in bundle.tensors else None
+    except (InputError, KeyError, ValueError, TypeError) as error:
         raise FileError(
-            f"{bundle.source} is no whole part of a problem: {error}",
+            f"{bundle.source} is no whole part of a problem: {str(error).splitlines()[0]}",
             "make it again with attncli compute … --part",
         ) from None
-    sink = bundle.tensors.get("sink")
     output, *sums = arrays
     whole = [a.astype(np.int64 if a.dtype.kind in "iu" else np.float64) for a in sums]
-    partial = Partial.of([output.astype(float_dtype(said["dtype"])), *whole])
-    return _Read(
-        bundle.source, said, partial, real, None if sink is None else np.asarray(sink, np.float64)
-    )
+    return _Read(bundle.source, said, Partial.of([output.astype(dtype), *whole]), real, sink)
 
 
-def _said(text: Any) -> Any:
-    """Return what the metadata say: a text, or what a format has made of it."""
-    try:
-        return json.loads(text) if isinstance(text, str) else text
-    except ValueError:
-        return None
+def _said(said: Any) -> Mapping[str, Any]:
+    """Return what a file says, or raise ValueError where it cannot be meant."""
+    if not isinstance(said, dict):
+        raise ValueError(f"its metadata '{NAME}' is no object")
+    lacking = [name for name in MEMBERS if name not in said]
+    if lacking:
+        raise ValueError(f"its metadata lacks {', '.join(lacking)}")
+    shape, of, family = said["shape"], said["of"], said["family"]
+    sound: dict[str, Callable[[], bool]] = {
+        "shape": lambda: len(shape) == 7 and all(_counts(shape)) and shape[4] == of,
+        "keys": lambda: all(
+            len(one) == 2 and all(_counts(one)) and one[0] < one[1] <= of for one in said["keys"]
+        ),
+        "problem": lambda: all(isinstance(line, str) for line in said["problem"]),
+        "family": lambda: len(family) == 3 and family[0] in (2, 3, 4),
+        "past": lambda: 0 <= said["past"] <= of,
+    }
+    for name, kind in MEMBERS.items():
+        if not (isinstance(said[name], kind) and sound.get(name, lambda: True)()):
+            raise ValueError(f"'{name}' in its metadata is {str(said[name])[:40]}")
+    return said
+
+
+def _counts(numbers: Sequence[Any]) -> list[bool]:
+    return [type(one) is int and one >= 0 for one in numbers]
+
+
+def _of(bundle: Bundle, name: str, shape: tuple[int, ...]) -> Array:
+    """Return a tensor of a file, or raise ValueError where it is none of this shape."""
+    if name not in bundle.tensors:
+        raise ValueError(f"it holds no {name}")
+    array = np.asarray(bundle.tensors[name])
+    if array.shape != shape or array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} is {array.dtype} {array.shape}, not {shape}")
+    return array
 
 
 def _result(first: _Read, whole: Partial) -> Result:
@@ -222,7 +276,21 @@ def _result(first: _Read, whole: Partial) -> Result:
     with np.errstate(over="ignore"):
         output = seen.output.astype(result)
     attended = Attended(output, seen.rows.lse.astype(dtype), whole.rows, kernel="merged")
+    said_odd = [*warnings(problem, attended.lse, False), *_not_finite(attended)]
     return Result(
         problem=problem, engine=Ran("merged", "cpu", dtype.name, 1, "merged"), attended=attended,
-        rows=seen.rows, warnings=tuple(warnings(problem, attended.lse, False)),
+        rows=seen.rows, warnings=tuple(said_odd),
     )  # fmt: skip
+
+
+def _not_finite(attended: Attended) -> list[str]:
+    """Return a line on rows that are not finite; which numbers are the cause no part says."""
+    with np.errstate(invalid="ignore"):
+        odd = ~np.isfinite(attended.output).all(-1) | np.isnan(attended.lse)
+    if not odd.any():
+        return []
+    first = tuple(np.argwhere(odd)[0].tolist())
+    return [
+        f"{int(odd.sum())} of {odd.size} rows are NaN or infinite: numbers that they see are, or "
+        f"they overflow. The first is (batch, head, query) {first}"
+    ]

@@ -41,6 +41,12 @@ def warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
             f"query and key are finite: they overflow {problem.dtype.name}, or the mask adds such "
             f"numbers. The first is (batch, head, query) {_first(lost)}"
         )
+    return found + of_mask(problem)
+
+
+def of_mask(problem: Problem) -> list[str]:
+    """Return a line for each thing that is odd about float masks."""
+    found = []
     if problem.mask.zero_one():
         found.append(
             "the float mask holds only 0 and 1: they are added to the scores and hide nothing. "
@@ -49,7 +55,11 @@ def warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
     sentinel = problem.mask.sentinel()
     if sentinel is not None:
         rows = int(leaks(problem).sum())
-        where = f"leaks into {rows} of {lse.size} rows" if rows else "leaks into no row here"
+        where = (
+            f"leaks into {rows} of {problem.batch * problem.heads * problem.queries} rows"
+            if rows
+            else "leaks into no row here"
+        )
         found.append(
             f"the float mask holds {sentinel:.4g}, which is finite and not −∞: it is added as it "
             f"is, and {where}; a row of nothing else becomes a mean. Use -inf or a bool mask to "

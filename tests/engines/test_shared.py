@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -106,6 +107,21 @@ def test_heads_of_a_key_head_stay_together_where_they_can(ranks: int) -> None:
             for h in range(part.heads):
                 ours = part.key[:, part.group(h)]
                 np.testing.assert_array_equal(ours, problem.key[:, problem.group(start + h)])
+
+
+@given(problem=problems(), ranks=st.integers(1, 14))
+@quick
+def test_each_process_has_keys_where_there_are_enough(problem: Problem, ranks: int) -> None:
+    bounds = Share("keys", 0, ranks).bounds(problem)
+    assert bounds[0] == 0 and bounds[-1] == problem.keys and len(bounds) == ranks + 1
+    assert (np.diff(bounds) >= (1 if ranks <= problem.keys else 0)).all()
+
+
+def test_processes_see_about_as_many_cells_each() -> None:
+    problem = random_problem(1, 4000, 4000, batch=1, width=1, value_width=1, mask="causal")
+    bounds = Share("keys", 0, 4).bounds(problem)
+    cells = [sum(4000 - j for j in range(a, z)) for a, z in pairwise(bounds.tolist())]
+    assert max(cells) < 1.3 * min(cells)  # rows are asked 512 at a time
 
 
 def test_a_part_reads_views() -> None:

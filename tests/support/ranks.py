@@ -59,6 +59,9 @@ class Exchange:
     def gathered(self, array: Any) -> list[Any]:
         return self._all(array)
 
+    def texts(self, text: str) -> list[str]:
+        return self._all(text)
+
 
 def together(problem: Problem, axis: str, ranks: int, work: Callable[[Problem], Any]) -> list[Any]:
     """Return what each of some threads makes of a problem that they divide along ``axis``."""

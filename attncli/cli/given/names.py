@@ -136,6 +136,13 @@ def no_query(bundle: Bundle, candidates: list[str]) -> InputError:
             f"it holds {listed(names) or 'no tensors'}",
             "write it with --include query,key,value",
         )
+    from attncli.studies.partial import is_partial
+
+    if is_partial(bundle):
+        return InputError(
+            f"{bundle.source} is a part of a problem",
+            "join it with the others: attncli compute --merge PART…",
+        )
     return InputError(
         f"{bundle.source} has no tensor named query (or q, hidden_states, x); "
         f"it holds {listed(names) or 'no tensors'}",
