@@ -24,6 +24,7 @@ from attncli.models.layer import Layer, Norm, PositionBias, Projections
 from attncli.models.layouts import Found, dotted, linear, match, nothing_found, numbers
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
+from attncli.models.vectors import check_vectors
 
 __all__ = [
     "FAMILIES", "Layer", "Norm", "PositionBias", "Projections", "choose", "config_beside",
@@ -84,7 +85,9 @@ def find_layers(
     errors: list[InputError] = []
     for one in found:
         try:
-            layers.append(Reading(one, bundle, config, arch, flags, present).layer())
+            layer = Reading(one, bundle, config, arch, flags, present).layer()
+            check_vectors(layer)
+            layers.append(layer)
         except InputError as error:
             errors.append(error)
     layers = joined(layers)
