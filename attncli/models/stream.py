@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from attncli.errors import InputError
 from attncli.models.joint import STREAMS
 from attncli.models.layer import Layer, Norm
 from attncli.models.layouts import GAINS, is_number, numbers
@@ -24,8 +25,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 OUTPUT = (
     ("post_self_attn_layernorm", ""),  # GLM 4
     ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2, OLMo 2, EXAONE 4
-    ("post_attention_layernorm", "post_mlp_layernorm"),  # AFMoE
+    ("post_attention_layernorm", "pre_mlp_layernorm"),  # AFMoE
     ("feedforward_layer_norm", "post_feedforward_layernorm"),  # OLMo Hybrid, as it is saved
+    ("post_attention_norm", "post_ffw_norm"),  # GGUF
 )
 #: What multiplies that output, a number a channel (LayerScale, Touvron et al. 2021): DINOv2, BEiT,
 #: timm's ViT, timm's BEiT.
@@ -51,6 +53,7 @@ AFTER = (
     After("norm1", "norm2", "norm3"),  # torch's decoder
     After("norm1", "", "norm2"),  # torch's encoder, Nomic's BERT
     After("layer_norm1", "", "layer_norm2"),  # XLM
+    After("attn_output_norm", "", "layer_output_norm"),  # GGUF
 )
 #: A block of T5 has its attentions below numbers of their own.
 NUMBERED = ("SelfAttention", "EncDecAttention")
@@ -100,11 +103,16 @@ class Stream:
 def through(rows: Array, norm: Norm, layer: Layer, back: bool = False) -> Array:
     """Return ``(…, E)`` behind a norm of the layer's checkpoint: centred and times its gain.
 
-    ``back``: of rows that read what it returns, as they read what it takes.
+    ``back``: of rows that read what it returns, as they read what it takes. Raises InputError
+    where its gain is no number a channel.
     """
     gain: Any = 1
     for name in norm.weights:
         gain = layer.tensor(name).astype(rows.dtype, copy=False)
+        if gain.shape != (rows.shape[-1],):
+            raise InputError(
+                f"'{name}' is {gain.shape}", f"expected a number a channel: ({rows.shape[-1]},)"
+            )
         gain = gain + 1 if norm.kind.endswith("+1") else gain
     rows = rows * gain if back else rows
     if norm.centred:

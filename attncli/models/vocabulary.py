@@ -11,16 +11,18 @@ from attncli.models.reading import FLOATS
 from attncli.models.stream import Stream, norm_at
 
 EMBEDDINGS = (
-    "embed_tokens", "wte", "word_embeddings", "tok_embeddings", "embed_in", "tokens_embed",
-    "token_embedding", "token_embd", "embedding.word_embeddings", "shared",
+    "embed_tokens", "wte", "embedding.word_embeddings", "word_embeddings", "tok_embeddings",
+    "embed_in", "tokens_embed", "token_embedding", "token_embd", "shared",
 )  # fmt: skip
 #: Norms between the embedding and the first layer, beside it.
-EMBEDDED = ("LayerNorm", "norm", "word_embeddings_layernorm", "layernorm_embedding")
+EMBEDDED = (
+    "LayerNorm", "norm", "word_embeddings_layernorm", "layernorm_embedding", "token_embd_norm",
+)  # fmt: skip
 UNEMBEDDINGS = ("lm_head", "embed_out", "output", "output_layer")
 #: Norms between the last layer and the logits, beside the stack of layers.
 FINAL = (
     "norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm", "norm_f", "output_norm",
-    "embedding_norm",
+    "embedding_norm", "ln",
 )  # fmt: skip
 READERS = ("text_model",)  # parts that read and say nothing, causal (CLIP's) or not
 ELSEWHERE = tuple(stem for part in ("vision_config", "audio_config") for stem in NESTED[part])
