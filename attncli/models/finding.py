@@ -22,6 +22,7 @@ from attncli.models.families import FAMILIES, family_named
 from attncli.models.joint import joined, streams_apart
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
 from attncli.models.layouts import Found, dotted, linear, match, nothing_found, numbers
+from attncli.models.missing import incomplete, unlike_others
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 from attncli.models.vectors import check_vectors
@@ -90,11 +91,12 @@ def find_layers(
             layers.append(layer)
         except InputError as error:
             errors.append(error)
-    layers = joined(layers)
+    layers = joined(unlike_others(layers))
     if errors and (skipped is None or not layers):
         raise errors[0]
     if skipped is not None:
-        skipped += [error.message for error in errors] + apart
+        lost = [one for one in incomplete(names, every) if one.split()[0] not in others]
+        skipped += [error.message for error in errors] + lost + apart
     return layers
 
 

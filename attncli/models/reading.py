@@ -151,6 +151,8 @@ class Reading:
             if name is None:
                 continue
             header = self.bundle.header(name)
+            if 0 in header.shape:
+                raise InputError(f"'{name}' is {header.shape}: it is empty", "save it again")
             if header.dtype not in (*FLOATS, "int64", "I64"):  # JSON's whole numbers
                 raise not_plain(name, header, self.names, self.bundle.source)
             self.found.layout.form.check(name, role, header.shape)
@@ -230,6 +232,8 @@ class Reading:
         leaf = self.family.gate if self.family else ""
         names = {"gate": f"{leaf}.weight", "gate_bias": f"{leaf}.bias"}
         found = {role: join(self.found.parent, name) for role, name in names.items()}
+        if leaf and leaf != "query" and found["gate"] not in self.names:
+            self.lacks.append(Lack(f"its gate is missing ({found['gate']} is not there)"))
         return {role: name for role, name in found.items() if leaf and name in self.names}
 
     def _disentangled(self) -> Disentangled | None:
