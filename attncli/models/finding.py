@@ -103,8 +103,10 @@ def find_layers(
 def _dotted(bundle: Bundle) -> Bundle:
     """Return the bundle by names with dots where they have slashes; the same where none has."""
     short = {name: dotted(name) for name in bundle.tensors if dotted(name) != name}
-    if not short or not isinstance(bundle.tensors, Lazy) or {*short.values()} & {*bundle.tensors}:
+    if not short or {*short.values()} & {*bundle.tensors}:
         return bundle
+    if not isinstance(bundle.tensors, Lazy):
+        return replace(bundle, tensors={dotted(n): a for n, a in bundle.tensors.items()})
     whole = {**bundle.whole, **{new: name for name, new in short.items()}}
     return replace(bundle, tensors=bundle.tensors.named(short), whole=whole)
 

@@ -49,7 +49,9 @@ def unlike_others(layers: Sequence[Layer]) -> list[Layer]:
     for layer, kind, own in zip(layers, kinds, parts, strict=True):
         others = groups[kind]
         having = Counter(part for some in others for part in some)
-        lost = [part for part, count in having.items() if part not in own and 2 * count > len(others)]
+        lost = [
+            part for part, count in having.items() if part not in own and 2 * count > len(others)
+        ]
         lacks = [
             Lack(f"it has no {leaf}, as {having[part]} layers like it do")
             for part in lost

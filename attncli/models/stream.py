@@ -124,8 +124,8 @@ def streams(layers: Sequence[Layer]) -> list[Stream]:
     """Return the residual streams of a checkpoint, those of one layer too.
 
     Encoder and decoder, the parts of a composed model, the stages of Swin, text and image of joint
-    attention are streams of their own. A layer without an output projection, or one that writes another width than it reads, is in
-    none.
+    attention are streams of their own. A layer without an output projection, or one that writes
+    another width than it reads, is in none.
     """
     found: dict[tuple[str, int, str], list[Layer]] = {}
     for layer in layers:

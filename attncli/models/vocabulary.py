@@ -43,8 +43,9 @@ ELSEWHERE = tuple(stem for part in ("vision_config", "audio_config") for stem in
 class Vocabulary:
     """Names of the embedding ``(V, E)`` and of what makes logits, with the norms that lie between.
 
-    ``unembedding`` ``(V, E)``, ``(E, V)`` where it is ``turned``, is '' where nothing makes logits: in an encoder, or where the
-    checkpoint has no such tensor and is not ``tied``, that is, uses the embedding once more.
+    ``unembedding`` ``(V, E)``, ``(E, V)`` where it is ``turned``, is '' where nothing makes logits:
+    in an encoder, or where the checkpoint has no such tensor and is not ``tied``, that is, uses the
+    embedding once more.
     """
 
     embedding: str
