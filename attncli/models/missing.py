@@ -1,4 +1,4 @@
-"""What is not there: inputs without which names are no layer, and parts that layers like it have."""
+"""What is missing: inputs without which names are no layer, and parts that other layers have."""
 
 from __future__ import annotations
 

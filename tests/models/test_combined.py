@@ -21,6 +21,7 @@ from attncli.models.finding import every_layer
 from attncli.models.layer import Layer
 from attncli.models.stream import output_norm, streams
 from attncli.studies.layer import multihead
+from attncli.studies.weight_changes import unseen_tensors
 from tests.support import gguf_files, zoo
 
 pytest.importorskip("transformers")
@@ -106,6 +107,7 @@ def assert_alike(theirs: list[Layer], ours: list[Layer], *names: str) -> None:
     expected = scores(theirs)
     assert np.isfinite(expected).sum() > 100
     np.testing.assert_allclose(scores(ours), expected, atol=2e-6)
+    assert not any(unseen_tensors(a, b) for a, b in zip(theirs, ours, strict=True))
     for name in names:
         expected = statistic(theirs, name)
         assert np.isfinite(expected).all(), name
