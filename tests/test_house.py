@@ -48,7 +48,7 @@ def test_what_is_added_touches_these_files_and_no_other(text: str, files: str) -
 
 def test_each_kind_of_addition_has_an_example() -> None:
     rows = re.findall(r"^\| (?:a|an|another) .*\|$", MAP, re.MULTILINE)
-    assert len(rows) == len(EXAMPLES) == 22
+    assert len(rows) == len(EXAMPLES) == 25
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", MAP))))

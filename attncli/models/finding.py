@@ -21,8 +21,8 @@ from attncli.models.beside import config_beside, read_config
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.joint import joined, streams_apart
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.layouts import Found, dotted, linear, match, nothing_found, numbers
-from attncli.models.missing import incomplete, unlike_others
+from attncli.models.layouts import Found, dotted, linear, match, numbers
+from attncli.models.missing import incomplete, nothing_found, unlike_others
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
 from attncli.models.vectors import check_vectors

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from attncli.errors import InputError, counted, listed
 from attncli.models.layer import Lack, Layer
-from attncli.models.layouts import Found, is_number
+from attncli.models.layouts import LAYOUTS, Found, is_number, parent_of
 
 #: Tensors that one layer holds for others, too.
 SHARED = ("relative",)
@@ -62,6 +63,40 @@ def unlike_others(layers: Sequence[Layer]) -> list[Layer]:
             lacks = [Lack(f"it has {own[sides[0]]}, and no norm of the other of queries and keys")]
         made.append(replace(layer, lacks=(*layer.lacks, *lacks)) if lacks else layer)
     return made
+
+
+def nothing_found(names: Iterable[str], source: str) -> InputError:
+    """Return the error that names the nearest layouts and what they lack."""
+    known = list(names)
+    best: dict[str, tuple[int, str]] = {}
+    for layout in LAYOUTS:
+        leaves = [layout.weight(leaf) for leaf in layout.inputs.values()]
+        parents: dict[str, list[str]] = {}
+        for name in known:
+            for leaf in leaves:
+                parent = parent_of(name, leaf)
+                if parent is not None:
+                    parents.setdefault(parent, []).append(leaf)
+        for parent, have in parents.items():
+            missing = [leaf for leaf in leaves if leaf not in have]
+            words = (
+                f"{layout.name} ('{parent}' has {', '.join(have)} but lacks {', '.join(missing)})"
+            )
+            if missing and len(have) > best.get(layout.name, (0, ""))[0]:
+                best[layout.name] = (len(have), words)
+    near = [words for _, words in sorted(best.values(), reverse=True)[:3]]
+    if near:
+        return InputError(
+            f"{source} holds no attention layer that is known; the nearest: {'; '.join(near)}",
+            "give the missing tensors, or a bundle with wq, wk, wv and wo",
+        )
+    some = listed([name or "unnamed" for name in known], 4)
+    first = ", ".join(sorted({next(iter(row.inputs.values())) for row in LAYOUTS}))
+    return InputError(
+        f"{source} holds no attention layer that is known; it holds "
+        f"{counted(len(known), 'tensor')} ({some})",
+        f"a layer is recognised by its query or fused weight: {first}",
+    )
 
 
 def _parts(layer: Layer) -> dict[str, str]:
