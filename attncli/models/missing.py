@@ -13,6 +13,8 @@ from attncli.models.layouts import LAYOUTS, Found, is_number, parent_of
 #: Tensors that one layer holds for others, too.
 SHARED = ("relative",)
 NORMS = ("input_norm", "query_norm", "key_norm")
+#: Families whose first block has no norm before it: its embedding is normed.
+NORMED_FIRST = ("modernbert",)
 
 
 def incomplete(names: Iterable[str], found: Sequence[Found]) -> list[str]:
