@@ -55,6 +55,8 @@ def unlike_others(layers: Sequence[Layer]) -> list[Layer]:
         lost = [
             part for part, count in having.items() if part not in own and 2 * count > len(others)
         ]
+        if layer.index == 0 and layer.family in NORMED_FIRST:
+            lost = [part for part in lost if part != "input_norm"]
         lacks = [
             Lack(f"it has no {leaf}, as {having[part]} layers like it do")
             for part in lost

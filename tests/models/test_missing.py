@@ -194,3 +194,17 @@ def test_arguments_that_a_library_never_writes(said: dict[str, Any]) -> None:
     config = dict(d_model=8, d_head=4, n_heads=2, n_ctx=9) | said
     with pytest.raises(InputError, match="the arguments of TransformerLens are none"):
         every_layer(arrays, config=config)
+
+
+def test_a_first_block_without_a_norm_is_modernberts_own() -> None:
+    """Its embedding is normed, and layers.0.attn_norm is the identity."""
+    rng = np.random.default_rng(0)
+    shapes = {"Wqkv": (24, 8), "Wo": (8, 8)}
+    arrays = {
+        f"layers.{n}.attn.{leaf}.weight": rng.normal(size=shape)
+        for n in range(3) for leaf, shape in shapes.items()
+    } | {f"layers.{n}.attn_norm.weight": np.ones(8) for n in (1, 2)}  # fmt: skip
+    config = {"model_type": "modernbert", "num_attention_heads": 2, "norm_eps": 1e-5}
+    layers, _ = every_layer(arrays, config=config)
+    assert [bool(one.input_norm) for one in layers] == [False, True, True]
+    assert not any(one.lacks for one in layers)
