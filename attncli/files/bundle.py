@@ -77,6 +77,11 @@ class Lazy(Mapping[str, Array]):
                 self._entries[name] = Entry(lambda: made)
         return self._made[name]
 
+    def rows(self, name: str, some: slice) -> Array:
+        """Some rows of a tensor; the others are not made where its entry knows how."""
+        rows = self._entries[name].rows
+        return rows(some) if rows and name not in self._made else self[name][some]
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

@@ -23,7 +23,7 @@ import numpy as np
 from attncli.measures.folding import Parts, parts_of
 from attncli.measures.statistic import Statistic, statistic
 from attncli.models.layer import Layer
-from attncli.models.stream import Stream
+from attncli.models.stream import Stream, side_by_side
 from attncli.resources import Job, Progress, run_jobs, stages
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -126,7 +126,10 @@ def _of_stream(
             into[n] = writers_of(layers[n], stream.centred)
 
         def read(n: int, block: range = block, of: dict[int, Side] = writers) -> None:
-            earlier = [w for w in block if w < n and (wanted[w] or wanted[n])]
+            earlier = [
+                w for w in block
+                if w < n and (wanted[w] or wanted[n]) and not side_by_side(layers[w], layers[n])
+            ]  # fmt: skip
             readers = readers_of(layers[n], stream.centred) if earlier else {}
             for w in earlier:
                 between = stream.post_norm

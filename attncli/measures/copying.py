@@ -121,17 +121,16 @@ def _sums(
     layer: Layer, words: Vocabulary, threads: int | None, progress: Progress | None
 ) -> tuple[Array, Array | None]:
     """Return Σ (e − ē)(e − ē)ᵀ and Σ (u − ū)(e − ē)ᵀ over the vocabulary, in float64."""
-    assert layer.bundle is not None
-    tensors, width, lock = layer.bundle.tensors, layer.model_dim, Lock()
+    width, lock = layer.model_dim, Lock()
     names = dict.fromkeys(filter(None, (words.embedding, words.unembedding)))
-    each, size = stride(layer, words), min(len(tensors[name]) for name in names)
+    each, size = stride(layer, words), min(words.count(layer, name) for name in names)
     count = len(range(0, size, each))
     means = {name: np.zeros(width) for name in names}
     sums = {name: np.zeros((width, width)) for name in names}
 
     def add(start: int) -> None:
         stop = min(start + step * each, size)
-        rows = {name: layer.rows(name, slice(start, stop, each)) for name in names}
+        rows = {name: words.rows(layer, name, slice(start, stop, each)) for name in names}
         e = rows[words.embedding]
         made = {name: one.T @ e for name, one in rows.items()}
         with lock:
@@ -149,9 +148,8 @@ def _sums(
 
 def stride(layer: Layer, words: Vocabulary) -> int:
     """Return which words are taken: all (1), or every second one … of very many, very wide ones."""
-    assert layer.bundle is not None
     names = {words.embedding, words.unembedding} - {""}
-    rows = sum(layer.bundle.header(name).shape[0] for name in names)
+    rows = sum(words.count(layer, name) for name in names)
     return max(1, -(-rows * layer.model_dim**2 // WORTH))
 
 

@@ -53,6 +53,7 @@ def parts_of(layer: Layer) -> Parts:
     o = o if o is None or after is None else through(o, after, layer)
     spoilt = [_nonfinite(part) > 0 for part in (q, k, v)]  # by a norm's gain or a bias as well
     lost = np.maximum(lost, spoilt[0] | spoilt[1][own] | spoilt[2][own])
+    lost = lost if o is None else np.maximum(lost, _nonfinite(o) > 0)
     if lost.any():  # they would stop the decompositions
         q, k, v = (np.nan_to_num(part, nan=0, posinf=0, neginf=0) for part in (q, k, v))
         o = None if o is None else np.nan_to_num(o, nan=0, posinf=0, neginf=0)

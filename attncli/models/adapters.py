@@ -6,6 +6,7 @@ norm. The rules are those of peft/tuners/lora.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -84,6 +85,10 @@ def merged(adapter: Bundle, base: Bundle) -> Bundle:
     for factors in _modules(adapter):
         name = _target(base, factors.module, "weight", adapter.source)
         changes[name] = _update(adapter, factors, said, base, name)
+        rank = adapter.header(factors.parts["A"]).shape[0]
+        stated = _of_module(said, "rank_pattern", factors.module, said.get("r", rank))
+        if stated != rank:
+            notes.append(f"{CONFIG} says rank {stated}, its factors have {rank}: the factors won")
         used |= {*factors.parts.values()}
     if said.get("use_dora"):
         notes.append("DoRA: its rows have the norms of lora_magnitude_vector")
@@ -166,22 +171,29 @@ def _target(base: Bundle, module: str, leaf: str, source: str) -> str:
 
 
 def _scale(said: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = said.get("lora_alpha", 8)
-    for pattern, value in (said.get("alpha_pattern") or {}).items():
-        if _fits(pattern, module):
-            alpha = value
-            break
-    if type(alpha) not in (int, float):
-        raise InputError(f"{CONFIG}: lora_alpha of {module} is {alpha!r}", "expected a number")
+    alpha = _of_module(said, "alpha_pattern", module, said.get("lora_alpha", 8))
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise InputError(
+            f"{CONFIG}: lora_alpha of {module} is {alpha!r}", "expected a finite number"
+        )
     return float(alpha / (rank**0.5 if said.get("use_rslora") else rank))
 
 
-def _fits(pattern: str, module: str) -> bool:
-    """Whether a key of alpha_pattern means a module: its path's end, or an expression for that."""
-    try:
-        return bool(re.match(rf"(.*\.)?({pattern})$", module))
-    except re.error:
-        return False
+def _of_module(said: Mapping[str, Any], member: str, module: str, default: Any) -> Any:
+    """Return what a member says of a module, by its path's end or an expression for that."""
+    patterns = said.get(member) or {}
+    if not isinstance(patterns, dict):
+        raise InputError(f"{CONFIG}: {member} is {patterns!r}", "expected an object, or null")
+    for pattern, value in patterns.items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise InputError(
+                f"{CONFIG}: {member} has '{pattern}', which is no expression: {error}",
+                "expected the end of a module's path",
+            ) from None
+    return default
 
 
 def _update(
@@ -192,11 +204,16 @@ def _update(
     shape = base.header(target).shape
     turned = "embedding" in factors.parts or bool(said.get("fan_in_fan_out"))
     made = (b[0], a[1]) if len(a) == len(b) == 2 else ()
-    if len(made) != 2 or a[0] != b[1] or (made[::-1] if turned else made) != shape:
+    if len(made) != 2 or not a[0] or a[0] != b[1] or (made[::-1] if turned else made) != shape:
         raise InputError(
             f"{adapter.source}: B {b} · A {a} of {factors.module} is no update of '{target}' "
             f"{shape}",
             "give the model that it was made for: --base FOLDER",
+        )
+    if said.get("use_dora") and "magnitude_vector" not in factors.parts:
+        raise InputError(
+            f"{adapter.source}: {factors.module} has no lora_magnitude_vector",
+            f"{CONFIG} says use_dora: it is the norm of each row",
         )
     scale = _scale(said, factors.module, a[0])
 

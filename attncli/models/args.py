@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from attncli.errors import InputError
 from attncli.files.bundle import Bundle
 
 Config = Mapping[str, Any]
@@ -218,7 +219,13 @@ def _tells(row: Args, said: Config) -> bool:
 
 def _said(row: Args, said: Config) -> Config:
     named = {row.words.get(name, name): value for name, value in said.items()}
-    found = {**named, **(row.more(said) if row.more else {})}
+    try:
+        found = {**named, **(row.more(said) if row.more else {})}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the arguments of {row.library} are none that it writes: {error}",
+            "say what they mean in config.json's words: --config FILE",
+        ) from None
     if row.model_type:
         found["model_type"] = row.model_type
     if row.idle:

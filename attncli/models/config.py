@@ -407,3 +407,14 @@ def _mpt_slopes(heads: int, most: float) -> tuple[float, ...]:
     if whole != heads:
         slopes = slopes[1::2] + slopes[::2]
     return tuple(slopes[:heads])
+
+
+def shared_blocks(config: Config, path: str, notes: list[str]) -> int:
+    """Return how many layers use one and the same block (ALBERT), and note it."""
+    if "albert_layer_groups" not in path:
+        return 1
+    layers = count(config, ("num_hidden_layers",))
+    groups = count(config, ("num_hidden_groups",))
+    shared = max((layers[1] if layers else 1) // (groups[1] if groups else 1), 1)
+    notes += [f"one block for {shared} layers"] * (shared > 1)
+    return shared

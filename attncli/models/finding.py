@@ -21,9 +21,11 @@ from attncli.models.beside import config_beside, read_config
 from attncli.models.families import FAMILIES, family_named
 from attncli.models.joint import joined, streams_apart
 from attncli.models.layer import Layer, Norm, PositionBias, Projections
-from attncli.models.matching import Found, dotted, linear, match, nothing_found, numbers
+from attncli.models.matching import Found, dotted, linear, match, numbers
+from attncli.models.missing import incomplete, nothing_found, unlike_others
 from attncli.models.reading import Reading
 from attncli.models.shapes import Said
+from attncli.models.vectors import check_vectors
 
 __all__ = [
     "FAMILIES", "Layer", "Norm", "PositionBias", "Projections", "choose", "config_beside",
@@ -99,22 +101,27 @@ def find_layers(
     errors: list[InputError] = []
     for one in found:
         try:
-            layers.append(Reading(one, bundle, config, arch, flags, present).layer())
+            layer = Reading(one, bundle, config, arch, flags, present).layer()
+            check_vectors(layer)
+            layers.append(layer)
         except InputError as error:
             errors.append(error)
-    layers = joined(layers)
+    layers = joined(unlike_others(layers))
     if errors and (skipped is None or not layers):
         raise errors[0]
     if skipped is not None:
-        skipped += [error.message for error in errors] + apart
+        lost = [one for one in incomplete(names, every) if one.split()[0] not in others]
+        skipped += [error.message for error in errors] + lost + apart
     return layers
 
 
 def _dotted(bundle: Bundle) -> Bundle:
     """Return the bundle by names with dots where they have slashes; the same where none has."""
     short = {name: dotted(name) for name in bundle.tensors if dotted(name) != name}
-    if not short or not isinstance(bundle.tensors, Lazy) or {*short.values()} & {*bundle.tensors}:
+    if not short or {*short.values()} & {*bundle.tensors}:
         return bundle
+    if not isinstance(bundle.tensors, Lazy):
+        return replace(bundle, tensors={dotted(n): a for n, a in bundle.tensors.items()})
     whole = {**bundle.whole, **{new: name for name, new in short.items()}}
     return replace(bundle, tensors=bundle.tensors.named(short), whole=whole)
 

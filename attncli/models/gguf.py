@@ -20,7 +20,7 @@ from attncli.errors import InputError, closest
 from attncli.files.bundle import Bundle
 from attncli.files.formats.entry import Array
 from attncli.files.formats.gguf import QUANTISED
-from attncli.models.lazily import Change, changed, with_entries
+from attncli.models.lazily import AS_IT_IS, Change, changed, with_entries
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def plain(bundle: Bundle) -> tuple[Bundle, dict[str, Any]]:
         elif row.shifted and name.endswith("norm.weight"):
             changes[name] = _unshifted
         elif bundle.header(name).dtype in QUANTISED:
-            changes[name] = np.asarray
+            changes[name] = AS_IT_IS
     if row.permuted:
         notes.append("rows of q and k are put back where llama.cpp's converter took them from")
     other = [  # where there are two norms, as in Falcon, the first is the MLP's alone

@@ -1,15 +1,35 @@
-"""Joint attention: streams of image and text, each with its own projections, and one softmax."""
+"""Where keys and values come from: x itself, elsewhere (cross-attention), or both.
+
+Of joint attention the streams of image and text have projections of their own, and one softmax.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from attncli.models.layer import Joint, Layer
 from attncli.models.layouts import LAYOUTS
 from attncli.models.matching import Found
 
+#: Components of a path that say: keys and values come from elsewhere.
+CROSS = (
+    "encoder_attn", "encoder_attention", "EncDecAttention", "crossattention", "cross_attn",
+    "cross_attention", "multihead_attn", "cross_attn_mha", "attn2",
+)  # fmt: skip
 STREAMS = {row.name: row.stream for row in LAYOUTS if row.stream}
+
+
+def is_cross(path: str, names: Collection[str], own: Collection[str] = ()) -> bool:
+    """Return whether a layer's keys and values come from elsewhere, as its path says.
+
+    ``own`` are components that say so in other models and not in this one.
+    """
+    parts = path.split(".")
+    if "multihead_attn" in parts:  # nn.TransformerDecoder's, beside its self_attn
+        beside = ".".join([*parts[: parts.index("multihead_attn")], "self_attn"])
+        return any(name.startswith(beside.lstrip(".") + ".") for name in names)
+    return any(part in CROSS and part not in own for part in parts)
 
 
 def streams_apart(found: Sequence[Found]) -> list[Found]:

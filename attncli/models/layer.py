@@ -10,7 +10,7 @@ import numpy as np
 
 from attncli.attention.rope import Rope
 from attncli.errors import InputError
-from attncli.files.bundle import Bundle
+from attncli.files.bundle import Bundle, Lazy
 from attncli.models.forms import LINEAR, Form
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -344,7 +344,9 @@ class Layer:
     def rows(self, name: str, some: slice) -> Array:
         """Return some rows of a tensor as ``tensor`` does all: the others are not read."""
         assert self.bundle is not None
-        return _wide(name, np.asarray(self.bundle.tensors[name][some]))
+        tensors = self.bundle.tensors
+        found = tensors.rows(name, some) if isinstance(tensors, Lazy) else tensors[name][some]
+        return _wide(name, np.asarray(found))
 
     def projections(self) -> Projections:
         """Read the weights and bring them into one form, whatever their packing."""

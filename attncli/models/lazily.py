@@ -7,18 +7,25 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from attncli.files.bundle import Bundle, Lazy
 from attncli.files.formats.entry import Array, Entry, Header, header_of
 
 Change = Callable[[Array], Array]
+AS_IT_IS: Change = np.asarray  # where making it is what changes it
 
 
 def changed(bundle: Bundle, changes: Mapping[str, Change], notes: Collection[str]) -> Bundle:
     """Return the bundle with some tensors changed, in shapes that stay, and notes added."""
+    some = bundle.tensors if isinstance(bundle.tensors, Lazy) else None
     entries = {
-        name: made(partial(_of, bundle, name, change), bundle.header(name))
+        name: made(
+            partial(_of, bundle, name, change), bundle.header(name),
+            partial(some.rows, name) if some and change is AS_IT_IS else None,
+        )
         for name, change in changes.items()
-    }
+    }  # fmt: skip
     return with_entries(bundle, entries, notes=notes)
 
 
@@ -26,10 +33,12 @@ def _of(bundle: Bundle, name: str, change: Change) -> Array:
     return change(bundle.tensors[name])
 
 
-def made(load: Callable[[], Array], like: Header) -> Entry:
+def made(
+    load: Callable[[], Array], like: Header, rows: Callable[[slice], Array] | None = None
+) -> Entry:
     """Return an entry of float32, in the shape of ``like``, that is made anew at each use."""
     size = 4 * math.prod(like.shape)
-    return Entry(load, lambda: Header(like.shape, "float32", size), kept=False)
+    return Entry(load, lambda: Header(like.shape, "float32", size), kept=False, rows=rows)
 
 
 def of_array(array: Array) -> Entry:

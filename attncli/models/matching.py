@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from attncli.errors import InputError, counted, listed
 from attncli.models.layouts import (
     BEFORE,
     EXTRAS,
@@ -25,7 +24,7 @@ def linear(names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         for leaf, what in NO_SOFTMAX.items():
-            parent = _parent(name, leaf)
+            parent = parent_of(name, leaf)
             if parent and (leaf != "A_log" or parent not in found):
                 found[parent] = what
     return found
@@ -71,7 +70,7 @@ def dotted(name: str) -> str:
     return name.replace("/", ".").removesuffix(":0")
 
 
-def _parent(name: str, leaf: str) -> str | None:
+def parent_of(name: str, leaf: str) -> str | None:
     """Return what ``leaf`` was joined to, None where the name ends otherwise."""
     if name == leaf or name.endswith("." + leaf):
         return name[: -len(leaf)].rstrip(".")
@@ -98,7 +97,7 @@ def match(names: Iterable[str], rank: Callable[[str], int] | None = None) -> lis
             # bare arrays are named by hand: W_q, w_q and wq are one
             seen, there = (_folded(name), folded) if layout.by_hand else (name, exact)
             first = layout.weight(next(iter(layout.inputs.values())))
-            before = _parent(seen, first)
+            before = parent_of(seen, first)
             tensors = {} if before is None else _tensors(layout, before, there)
             if before is not None and tensors and _is_within(before, layout.within):
                 options.append((layout, before, tensors))
@@ -225,37 +224,3 @@ def _without_shadows(found: list[Found]) -> list[Found]:
         for one in found
         if all(claimed[one.tensors[role]] == len(one.layout.inputs) for role in one.layout.inputs)
     ]
-
-
-def nothing_found(names: Iterable[str], source: str) -> InputError:
-    """Return the error that names the nearest layouts and what they lack."""
-    known = list(names)
-    best: dict[str, tuple[int, str]] = {}
-    for layout in LAYOUTS:
-        leaves = [layout.weight(leaf) for leaf in layout.inputs.values()]
-        parents: dict[str, list[str]] = {}
-        for name in known:
-            for leaf in leaves:
-                parent = _parent(name, leaf)
-                if parent is not None:
-                    parents.setdefault(parent, []).append(leaf)
-        for parent, have in parents.items():
-            missing = [leaf for leaf in leaves if leaf not in have]
-            words = (
-                f"{layout.name} ('{parent}' has {', '.join(have)} but lacks {', '.join(missing)})"
-            )
-            if missing and len(have) > best.get(layout.name, (0, ""))[0]:
-                best[layout.name] = (len(have), words)
-    near = [words for _, words in sorted(best.values(), reverse=True)[:3]]
-    if near:
-        return InputError(
-            f"{source} holds no attention layer that is known; the nearest: {'; '.join(near)}",
-            "give the missing tensors, or a bundle with wq, wk, wv and wo",
-        )
-    some = listed([name or "unnamed" for name in known], 4)
-    first = ", ".join(sorted({next(iter(row.inputs.values())) for row in LAYOUTS}))
-    return InputError(
-        f"{source} holds no attention layer that is known; it holds "
-        f"{counted(len(known), 'tensor')} ({some})",
-        f"a layer is recognised by its query or fused weight: {first}",
-    )

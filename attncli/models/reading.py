@@ -14,6 +14,7 @@ from attncli.models.args import FAMILY, SELF, SOURCE, UNKNOWN
 from attncli.models.disentangled import disentangled_of
 from attncli.models.families import COMPOSITES, FAMILIES, Family, heeded, normal
 from attncli.models.forms import CONV1D, LINEAR, Form
+from attncli.models.joint import is_cross
 from attncli.models.latent import latent_of, latent_sizes
 from attncli.models.layer import GATED, PACKINGS, Disentangled, Lack, Layer, Norm
 from attncli.models.layouts import OTHERWISE
@@ -23,11 +24,6 @@ from attncli.models.relative import relative_of, shared_table
 from attncli.models.shapes import RowCounts, Said, Sizes, sizes
 from attncli.models.stored import check_plain, not_plain
 
-#: Components of a path that say: keys and values come from elsewhere.
-CROSS = (
-    "encoder_attn", "encoder_attention", "EncDecAttention", "crossattention", "cross_attn",
-    "cross_attention", "multihead_attn", "cross_attn_mha", "attn2",
-)  # fmt: skip
 LAYER_TYPES = ("full_attention", "sliding_attention")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "F64", "F32", "F16", "BF16")
 
@@ -93,12 +89,13 @@ class Reading:
         else:
             sized = sizes(self.label, self._rows(), self._said())
         self.notes += sized.notes
-        cross = self._cross()
+        cross = is_cross(found.parent, self.names, self.config.get(SELF, ()))
         family = self.family or Family()
         kind = configs.layer_type(self.config, family, self.index)
         scale, why = configs.scale(self.config, family, sized.head_dim, self.index)
         terms = self._disentangled()
         self._assumptions()
+        shared = configs.shared_blocks(self.config, found.parent, self.notes)
         if not cross:
             self._window_lacks(family, kind)
         causal = configs.causal(self.config, family, self.found.parent)
@@ -138,7 +135,7 @@ class Reading:
                 found, self.bundle, self.config, self.family, self.names, self.lacks
             ),
             alibi=None if cross else configs.alibi(self.config, family, sized.heads, scale),
-            clip=configs.number(self.config, "clip_qkv"), shared=self._shared(),
+            clip=configs.number(self.config, "clip_qkv"), shared=shared,
             chunk=None if cross else configs.chunk(self.config, kind),
             temperature=configs.temperature(self.config, family, rope is not None),
             disentangled=terms,
@@ -156,6 +153,8 @@ class Reading:
             if name is None:
                 continue
             header = self.bundle.header(name)
+            if 0 in header.shape:
+                raise InputError(f"'{name}' is {header.shape}: it is empty", "save it again")
             if header.dtype not in (*FLOATS, "int64", "I64"):  # JSON's whole numbers
                 raise not_plain(name, header, self.names, self.bundle.source)
             self.found.layout.form.check(name, role, header.shape)
@@ -235,6 +234,8 @@ class Reading:
         leaf = self.family.gate if self.family else ""
         names = {"gate": f"{leaf}.weight", "gate_bias": f"{leaf}.bias"}
         found = {role: join(self.found.parent, name) for role, name in names.items()}
+        if leaf and leaf != "query" and found["gate"] not in self.names:
+            self.lacks.append(Lack(f"its gate is missing ({found['gate']} is not there)"))
         return {role: name for role, name in found.items() if leaf and name in self.names}
 
     def _disentangled(self) -> Disentangled | None:
@@ -301,14 +302,6 @@ class Reading:
     def _rows_of_query(self) -> int | None:
         shape, output = self._linear("query"), self._linear("output")
         return shape[0] if shape else output[1] if output else None
-
-    def _cross(self) -> bool:
-        """Whether keys and values come from elsewhere, as the path says."""
-        parts = self.found.parent.split(".")
-        if "multihead_attn" in parts:  # nn.TransformerDecoder's, beside its self_attn
-            beside = ".".join([*parts[: parts.index("multihead_attn")], "self_attn"])
-            return any(name.startswith(beside.lstrip(".") + ".") for name in self.names)
-        return any(part in CROSS and part not in self.config.get(SELF, ()) for part in parts)
 
     def _window_lacks(self, family: Family, kind: str) -> None:
         """Add a layer type that is not computed, and a window of which no rule is known."""
@@ -418,13 +411,3 @@ class Reading:
             self.found, self.bundle, self.config, self.family, role, heads, width,
             rope is not None, self.notes,
         )  # fmt: skip
-
-    def _shared(self) -> int:
-        if "albert_layer_groups" not in self.found.parent:
-            return 1
-        layers = configs.count(self.config, ("num_hidden_layers",))
-        groups = configs.count(self.config, ("num_hidden_groups",))
-        shared = (layers[1] if layers else 1) // (groups[1] if groups else 1)
-        if shared > 1:
-            self.notes.append(f"one block for {shared} layers")
-        return max(shared, 1)

@@ -201,10 +201,10 @@ def _is_low(header: Header, scale: str, config: Config) -> bool:
 
 
 def _check_order(bundle: Bundle, name: str) -> None:
-    order = int(np.asarray(bundle.tensors[name]).ravel()[0])
-    if order:
+    order = np.asarray(bundle.tensors[name]).ravel()
+    if order.any():
         raise InputError(
-            f"'{name}' is {order}: rows of int8 in an order of a GPU of its own",
+            f"'{name}' is {order[0]}: rows of int8 in an order of a GPU of its own",
             "save the model again with bitsandbytes 0.43 or newer, which keeps rows in order",
         )
 

@@ -18,7 +18,7 @@ from attncli.measures.policy import LEVELS, POLICY, Rule, Verdict, judge
 from attncli.measures.statistic import WEIGHTS
 from attncli.models.finding import How, find_layers, holds_layers, labels
 from attncli.models.layer import Layer
-from attncli.models.stream import output_norm, streams
+from attncli.models.stream import SCALE, output_norm, streams
 from attncli.models.vocabulary import vocabulary
 from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table
 from attncli.reports.heads import (
@@ -184,9 +184,11 @@ def asides(layers: Sequence[Layer], biases: bool = True) -> list[str]:
     found += ["biases within"] if any(roles & a.tensors.keys() for a in layers) else []
     found += ["RoPE at distance 0"] if any(a.rope for a in layers) else []
     behind = ["qk-norm"] * any(a.query_norm or a.key_norm for a in layers)
-    behind += ["the output's norm"] * any(map(output_norm, layers))
+    after = {norm.kind for norm in map(output_norm, layers) if norm}
+    behind += ["the output's norm"] * bool(after - {SCALE})
     if behind:
         found.append(f"gains of {' and '.join(behind)} within, not what it divides by")
+    found += ["layer scale within"] * (SCALE in after)
     found += ["without c2p, p2c"] if any(a.disentangled for a in layers) else []
     found += ["gates left out"] if any(a.gated for a in layers) else []
     found += ["latents not normed"] if any(a.latent for a in layers) else []

@@ -17,6 +17,9 @@ from attncli.models.layer import Layer
 from attncli.resources import Job, Progress, run_jobs, stages
 from attncli.studies.changes import Change, State
 
+#: Roles of tensors that projections are made of.
+PROJECTED = ("query", "key", "value", "qkv", "kv", "up", "down", "query_down", "output", "gate")
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -80,15 +83,24 @@ def _demand_alike(before: Layer, after: Layer, sources: tuple[str, str]) -> None
 
 
 def unseen_tensors(before: Layer, after: Layer) -> list[str]:
-    """Return the roles of tensors that differ, or that one has alone, of two layers.
+    """Return what differs, or what one has alone, of two layers: however each stores it.
 
     For layers whose circuits are the same: what `change` does not count, such as output biases.
     """
-    roles = dict.fromkeys([*before.tensors, *after.tensors])
+    was, now = _contents(before), _contents(after)
+    turns = [one.rope.style if one.rope else "" for one in (before, after)]
+    other = turns[0] != turns[1]  # rows in another order, as the circuits say
     return [
-        role for role in roles
-        if (role in before.tensors) != (role in after.tensors)
-        or not np.array_equal(
-            before.tensor(before.tensors[role]), after.tensor(after.tensors[role]), equal_nan=True
-        )
+        part for part in dict.fromkeys([*was, *now])
+        if not (other and part.startswith(("query", "key")))
+        and ((part in was) != (part in now)
+             or not np.array_equal(was[part], now[part], equal_nan=True))
     ]  # fmt: skip
+
+
+def _contents(layer: Layer) -> dict[str, Array]:
+    """Return the weights of a layer as torch's Linear has them, and its other tensors by role."""
+    found = {name: a for name, a in vars(layer.projections()).items() if a is not None}
+    plain = {*PROJECTED, *(f"{role}_bias" for role in PROJECTED), "q_bias", "v_bias"}
+    return found | {role: layer.tensor(name) for role, name in layer.tensors.items()
+                    if role not in plain}  # fmt: skip

@@ -32,8 +32,11 @@ SHIFTED = ("gemma", "gemma2", "gemma3_text", "nemotron")
 FUSED = ("query_key_value", "c_attn", "qkv_proj", "Wqkv")
 
 
-def write(model: Any, path: str, kind: str = "F32") -> None:
-    """Write the attention and norms of a model; weights of attention in blocks of ``kind``."""
+def write(model: Any, path: str, kind: str = "F32", whole: bool = False) -> None:
+    """Write the attention and norms of a model; weights of attention in blocks of ``kind``.
+
+    ``whole``: the embedding, the last norm and what makes logits, too.
+    """
     import gguf
 
     config = getattr(model.config, "text_config", model.config)
@@ -47,7 +50,9 @@ def write(model: Any, path: str, kind: str = "F32") -> None:
         stem, _, part = name.rpartition(".")
         whole = (names.get_name(wrap + stem) for wrap in ("", "model.", "transformer."))
         known = next(filter(None, whole), None)
-        if known is None or not known.startswith("blk.") or ".ffn" in known or "exps" in known:
+        outside = known is not None and not known.startswith("blk.") and not whole
+        mlp = known is not None and (".ffn" in known or "exps" in known)
+        if known is None or outside or mlp:
             continue
         if name.endswith("weight") and array.ndim == 2 and "norm" not in known:
             quantised = gguf.GGMLQuantizationType[kind]

@@ -43,11 +43,13 @@ class Entry(NamedTuple):
     """How to get at one tensor, and at its header where that is known without the data.
 
     ``kept``: a bundle holds the array once it is made; not where that is a copy of what is mapped.
+    ``rows`` makes some rows alone, where that is less work.
     """
 
     load: Callable[[], Array]
     header: Callable[[], Header] | None = None
     kept: bool = True
+    rows: Callable[[slice], Array] | None = None
 
 
 def dtype_named(name: str) -> np.dtype[Any]:

@@ -120,7 +120,7 @@ def _described(cursor: _Cursor, source: str) -> tuple[str, tuple[int, ...], Kind
 
 
 def _size(label: str, shape: tuple[int, ...], kind: Kind) -> int:
-    if shape and shape[-1] % kind.numbers:
+    if (shape or (1,))[-1] % kind.numbers:
         raise FileError(
             f"{label} is {shape} of {kind.name}, whose blocks have {kind.numbers} numbers in a row",
             "the file is damaged",
@@ -131,18 +131,20 @@ def _size(label: str, shape: tuple[int, ...], kind: Kind) -> int:
 def _entry(
     data: Buffer, label: str, shape: tuple[int, ...], kind: Kind, start: int, size: int
 ) -> Entry:
-    def load() -> Array:
-        if kind.dtype:
-            return view_of(data, shape, dtype_named(kind.dtype), start, "C")
-        blocks = view_of(data, (size,), np.dtype(np.uint8), start, "C")
-        return _dequantised(blocks, shape, kind, label)
-
     header = Header(shape, kind.dtype or kind.name, size)
-    return Entry(load, lambda: header, kept=bool(kind.dtype))
+    if kind.dtype:
+        dtype = dtype_named(kind.dtype)
+        return Entry(lambda: view_of(data, shape, dtype, start, "C"), lambda: header)
+
+    def rows(some: slice) -> Array:
+        each = (*shape[:-1], shape[-1] // kind.numbers * kind.size)
+        return _dequantised(view_of(data, each, np.dtype(np.uint8), start, "C")[some], kind, label)
+
+    return Entry(lambda: rows(slice(None)), lambda: header, kept=False, rows=rows)
 
 
-def _dequantised(blocks: Array, shape: tuple[int, ...], kind: Kind, label: str) -> Array:
-    """Return the float32 numbers of blocks, ``(bytes)``, by the package gguf."""
+def _dequantised(rows: Array, kind: Kind, label: str) -> Array:
+    """Return the float32 numbers of rows of blocks, ``(…, bytes)``, by the package gguf."""
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError:
@@ -150,10 +152,9 @@ def _dequantised(blocks: Array, shape: tuple[int, ...], kind: Kind, label: str) 
             f"{label} is {kind.name}, and the package gguf, which dequantises it, is not installed",
             INSTALL,
         ) from None
-    rows = blocks.reshape(*shape[:-1], shape[-1] // kind.numbers * kind.size)
     with reading(label, f"a {kind.name} tensor that the package gguf cannot dequantise"):
         found: Array = quants.dequantize(rows, GGMLQuantizationType[kind.name])
-    return found.reshape(shape)
+    return found
 
 
 class _Cursor:
