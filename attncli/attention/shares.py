@@ -52,11 +52,16 @@ class Partial(NamedTuple):
         """Return attention to both key sets, which must be disjoint."""
         rows = self.rows.merge(other.rows)
         ours, theirs = (_share(part.rows, rows)[..., None] for part in (self, other))
-        output = ours * self.output + theirs * other.output  # float64
-        return Partial(output.astype(self.output.dtype), rows)
+        output = np.empty_like(self.output)
+        for at in np.ndindex(output.shape[:2]):  # in float64, a head at a time
+            with np.errstate(invalid="ignore", over="ignore"):
+                output[at] = ours[at] * self.output[at] + theirs[at] * other.output[at]
+        return Partial(output, rows)
 
     def with_sink(self, sink: Array | None) -> Partial:
         """Merge a logit per head, ``(H,)``, that has no key and no value."""
+        if sink is None:
+            return self
         rows = self.rows.with_sink(sink)
         output = _share(self.rows, rows)[..., None] * self.output
         return Partial(output.astype(self.output.dtype), rows)

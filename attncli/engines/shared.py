@@ -77,14 +77,18 @@ def _by_keys(
     engine: ModuleType, p: Problem, share: Share, want: Collection[str], how: How
 ) -> Attended:
     ours, done = part_of_keys(engine, p, share, how, _stages(want))
-    whole = Partial.of(share.others.merged(ours.arrays, merged))
+    own, arrays = ours.rows, ours.arrays
+    done = done._replace(output=done.output[:0], rows=None)
+    del ours  # its output is not kept beside that of all
+    whole = Partial.of(share.others.merged(arrays, merged))
+    del arrays
     seen = whole.with_sink(p.sink)
     stages = {}
     for name in _stages(want):
         part = done.stages[name]
         if name == "weights":
             with np.errstate(invalid="ignore", under="ignore"):
-                less = np.where(np.isneginf(ours.rows.m), 0, ours.rows.lse - seen.rows.lse)
+                less = np.where(np.isneginf(own.m), 0, own.lse - seen.rows.lse)
                 part = (part * np.exp(less)[..., None]).astype(part.dtype)
         stages[name] = _rounded(share.joined(part, -1), p)
     with np.errstate(over="ignore"):

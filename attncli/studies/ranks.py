@@ -112,7 +112,14 @@ class Ranks:
         )  # fmt: skip
         self.sent += array.nbytes
         parts = [header] + [array.reshape(-1).view(np.uint8)] * bool(array.size)
-        return [self.torch.tensor(part, device=self.device) for part in parts]
+        return [self._shared(part).to(self.device) for part in parts]
+
+    def _shared(self, array: Array) -> Any:
+        """Return a tensor on the array's own memory, or on a copy where that is not to be written.
+
+        torch warns of the latter.
+        """
+        return self.torch.from_numpy(array if array.flags.writeable else array.copy())
 
     def _taken(self, take: Callable[[Any], Any]) -> Array:
         from attncli.attention.problem import float_dtype
@@ -125,9 +132,11 @@ class Ranks:
         dtype = float_dtype(name) if name == "bfloat16" else np.dtype(name)
         found = np.empty(shape, dtype)
         if found.size:
-            into = self.torch.empty(found.nbytes, dtype=self.torch.uint8, device=self.device)
+            own = self._shared(found.reshape(-1).view(np.uint8))
+            into = own.to(self.device)
             self._try(lambda: take(into))
-            found.reshape(-1).view(np.uint8)[:] = into.cpu().numpy()
+            if into is not own:
+                own.copy_(into)
         return found
 
     def _try(self, work: Callable[[], Any]) -> None:
