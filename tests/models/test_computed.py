@@ -76,7 +76,7 @@ def test_a_gated_layer_is_judged_with_its_gate(dtype: str) -> None:
     made = multihead(x, layer, dtype=dtype)
     assert compare_layer(made, {"output": made.output}).passed
     weights = apart("layers.0.self_attn", QKVO, *[(E, E)] * 4)
-    plain = one(*weights, config={"model_type": "afmoe", "num_attention_heads": H})
+    plain = one(*weights, config={"model_type": "afmoe", "num_attention_heads": H}, arch="afmoe")
     found = compare_layer(made, {"output": multihead(x, plain, dtype=dtype).output})
     assert "the heads' outputs are not gated" in str(found)
 
