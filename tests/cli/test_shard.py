@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 from tests.support.model import write_model
 
 pytestmark = pytest.mark.slow
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node"]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 @pytest.fixture
