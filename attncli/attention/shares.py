@@ -12,9 +12,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from attncli.attention.moved import Piece, moved
+from attncli.attention.pose import pose
 from attncli.attention.problem import Family, Problem
 from attncli.attention.rows import Rows
 from attncli.attention.words import AXES as AXES
+from attncli.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = list[Array]
@@ -182,6 +184,33 @@ def share_of(problem: Problem) -> Share | None:
     share = problem.share
     assert share is None or isinstance(share, Share)
     return share
+
+
+def pose_some(start: int, count: int, query: Any, key: Any, value: Any, **how: Any) -> Problem:
+    """Return the problem of some keys: those given are keys ``start``… of ``count``.
+
+    ``how`` are the arguments of ``pose``; masks are those of all keys. Raises InputError for keys
+    that do not lie among ``count``, and for a cache or RoPE, which speak of all.
+    """
+    for name in ("past_key", "past_value", "rope"):
+        if how.get(name) is not None:
+            raise InputError(
+                f"{name} is given with key_start and key_count", "apply it to all keys first"
+            )
+    own = pose(query, key, value, **{**how, "mask": (), "kv_lengths": None})
+    if start < 0 or start + own.keys > count:
+        raise InputError(
+            f"keys {start} to {start + own.keys - 1} do not lie among {count}",
+            "key_start is the place of the first key given, key_count how many there are in all",
+        )
+    said = {name: how[name] for name in how.keys() - {"heads", "kv_heads", "layout"}}
+    all_keys = (np.broadcast_to(a[:, :, :1], (*a.shape[:2], count, a.shape[3])) if a.size else
+                np.zeros((*a.shape[:2], count, a.shape[3]), a.dtype)
+                for a in (own.key, own.value))  # fmt: skip
+    p = pose(own.query, *all_keys, **said, family=own.family)
+    keys = slice(start, start + own.keys)
+    piece = Piece(slice(0, p.batch), slice(0, p.heads), keys, count)
+    return replace(p, key=own.key, value=own.value, mask=moved(p.mask, piece), real=p.real_rows)
 
 
 def merged(ours: Arrays, theirs: Arrays) -> Arrays:

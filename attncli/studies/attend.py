@@ -188,6 +188,8 @@ def attend(
     heads: int | None = None,
     kv_heads: int | None = None,
     layout: str = "bhld",
+    key_start: int = 0,
+    key_count: int | None = None,
     backend: str = DEFAULT,
     device: str = "auto",
     threads: int | None = None,
@@ -204,7 +206,8 @@ def attend(
     bool True = keep (``mask_polarity="ignore"``: the opposite), float = added to the scores;
     ``key_padding_mask`` is ``(B, Lk)``: True = a real key, likewise.
     ``rope`` turns query and new keys first: ``"half"``, ``"interleaved"``, a Rope or its fields;
-    ``result.problem`` holds them turned.
+    ``result.problem`` holds them turned. With ``key_count`` keys are some of so many, those from
+    ``key_start`` on, as in a step of a ring: masks are of all, output and lse of these.
     ``want``: any of output, lse, weights, scores, softcapped, masked, row_statistics, gradients
     (of Σ output∘``grad_output``: ones, random, random:SEED or an array like the output), grad_bias
     (that of a float ``attn_mask`` too), gradient_norms (of all rows too).
@@ -220,6 +223,7 @@ def attend(
         mask_polarity=mask_polarity, rope=rope, past_key=past_key, past_value=past_value,
         kv_lengths=kv_lengths, scale=scale, softcap=softcap, sink=sink, dtype=dtype,
         softmax_dtype=softmax_dtype, heads=heads, kv_heads=kv_heads, layout=layout,
+        key_start=key_start, key_count=key_count,
     )  # fmt: skip
     result = solve(
         problem, backend=backend, device=device, threads=threads, want=want,
@@ -253,12 +257,18 @@ def posed(
         maskers.append(tensor_masker(array_of(attn_mask), mask_polarity))
     if key_padding_mask is not None:
         maskers.append(padding_masker(array_of(key_padding_mask), mask_polarity))
+    start, count = others.pop("key_start", 0), others.pop("key_count", None)
     unknown = sorted(others.keys() - POSED)
     if unknown:
         raise InputError(f"no argument '{unknown[0]}'", _in_place_of(unknown[0]))
     others = {name: array_of(one) for name, one in others.items()}
     tensors = map(array_of, (query, key, value))
-    return pose(*tensors, mask=maskers, rope=_rope(rope), **others)
+    others |= {"mask": maskers, "rope": _rope(rope)}
+    if count is not None:
+        from attncli.attention.shares import pose_some
+
+        return pose_some(start, count, *tensors, **others)
+    return pose(*tensors, **others)
 
 
 #: What ``attend`` hands on to ``pose`` as it is.
@@ -290,11 +300,9 @@ def _in_place_of(unknown: str) -> str:
 
 
 def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:
-    if rope is None:
-        return None
     from attncli.attention.rope import Rope
 
-    return Rope.of(rope)
+    return None if rope is None else Rope.of(rope)
 
 
 def solve(
@@ -365,21 +373,17 @@ def run(
         derived = _backward(back, problem, grad_output, done, asked, how, there)
     if share:
         notes.append(f"{share.axis} divided among {counted(share.ranks, 'process', 'processes')}")
-    known_lse = bool({"lse", "row_statistics"} & set(want))
+    asked_rows, known_lse = "row_statistics" in want, bool({"lse", "row_statistics"} & set(want))
     return Result(
         problem=problem,
         engine=Ran(
             name, done.device, problem.dtype.name, done.threads, done.kernel, "; ".join(notes)
         ),
         attended=done,
-        rows=_with_sink(problem, done.rows) if "row_statistics" in want else None,
+        rows=done.rows.with_sink(problem.sink) if asked_rows and done.rows else None,
         warnings=(*problem.warnings, *warnings(problem, done.lse, known_lse)),
         derived=derived,
     )
-
-
-def _with_sink(problem: Problem, rows: Rows | None) -> Rows | None:
-    return None if rows is None else rows.with_sink(problem.sink)
 
 
 def _attend(engine: ModuleType, problem: Problem, want: Collection[str], how: How) -> Attended:
