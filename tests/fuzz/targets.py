@@ -98,7 +98,7 @@ def command(rng: Random) -> None:
         option = _options(name)[int(rng.integers(len(_options(name))))]
         arguments.append(max(option.opts, key=len))
         if not option.is_flag:
-            arguments.append(words.value(rng, option.name))
+            arguments.append(words.value(rng, option.name).replace("\0", ""))  # none can be typed
     run(arguments)
 
 
