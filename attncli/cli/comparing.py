@@ -169,6 +169,7 @@ def compared_weights(
     from attncli import render
     from attncli.models import finding
     from attncli.models.adapters import is_adapter
+    from attncli.models.beside import config_of
     from attncli.reports.changed_heads import WEIGHTS, asked_of_changes
     from attncli.reports.changes import changes_report
     from attncli.studies.changes import paired
@@ -185,8 +186,7 @@ def compared_weights(
         raise InputError("--base is given and neither is an adapter", "leave --base out")
     for source, checkpoint in zip(sources, (before, after), strict=True):
         skipped: list[str] = []
-        beside = finding.config_beside(source)
-        config = beside if model.config is None else finding.read_config(model.config)
+        config = config_of(source, model.config)
         how = model.how if is_adapter(checkpoint.tensors) else {**model.how, "base": None}
         layers.append(finding.find_layers(checkpoint, config, skipped=skipped, **how))
         warnings += [f"not read in {source}: {why}" for why in skipped]

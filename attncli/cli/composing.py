@@ -34,15 +34,14 @@ def composition(
 
     from attncli import render
     from attncli.measures.composition import PAIRS
-    from attncli.models import finding
+    from attncli.models.beside import config_of
     from attncli.reports.composition import PLACES, composition_report
     from attncli.reports.picking import picking
 
     asked = picking(
         PAIRS, PLACES, filters=picked.filter or (), sort=picked.sort, map=map, word="kind"
     )
-    read, beside = finding.read_config, finding.config_beside
-    config = read(model.config) if model.config is not None else beside(bundle)
+    config = config_of(bundle, model.config)
     with render.progress("layers") as progress:
         report = composition_report(
             source, config, layer=where.layer, head=head, asked=asked, full=full,

@@ -319,7 +319,7 @@ def checkpoint(
     exchange = ranks.by_layers(shared.shard, "a checkpoint", "cpu")
 
     from attncli import render
-    from attncli.models import finding
+    from attncli.models.beside import config_of
     from attncli.reports.picking import picking
     from attncli.reports.tensors import SORTABLE
     from attncli.reports.weights import REGISTRY, weights_report
@@ -328,8 +328,7 @@ def checkpoint(
         REGISTRY, ("layer", "head"), filters=picked.filter or (), sort=picked.sort, map=map,
         others=SORTABLE,
     )  # fmt: skip
-    read, beside = finding.read_config, finding.config_beside
-    config = read(model.config) if model.config is not None else beside(bundle)
+    config = config_of(bundle, model.config)
     with render.progress("layers") as progress:
         report = weights_report(
             source, config, layer=where.layer, head=head, asked=asked,

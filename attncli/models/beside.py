@@ -43,3 +43,8 @@ def config_beside(ref: str) -> dict[str, Any] | None:
         if path != "-" and os.path.isfile(beside):
             return read_config(beside)
     return None
+
+
+def config_of(ref: str, stated: str | None) -> dict[str, Any] | None:
+    """Return the config that somebody named, else the one beside a checkpoint."""
+    return config_beside(ref) if stated is None else read_config(stated)
