@@ -186,12 +186,18 @@ def share_of(problem: Problem) -> Share | None:
     return share
 
 
-def pose_some(start: int, count: int, query: Any, key: Any, value: Any, **how: Any) -> Problem:
+def pose_some(
+    start: int, count: int | None, query: Any, key: Any, value: Any, **how: Any
+) -> Problem:
     """Return the problem of some keys: those given are keys ``start``… of ``count``.
 
     ``how`` are the arguments of ``pose``; masks are those of all keys. Raises InputError for keys
     that do not lie among ``count``, and for a cache or RoPE, which speak of all.
     """
+    if count is None:
+        raise InputError(
+            f"key_start is {start} without key_count", "key_count says how many keys there are"
+        )
     for name in ("past_key", "past_value", "rope"):
         if how.get(name) is not None:
             raise InputError(
@@ -204,10 +210,11 @@ def pose_some(start: int, count: int, query: Any, key: Any, value: Any, **how: A
             "key_start is the place of the first key given, key_count how many there are in all",
         )
     said = {name: how[name] for name in how.keys() - {"heads", "kv_heads", "layout"}}
-    all_keys = (np.broadcast_to(a[:, :, :1], (*a.shape[:2], count, a.shape[3])) if a.size else
-                np.zeros((*a.shape[:2], count, a.shape[3]), a.dtype)
-                for a in (own.key, own.value))  # fmt: skip
-    p = pose(own.query, *all_keys, **said, family=own.family)
+    every = (
+        np.broadcast_to(a.dtype.type(0), (*a.shape[:2], count, a.shape[3]))
+        for a in (own.key, own.value)
+    )
+    p = pose(own.query, *every, **said, family=own.family)
     keys = slice(start, start + own.keys)
     piece = Piece(slice(0, p.batch), slice(0, p.heads), keys, count)
     return replace(p, key=own.key, value=own.value, mask=moved(p.mask, piece), real=p.real_rows)

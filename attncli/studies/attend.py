@@ -263,8 +263,8 @@ def posed(
         raise InputError(f"no argument '{unknown[0]}'", _in_place_of(unknown[0]))
     others = {name: array_of(one) for name, one in others.items()}
     tensors = map(array_of, (query, key, value))
-    others |= {"mask": maskers, "rope": _rope(rope)}
-    if count is not None:
+    others |= {"mask": maskers, "rope": None if rope is None else _rope(rope)}
+    if start or count is not None:
         from attncli.attention.shares import pose_some
 
         return pose_some(start, count, *tensors, **others)
@@ -299,10 +299,10 @@ def _in_place_of(unknown: str) -> str:
     return f"it is called '{same}' here" if same else nearest(unknown, known)
 
 
-def _rope(rope: Rope | str | Mapping[str, Any] | None) -> Rope | None:
+def _rope(rope: Rope | str | Mapping[str, Any]) -> Rope:
     from attncli.attention.rope import Rope
 
-    return None if rope is None else Rope.of(rope)
+    return Rope.of(rope)
 
 
 def solve(

@@ -58,6 +58,7 @@ def test_packed_heads_and_grouped_ones() -> None:
     ("how", "said"),
     [
         ({"key_start": 10, "key_count": 12}, "keys 10 to 21 do not lie among 12"),
+        ({"key_start": 4}, "key_start is 4 without key_count"),
         ({"key_start": -1, "key_count": 12}, "do not lie among 12"),
         ({"key_start": 0, "key_count": 14, "rope": "half"}, "rope is given with key_start"),
     ],
