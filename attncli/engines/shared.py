@@ -93,10 +93,8 @@ def _by_keys(
         stages[name] = _rounded(share.joined(part, -1), p)
     with np.errstate(over="ignore"):
         lse = seen.rows.lse.astype(done.lse.dtype)
-    return done._replace(
-        output=_rounded(seen.output, p), lse=lse, stages=stages,
-        rows=whole.rows,
-    )  # fmt: skip
+    output = _rounded(seen.output, p)
+    return done._replace(output=output, lse=lse, stages=stages, rows=whole.rows)
 
 
 def backward(
@@ -112,7 +110,6 @@ def backward(
     """Return what the engine's ``backward`` would of the whole problem.
 
     ``names`` are of engines, of which one may have to attend once more, in another arithmetic.
-
     Raises InputError for keys that are divided where it does not start from the lse that it is
     given (``FROM_LSE``, in whose arithmetic it does).
     """

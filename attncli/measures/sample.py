@@ -185,8 +185,10 @@ def sample(
 
 def _run_shared(blocks: list[_Block], share: Share, chosen: Array, spectral: Array) -> None:
     """Run the blocks in order: weights are made by all processes, and each looks at some rows."""
+    part = share.part(blocks[0].p) if blocks else None
     for block in blocks:
-        weights = _gathered(block.p, block.b, block.rows, share)
+        assert part is not None
+        weights = _gathered(block.p, part, block.b, block.rows, share)
         own = np.arange(len(block.rows)) % share.ranks == share.rank
         block.look(block.rows[own], weights[:, own], chosen, spectral)
         found = np.where(own, spectral[block.b][:, block.rows], 0)  # (H, n)
@@ -194,22 +196,19 @@ def _run_shared(blocks: list[_Block], share: Share, chosen: Array, spectral: Arr
         spectral[block.b][:, block.rows] = found
 
 
-def _gathered(p: Problem, b: int, rows: Array, share: Share) -> Array:
-    """Return what ``_probabilities`` does, made by all processes."""
+def _gathered(p: Problem, part: Problem, b: int, rows: Array, share: Share) -> Array:
+    """Return what ``_probabilities`` does, made by all processes, each of its ``part``."""
     if share.axis == "keys":
-        part = share.part(p)
         ours = np.stack([stages(part, b, h, rows)["masked"] for h in range(p.heads)])  # (H, n, Lk')
         z = share.joined(ours, 2)
         if p.sink is not None:
             sink = np.broadcast_to(p.sink[:, None, None], (*z.shape[:2], 1))
             z = np.concatenate([z, sink], 2)
         return _softmax_of(z)
-    part, piece = share.part(p), share.piece(p)
-    there = range(piece.batch.start, piece.batch.stop)
-    width = p.keys + (p.sink is not None)
-    ours = np.empty((0, len(rows), width))
-    if b in there and part.heads:
-        ours = _probabilities(part, b - piece.batch.start, rows)
+    at = b - int(share.piece(p).batch.start)
+    ours = np.empty((0, len(rows), p.keys + (p.sink is not None)))
+    if 0 <= at < part.batch and part.heads:
+        ours = _probabilities(part, at, rows)
     return np.concatenate(share.others.gathered(ours))
 
 

@@ -13,7 +13,7 @@ from attncli.attention.view import Labels, View
 from attncli.measures.statistic import quantile
 from attncli.reports.arrays import array_of, left_out, saved, top_data
 from attncli.reports.blocks import Block, Column, Picture, Records, Report, Table, Text
-from attncli.reports.facts import facts_of, headline, tokens_of
+from attncli.reports.facts import facts_of, headline, heads_of, tokens_of
 from attncli.reports.matrices import (
     output_tables,
     top_tables,
@@ -196,10 +196,7 @@ def _data(
     if timing:
         data["time"] = timing
     data |= tokens_of(labels)
-    data["heads"] = [
-        {"batch": b, "head": h, "statistics": result.statistics_by_head[b][h]}
-        for b, h in chosen.pairs
-    ]
+    data["heads"] = heads_of(result, chosen.pairs)
     if view.top is not None:
         data["top"] = list(top_data(problem, view.top, chosen))
     if include:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from attncli.attention.problem import Problem
@@ -106,3 +107,10 @@ def facts_of(result: Result) -> dict[str, Any]:
     if problem.mask.extent.lengths is not None:
         data["kv_lengths"] = list(problem.mask.extent.lengths)
     return data
+
+
+def heads_of(result: Result, pairs: Iterable[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Return what JSON says of some heads, (batch, head): their statistics."""
+    return [
+        {"batch": b, "head": h, "statistics": result.statistics_by_head[b][h]} for b, h in pairs
+    ]

@@ -7,10 +7,10 @@ from typing import Any
 
 from attncli.attention.view import Labels, View
 from attncli.errors import counted
-from attncli.reports.arrays import left_out, saved
+from attncli.reports.arrays import array_of, left_out, saved
 from attncli.reports.blocks import Report, Text
 from attncli.reports.compute import SCHEMA
-from attncli.reports.facts import engine_data, facts_of, headline
+from attncli.reports.facts import engine_data, facts_of, headline, heads_of
 from attncli.reports.matrices import output_tables
 from attncli.reports.records import records_of
 from attncli.reports.selection import select
@@ -48,19 +48,14 @@ def merged_report(result: Result, count: int, include: Collection[str] | None) -
     problem, labels, view = result.problem, Labels(), View()
     chosen = select(problem, view)
     mask = [f"mask {problem.mask.text}"] if problem.mask.text else []
-    values: dict[str, Any] = {"output": result.output, "lse": result.lse}
-    values["row_statistics"] = result.row_statistics
 
     def data() -> dict[str, Any]:
         found = {"schema": SCHEMA, "command": "compute", **facts_of(result), "parts": count}
         found["shapes"]["output"] = list(result.output.shape)
-        found["heads"] = [
-            {"batch": b, "head": h, "statistics": result.statistics_by_head[b][h]}
-            for b, h in chosen.pairs
-        ]
+        found["heads"] = heads_of(result, chosen.pairs)
         small = result.output.size <= SMALL
         for name in include or (("output",) if small else ()):
-            found[name] = values[name]
+            found[name] = array_of(result, chosen, view, name)
         found["warnings"] += [] if include or small else left_out(["output"])
         return found
 
