@@ -54,7 +54,6 @@ class Ranks:
             ) from None
         self.torch, self.group = torch, distributed
         self.rank, self.ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        self.sent = 0  # bytes
         here = int(os.environ.get("LOCAL_RANK", 0))
         resources.divide(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         on_gpu = device.startswith("cuda") and distributed.is_nccl_available()
@@ -110,7 +109,6 @@ class Ranks:
         header[:2], header[2], header[3 : 3 + array.ndim] = (
             np.frombuffer(name, np.int64), array.ndim, array.shape,
         )  # fmt: skip
-        self.sent += array.nbytes
         parts = [header] + [array.reshape(-1).view(np.uint8)] * bool(array.size)
         return [self._shared(part).to(self.device) for part in parts]
 
