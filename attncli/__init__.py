@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from attncli.studies.model.watch import watch as watch
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "AttnError", "Comparison", "Mask", "Result", "Rope", "__version__", "assert_close", "attend",
     "capture", "compare", "multihead", "statistics", "watch",

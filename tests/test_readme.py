@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import attncli
 from attncli.files.reading import read
 from tests.support.program import ROOT
 from tests.support.readme import (
@@ -79,13 +78,6 @@ def test_links_into_a_page_lead_to_its_headings(document: Path) -> None:
         headings = re.findall(r"^#+ (.*)$", target.read_text("utf-8"), re.MULTILINE)
         places = {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
         assert place in places, (path, place)
-
-
-def test_version_and_changelog_agree() -> None:
-    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
-    assert "## [Unreleased]" in changelog
-    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
-    assert not released or released[0] == attncli.__version__
 
 
 def answer(name: str) -> dict[str, np.ndarray]:

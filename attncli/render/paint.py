@@ -97,6 +97,8 @@ def _true(color: tuple[int, int, int], layer: int) -> str:
 
 def colors_of(out: TextIO, color: str) -> int:
     """Return how many colours to write: 0, FEW, MANY, TRUE. ``color``: auto, always or never."""
+    if color == "auto" and os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR"):
+        color = "always"
     if color == "never":
         return 0
     if not out.isatty():

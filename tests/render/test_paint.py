@@ -62,17 +62,29 @@ def test_shades_are_ordered() -> None:
         ({"TERM": "xterm", "COLORTERM": "yes"}, 256),
         ({"TERM": "dumb"}, 0),
         ({"TERM": "xterm-256color", "NO_COLOR": "1"}, 0),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1", "FORCE_COLOR": "1"}, 0),
     ],
 )
 def test_colours_are_those_the_terminal_has(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], colors: int
 ) -> None:
-    for name in ("TERM", "COLORTERM", "NO_COLOR"):
+    for name in ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert colors_of(Terminal(), "auto") == colors
     assert colors_of(Terminal(), "never") == 0
+    assert (colors_of(io.StringIO(), "auto"), colors_of(io.StringIO(), "always")) == (0, 256)
+
+
+def test_colour_can_be_forced_into_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for value, colors in (("1", 256), ("", 0)):
+        monkeypatch.setenv("FORCE_COLOR", value)
+        assert colors_of(io.StringIO(), "auto") == colors
+        assert colors_of(io.StringIO(), "never") == 0
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
     assert (colors_of(io.StringIO(), "auto"), colors_of(io.StringIO(), "always")) == (0, 256)
 
 

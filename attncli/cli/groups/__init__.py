@@ -403,7 +403,7 @@ class Color(Group, panel=SAVE):
         Text,
         option(
             **one_of("auto", "always", "never"),
-            help="Colour (default: auto, on a terminal without NO_COLOR).",
+            help="Colour (default: auto: on a terminal or with FORCE_COLOR; not with NO_COLOR).",
         ),
     ] = None
     no_color: Annotated[bool, option("--no-color", help="The same as --color never.")] = False
