@@ -22,7 +22,7 @@ from attncli.measures.masks import (
     kept_blocks,
     mask_facts,
 )
-from attncli.reports.blocks import Block, Grid, Heatmap, Picture, Records, Report, Text
+from attncli.reports.blocks import Block, Grid, Heatmap, Picture, Records, Report, Shaded, Text
 from attncli.reports.labels import Names, label, where
 from attncli.resources import Progress, available_memory, readable_bytes
 
@@ -95,10 +95,15 @@ def mask_report(
     options = {"mask_polarity": "ignore"} if dialect == "mha" and tensors else {}
 
     def pictures() -> list[Picture]:
-        from attncli.reports.pictures import bias_pictures
-
-        grid = [_grid(mask, labels, b, h)] if cells else []
-        return [*grid, *bias_pictures(mask, labels, b, h)]
+        if not cells:
+            return []
+        grid = _grid(mask, labels, b, h)
+        if not mask.has_bias:
+            return [grid]
+        try:
+            return [grid, _around_zero(heatmaps(mask, labels, (b,), (h,))[0])]
+        except TooLarge as error:
+            return [grid._replace(notes=[error.message])]
 
     return Report(
         command="mask", headline=[] if tokens_view else _headline(mask, facts),
@@ -270,6 +275,14 @@ def heatmaps(
                 grid = first if h == heads[0] else _grid(mask, labels, b, h)
                 maps.append(grid._replace(title=f"Share kept{at}", scale="linear"))
     return maps
+
+
+def _around_zero(added: Heatmap) -> Shaded:
+    """Return a map of what is added as a picture, whose colours part at 0."""
+    return Shaded(
+        added.title, added.values, added.row_edges, added.column_edges, added.row_labels,
+        added.column_labels, "added", "query", "key", diverging=True, hidden=added.hidden,
+    )  # fmt: skip
 
 
 def _reader(mask: Mask, labels: Labels, b: int, h: int) -> Text:

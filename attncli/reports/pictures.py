@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.masks import Mask
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import STATISTICS, Statistic
@@ -174,36 +173,6 @@ def sweep_pictures(swept: Swept) -> list[Picture]:
         ]
         found.append(Figure(title, "width d", title, curves, log_x=True, log_y=log))
     return found
-
-
-# -- masks ------------------------------------------------------------------------------------
-
-
-def bias_pictures(mask: Mask, labels: Labels, b: int, h: int) -> list[Picture]:
-    """Return what a mask adds to the scores of a head, around 0; nothing where it adds nothing."""
-    e = mask.extent
-    if not (mask.has_bias and e.queries and e.keys):
-        return []
-    rows, keys = (
-        np.linspace(0, n, min(n, MAP_BLOCKS) + 1).round().astype(int) for n in (e.queries, e.keys)
-    )
-    values, hidden = np.zeros((2, len(rows) - 1, len(keys) - 1))
-    for r, i in enumerate(rows[:-1].tolist()):
-        bias = mask.bias(b, h, i, i + 1, 0, e.keys)
-        kept = mask.keep(b, h, i, i + 1, 0, e.keys)[0]
-        assert bias is not None
-        own = np.where(kept & np.isfinite(bias[0]), bias[0], np.nan)
-        values[r] = own[keys[:-1]]
-        hidden[r] = np.isnan(own[keys[:-1]]) & ~np.isnan(bias[0][keys[:-1]])
-    sampled = len(rows) - 1 < e.queries or len(keys) - 1 < e.keys
-    return [
-        Shaded(
-            f"Added to the scores{where(e, b, h)}", values, rows.tolist(), keys.tolist(),
-            Names(labels.query, b, range(e.queries)), Names(labels.key, b, range(e.keys)),
-            "added", "query", "key", diverging=True, hidden=hidden.astype(bool),
-            notes=["the first cell of each block"] if sampled else [],
-        )
-    ]  # fmt: skip
 
 
 # -- errors -----------------------------------------------------------------------------------
