@@ -20,7 +20,7 @@ from attncli.reports.facts import (
 )
 from attncli.reports.heads import WHOLE, Shown, alike, columns, head_name
 from attncli.reports.heads import cells as shown_cells
-from attncli.reports.labels import label
+from attncli.reports.labels import token
 from attncli.reports.layers import family_of, heads_of, layer_data
 from attncli.reports.maps import heatmaps
 from attncli.reports.matrices import rows_table, top_tables, weights_tables
@@ -353,7 +353,7 @@ def _output_records(made: MultiheadResult, labels: Labels, chosen: Selection) ->
     output = made.projected
     names = labels.query
     rows = (
-        [b, i, label(names, b, i) if names else "", d, value]
+        [b, i, token(names, b, i) if names else "", d, value]
         for b in chosen.batch
         for i in chosen.rows
         for d, value in enumerate(output[b, i].tolist())
