@@ -23,11 +23,23 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SILENCE = timedelta(minutes=60)  # of a process that computes longer than the others
 HEADER = 10  # numbers before each array: its type, its rank, its shape
 TORCHRUN = "torchrun --nproc-per-node 2 -m attncli"
+RUN = "TORCHELASTIC_RUN_ID"  # a variable of torchrun alone
 
 
 def started() -> bool:
     """Whether torchrun, or what sets the same variables, started this process with others."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def launched() -> int:
+    """Return how many processes torchrun itself started; 1 where it did not.
+
+    What else sets ``started``'s variables may have set them for a shell in which one command runs.
+    """
+    try:
+        return int(os.environ["WORLD_SIZE"]) if RUN in os.environ and started() else 1
+    except ValueError:
+        return 1
 
 
 class Ranks:
