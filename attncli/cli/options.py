@@ -228,9 +228,9 @@ def command(
         def door(**values: Any) -> None:
             call = _call(values.pop(first.name), values)
             if "RANK" in os.environ:
-                from attncli.cli import ranks
+                from attncli.studies.ranks import demand_division
 
-                ranks.demand_division(call.values)
+                demand_division(call.values)
             function(**call.pack(function, {first.name: call}))
 
         door.__name__, door.__doc__ = function.__name__, function.__doc__

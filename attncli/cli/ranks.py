@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -57,22 +57,6 @@ def meet(axis: str | None, device: str) -> None:
 
         if started():
             start(device)
-
-
-def demand_division(values: Mapping[str, Any]) -> None:
-    """Raise InputError where torchrun started several processes that would all do the same.
-
-    Each would print, and write the same file. ``values`` are a command's options by name.
-    """
-    from attncli.studies.ranks import launched
-
-    if launched() == 1 or any(values.get(name) for name in ("shard", "part", "merge")):
-        return
-    once = "start it once: env -u WORLD_SIZE attncli …"
-    raise InputError(
-        f"torchrun started {launched()} processes, and each would do the same",
-        f"divide it: --shard keys; or {once}" if "shard" in values else once,
-    )
 
 
 def _demand_one_command(typed: list[str]) -> None:

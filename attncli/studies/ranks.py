@@ -7,7 +7,7 @@ the bit: each sends what it has once, and receives the whole once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -40,6 +40,20 @@ def launched() -> int:
         return int(os.environ["WORLD_SIZE"]) if RUN in os.environ and started() else 1
     except ValueError:
         return 1
+
+
+def demand_division(values: Mapping[str, Any]) -> None:
+    """Raise InputError where torchrun started several processes that would all do the same.
+
+    Each would print, and write the same file. ``values`` are a command's options by name.
+    """
+    if launched() == 1 or any(values.get(name) for name in ("shard", "part", "merge")):
+        return
+    once = "start it once: env -u WORLD_SIZE attncli …"
+    raise InputError(
+        f"torchrun started {launched()} processes, and each would do the same",
+        f"divide it: --shard keys; or {once}" if "shard" in values else once,
+    )
 
 
 class Ranks:
