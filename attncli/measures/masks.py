@@ -193,7 +193,9 @@ def kept_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> Array:
     return shares
 
 
-def added_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> tuple[Array, Array]:
+def added_blocks(
+    mask: Mask, b: int, h: int, rows: int, keys: int, progress: Progress | None = None
+) -> tuple[Array, Array]:
     """Return the number furthest from 0 that is added to a visible score of each block, and where.
 
     float and bool ``(rows, keys)``, blocks as in ``kept_blocks``, 0 where nothing is visible.
@@ -217,5 +219,7 @@ def added_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> tuple[Arra
             for found, of, none in ((high, np.maximum, -np.inf), (low, np.minimum, np.inf)):
                 columns = of.reduce(np.where(keep, added, none), 0)
                 found[r] = of(found[r], of.reduceat(columns, starts))
+        if progress:
+            progress((r + 1) / rows)
     seen = ~np.isneginf(high)
     return np.where(seen, np.where(-low > high, low, high), 0), seen

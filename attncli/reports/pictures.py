@@ -16,6 +16,7 @@ from attncli.reports.labels import Names, where
 from attncli.reports.maps import MAP_BLOCKS
 from attncli.reports.picking import Mapped
 from attncli.reports.selection import Selection
+from attncli.resources import Progress
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.judged import AXES, Judged, pooled
 from attncli.studies.effects import OVERALL, Effect
@@ -43,6 +44,7 @@ def head_pictures(
     view: View,
     chosen: Selection,
     pairs: Sequence[tuple[int, int]] | None = None,
+    progress: Progress | None = None,
 ) -> list[Picture]:
     """Return the weights of all heads selected, or of ``pairs``, and what becomes of their rows.
 
@@ -52,7 +54,8 @@ def head_pictures(
     if not pairs or not len(chosen.rows) or not len(chosen.keys):
         return []
     shown = chosen._replace(shown=tuple(pairs[:MOST_HEADS]))
-    maps = [one._replace(notes=()) for one in closer_maps(problem, lse, labels, view, shown)]
+    closer = closer_maps(problem, lse, labels, view, shown, progress)
+    maps = [one._replace(notes=()) for one in closer]
     if len(pairs) > MOST_HEADS:
         note = f"{MOST_HEADS} of {len(pairs):,} heads are drawn (--batch, --head)"
         maps[-1] = maps[-1]._replace(notes=[note])
