@@ -6,6 +6,7 @@ that it reads: whatever else was typed, ``Call.run`` refuses.
 
 # No `from __future__ import annotations` here: typer would evaluate each text, 4 ms a start.
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from inspect import Parameter, get_annotations, signature
@@ -15,8 +16,6 @@ import typer
 from typer.core import TyperCommand
 
 from attncli.errors import InputError, nearest
-
-LARGEST = 2**31 - 1  # what is counted one by one: heads, keys, threads, rows
 
 ARGUMENTS = "Arguments"
 STATES = "Hidden states (REF is PATH, PATH::NAME or - for standard input)"
@@ -40,7 +39,7 @@ PANELS = (
     CHECK, SHOW, SAVE, HELP,
 )  # fmt: skip
 
-LARGEST = 2**53
+LARGEST = 2**53  # of a whole number
 FILES = "merge"  # the option with which words behind the first are more files
 COMMAND = "command"  # the argument that is a program to run, and all of what stands behind --
 BATCH = """a batch is a file with a list for each element: --tokens @FILE with \
@@ -228,6 +227,10 @@ def command(
 
         def door(**values: Any) -> None:
             call = _call(values.pop(first.name), values)
+            if "RANK" in os.environ:
+                from attncli.studies.ranks import demand_division
+
+                demand_division(call.values)
             function(**call.pack(function, {first.name: call}))
 
         door.__name__, door.__doc__ = function.__name__, function.__doc__

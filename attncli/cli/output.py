@@ -206,8 +206,8 @@ def finish(report: "Report", page: Page, printed: Printed) -> None:
     from attncli import render
 
     target = page.target
-    for kind, path in page.pictures.items():
-        render.draw(report, kind, path)
+    if page.pictures:
+        _draw(report, page.pictures)
     written = target is not None or page.pictures
     carried = target is not None and target.replaces_report
     if not (carried or page.quiet or (written and sys.stdout is None)):
@@ -217,6 +217,22 @@ def finish(report: "Report", page: Page, printed: Printed) -> None:
     for path in page.pictures.values():
         say_wrote(path)
     raise typer.Exit(report.exit_code)
+
+
+def _draw(report: "Report", kinds: Mapping[str, str]) -> None:
+    """Draw a report to files, by kind; what they show is made once."""
+    from attncli import render
+    from attncli.resources import stages
+
+    with render.progress("pictures") as progress:
+        made, *drawn = stages(progress, [2, *[1] * len(kinds)])
+        if report.pictures is not None:
+            pictures = report.pictures(made)
+            report = report._replace(pictures=lambda: pictures)
+        for (kind, path), done in zip(kinds.items(), drawn, strict=True):
+            render.draw(report, kind, path)
+            if done is not None:
+                done(1)
 
 
 def format_of(asked: Format) -> str:

@@ -19,7 +19,7 @@ import typer
 
 from attncli.cli import output
 from attncli.cli.interrupt import INTERRUPTED
-from attncli.errors import AttnError, InputError, TooLarge, counted, series
+from attncli.errors import AttnError, FileError, InputError, TooLarge, counted, series
 from attncli.render import LINES
 
 if TYPE_CHECKING:
@@ -189,23 +189,36 @@ def agree(facts: str) -> None:
 def failed(error: AttnError) -> AttnError | None:
     """Tell the others of an error, and return what this process says of it, None for nothing.
 
-    Where all fail before they have agreed, process 0 speaks; later each, but what may be the error
-    of all it says first: torchrun then ends the others.
+    Where all fail before they have agreed, process 0 speaks; before they have met, and later, each,
+    but what may be the error of all it says first: torchrun then ends the others.
     """
-    if _ranks is None:
+    rank = os.environ.get("RANK", "0")
+    if _ranks is None and rank == "0":
         return error
-    from attncli.studies.ranks import Lost
+    from attncli.studies.ranks import Lost, launched
+
+    if _ranks is None:
+        if launched() > 1:
+            if _of_all(error):
+                time.sleep(PATIENCE)
+            error.message = f"process {rank}: {error.message}"
+        return error
 
     if not (_agreed or isinstance(error, Lost)):
         with suppress(AttnError):
             agree(FAILED + str(error))
         return None if _ranks.rank else error
-    if isinstance(error, InputError) and not isinstance(error, TooLarge) and _ranks.rank:
+    if _of_all(error) and _ranks.rank:
         time.sleep(PATIENCE)
     who = speaker()
     if not isinstance(error, Lost):  # which says itself who lost whom
         error.message = who + error.message
     return error
+
+
+def _of_all(error: AttnError) -> bool:
+    """Whether the others may fail of the same."""
+    return isinstance(error, InputError | FileError) and not isinstance(error, TooLarge)
 
 
 def first() -> bool:

@@ -193,8 +193,10 @@ def kept_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> Array:
     return shares
 
 
-def added_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> tuple[Array, Array]:
-    """Return the largest number added to a visible score of each block, and which blocks have any.
+def added_blocks(
+    mask: Mask, b: int, h: int, rows: int, keys: int, progress: Progress | None = None
+) -> tuple[Array, Array]:
+    """Return the number furthest from 0 that is added to a visible score of each block, and where.
 
     float and bool ``(rows, keys)``, blocks as in ``kept_blocks``, 0 where nothing is visible.
     Raises TooLarge for more cells than can be looked at in seconds: biases have no tiles to skip.
@@ -207,13 +209,17 @@ def added_blocks(mask: Mask, b: int, h: int, rows: int, keys: int) -> tuple[Arra
         )
     row_edges = np.linspace(0, e.queries, rows + 1).astype(int).tolist()
     starts = np.linspace(0, e.keys, keys + 1).astype(int)[:-1]
-    found = np.full((rows, keys), -np.inf)
+    high, low = np.full((rows, keys), -np.inf), np.full((rows, keys), np.inf)
     step = max(1, CHUNK // max(e.keys, 1))
     for r in range(rows):
         for i0 in range(row_edges[r], row_edges[r + 1], step):
             i1 = min(i0 + step, row_edges[r + 1])
             keep, bias = mask.keep(b, h, i0, i1, 0, e.keys), mask.bias(b, h, i0, i1, 0, e.keys)
-            added = np.where(keep, 0.0 if bias is None else bias, -np.inf).max(0)
-            found[r] = np.maximum(found[r], np.maximum.reduceat(added, starts))
-    seen = ~np.isneginf(found)
-    return np.where(seen, found, 0), seen
+            added = 0.0 if bias is None else bias
+            for found, of, none in ((high, np.maximum, -np.inf), (low, np.minimum, np.inf)):
+                columns = of.reduce(np.where(keep, added, none), 0)
+                found[r] = of(found[r], of.reduceat(columns, starts))
+        if progress:
+            progress((r + 1) / rows)
+    seen = ~np.isneginf(high)
+    return np.where(seen, np.where(-low > high, low, high), 0), seen

@@ -10,7 +10,7 @@ from attncli.reports.blocks import Column, Table
 
 ELLIPSIS = "…"
 DECADES = 6  # a column that spans more is written with exponents
-_NARROW = frozenset("…–—−·×√∞≥≤‖␣▀▄█▓▒░■ᵀ₀₁₂₃")
+_NARROW = frozenset("…–—−·×√∞≥≤‖∅␣▀▄█▓▒░■ᵀ₀₁₂₃")
 LRM = "\u200e"  # left to right, of no width
 RIGHT_TO_LEFT = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\U00010800-\U00010fff\U0001e800-\U0001efff"
 
@@ -57,7 +57,7 @@ def escaped(text: str, but: str = "") -> str:
 PLAINER = {
     "…": "~", "–": "-", "—": "-", "−": "-", "·": ".", "×": "x", "√": "sqrt", "∞": "inf",
     "θ": "theta", "σ": "s", "Σ": "sum", "≥": ">=", "≤": "<=", "≠": "!=", "±": "+-", "→": "->",
-    "‖": "||", "␣": "_", "°": " deg", "ᵀ": "T", "₀": "0", "₁": "1", "₂": "2", "₃": "3",
+    "‖": "||", "∅": "''", "␣": "_", "°": " deg", "ᵀ": "T", "₀": "0", "₁": "1", "₂": "2", "₃": "3",
     "■": "#", "█": "#", "▓": "*", "▒": "+", "░": ":", "▀": "^", "▄": "_", LRM: "",
 }  # fmt: skip
 

@@ -110,7 +110,8 @@ def _pooled(heat: Heatmap, shape: tuple[int, int], kind: str) -> str:
     size = len(heat.row_labels), len(heat.column_labels)
     high, broad = (math.ceil(a / b) for a, b in zip(size, shape, strict=True))
     what, how = ("cells", "mean") if isinstance(heat, Grid) else ("weights", "largest")
-    what = "biases" if kind == "linear" and how == "largest" else what
+    if kind == "linear" and how == "largest":
+        what, how = "biases", "furthest from 0"
     return f"{size[0]} × {size[1]} {what}: each cell is the {how} of up to {high} × {broad}"
 
 
@@ -151,19 +152,12 @@ class _Map(NamedTuple):
     def of(cls, heat: Heatmap, fit: _Fit) -> _Map:
         import numpy as np
 
-        starts, columns = fit.row_starts, fit.column_starts
-        hidden = np.zeros(heat.values.shape, bool) if heat.hidden is None else heat.hidden
-        hidden = joined(hidden, starts, columns, np.logical_and)
+        seen = joined(heat, fit.row_starts, fit.column_starts)
+        hidden = np.zeros(seen.values.shape, bool) if seen.hidden is None else seen.hidden
         if isinstance(heat, Grid):
-            values = _averaged(heat.values, heat.row_edges, starts)
-            values = _averaged(values.T, heat.column_edges, columns).T
-            hidden = values == 0
-        else:
-            values = heat.values
-            if heat.hidden is not None and heat.scale == "linear":  # hidden ones may be larger
-                values = np.where(heat.hidden, -np.inf, values)
-            values = joined(values, starts, columns, np.maximum)
-        return cls(values, hidden, np.isnan(values) & ~hidden)
+            hidden = seen.values == 0
+        lost = np.isnan(seen.values) & ~hidden
+        return cls(np.where(hidden, np.nan, seen.values), hidden, lost)
 
 
 def _side_by_side(
@@ -281,12 +275,11 @@ def _tell(heat: Heatmap, edges: Sequence[int]) -> bool:
 
 def grid_lines(grid: Grid, paint: Paint, width: int, height: int) -> Iterator[str]:
     """Return a mask as marks; where it is larger than the screen, a mark stands for a block."""
-    starts, row_edges = _blocks(grid.row_edges, height)
-    values = _averaged(grid.values, grid.row_edges, starts)
+    row_starts, row_edges = _blocks(grid.row_edges, height)
     labels = _block_labels(grid, row_edges, 1)
     label_width = max(wide(text) for text in (*labels, grid.title)) + 3
     starts, column_edges = _blocks(grid.column_edges, max(width - label_width, 1))
-    values = _averaged(values.T, grid.column_edges, starts).T
+    values = joined(grid, row_starts, starts).values
     count, across = len(column_edges) - 1, len(grid.column_labels)
     names = [cut(visible(text), 8) for text in grid.column_labels] if count == across else []
     gaps = 3 if sum(max(wide(n), 3) + 3 for n in names) <= width - label_width else 1
@@ -307,15 +300,6 @@ def grid_lines(grid: Grid, paint: Paint, width: int, height: int) -> Iterator[st
     if (len(values), count) != (len(grid.row_labels), across):
         said = f"each mark is a block: {KEPT} all, {SOME} some, {HIDDEN} none kept"
         yield from map(paint.dim, flow(said, width))
-
-
-def _averaged(values: Any, edges: Sequence[int], starts: Sequence[int]) -> Any:
-    """Return the share kept of neighbouring rows, of which blocks begin at ``starts``."""
-    import numpy as np
-
-    sizes = np.diff(edges)
-    total = np.add.reduceat(values * sizes[:, None], starts, axis=0)
-    return total / np.add.reduceat(sizes, starts)[:, None]
 
 
 def _mark(share: float) -> str:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from attncli.render.cells import cut, legible
-from attncli.render.pooling import joined
+from attncli.render.pooling import is_mean, joined
 from attncli.reports.blocks import Grid, Heatmap, Shaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Kind = TypeVar("Kind", Heatmap, Shaded)
 
 EXACT = 64 * 64  # cells of a map that is kept as it is
 BUDGET = 3_450_000  # bytes of all maps, a third less than their text in base64
@@ -73,28 +74,11 @@ def pack(maps: Sequence[Heatmap], others: Sequence[Shaded] = ()) -> Packed:
     return Packed(made, shared.axes, shared.names, _notes(maps, way, shared.cut))
 
 
-def pooled(heat: Heatmap, most: int) -> Heatmap:
-    """Return the map in at most so many blocks each way: the largest of neighbours.
-
-    Of a Grid it is the mean, weighted by how many cells a block holds.
-    """
-    high, wide = (max(1, -(-n // most)) for n in heat.values.shape)
-    if high == wide == 1:
-        return heat
-    down, across = (range(0, n, k) for n, k in zip(heat.values.shape, (high, wide), strict=True))
-    rows, columns = (
-        [*edges[:-1:step], edges[-1]]
-        for edges, step in ((heat.row_edges, high), (heat.column_edges, wide))
-    )
-    values, hidden = heat.values, heat.hidden
-    if isinstance(heat, Grid):
-        cells = np.outer(np.diff(heat.row_edges), np.diff(heat.column_edges))
-        values = joined(values * cells, down, across, np.add) / joined(cells, down, across, np.add)
-    else:
-        values = joined(values, down, across, np.maximum)  # NaN stays
-    if hidden is not None:
-        hidden = joined(hidden, down, across, np.logical_and)
-    return heat._replace(values=values, hidden=hidden, row_edges=rows, column_edges=columns)
+def pooled(heat: Kind, most: int) -> Kind:
+    """Return the map in at most so many blocks each way."""
+    down, across = (range(0, n, max(1, -(-n // most))) for n in heat.values.shape)
+    found: Kind = joined(heat, down, across)
+    return found
 
 
 # -- how large --------------------------------------------------------------------------------
@@ -159,19 +143,16 @@ def _packed(heat: Heatmap, way: Way, shared: _Shared) -> dict[str, Any]:
 
 
 def _numbers(shaded: Shaded, shared: _Shared) -> dict[str, Any]:
-    """Return any numbers: of a block, the one that is furthest from 0."""
-    values = np.asarray(shaded.values, np.float32)
+    """Return any numbers, exact."""
+    small = pooled(shaded, NUMBERS)
     heat = Heatmap(
-        shaded.title, values, shaded.row_edges, shaded.column_edges, shaded.row_labels,
-        shaded.column_labels, notes=shaded.notes, hidden=shaded.hidden,
+        small.title, small.values, small.row_edges, small.column_edges, small.row_labels,
+        small.column_labels, notes=small.notes, hidden=small.hidden,
     )  # fmt: skip
-    high = pooled(heat, NUMBERS)
-    low = -pooled(heat._replace(values=-values), NUMBERS).values
-    furthest = high._replace(values=np.where(-low > high.values, low, high.values))
-    made = _packed(furthest, Way(NUMBERS, False, True), shared)
-    return made | shared.coded(furthest, True) | {
+    made = _packed(heat, Way(NUMBERS, False, True), shared)
+    return made | shared.coded(heat, True) | {
         "kind": "numbers", "name": legible(shaded.name), "log": shaded.log,
-        "diverging": shaded.diverging,
+        "diverging": shaded.diverging, "mean": is_mean(shaded),
         "words": [legible(shaded.rows or "row"), legible(shaded.columns or "column")],
     }  # fmt: skip
 

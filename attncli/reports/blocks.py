@@ -199,7 +199,8 @@ class Report(NamedTuple):
     ``headline`` are facts for the first line. ``data`` makes the JSON object and ``records`` the
     table of ``--format csv``, when they are asked for; both may raise AttnError. ``arrays`` are the
     results to be saved, by name, in the shape family that came in; ``options`` go along into files
-    that hold options. ``pictures`` makes what --plot and --report draw, of everything selected.
+    that hold options. ``pictures`` makes what --plot and --report draw, of everything selected;
+    it takes a Progress, or nothing.
     """
 
     command: str
@@ -209,7 +210,7 @@ class Report(NamedTuple):
     records: Callable[[], Records] | None = None
     arrays: Mapping[str, "Array"] = MappingProxyType({})
     options: Mapping[str, Any] = MappingProxyType({})
-    pictures: Callable[[], Sequence[Picture]] | None = None
+    pictures: Callable[..., Sequence[Picture]] | None = None
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     exit_code: int = 0

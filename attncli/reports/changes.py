@@ -23,6 +23,7 @@ from attncli.reports.heads import Shown, cells, reasons
 from attncli.reports.many import SCHEMA
 from attncli.reports.picking import Mapped, Name, Picking, mapped, name_of
 from attncli.reports.selection import with_numbers
+from attncli.resources import Progress
 from attncli.studies.changes import Change, LayerChange
 
 TELLING = 12  # heads that are shown unless all are asked for
@@ -88,7 +89,7 @@ def changes_report(
             **({"map": seen.data} if asked.map else {}),
         }  # fmt: skip
 
-    def pictures() -> list[Picture]:
+    def pictures(progress: Progress | None = None) -> list[Picture]:
         from attncli.reports.pictures import map_picture
 
         own = (name_of(one, kind.own) for one in kind.shown)

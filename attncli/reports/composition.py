@@ -113,7 +113,7 @@ def composition_report(
         pairs = pairs.only(np.array(asked.pick(range(len(pairs)), pairs.facts), np.int64))
     seen = mapped(asked, "layer", names, _strongest(pairs) if asked.map else {})
 
-    def pictures() -> list[Picture]:
+    def pictures(progress: Progress | None = None) -> list[Picture]:
         from attncli.reports.pictures import map_picture
 
         drawn = Picking(PAIRS, map=asked.map or MAPPED)

@@ -80,12 +80,13 @@ def compute_report(
 
         return records_of(result, labels, view, chosen, include or (), result.summaries)
 
-    def pictures() -> list[Picture]:
+    def pictures(progress: Progress | None = None) -> list[Picture]:
         from attncli.reports.pictures import error_pictures, head_pictures
 
         lse, values = result.attended.lse, result.row_values or {}
         errors = [] if judged is None else error_pictures(judged, name)
-        return [*errors, *head_pictures(problem, lse, values, labels, view, chosen)]
+        heads = head_pictures(problem, lse, values, labels, view, chosen, None, progress)
+        return [*errors, *heads]
 
     return Report(
         command="compute",

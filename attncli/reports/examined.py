@@ -10,6 +10,7 @@ from attncli.reports.blocks import Heatmap, Picture
 from attncli.reports.maps import heatmaps
 from attncli.reports.picking import Mapped, Picking
 from attncli.reports.selection import select
+from attncli.resources import Progress
 from attncli.studies.health import Examination, Head
 
 MAPS = 6  # of heads, unless more are asked for
@@ -34,7 +35,12 @@ def maps(
 
 
 def pictures(
-    examined: Examination, heads: Sequence[Head], labels: Labels, view: View, seen: Mapped | None
+    examined: Examination,
+    heads: Sequence[Head],
+    labels: Labels,
+    view: View,
+    seen: Mapped | None,
+    progress: Progress | None = None,
 ) -> list[Picture]:
     """Return what --plot and --report draw of these heads; ``seen``: the map that was asked for."""
     from attncli.reports.pictures import effect_pictures, head_pictures, map_picture
@@ -44,7 +50,8 @@ def pictures(
     found: list[Picture] = [] if seen is None else [map_picture(seen)]
     if lse is not None:
         part = select(problem, view)
-        found += head_pictures(problem, lse, examined.row_values, labels, view, part, pairs)
+        values = examined.row_values
+        found += head_pictures(problem, lse, values, labels, view, part, pairs, progress)
     return [*found, *effect_pictures([*examined.scale, *examined.what_ifs], pairs)]
 
 

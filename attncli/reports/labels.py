@@ -10,8 +10,15 @@ from attncli.attention.problem import Problem
 
 Tokens = tuple[tuple[str, ...], ...] | None  # of each batch element, or one for all
 
+EMPTY = "∅"  # a token without letters
+
 
 def label(names: Tokens, b: int, index: int) -> str:
+    """Return ``token`` for eyes: what is empty is shown as EMPTY."""
+    return token(names, b, index) or EMPTY
+
+
+def token(names: Tokens, b: int, index: int) -> str:
     """Return the token at a position of a batch element, or the position itself."""
     if names:
         own = names[b if len(names) > 1 else 0]

@@ -29,6 +29,7 @@ from attncli.reports.health import findings_of, places_of, summarized
 from attncli.reports.missing import demand_known, in_words, not_known
 from attncli.reports.picking import Mapped, Name, Picking, mapped, name_of, picking
 from attncli.reports.selection import with_numbers
+from attncli.resources import Progress
 from attncli.studies.health import TOLD
 from attncli.studies.many import Head, LayerHealth, Many, heads_of
 
@@ -100,7 +101,7 @@ def many_report(
             **({"map": seen.data} if seen else {}),
         }  # fmt: skip
 
-    def pictures() -> list[Picture]:
+    def pictures(progress: Progress | None = None) -> list[Picture]:
         from attncli.reports.pictures import map_picture
 
         own = (name_of(one, STATISTICS) for one in lens.columns)

@@ -22,9 +22,9 @@ from attncli.measures.masks import (
     kept_blocks,
     mask_facts,
 )
-from attncli.reports.blocks import Block, Grid, Heatmap, Picture, Records, Report, Text
+from attncli.reports.blocks import Block, Grid, Heatmap, Picture, Records, Report, Shaded, Text
 from attncli.reports.labels import Names, label, where
-from attncli.resources import Progress, available_memory, readable_bytes
+from attncli.resources import Progress, available_memory, readable_bytes, stages
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -70,7 +70,7 @@ def mask_report(
     elif tokens_view:
         blocks.append(_reader(mask, labels, b, h))
     elif e.queries and e.keys and view.heatmap:
-        blocks += heatmaps(mask, labels, view.batch or (b,), view.head or (h,))
+        blocks += heatmaps(mask, labels, view.batch or (b,), view.head or (h,), progress)
     elif e.queries and e.keys:
         blocks.append(_grid(mask, labels, b, h))
     more = [] if tokens_view else _sentences(mask, facts)
@@ -94,11 +94,16 @@ def mask_report(
         said["warnings"] = [f"attn_mask is left out: more than {SMALL:,} cells (-o FILE)"]
     options = {"mask_polarity": "ignore"} if dialect == "mha" and tensors else {}
 
-    def pictures() -> list[Picture]:
-        from attncli.reports.pictures import bias_pictures
-
-        grid = [_grid(mask, labels, b, h)] if cells else []
-        return [*grid, *bias_pictures(mask, labels, b, h)]
+    def pictures(progress: Progress | None = None) -> list[Picture]:
+        if not cells:
+            return []
+        grid = _grid(mask, labels, b, h)
+        if not mask.has_bias:
+            return [grid]
+        try:
+            return [grid, _around_zero(heatmaps(mask, labels, (b,), (h,), progress)[0])]
+        except TooLarge as error:
+            return [grid._replace(notes=[error.message])]
 
     return Report(
         command="mask", headline=[] if tokens_view else _headline(mask, facts),
@@ -246,20 +251,25 @@ def _grid(mask: Mask, labels: Labels, b: int, h: int) -> Grid:
 
 
 def heatmaps(
-    mask: Mask, labels: Labels, batches: Sequence[int], heads: Sequence[int]
+    mask: Mask,
+    labels: Labels,
+    batches: Sequence[int],
+    heads: Sequence[int],
+    progress: Progress | None = None,
 ) -> list[Heatmap]:
     """Return maps of the numbers that a mask adds, or else of the share that it keeps of blocks.
 
     Raises TooLarge for biases of more cells than can be looked at in seconds.
     """
     maps: list[Heatmap] = []
+    parts = stages(progress, [1] * len(batches) * len(heads))
     for b in batches:
         first = _grid(mask, labels, b, heads[0])  # all heads have its edges and names
         for h in heads:
             at = where(mask.extent, b, h)
             rows, keys = first.values.shape
             if mask.has_bias:
-                values, seen = added_blocks(mask, b, h, rows, keys)
+                values, seen = added_blocks(mask, b, h, rows, keys, next(parts))
                 maps.append(
                     Heatmap(
                         f"Added to the scores{at}", values, first.row_edges, first.column_edges,
@@ -270,6 +280,14 @@ def heatmaps(
                 grid = first if h == heads[0] else _grid(mask, labels, b, h)
                 maps.append(grid._replace(title=f"Share kept{at}", scale="linear"))
     return maps
+
+
+def _around_zero(added: Heatmap) -> Shaded:
+    """Return a map of what is added as a picture, whose colours part at 0."""
+    return Shaded(
+        added.title, added.values, added.row_edges, added.column_edges, added.row_labels,
+        added.column_labels, "added", "query", "key", diverging=True, hidden=added.hidden,
+    )  # fmt: skip
 
 
 def _reader(mask: Mask, labels: Labels, b: int, h: int) -> Text:

@@ -20,7 +20,7 @@ from attncli.reports.facts import (
 )
 from attncli.reports.heads import WHOLE, Shown, alike, columns, head_name
 from attncli.reports.heads import cells as shown_cells
-from attncli.reports.labels import label
+from attncli.reports.labels import token
 from attncli.reports.layers import family_of, heads_of, layer_data
 from attncli.reports.maps import heatmaps
 from attncli.reports.matrices import rows_table, top_tables, weights_tables
@@ -29,6 +29,7 @@ from attncli.reports.selection import Selection, excerpt, is_whole, select, sele
 from attncli.reports.stability import EDGE_HEADS
 from attncli.reports.timing import timing_of, timing_table
 from attncli.reports.words import SMALL
+from attncli.resources import Progress
 from attncli.studies.bundle import carried
 from attncli.studies.compare import Comparison
 from attncli.studies.heads import HeadFacts
@@ -119,12 +120,13 @@ def multihead_report(
             return expect_records(judged)
         return _records(made, facts, labels, view, chosen, include)
 
-    def pictures() -> list[Picture]:
+    def pictures(progress: Progress | None = None) -> list[Picture]:
         from attncli.reports.pictures import error_pictures, head_pictures
 
         lse, values = made.attention.attended.lse, made.attention.row_values or {}
         errors = [] if judged is None else error_pictures(judged, name)
-        return [*errors, *head_pictures(problem, lse, values, labels, view, chosen)]
+        heads = head_pictures(problem, lse, values, labels, view, chosen, None, progress)
+        return [*errors, *heads]
 
     return Report(
         command="multihead",
@@ -353,7 +355,7 @@ def _output_records(made: MultiheadResult, labels: Labels, chosen: Selection) ->
     output = made.projected
     names = labels.query
     rows = (
-        [b, i, label(names, b, i) if names else "", d, value]
+        [b, i, token(names, b, i) if names else "", d, value]
         for b in chosen.batch
         for i in chosen.rows
         for d, value in enumerate(output[b, i].tolist())

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from attncli.attention.masks import Mask
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.measures.statistic import STATISTICS, Statistic
@@ -17,6 +16,7 @@ from attncli.reports.labels import Names, where
 from attncli.reports.maps import MAP_BLOCKS
 from attncli.reports.picking import Mapped
 from attncli.reports.selection import Selection
+from attncli.resources import Progress
 from attncli.studies.compare import Comparison
 from attncli.studies.compare.judged import AXES, Judged, pooled
 from attncli.studies.effects import OVERALL, Effect
@@ -44,6 +44,7 @@ def head_pictures(
     view: View,
     chosen: Selection,
     pairs: Sequence[tuple[int, int]] | None = None,
+    progress: Progress | None = None,
 ) -> list[Picture]:
     """Return the weights of all heads selected, or of ``pairs``, and what becomes of their rows.
 
@@ -53,7 +54,8 @@ def head_pictures(
     if not pairs or not len(chosen.rows) or not len(chosen.keys):
         return []
     shown = chosen._replace(shown=tuple(pairs[:MOST_HEADS]))
-    maps = [one._replace(notes=()) for one in closer_maps(problem, lse, labels, view, shown)]
+    closer = closer_maps(problem, lse, labels, view, shown, progress)
+    maps = [one._replace(notes=()) for one in closer]
     if len(pairs) > MOST_HEADS:
         note = f"{MOST_HEADS} of {len(pairs):,} heads are drawn (--batch, --head)"
         maps[-1] = maps[-1]._replace(notes=[note])
@@ -174,36 +176,6 @@ def sweep_pictures(swept: Swept) -> list[Picture]:
         ]
         found.append(Figure(title, "width d", title, curves, log_x=True, log_y=log))
     return found
-
-
-# -- masks ------------------------------------------------------------------------------------
-
-
-def bias_pictures(mask: Mask, labels: Labels, b: int, h: int) -> list[Picture]:
-    """Return what a mask adds to the scores of a head, around 0; nothing where it adds nothing."""
-    e = mask.extent
-    if not (mask.has_bias and e.queries and e.keys):
-        return []
-    rows, keys = (
-        np.linspace(0, n, min(n, MAP_BLOCKS) + 1).round().astype(int) for n in (e.queries, e.keys)
-    )
-    values, hidden = np.zeros((2, len(rows) - 1, len(keys) - 1))
-    for r, i in enumerate(rows[:-1].tolist()):
-        bias = mask.bias(b, h, i, i + 1, 0, e.keys)
-        kept = mask.keep(b, h, i, i + 1, 0, e.keys)[0]
-        assert bias is not None
-        own = np.where(kept & np.isfinite(bias[0]), bias[0], np.nan)
-        values[r] = own[keys[:-1]]
-        hidden[r] = np.isnan(own[keys[:-1]]) & ~np.isnan(bias[0][keys[:-1]])
-    sampled = len(rows) - 1 < e.queries or len(keys) - 1 < e.keys
-    return [
-        Shaded(
-            f"Added to the scores{where(e, b, h)}", values, rows.tolist(), keys.tolist(),
-            Names(labels.query, b, range(e.queries)), Names(labels.key, b, range(e.keys)),
-            "added", "query", "key", diverging=True, hidden=hidden.astype(bool),
-            notes=["the first cell of each block"] if sampled else [],
-        )
-    ]  # fmt: skip
 
 
 # -- errors -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from attncli.attention.view import Labels, View
 from attncli.errors import InputError
 from attncli.measures.statistic import flat_names, flat_values, of_head
 from attncli.reports.blocks import Records
-from attncli.reports.labels import label
+from attncli.reports.labels import token
 from attncli.reports.matrices import strongest
 from attncli.reports.selection import Selection
 from attncli.studies.attend import Result
@@ -111,4 +111,4 @@ def _channel_records(
 
 
 def _name(names: tuple[tuple[str, ...], ...] | None, b: int, index: int) -> str:
-    return label(names, b, index) if names else ""
+    return token(names, b, index) if names else ""

@@ -8,6 +8,7 @@ from attncli.measures.statistic import STATISTICS
 from attncli.reports.blocks import Column, Picture, Records, Report, Table, sentences
 from attncli.reports.heads import WORDS
 from attncli.reports.health import SCHEMA, share_in_words
+from attncli.resources import Progress
 from attncli.studies.effects import OVERALL
 from attncli.studies.widths import SWEPT, SWEPT_VALUES
 
@@ -47,7 +48,7 @@ def sweep_report(
             f"{words['auto', 'saturated_share']} and {words['auto', 'vanishing_share']}."
         )
 
-    def pictures() -> list[Picture]:
+    def pictures(progress: Progress | None = None) -> list[Picture]:
         from attncli.reports.pictures import sweep_pictures
 
         return sweep_pictures(swept)

@@ -114,7 +114,7 @@ def weights_report(
         {(one.at, one.head): _facts(one) for one in every} if asked.map else {},
     )  # fmt: skip
 
-    def pictures() -> list[Picture]:
+    def pictures(progress: Progress | None = None) -> list[Picture]:
         from attncli.reports.pictures import map_picture
 
         cells = {(one.at, one.head): _facts(one) for one in every}

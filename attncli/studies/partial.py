@@ -2,7 +2,8 @@
 
 A file holds the fields of ``attention.shares.Partial`` as the tensors ``partial.output``,
 ``partial.m``, …, which queries are no padding as ``partial.real``, a sink as ``sink``, and in its
-metadata, under ``partial`` as JSON, which keys it is of and the whole problem's facts.
+metadata, under ``partial`` as JSON, which keys it is of, the whole problem's facts and a checksum
+of all this.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from attncli.attention.rows import Rows
 from attncli.attention.shares import Partial, Share
 from attncli.engines import DEFAULT, Attended, How
 from attncli.engines.shared import part_of_keys
-from attncli.errors import FileError, InputError
+from attncli.errors import FileError, InputError, listed
 from attncli.files.bundle import Bundle
 from attncli.resources import Progress
 from attncli.studies.attend import Ran, Result, check_memory
@@ -33,7 +34,7 @@ from attncli.studies.warned import of_mask, warnings
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-NAME = "partial"
+NAME, CHECKSUM = "partial", "checksum"
 NAMES = ("output", *(field.name for field in fields(Rows)))
 #: What its metadata says, and as what.
 MEMBERS: Mapping[str, type | UnionType] = {
@@ -125,8 +126,26 @@ def compute(
     arrays[f"{NAME}.real"] = p.real_rows
     if p.sink is not None:
         arrays["sink"] = p.sink
+    said[CHECKSUM] = _summed(said, found, p.real_rows, p.sink)
     ran = Ran(name, done.device, p.dtype.name, done.threads, done.kernel, note)
     return Kept(arrays, said, [*p.warnings, *of_mask(p)]), ran
+
+
+def _summed(said: Mapping[str, Any], part: Partial, real: Array, sink: Array | None) -> int:
+    """Return the checksum of a part; its numbers count as ``_read`` has them, in any format."""
+    plain = {name: value for name, value in said.items() if name != CHECKSUM}
+    found = zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+    output, *sums = part.arrays
+    arrays = [output.astype(np.dtype(said["dtype"])), *map(_wide, sums), real.astype(bool)]
+    for array in [*arrays, *([] if sink is None else [_wide(sink)])]:
+        if array.dtype.kind == "f":  # a NaN is a NaN, whatever its bits
+            array = np.where(np.isnan(array), array.dtype.type(np.nan), array)
+        found = zlib.crc32(np.ascontiguousarray(array).data, found)
+    return found
+
+
+def _wide(array: Array) -> Array:
+    return array.astype(np.int64 if array.dtype.kind in "iu" else np.float64)
 
 
 def is_partial(bundle: Bundle) -> bool:
@@ -144,6 +163,12 @@ class _Read(NamedTuple):
     sink: Array | None
 
     @property
+    def altered(self) -> bool:
+        """Whether it is not what was saved; False where it says no checksum."""
+        made = _summed(self.said, self.partial, self.real, self.sink)
+        return bool(self.said.get(CHECKSUM, made) != made)
+
+    @property
     def facts(self) -> list[str]:
         """What all parts of a problem must have alike."""
         own = ("problem", "keys")
@@ -156,9 +181,15 @@ def merge(bundles: Sequence[Bundle]) -> Result:
     """Return what all parts of a problem give together, in whatever order they come.
 
     Its problem has the sizes of the whole one, and no numbers. Raises InputError for parts of
-    different problems, overlapping ones, and missing ones.
+    different problems, overlapping ones, and missing ones; FileError for altered ones.
     """
     parts = [_read(bundle) for bundle in bundles]
+    for part in parts:
+        if part.altered:
+            raise FileError(
+                f"{part.source} is not as it was saved: its checksum is another",
+                "make it again with attncli compute … --part",
+            )
     first = parts[0]
     for other in parts[1:]:
         differ = apart(first.facts, other.facts)
@@ -172,7 +203,18 @@ def merge(bundles: Sequence[Bundle]) -> Result:
     whole = parts[0].partial
     for part in parts[1:]:
         whole = whole.merge(part.partial)
-    return _result(first, whole)
+    without = [part.source for part in parts if CHECKSUM not in part.said]
+    return _result(first, whole, _unchecked(without))
+
+
+def _unchecked(without: Sequence[str]) -> list[str]:
+    """Return a line on files that say no checksum, as those of older versions."""
+    if not without:
+        return []
+    return [
+        f"{listed(without, 3)}: no checksum (an older attncli wrote none): nothing would tell that "
+        "numbers were changed"
+    ]
 
 
 def _demand_whole(parts: Sequence[_Read]) -> None:
@@ -216,8 +258,8 @@ def _read(bundle: Bundle) -> _Read:
             "make it again with attncli compute … --part",
         ) from None
     output, *sums = arrays
-    whole = [a.astype(np.int64 if a.dtype.kind in "iu" else np.float64) for a in sums]
-    return _Read(bundle.source, said, Partial.of([output.astype(dtype), *whole]), real, sink)
+    whole = [output.astype(dtype), *map(_wide, sums)]
+    return _Read(bundle.source, said, Partial.of(whole), real, sink)
 
 
 def _said(said: Any) -> Mapping[str, Any]:
@@ -257,7 +299,7 @@ def _of(bundle: Bundle, name: str, shape: tuple[int, ...]) -> Array:
     return array
 
 
-def _result(first: _Read, whole: Partial) -> Result:
+def _result(first: _Read, whole: Partial, unchecked: Sequence[str]) -> Result:
     said = first.said
     b, h, g, lq, lk, d, dv = said["shape"]
     dtype, result = np.dtype(said["dtype"]), float_dtype(said["result_dtype"])
@@ -276,7 +318,7 @@ def _result(first: _Read, whole: Partial) -> Result:
     with np.errstate(over="ignore"):
         output = seen.output.astype(result)
     attended = Attended(output, seen.rows.lse.astype(dtype), whole.rows, kernel="merged")
-    said_odd = [*warnings(problem, attended.lse, False), *_not_finite(attended)]
+    said_odd = [*unchecked, *warnings(problem, attended.lse, False), *_not_finite(attended)]
     return Result(
         problem=problem, engine=Ran("merged", "cpu", dtype.name, 1, "merged"), attended=attended,
         rows=seen.rows, warnings=tuple(said_odd),

@@ -7,7 +7,7 @@ the bit: each sends what it has once, and receives the whole once.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,11 +23,37 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SILENCE = timedelta(minutes=60)  # of a process that computes longer than the others
 HEADER = 10  # numbers before each array: its type, its rank, its shape
 TORCHRUN = "torchrun --nproc-per-node 2 -m attncli"
+RUN = "TORCHELASTIC_RUN_ID"  # a variable of torchrun alone
 
 
 def started() -> bool:
     """Whether torchrun, or what sets the same variables, started this process with others."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def launched() -> int:
+    """Return how many processes torchrun itself started; 1 where it did not.
+
+    What else sets ``started``'s variables may have set them for a shell in which one command runs.
+    """
+    try:
+        return int(os.environ["WORLD_SIZE"]) if RUN in os.environ and started() else 1
+    except ValueError:
+        return 1
+
+
+def demand_division(values: Mapping[str, Any]) -> None:
+    """Raise InputError where torchrun started several processes that would all do the same.
+
+    Each would print, and write the same file. ``values`` are a command's options by name.
+    """
+    if launched() == 1 or any(values.get(name) for name in ("shard", "part", "merge")):
+        return
+    once = "start it once: env -u WORLD_SIZE attncli …"
+    raise InputError(
+        f"torchrun started {launched()} processes, and each would do the same",
+        f"divide it: --shard keys; or {once}" if "shard" in values else once,
+    )
 
 
 class Ranks:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import typer
 
-from attncli.cli.output import Page, keep_inputs
+from attncli import render
+from attncli.cli.groups import Printed
+from attncli.cli.output import Page, finish, keep_inputs
 from attncli.errors import FileError
+from attncli.reports.blocks import Curve, Figure, Report
 from tests.support.program import Door, assert_bad
 
 pytest.importorskip("matplotlib")
@@ -64,6 +71,39 @@ def test_every_command_draws_and_prints_what_it_printed(
 def test_json_stays_whole(call: str, door: Door) -> None:
     ran = door(*call.split(), "--json", "--plot", "out.pdf")
     assert ran.data["command"] == call.split()[0] and ran.err.endswith("wrote out.pdf\n")
+
+
+@pytest.mark.parametrize("call", [call for call in CALLS if "sweep" not in call])
+def test_drawing_says_how_far_it_is(call: str, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[tuple[str, float]] = []
+
+    @contextmanager
+    def progress(label: str = "attention") -> Iterator[Callable[[float], None]]:
+        yield lambda share: said.append((label, share))
+
+    monkeypatch.setattr(render, "progress", progress)
+    ran = door(*call.split(), "--plot", "out.svg", "--report", "out.html")
+    assert ran.err.endswith("wrote out.svg\nwrote out.html\n")
+    shares = [share for label, share in said if label == "pictures"]
+    assert shares == sorted(shares) and shares[-2:] == [0.75, 1]
+    heads = "layers" not in call and ("mask" not in call or "alibi" in call)
+    assert heads == (shares[0] <= 0.5)  # those of layers were made on the way
+
+
+def test_what_a_plot_and_a_page_show_is_made_once(tmp_path: Path) -> None:
+    made: list[Any] = []
+
+    def pictures(progress: Any = None) -> list[Any]:
+        made.append(progress)
+        return [Figure("entropy", "d", "nats", [Curve("", [1, 2], [3, 4])])]
+
+    report = Report("test", ["fact"], [], dict, pictures=pictures)
+    kinds = {"plot": str(tmp_path / "out.svg"), "report": str(tmp_path / "out.html")}
+    with pytest.raises(typer.Exit):
+        finish(report, Page("table", quiet=True, pictures=kinds), Printed())
+    assert len(made) == 1
+    assert "entropy" in texts(tmp_path / "out.svg")
+    assert "entropy" in (tmp_path / "out.html").read_text()
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf", "PNG"])

@@ -104,7 +104,50 @@ def test_tensors_must_fit(name: str, shape: tuple[int, ...]) -> None:
 def test_parts_that_only_say_the_same_problem_are_refused() -> None:
     problem = posed(Q, K, V)
     with pytest.raises(InputError, match="different problems: result_dtype"):
-        partial.merge([bundle(problem, 1), bundle(problem, 2, result_dtype="float64")])
+        partial.merge(
+            [bundle(problem, 1), bundle(problem, 2, result_dtype="float64", checksum=...)]
+        )
+
+
+@pytest.mark.parametrize("name", [*(f"partial.{n}" for n in partial.NAMES), "partial.real", "sink"])
+def test_one_altered_number_is_noticed(name: str) -> None:
+    problem = posed(Q, K, V, sink=0.3)
+    one = bundle(problem, 1)
+    odd = one.tensors[name].copy()
+    odd.flat[-1] = odd.flat[-1] == 0 if odd.dtype == bool else np.nextafter(odd.flat[-1], 99)
+    if odd.dtype.kind in "iu":
+        odd.flat[-1] = one.tensors[name].flat[-1] + 1
+    altered = Bundle(one.source, one.kind, {**one.tensors, name: odd}, one.options)
+    with pytest.raises(FileError, match="part1 is not as it was saved"):
+        partial.merge([altered, bundle(problem, 2)])
+
+
+def test_altered_words_are_noticed() -> None:
+    problem = posed(Q, K, V)
+    for edited in ({"scale": 0.5}, {"mask": "causal"}, {"checksum": 5}, {"checksum": "x"}):
+        with pytest.raises(FileError, match="part2 is not as it was saved"):
+            partial.merge([bundle(problem, 1), bundle(problem, 2, **edited)])
+
+
+def test_a_part_without_a_checksum_is_merged_and_said() -> None:
+    problem = posed(Q, K, V)
+    merged = partial.merge([bundle(problem, 1, checksum=...), bundle(problem, 2)])
+    (warning,) = merged.warnings
+    assert warning.startswith("part1: no checksum (an older attncli wrote none)")
+    np.testing.assert_allclose(merged.output, solve(problem).output, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_checksums_are_of_numbers_in_any_format(suffix: str, dtype: str, tmp_path: Path) -> None:
+    """NaN, infinities, −0 and numbers of few bits come back as they went out."""
+    key = K.copy()
+    key[0, 1, 7], key[1, 1, 7] = np.nan, 1e30
+    kept, _ = partial.compute(posed(Q, key, -0.0 * V, mask="causal", dtype=dtype), 1, 1)
+    path = str(tmp_path / f"part{suffix}")
+    files.write(path, kept.arrays, extra=kept.options)
+    merged = partial.merge([files.read(path)])
+    assert np.isnan(merged.output).any()
 
 
 def test_rows_that_are_not_finite_are_told_of() -> None:

@@ -227,7 +227,7 @@ function legend() {
   if (all.includes(HIDDEN)) pieces.push(swatch(hiddenColor(), "hidden"));
   if (all.some(Number.isNaN)) pieces.push(swatch(NOT_A_NUMBER, isWeights() ? "NaN" : "none"));
   const high = Math.ceil(view.rows.stop / view.height), wide = Math.ceil(view.columns.stop / view.width);
-  const how = { mask: "the share kept of", weights: "the largest of", numbers: "the furthest from 0 of" }[view.map.kind];
+  const how = { mask: "the share kept of", weights: "the largest of", numbers: view.map.mean ? "the mean of" : "the furthest from 0 of" }[view.map.kind];
   if (view.pooled) pieces.push(make("span", `each cell is ${how} up to ${high} × ${wide}`));
   pieces.push(...view.map.notes.map((note) => make("span", note)));
   put(at("legend"), ...pieces);

@@ -13,6 +13,7 @@ from attncli.render.plot.legend import Legend, draw_scale
 from attncli.render.plot.paper import LINE, MARGIN, Paper, broken
 from attncli.render.plot.shades import Shades, of_numbers
 from attncli.render.plot.text import NORMAL, POINTS, SMALL, TITLE, Letters, plain
+from attncli.render.pooling import joined
 from attncli.reports.blocks import Grid, Heatmap, Shaded
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -176,13 +177,19 @@ class MapBand:
 
     def _notes(self) -> list[str]:
         found = [note for one in self.maps for note in one.notes]
-        if type(self.maps[0]) is Heatmap:
-            one = _pooled(self.maps[0], self.sizes, np.maximum)
+        first = self.maps[0]
+        weights = type(first) is Heatmap
+        if weights or (isinstance(first, Shaded) and first.diverging):
+            one = _pooled(first, self.sizes)
             down, across = (
                 int(np.diff(edges).max()) for edges in (one.row_edges, one.column_edges)
             )
             if down * across > 1:
-                found.append(f"each pixel is the largest of {down} × {across} weights")
+                found.append(
+                    f"each pixel is the largest of {down} × {across} weights"
+                    if weights
+                    else f"each cell is the furthest from 0 of up to {down} × {across}"
+                )
         return found
 
     # -- drawing --
@@ -219,7 +226,7 @@ class MapBand:
         paper.lines(MARGIN, y + 0.04, self.notes)
 
     def _map(self, axes: Axes, one: Map, shades: Shades, *, numbered: bool) -> None:
-        seen = _pooled(one, self.sizes, shades.pool)
+        seen = _pooled(one, self.sizes)
         image = shades.painted(seen.values, seen.hidden)
         axes.imshow(
             image, extent=(0, _span(seen.column_edges), _span(seen.row_edges), 0), aspect="auto",
@@ -301,29 +308,10 @@ def _span(edges: Sequence[int]) -> int:
     return sizes.pop() * (len(edges) - 1) if len(sizes) == 1 else edges[-1]
 
 
-class Pooled(NamedTuple):
-    """A map with at most a block a pixel."""
-
-    values: Array
-    hidden: Array | None
-    row_edges: Sequence[int]
-    column_edges: Sequence[int]
-
-
-def _pooled(one: Map, sizes: Sizes, pool: Any) -> Pooled:
-    """Return a map's blocks joined: the largest, or the means where ``pool`` is a sum."""
-    values, hidden = one.values, one.hidden
-    edges = [one.row_edges, one.column_edges]
-    for axis, size in ((0, sizes.height), (1, sizes.width)):
-        count = values.shape[axis]
-        starts = np.arange(0, count, max(1, -(-count // max(1, int(size * PIXELS)))))
-        if len(starts) == count:
-            continue
-        values = pool.reduceat(values, starts, axis=axis)
-        if pool is np.add:
-            each = np.diff([*starts, count])
-            values = values / (each[:, None] if axis == 0 else each)
-        if hidden is not None:
-            hidden = np.logical_and.reduceat(hidden, starts, axis=axis)
-        edges[axis] = [*(edges[axis][i] for i in starts), edges[axis][-1]]
-    return Pooled(values, hidden, *edges)
+def _pooled(one: Map, sizes: Sizes) -> Any:
+    """Return a map with at most a block a pixel."""
+    starts = (
+        range(0, count, max(1, -(-count // max(1, int(size * PIXELS)))))
+        for count, size in zip(one.values.shape, (sizes.height, sizes.width), strict=True)
+    )
+    return joined(one, *starts)

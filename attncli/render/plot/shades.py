@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,12 @@ TICKS = (0, 0.05, 0.2, 0.5, 1)  # of a scale of roots, as shares of its end
 
 @dataclass(frozen=True)
 class Shades:
-    """A scale: ``name`` says what it is of; ticks are where and what; ``pool`` joins cells."""
+    """A scale: ``name`` says what it is of; ticks are where and what."""
 
     name: str
     norm: Normalize
     colors: Any
     ticks: Sequence[tuple[float, str]]
-    pool: Callable[..., Any] = np.maximum
 
     def painted(self, values: Array, hidden: Array | None) -> Array:
         """Return uint8 ``(r, c, 4)``; what is hidden, and what is no number, in its own colour."""
@@ -75,7 +74,7 @@ def of_weights(maps: Sequence[Heatmap]) -> Shades:
 def of_kept() -> Shades:
     """Return the scale of masks: the share of each block that is kept."""
     colors = LinearSegmentedColormap.from_list("kept", KEPT)
-    return Shades("kept", Normalize(0, 1), colors, (), pool=np.add)
+    return Shades("kept", Normalize(0, 1), colors, ())
 
 
 def of_numbers(one: Shaded) -> Shades:
@@ -97,7 +96,7 @@ def of_numbers(one: Shaded) -> Shades:
         low, top = min(low, 0.0), max(top, 1.0)  # as `render.shades.Scale`
     steps = [float(x) for x in MaxNLocator(4).tick_values(low, top) if low <= x <= top]
     ticks = [(x, plain(0.0 if abs(x) < 1e-12 * (top - low) else x)) for x in steps]
-    return Shades(one.name, Normalize(low, top), colormaps[NUMBERS], ticks, pool=np.add)
+    return Shades(one.name, Normalize(low, top), colormaps[NUMBERS], ticks)
 
 
 def decades(low: float, top: float, most: int = 4) -> list[tuple[float, str]]:
