@@ -16,8 +16,6 @@ from typer.core import TyperCommand
 
 from attncli.errors import InputError, nearest
 
-LARGEST = 2**31 - 1  # what is counted one by one: heads, keys, threads, rows
-
 ARGUMENTS = "Arguments"
 STATES = "Hidden states (REF is PATH, PATH::NAME or - for standard input)"
 SIZE = "Size"
