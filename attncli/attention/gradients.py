@@ -10,6 +10,7 @@ A sink has no value, so that δ is Σ_j p_ij dp_ij over the keys alone, with a s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -82,11 +83,11 @@ def upstream(spec: Any, problem: Problem) -> Array:
     p = problem
     shape = (p.batch, p.heads, p.queries, p.value_width)
     if isinstance(spec, str):
-        kind, _, seed = spec.partition(":")
+        seeded = re.fullmatch(r"random(?::(\d{1,18}))?", spec)
         if spec == "ones":
             return np.ones(shape, p.dtype)
-        if kind == "random" and (seed.isdecimal() or spec == "random"):
-            return np.random.default_rng(int(seed or 0)).standard_normal(shape).astype(p.dtype)
+        if seeded:
+            return np.random.default_rng(int(seeded[1] or 0)).standard_normal(shape).astype(p.dtype)
         raise InputError(
             f"unknown gradient of the output '{spec}'",
             "it must be ones, random, random:SEED with a whole number, or a tensor like the output",

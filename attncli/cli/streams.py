@@ -1,4 +1,4 @@
-"""Standard streams that take the whole of what is written, or say that they could not."""
+"""Standard streams: output is taken whole or fails; what nobody hears of errors is no failure."""
 
 from __future__ import annotations
 
@@ -28,8 +28,19 @@ class Whole(io.FileIO):
         return total
 
 
+class Told(Whole):
+    """A file that takes all bytes, whether or not somebody listens: no result depends on it."""
+
+    def write(self, data: Any, /) -> int:
+        """Write ``data`` as far as that can be done, and return how many bytes it has."""
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
 def hold() -> None:
-    """Make standard output and error whole; labels must not break an ASCII terminal.
+    """Make standard output whole and error patient; labels must not break an ASCII terminal.
 
     A descriptor that is closed is held open on nothing, or the next file would take its place.
     Streams that are somebody else's keep their way of writing.
@@ -39,18 +50,18 @@ def hold() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    for name in ("stdout", "stderr"):
+    for name, kind in (("stdout", Whole), ("stderr", Told)):
         stream = getattr(sys, name)
         if not isinstance(stream, io.TextIOWrapper):
             continue
         stream.reconfigure(errors="replace")
         if stream is getattr(sys, f"__{name}__"):
-            setattr(sys, name, _whole(stream))
+            setattr(sys, name, _held(stream, kind))
 
 
-def _whole(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+def _held(stream: io.TextIOWrapper, kind: type[Whole]) -> io.TextIOWrapper:
     stream.flush()
     return io.TextIOWrapper(
-        io.BufferedWriter(Whole(stream.fileno(), "w", closefd=False)),
+        io.BufferedWriter(kind(stream.fileno(), "w", closefd=False)),
         encoding=stream.encoding, errors="replace", line_buffering=stream.line_buffering,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from attncli.errors import FileError, numbered
 from attncli.files.bundle import STDIN, Bundle, Lazy, path_of, unknown_name
 from attncli.files.folders import weights_in, with_shards
 from attncli.files.formats import HEAD, is_text
-from attncli.files.formats.entry import Array, demand_regular, reading
+from attncli.files.formats.entry import Array, demand_end, demand_regular, reading
 from attncli.files.references import split, with_references
 from attncli.files.sniffing import read_whole
 from attncli.files.stream import Records, read_stdin, read_stream
@@ -109,9 +109,8 @@ def _read_path(path: str, as_lines: bool) -> Bundle | Records:
 
 def _read_file(path: str, as_lines: bool = False) -> Bundle | Records:
     """Return the bundle of one file, or the lines of one."""
-    if os.path.exists(path) and not stat.S_ISFIFO(os.stat(path).st_mode):  # <(command) is a pipe
-        demand_regular(path)
     with reading(path):
+        demand_end(path)
         stream = open(path, "rb")  # noqa: SIM115 (NDJSON keeps a pipe open)
     found: Bundle | Records | None = None
     try:

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from attncli.errors import FileError, InputError, nearest
+from attncli.files.texts import read_text
 from attncli.measures.circuits import ALONE
 from attncli.measures.evidence import every_statistic
 
@@ -210,15 +211,12 @@ def read_policy(path: str) -> tuple[Rule, ...]:
     """
     import tomllib
 
+    expected = "sections such as [saturated] with watch = 0.5"
+    text = read_text(path, expected)
     try:
-        with open(path, "rb") as stream:
-            given = tomllib.load(stream)
-    except OSError as error:
-        raise FileError(f"{path}: {(error.strerror or str(error)).lower()}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileError(
-            f"{path} is no TOML: {error}", "expected sections such as [saturated] with watch = 0.5"
-        ) from None
+        given = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path} is no TOML: {error}", f"expected {expected}") from None
     return changed(given, path)
 
 
@@ -236,15 +234,24 @@ def changed(given: Mapping[str, Any], where: str = "policy") -> tuple[Rule, ...]
         for level, limit in limits.items():
             if level not in LIMITS:
                 raise InputError(f"{where}: [{name}] has no '{level}'", nearest(level, LIMITS))
-            if limit is not False and (type(limit) not in (int, float) or math.isnan(limit)):
+            number = None if limit is False else _number_of(limit)
+            if number is not None and math.isnan(number):
                 raise InputError(
                     f"{where}: {level} of [{name}] is {_toml(limit)}",
                     "expected a number, or false for never",
                 )
-            change: dict[str, Any] = {level: None if limit is False else float(limit)}
+            change: dict[str, Any] = {level: number}
             rules[name] = replace(rules[name], **change)
         _check_order(rules[name], where)
     return tuple(rules.values())
+
+
+def _number_of(limit: Any) -> float:
+    """Return a limit as float64, NaN for what is no number there."""
+    try:
+        return float(limit) if type(limit) in (int, float) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def _check_order(rule: Rule, where: str) -> None:
@@ -259,7 +266,12 @@ def _check_order(rule: Rule, where: str) -> None:
 
 
 def _toml(value: Any) -> str:
-    text = "true" if value is True else "false" if value is False else repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a very long number"
     return text if len(text) <= 40 else text[:39] + "…"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from attncli.errors import FileError
 from attncli.files.folders import weights_in
+from attncli.files.texts import read_text
 
 #: Formats that say all of it themselves: what lies beside is of another file.
 OWN = (".gguf",)
@@ -17,11 +18,9 @@ def read_config(path: str, what: str = "a model's config.json") -> dict[str, Any
     """Read config.json (or Meta's params.json). Raises FileError for anything but an object."""
     import json
 
+    text = read_text(path, what)
     try:
-        with open(path, encoding="utf-8") as stream:
-            found = json.load(stream)
-    except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from None
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is no JSON: {error}") from None
     if not isinstance(found, dict):

@@ -182,7 +182,7 @@ def choose(
             _choices(layers, skipped),
         )
     text = str(which)
-    if text.isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", text):
         number = int(text)
         hits = [a for a in layers if a.index == number or (a.shared > 1 and number < a.shared)]
     else:

@@ -52,7 +52,7 @@ def join(parent: str, leaf: str) -> str:
 
 
 #: A component that is the number of a block, alone or after what Flax and torchvision call it.
-_NUMBER = re.compile(r"(?:\w*(?:layer|layers|block|blocks|h)_)?(\d+)")
+_NUMBER = re.compile(r"(?:\w*(?:layer|layers|block|blocks|h)_)?(\d{1,9})")
 
 
 def is_number(part: str) -> bool:

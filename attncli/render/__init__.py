@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -156,7 +157,8 @@ def _size(out: TextIO) -> tuple[int, int]:
         pass
     asked = (os.environ.get("COLUMNS", ""), os.environ.get("LINES", ""))
     columns, rows = (
-        int(a) if a.isdecimal() and int(a) else n for a, n in zip(asked, size, strict=True)
+        int(a) if re.fullmatch("0*[1-9][0-9]{0,5}", a) else n
+        for a, n in zip(asked, size, strict=True)
     )
     return columns, rows
 

@@ -105,7 +105,7 @@ def test_ndjson(attncli: Door, door: Door, tmp_path: Path) -> None:
     [
         ((), "nothing to inspect"),
         ((SAMPLE, "--what-if", "scal=none"), "did you mean 'scale'"),
-        ((SAMPLE, "--policy", "missing.toml"), "missing.toml: no such file"),
+        ((SAMPLE, "--policy", "missing.toml"), "no such file: missing.toml"),
         ((SAMPLE, "--fail-on", "criticl"), "did you mean 'critical'"),
         ((SAMPLE, "--include", "weights"), "nothing is called 'weights'"),
         ((SAMPLE, "--head", "12"), "out of range"),

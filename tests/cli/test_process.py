@@ -72,6 +72,25 @@ def test_a_report_needs_standard_output(tmp_path: Path) -> None:
     assert b"standard output is closed" in done.stderr
 
 
+@pytest.mark.parametrize("deaf", ["full", "broken"])
+def test_nothing_depends_on_who_listens_to_standard_error(deaf: str, tmp_path: Path) -> None:
+    """The answer is whole beside warnings that cannot be said, and an error keeps its exit code."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    if deaf == "full":
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    how = {"stdout": subprocess.PIPE, "stderr": writer}
+    np.savez(tmp_path / "unused.npz", query=np.eye(2), unheard_of=np.eye(2))
+    try:
+        warned = ran(tmp_path, "compute", "unused.npz", "--json", **how)
+        assert warned.returncode == 0
+        assert json.loads(warned.stdout)["warnings"]
+        assert ran(tmp_path, "compute", "x.npy", "--threads", "x", **how).returncode == 2
+    finally:
+        os.close(writer)
+
+
 LONG = (
     ["--json", "--include", "weights"], ["--format", "csv", "--include", "weights"],
     ["--full"], ["-o", "-.json", "--include", "weights"],

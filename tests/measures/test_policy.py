@@ -185,7 +185,7 @@ def test_a_policy_changes_limits(tmp_path: Path) -> None:
         ("[saturated]\nwatch = 0.95", "must be the larger one"),
         ("[collapsed]\ncritical = 1.0", "must be the smaller one"),
         ("[saturated", "no TOML"),
-        ("\xff", "no TOML"),
+        ("\xff", "no UTF-8 text"),
     ],
 )
 def test_a_policy_that_is_wrong(text: str, message: str, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_policy_that_is_wrong(text: str, message: str, tmp_path: Path) -> None
 
 
 def test_a_policy_that_is_not_there() -> None:
-    with pytest.raises(FileError, match="no such file"):
+    with pytest.raises(FileError, match="no such folder: /nowhere"):
         policy.read_policy("/nowhere/limits.toml")
     assert policy.changed({}) == policy.POLICY
     with pytest.raises(InputError):

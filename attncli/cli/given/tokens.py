@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +12,7 @@ from attncli.cli import groups
 from attncli.cli.given.reader import Reader
 from attncli.cli.options import BATCH
 from attncli.errors import FileError, InputError, counted
-from attncli.files.formats.entry import demand_regular
+from attncli.files.texts import read_text
 from attncli.files.vocabulary import ROLES
 
 Tokens = tuple[tuple[str, ...], ...]
@@ -75,15 +73,7 @@ def _split(value: Any) -> Any:
 
 def _token_file(reader: Reader, path: str) -> Tokens:
     reader.sources.append(path)
-    if os.path.exists(path) and not stat.S_ISFIFO(os.stat(path).st_mode):
-        demand_regular(path)
-    try:
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
-    except UnicodeDecodeError:
-        raise FileError(f"{path} is no UTF-8 text", "expected tokens, one a line") from None
-    except OSError as error:
-        raise FileError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+    text = read_text(path, "tokens, one a line")
     if not text.lstrip().startswith("["):
         return (tuple(text.splitlines()),)
     import json

@@ -113,6 +113,12 @@ def demand_regular(path: str) -> None:
         )
 
 
+def demand_end(path: str) -> None:
+    """Raise FileError for what is neither a regular file nor a named pipe, as <(command) is one."""
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        demand_regular(path)
+
+
 @contextmanager
 def reading(source: str, what: str = "unreadable") -> Iterator[None]:
     """Whatever goes wrong inside, in a library on bytes that nobody vouches for, is the file's."""

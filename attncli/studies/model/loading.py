@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from attncli.errors import AttnError, FileError, InputError, Unavailable, counted, listed
+from attncli.files.texts import read_text
 from attncli.models.finding import read_config
 from attncli.resources import uncollected
 from attncli.studies.model.capture import NEEDS
@@ -375,12 +376,9 @@ def text_of(said: str) -> str:
     if not said.startswith("@"):
         return said
     try:
-        with open(said[1:], encoding="utf-8") as stream:
-            return stream.read().rstrip("\n")
-    except UnicodeDecodeError:
-        raise FileError(f"{said[1:]} is no UTF-8 text", "expected a text") from None
-    except OSError as error:
+        return read_text(said[1:], "a text").rstrip("\n")
+    except FileError as error:
         raise FileError(
-            f"{said[1:] or '@'}: {(error.strerror or str(error)).lower()}",
+            error.message,
             "@FILE is a file that holds the text; a text that begins with @ goes into one",
         ) from None

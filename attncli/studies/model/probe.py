@@ -5,6 +5,7 @@ What a head does with the second half shows whether it finds repeats (Olsson et 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -38,13 +39,13 @@ class Probe:
 
 def parse(text: str) -> Probe:
     """Return what ``repeat`` or ``repeat:50`` names; raise InputError for anything else."""
-    name, colon, length = text.partition(":")
-    if name != REPEAT or (colon and not (length.isascii() and length.isdecimal())):
+    said = re.fullmatch(f"{REPEAT}(?::([0-9]{{1,9}}))?", text)
+    if said is None:
         raise InputError(
             f"unknown --probe '{text}'",
             f"expected {REPEAT}, or {REPEAT}:50 for 50 tokens twice in place of {LENGTH}",
         )
-    found = Probe(int(length)) if colon else Probe()
+    found = Probe(int(said[1])) if said[1] else Probe()
     if found.length < 2:
         raise InputError(f"--probe {text} repeats {counted(found.length, 'token')}",
                          "at least 2, better 20 or more")  # fmt: skip
