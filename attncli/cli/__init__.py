@@ -80,6 +80,11 @@ def attncli(
     Examples:
       attncli compute qkv.npz --causal
       attncli compute --help
+
+    \b
+    Walkthroughs lie in the folder samples/ of the source; a wheel has none:
+      is_my_kernel_right.md  from one result of a kernel to a test set
+      heads_of_my_model.md   from a model and a sentence to every head
     """
 
 

@@ -57,7 +57,7 @@ def multihead(
       attncli multihead hidden.npy -w checkpoint/ --layer 0
       attncli multihead -w checkpoint/ --list
       attncli multihead x.npy --memory y.npy -w t5/ --layer block.0.layer.1
-      attncli multihead x.npy -w ckpt -o qkv.json --include query,key,value
+      attncli multihead x.npy -w ckpt --layer 0 -o q.npz --include query,key,value
       attncli multihead x.npy --random-weights 0 --heads 2 --causal
       attncli multihead hidden.npy -w checkpoint/ --layer 0 --expect mine.npy
     """

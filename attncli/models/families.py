@@ -105,7 +105,7 @@ FAMILIES: Mapping[str, Family] = {
             "metaclip_2_vision_model", "owlvit_vision_model", "owlv2_vision_model",
             "git_vision_model", "idefics2_vision", "idefics3_vision", "smolvlm_vision",
             "kosmos_2_vision_model", "dinov2_with_registers", "dpt", "flava_image_model",
-            "flava_text_model", "pixio", "qwen2_audio_encoder",
+            "flava_text_model", "granite_docling_vision", "pixio", "qwen2_audio_encoder",
             "voxtral_encoder", "roberta_prelayernorm", "xlm_roberta_xl", "megatron_bert",
         ),
         PRE_ENCODER,
@@ -205,7 +205,8 @@ FAMILIES: Mapping[str, Family] = {
             "llama", "granite", "arcee", "seed_oss", "apertus", "granitemoe",
             "granitemoeshared", "olmoe", "minimax_m2", "internlm3", "solar_open",
             "hy_v3", "cwm", "csm", "csm_depth_decoder_model", "aria_text", "emu3_text_model",
-            "granite_swa", "granitemoe_swa", "granite4_vision_text", "qwen3_vl_text",
+            "granite_swa", "granitemoe_swa", "granite4_vision_text", "granite_docling_text",
+            "qwen3_vl_text",
         ),
         LLAMA,
     ),
@@ -288,7 +289,7 @@ COMPOSITES = frozenset(
         "got_ocr2", "ovis2", "deepseek_vl", "deepseek_vl_hybrid", "lighton_ocr", "aria", "emu3",
         "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
         "blip_2", "llama4", "encoder_decoder", "exaone4_5", "kimi_k25", "qwen3_5", "qwen3_5_moe",
-        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe",
+        "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "fuyu", "granite_docling",
     }
 )  # fmt: skip
 
@@ -307,8 +308,8 @@ def family_named(arch: str) -> Family:
 
 
 _GRANITE = {
-    "granite", "granite4_vision_text", "granite_swa", "granitemoe", "granitemoe_swa",
-    "granitemoeshared",
+    "granite", "granite4_vision_text", "granite_docling_text", "granite_swa", "granitemoe",
+    "granitemoe_swa", "granitemoeshared",
 }  # fmt: skip
 _GEMMA = {"gemma2", "gemma3", "gemma3_text", "vaultgemma"}
 #: Members of config.json by the families whose code reads them; the code of others does not.

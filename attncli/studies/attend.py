@@ -381,7 +381,7 @@ def run(
         ),
         attended=done,
         rows=done.rows.with_sink(problem.sink) if asked_rows and done.rows else None,
-        warnings=(*problem.warnings, *warnings(problem, done.lse, known_lse)),
+        warnings=(*problem.warnings, *warnings(problem, done.lse, known_lse, back)),
         derived=derived,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +18,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 CELLS = 1 << 22  # numbers looked at together
 
 
-def warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
-    """Return a line for each thing that is odd. lse: ``(B, H, Lq)``, NaN where not known."""
+def warnings(
+    problem: Problem, lse: Array, known_lse: bool, back: ModuleType | None = None
+) -> list[str]:
+    """Return a line for each thing that is odd. lse: ``(B, H, Lq)``, NaN where not known.
+
+    ``back`` is the module that the gradients come from.
+    """
     found = _not_finite(problem, lse)
     dead = np.isneginf(lse) & problem.real_rows[:, None]
     if dead.any():
@@ -41,7 +47,19 @@ def warnings(problem: Problem, lse: Array, known_lse: bool) -> list[str]:
             f"query and key are finite: they overflow {problem.dtype.name}, or the mask adds such "
             f"numbers. The first is (batch, head, query) {_first(lost)}"
         )
-    return found + of_mask(problem)
+    return found + of_mask(problem) + of_gradients(problem, back)
+
+
+def of_gradients(problem: Problem, engine: ModuleType | None) -> list[str]:
+    """Return a line where scores are too large for the gradients of an engine (its TRUSTED)."""
+    reach = engine.reach(problem) if engine is not None and hasattr(engine, "TRUSTED") else 0.0
+    if reach <= getattr(engine, "TRUSTED", 0.0) or reach == np.inf:
+        return []
+    off = reach * float(np.finfo(np.float64).eps)
+    return [
+        f"scores may reach {reach:.0e}: in another order of summing they differ by {off:.1g}, and "
+        "gradients by numpy are off by as much, or lost (--backend torch sums in one order)"
+    ]
 
 
 def of_mask(problem: Problem) -> list[str]:

@@ -109,3 +109,23 @@ def test_a_sentinel_is_said_to_leak_or_not() -> None:
     assert "leaks into 2 of 6 rows" in warned(
         np.full((6, 1), -150.0), np.linspace(90, 0, 6)[:, None], attn_mask=near, scale=1.0
     )
+
+
+@pytest.mark.parametrize("size", [1e10, 1e11, 1e13, 1e15])
+def test_gradients_of_scores_without_digits_are_warned_about(size: float) -> None:
+    """Where nothing is said they are right to 1 ‰, and by torch always."""
+    q, k, v = (np.random.default_rng(0).normal(size=(3, 1, 2, 64, 16))).astype(np.float64)
+    q, k = q * np.sqrt(size), k * np.sqrt(size)
+    k[..., 1::2, :] = k[..., ::2, :]  # each row has two keys to choose from
+    want = ("output", "lse", "gradients")
+    truth = attncli.attend(q, k, v, want=want, backend="reference", grad_output=v).gradients
+    for backend in ("numpy", "torch"):
+        if backend == "torch":
+            pytest.importorskip("torch")
+        made = attncli.attend(q, k, v, want=want, backend=backend, grad_output=v)
+        assert truth is not None and made.gradients is not None
+        off = np.abs(made.gradients.value - truth.value).max() / np.abs(truth.value).max()
+        told = [line for line in made.warnings if "gradients by numpy are off" in line]
+        assert bool(told) == (backend == "numpy" and size > 1e12)
+        assert (off > 1e-3) == bool(told)
+    assert not attncli.attend(q, k, v, want=("output", "lse"), backend="numpy").warnings

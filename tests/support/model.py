@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ SIZES = dict(
 )  # fmt: skip
 
 
-def tokenizer(side: str = "left") -> Any:
-    """Words of ``WORDS`` between blanks, with <s> before them."""
+def tokenizer(side: str = "left", words: Sequence[str] = WORDS) -> Any:
+    """``words`` between blanks, with <s> before them."""
     import tokenizers
     import transformers
 
     made = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>")
+        tokenizers.models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>")
     )
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.post_processor = tokenizers.processors.TemplateProcessing(
@@ -32,17 +33,19 @@ def tokenizer(side: str = "left") -> Any:
     )
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, words: Sequence[str] = WORDS, **sizes: int) -> Path:
     """Write a model of random weights, large enough to choose between keys."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     transformers.utils.logging.disable_progress_bar()
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES))
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**{**SIZES, "vocab_size": len(words), **sizes})
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    tokenizer(words=words).save_pretrained(folder)
     return folder

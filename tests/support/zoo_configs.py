@@ -141,6 +141,13 @@ MEMBERS: Mapping[str, Mapping[str, Any]] = {
         vocab_size=64, position_embedding_type="rotary", mask_token_id=3, token_dropout=False,
         emb_layer_norm_before=False, pad_token_id=0,
     ),
+    "granite_docling": dict(
+        text_config=_TEXT,
+        vision_config=dict(
+            hidden_size=40, intermediate_size=24, num_hidden_layers=4, num_attention_heads=5,
+            out_hidden_size=40, deepstack_visual_indexes=[0, 1, 2],
+        ),
+    ),
     "gpt_neo": dict(num_layers=2, attention_types=[[["global", "local"], 1]]),
     "gptj": dict(rotary_dim=4),
     "helium": dict(head_dim=8),
@@ -229,7 +236,7 @@ NOT_BUILT: Mapping[str, str] = {
             "dots3_note_text dots3_note_vision_encoder efficientloftr ernie4_5_vl_moe "
             "ernie4_5_vl_moe_text esmc esmfold2 fun_asr_nano gemma3n_text gemma4_assistant "
             "gemma4_unified_assistant glm5_next glm5_next_text gradium_phonon_tts "
-            "granite4_vision granite_docling granite_speech5_ctc granite_speech5_encoder "
+            "granite4_vision granite_speech5_ctc granite_speech5_encoder "
             "granitemoehybrid informer inkling2 kyutai_speech_to_text lfm2_moe lightglue "
             "lw_detr lw_detr_vit mamba2 mask2former maskformer maskformer-swin mimi "
             "mimi_decoder mobilevit molmo2 moonshine_streaming muse_spark nemo_speechlm "

@@ -45,6 +45,7 @@ HIDDEN = 1024  # most masks of mixed grains that are kept, 16 KiB each
 SLICES = 16  # most jobs of one head: each holds a dQ of its own
 FAR = 1e4  # scores this large differ by 1e-3 with the order in which float32 sums them
 FROM_LSE = ("float64",)  # in which it starts from the lse that it is given, of however many keys
+TRUSTED = 1e12  # likewise by 1e-3 in float64: from there on gradients are off by as much
 LARGE = 1e3  # an lse this far from 0 has lost digits that the weights need
 
 
