@@ -45,14 +45,15 @@ class _Workers:
         self._waiting: SimpleQueue[tuple[Future[None], Job]] = SimpleQueue()
 
     def submit(self, work: Job, times: int) -> list[Future[None]]:
-        """Do some work in so many threads at once."""
+        """Do some work in so many threads at once, or in as many as the system allows."""
         from concurrent.futures import Future
         from threading import Thread
 
-        while self._count < times:
-            Thread(target=self._run, name="attncli", daemon=True).start()
-            self._count += 1
-        found: list[Future[None]] = [Future() for _ in range(times)]
+        with suppress(RuntimeError):  # no room for another
+            while self._count < times:
+                Thread(target=self._run, name="attncli", daemon=True).start()
+                self._count += 1
+        found: list[Future[None]] = [Future() for _ in range(min(times, self._count))]
         for future in found:
             self._waiting.put((future, work))
         return found
@@ -130,7 +131,7 @@ def run_jobs(
             queue.clear()
             for other in others:
                 other.exception()
-    return threads
+    return len(others) + 1
 
 
 @contextmanager

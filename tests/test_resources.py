@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import pytest
 
+from attncli import resources
 from attncli.attention.pose import pose
-from attncli.resources import stages
+from attncli.resources import run_jobs, stages
 from attncli.studies.health import examine
 from attncli.studies.what_if import parse
 from attncli.studies.widths import sweep_dim
@@ -48,3 +52,21 @@ def test_progress_of_an_examination_grows_to_one() -> None:
     examine(pose(x, x, x, scale=3.0), what_ifs=what_ifs, progress=told.append, threads=1)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1)
+
+
+def test_work_is_done_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    real = threading.Thread.start
+
+    def one_alone(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        real(thread)
+
+    monkeypatch.setattr(resources, "_workers", None)
+    monkeypatch.setattr(threading.Thread, "start", one_alone)
+    done: list[int] = []
+    jobs: list[Callable[[], None]] = [lambda n=n: done.append(n) for n in range(20)]  # type: ignore[misc]
+    assert run_jobs(jobs, 4, False, None) == 2
+    assert sorted(done) == list(range(20))

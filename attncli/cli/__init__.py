@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 from attncli import __version__
 from attncli.cli import streams
 from attncli.cli.options import built
-from attncli.errors import AttnError, FileError, Misuse, TooLarge, closest
+from attncli.errors import AttnError, FileError, Misuse, TooLarge, Unavailable, closest
 from attncli.render import LINES
 
 SURE = 0.75  # how alike a name must be: --quiet is not --query
@@ -184,6 +184,12 @@ def _known(error: BaseException) -> AttnError | None:
         what = "no space left to write" if full else "cannot write"
         where = error.filename or "standard output"
         return FileError(f"{what} {where}" + ("" if full else f": {error.strerror or error}"))
+    if isinstance(error, ImportError) and not (error.name or "").startswith("attncli"):
+        *_, last = str(error).strip().splitlines() or [type(error).__name__]
+        return Unavailable(
+            f"a library does not load: {last.removeprefix('Original error was: ')[:200]}",
+            "give attncli more memory, or install it again",
+        )
     return None
 
 

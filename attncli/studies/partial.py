@@ -252,7 +252,7 @@ def _read(bundle: Bundle) -> _Read:
         arrays = [_of(bundle, f"{NAME}.{n}", shapes.get(n, (b, h, lq))) for n in NAMES]
         real = _of(bundle, f"{NAME}.real", (b, lq)).astype(bool)
         sink = _of(bundle, "sink", (h,)).astype(np.float64) if "sink" in bundle.tensors else None
-    except (InputError, KeyError, ValueError, TypeError) as error:
+    except (InputError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise FileError(
             f"{bundle.source} is no whole part of a problem: {str(error).splitlines()[0]}",
             "make it again with attncli compute … --part",

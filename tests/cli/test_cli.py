@@ -116,6 +116,22 @@ def test_out_of_memory_is_no_bug(door: Door, fruit: Path, monkeypatch: pytest.Mo
     assert ran.data["error"]["code"] == "too_large"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="address spaces have limits on Linux")
+def test_a_library_that_does_not_load_is_no_bug(fruit: Path) -> None:
+    def small() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (48 << 20, 48 << 20))
+
+    done = subprocess.run(
+        [sys.executable, "-m", "attncli", "compute", str(fruit)],
+        capture_output=True, text=True, env=environment(), check=False, preexec_fn=small,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "a library does not load: " in done.stderr
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_unknown_command(door: Door) -> None:
     ran = door("comptue")
     assert (ran.code, ran.out) == (2, "")

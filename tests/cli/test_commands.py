@@ -11,11 +11,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
+from threading import Thread
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from attncli.errors import Misuse
 from attncli.studies.attend import posed
 from attncli.studies.cases.commands import Command, members
 from attncli.studies.cases.writing import write
@@ -188,6 +190,18 @@ def test_an_interrupt_while_a_command_starts_ends_it(
         Command(["sleep", "600"], 60)("a", posed(X))
     assert len(pids) == 1 and is_gone(pids[0])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_command_that_nobody_can_read_from_is_ended(
+    monkeypatch: pytest.MonkeyPatch, pids: list[int]
+) -> None:
+    def start(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", start)
+    with pytest.raises(Misuse, match="sleep cannot be run: can't start new thread"):
+        Command(["sleep", "600"], 60)("a", posed(X))
+    assert len(pids) == 1 and is_gone(pids[0])
 
 
 def test_a_big_problem_and_a_command_that_reads_none_of_it(door: Door, tmp_path: Path) -> None:

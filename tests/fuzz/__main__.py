@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.fuzz.targets import TARGETS, workplace
+from tests.fuzz.calls import workplace
+from tests.fuzz.targets import TARGETS
 
 SLOW = 60.0  # seconds after which an input hangs
 
@@ -49,7 +50,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inputs", type=int, help="at most so many for each target")
     parser.add_argument("--seconds", type=float, default=60.0, help="for all targets together")
+    parser.add_argument("--processes", type=int, help="start so many whole processes instead")
     asked = parser.parse_args()
+    if asked.processes is not None:
+        from tests.fuzz import processes
+
+        return 1 if processes.attack(asked.processes, asked.seed) else 0
     names = asked.target or list(TARGETS)
     faults: list[str] = []
     with TemporaryDirectory() as folder, workplace(folder):

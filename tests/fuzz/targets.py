@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
 
 from attncli.attention.language import masker
 from attncli.attention.masks import Extent
 from attncli.attention.predicates import EMPTY, FULL
-from attncli.cli import COMMANDS, main
-from attncli.cli.options import built
 from attncli.errors import AttnError
-from attncli.files.formats import FORMATS
 from attncli.files.sniffing import read_whole
-from attncli.files.vocabulary import ROLES
 from tests.fuzz import words
+from tests.fuzz.beside import checkpoint, parts, policy
 from tests.fuzz.broken import odd_document, spoilt, text_of
+from tests.fuzz.calls import NAMES, Broken, Random, command_line, demand_words, run
+from tests.fuzz.candidates import candidate
 from tests.fuzz.seeds import bundle, every
-from tests.support.options import write_files
 
-Random = np.random.Generator
 MOST = 1 << 22  # bytes of a tensor that is made: a header may say what it likes
-NAMES = sorted({name for role in ROLES.values() for name in role.names} | {"id", "x.y", ""})
-CODES = {0, 1, 2, 3}
-
-
-class Broken(AssertionError):
-    """A fault: what happened, and for which input."""
 
 
 def file(rng: Random) -> None:
@@ -50,7 +36,7 @@ def file(rng: Random) -> None:
             if int(np.prod(header.shape, dtype=object)) * 16 < MOST:
                 np.asarray(found.tensors[name])
     except AttnError as error:
-        _said(error)
+        demand_words(error)
 
 
 def document(rng: Random) -> None:
@@ -62,7 +48,7 @@ def document(rng: Random) -> None:
         for name in found.tensors:
             np.asarray(found.tensors[name])
     except AttnError as error:
-        _said(error)
+        demand_words(error)
 
 
 def mask(rng: Random) -> None:
@@ -74,7 +60,7 @@ def mask(rng: Random) -> None:
         keep = found.dense()
         found.tensor()
     except AttnError as error:
-        return _said(error)
+        return demand_words(error)
     edges = np.unique([0, extent.keys // 2, extent.keys])
     for b, h in np.ndindex(keep.shape[:2]):
         states = found.tiles(b, h, 0, extent.queries, edges)
@@ -92,14 +78,7 @@ def mask(rng: Random) -> None:
 
 def command(rng: Random) -> None:
     """A command line of options that exist ends with a code of its own and says why."""
-    name = words.one(rng, [*COMMANDS])
-    arguments = [name, *_inputs(rng, name)]
-    for _ in range(int(rng.integers(0, 5))):
-        option = _options(name)[int(rng.integers(len(_options(name))))]
-        arguments.append(max(option.opts, key=len))
-        if not option.is_flag:
-            arguments.append(words.value(rng, option.name).replace("\0", ""))  # none can be typed
-    run(arguments)
+    run(command_line(rng, int(rng.integers(0, 5))))
 
 
 def lines(rng: Random) -> None:
@@ -135,99 +114,6 @@ def page(rng: Random) -> None:
 
 
 TARGETS: dict[str, Callable[[Random], None]] = {
-    one.__name__: one for one in (file, document, mask, command, lines, page)
+    one.__name__: one
+    for one in (file, document, mask, command, lines, page, policy, checkpoint, parts, candidate)
 }
-
-
-# -- the door, in this process ----------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def workplace(folder: str) -> Iterator[None]:
-    """Work in a folder with the files that options name."""
-    before = os.getcwd()
-    os.chdir(folder)
-    if not Path("qkv.npz").exists():
-        write_files(Path())
-    os.environ["COLUMNS"] = "80"
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def run(arguments: list[str], *, strict: bool = True) -> tuple[int, str, str]:
-    """Run the program; raise Broken unless it ends as it should."""
-    out, err = _Stream(), _Stream()
-    kept = sys.argv, sys.stdin
-    sys.argv, sys.stdin = ["attncli", *arguments], io.TextIOWrapper(io.BytesIO())
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main()
-    except SystemExit as done:
-        code = int(done.code or 0)
-    finally:
-        sys.argv, sys.stdin = kept
-    said, told = out.text, err.text
-    shown = " ".join(map(repr, arguments))
-    if code not in CODES or "Traceback" in told + said or "internal error" in told + said:
-        raise Broken(f"{shown} ended with {code}: {told[-1800:]}")
-    if code in (2, 3) and strict and not (told.startswith(("error: ", "warning: ")) or said):
-        raise Broken(f"{shown} ended with {code} and said: {told[:300]!r}")
-    if code == 0 and strict and "--json" in arguments and said.startswith("{"):
-        for one in said.splitlines():  # an object, or one a line
-            json.loads(one, parse_constant=_no_constant)
-    left = [*Path().glob(".attncli-*")]
-    if left:
-        raise Broken(f"{shown} left {left}")
-    return code, said, told
-
-
-class _Stream(io.TextIOWrapper):
-    """A stream whose bytes and text are kept."""
-
-    def __init__(self) -> None:
-        super().__init__(io.BytesIO(), "utf-8", "surrogateescape", write_through=True)
-
-    @property
-    def text(self) -> str:
-        self.flush()
-        return self.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
-
-
-def _no_constant(name: str) -> None:
-    raise Broken(f"JSON holds {name}")
-
-
-def _said(error: AttnError) -> None:
-    if not error.message.strip():
-        raise Broken(f"{type(error).__name__} says nothing")
-
-
-_KNOWN: dict[str, list[Any]] = {}
-
-
-def _options(name: str) -> list[Any]:
-    if name not in _KNOWN:
-        from importlib import import_module
-
-        door: Any = built(getattr(import_module(f"attncli.cli.{name}"), name))
-        _KNOWN[name] = [p for p in door.params if isinstance(p, typer.core.TyperOption)]
-    return _KNOWN[name]
-
-
-def _inputs(rng: Random, name: str) -> list[str]:
-    """Return what the command is about: usually what it takes."""
-    usual = {
-        "compute": ["qkv.npz", "qkv.ndjson", "fuzz.json"], "mask": [words.mask(rng)],
-        "multihead": ["x.npy", "x.ndjson"],
-        "inspect": ["qkv.npz", "tensors.npz", "layer.npz", "weights.npy", "fuzz.json"],
-    }[name]  # fmt: skip
-    chosen = words.one(rng, usual)
-    if chosen == "fuzz.json":
-        lists = {n: a.astype(float).tolist() for n, a in bundle(rng).items()}
-        Path(chosen).write_bytes(text_of(odd_document(rng, lists, NAMES)))
-    return [chosen] if rng.random() < 0.95 else []
-
-
-assert FORMATS

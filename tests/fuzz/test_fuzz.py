@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.__main__ import attack
-from tests.fuzz.targets import TARGETS, workplace
+from tests.fuzz.calls import workplace
+from tests.fuzz.targets import TARGETS
 
-INPUTS = {"file": 3000, "document": 3000, "mask": 4000, "command": 120, "lines": 40, "page": 20}
+INPUTS = {
+    "file": 3000, "document": 3000, "mask": 4000, "command": 120, "lines": 40, "page": 20,
+    "policy": 500, "checkpoint": 50, "parts": 40, "candidate": 8,
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")  # of libraries and of Python's parser, as people do

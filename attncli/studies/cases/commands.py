@@ -121,9 +121,12 @@ class Command:
                 assert process.stdin and process.stdout and process.stderr
                 answer, said = _Kept(process.stdout, most), _Kept(process.stderr, TAIL, last=True)
                 feeding = Thread(target=_feed, args=(process.stdin, given), daemon=True)
-                for thread in (answer, said, feeding):
-                    thread.start()
                 afterwards.callback(_end, process, feeding, answer, said)
+                try:
+                    for thread in (answer, said, feeding):
+                        thread.start()
+                except RuntimeError as error:  # no room for another
+                    raise Misuse(f"{self.words[0]} cannot be run: {error}") from None
             end = time.monotonic() + self.timeout
             answer.join(self.timeout)
             if not answer.is_alive() and not answer.too_much:
@@ -189,10 +192,14 @@ def _end(process: subprocess.Popen[bytes], feeding: Thread, *kept: _Kept) -> Non
     _kill(process)
     process.wait()
     for thread in (*kept, feeding):
-        thread.join(1.0)  # a grandchild may hold a pipe open
+        if thread.ident is not None:
+            thread.join(1.0)  # a grandchild may hold a pipe open
     for one in kept:
         if not one.is_alive():
             one.stream.close()
+    if process.stdin and not feeding.is_alive():
+        with suppress(OSError):
+            process.stdin.close()
 
 
 def _kill(process: subprocess.Popen[bytes] | None) -> None:
