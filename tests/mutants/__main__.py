@@ -66,24 +66,31 @@ def drawn(paths: list[Path], count: int, seed: int) -> list[Place]:
     ]
 
 
-def mapped(tests: Suite, folder: Path, newest: float, jobs: int) -> dict[str, Any]:
-    """Return what each test runs, from a folder; of files that are newer than there, anew."""
+def mapped(tests: Suite, folder: Path, jobs: int) -> dict[str, Any]:
+    """Return what each test runs, from a folder; of files that are not there as they are, anew."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, list[str]] = {}
     for name in tests.items:
         files.setdefault(name.partition("::")[0], []).append(name)
     kept = {file: folder / f"{file.replace('/', '.')}.json" for file in files}
-    old = {
-        file: names
-        for file, names in files.items()
-        if not kept[file].exists()
-        or kept[file].stat().st_mtime < max(Path(file).stat().st_mtime, newest)
-    }
-    work = ((file, lambda names=names: Traced(tests).of(names)) for file, names in old.items())
+    known = {file: _still_true(there, file) for file, there in kept.items()}
+    old = [file for file, found in known.items() if found is None]
+    work = ((file, lambda file=file: Traced(tests).of(files[file])) for file in old)
     for file, found in in_children(work, jobs):
-        kept[file].write_text(json.dumps(found or {}))
-        print(f"{len(found or {}):5} tests of {file}", file=sys.stderr, flush=True)
-    return {n: t for there in kept.values() for n, t in json.loads(there.read_text()).items()}
+        known[file] = found or {}
+        kept[file].write_text(json.dumps(known[file]))
+        print(f"{len(known[file]):5} tests of {file}", file=sys.stderr, flush=True)
+    return {name: test for found in known.values() for name, test in (found or {}).items()}
+
+
+def _still_true(there: Path, file: str) -> dict[str, Any] | None:
+    """Return what is kept of a file of tests, None if it or what it runs has changed since."""
+    if not there.exists():
+        return None
+    found: dict[str, Any] = json.loads(there.read_text())
+    run = {PROGRAM / module for test in found.values() for module in test["lines"]}
+    at = there.stat().st_mtime
+    return None if any(p.stat().st_mtime > at for p in (Path(file), *run) if p.exists()) else found
 
 
 def covering(known: dict[str, Any], place: Place) -> dict[str, float]:
@@ -153,8 +160,7 @@ def main() -> int:
         return kept
 
     def loaded(tests: Suite) -> list[tuple[int, Found]]:
-        newest = max(module.stat().st_mtime for module in modules)
-        known = mapped(tests, asked.map, newest, asked.jobs)
+        known = mapped(tests, asked.map, asked.jobs)
         return noted(attacked(places, tests, known, asked.seconds, asked.jobs))
 
     with tempfile.TemporaryDirectory() as folder:

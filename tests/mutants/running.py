@@ -174,9 +174,9 @@ class Suite:
     @contextlib.contextmanager
     def loads(self) -> Iterator[None]:
         """Note what is called meanwhile, and before a test runs."""
-        sys.setprofile(self._note)
+        sys.settrace(self._note)
         yield
-        sys.setprofile(None)
+        sys.settrace(None)
 
     def run(self, names: Iterable[str]) -> Iterator[tuple[str, Callable[[], bool]]]:
         """Yield the name of each test that was collected, and what runs it: whether it passes."""
@@ -194,7 +194,7 @@ class Suite:
             self.loading.add(_called(frame.f_code))
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        sys.setprofile(None)
+        sys.settrace(None)
         self.items = {item.nodeid: item for item in session.items if _in_process(item)}
         if not session.testsfailed:
             self.made = self.work(self)
