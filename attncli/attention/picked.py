@@ -61,10 +61,9 @@ class PickedBias(Bias):
 
 def picked(mask: Mask, rows: Array) -> Mask:
     """Return ascending ``rows`` ``(n,)`` of a mask. Its padding stays what it was."""
-    padding = mask.padding()
     predicate = mask.predicate
-    if not predicate.everything() or padding.any():
-        predicate = Picked(predicate, rows, ~padding)
+    if not predicate.everything():
+        predicate = Picked(predicate, rows, ~mask.padding())
     return Mask(
         replace(mask.extent, queries=len(rows)), predicate,
         tuple(PickedBias(bias, rows) for bias in mask.biases),

@@ -85,12 +85,21 @@ def test_flash_names_where_documents_begin() -> None:
         ("prefix(2)", "cannot say"),
         ("segments(0, 1, 0, 1)", "contiguous"),
         ("~causal", "cannot say"),
+        ("alibi + alibi(0.5, 0.25)", "no bias but alibi slopes"),
     ],
 )
 def test_flash_refuses_with_the_reason(text: str, fragment: str) -> None:
     with pytest.raises(MaskError) as caught:
         speak(bound(text), "flash")
     assert fragment in str(caught.value)
+
+
+def test_flash_says_whether_padding_is_left_out() -> None:
+    left = speak(bound("causal & padding(4, 2, left)"), "flash")
+    assert left.tensors["cu_seqlens_q"].tolist() == [0, 4, 6]
+    assert any("padding left out" in note for note in left.notes)
+    whole = speak(bound("causal & segments(0, 0, 1, 1)"), "flash")
+    assert not any("padding" in note for note in whole.notes)
 
 
 def test_onnx_and_hf() -> None:

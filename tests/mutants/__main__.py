@@ -13,18 +13,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.mutants.mutate import Mutant, chosen, mutants
-from tests.mutants.running import Changed, in_children, judged, preload, traced
+from tests.mutants.running import Changed, Suite, Traced, anew, in_children, judged, preload
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "attncli"
 PATIENCE = 20.0  # seconds that a test may take longer than ten times its time
+DIED = {"killer": "it hangs, or dies", "taken": 0, "late": False}
 LEAST = 3  # mutants of a module, however small
 TESTS = ("attention", "measures", "engines", "studies")
+
+
+Found = dict[str, Any]
 
 
 class Place(NamedTuple):
@@ -45,6 +49,10 @@ class Place(NamedTuple):
         """The path of the module within the program."""
         return str(self.path.relative_to(self.program))
 
+    def changed(self) -> Changed:
+        """The module with the mutant."""
+        return Changed(self.path, self.program, self.mutant.of(self.source))
+
 
 def drawn(paths: list[Path], count: int, seed: int) -> list[Place]:
     """Return so many mutants of the modules together, by the length of each."""
@@ -58,56 +66,63 @@ def drawn(paths: list[Path], count: int, seed: int) -> list[Place]:
     ]
 
 
-def test_map(folder: Path, files: list[Path], modules: list[Path], jobs: int) -> dict[str, Any]:
-    """Return what each test runs; of files that are older there than on the disk, anew."""
+def mapped(tests: Suite, folder: Path, jobs: int) -> dict[str, Any]:
+    """Return what each test runs, from a folder; of files that are not there as they are, anew."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {file: folder / f"{'.'.join(file.relative_to(ROOT).parts)}.json" for file in files}
-    newest = max(module.stat().st_mtime for module in modules)
-    old = [
-        file
-        for file, there in kept.items()
-        if not there.exists() or there.stat().st_mtime < max(file.stat().st_mtime, newest)
-    ]
-    work = ((file, lambda file=file: traced(file, PROGRAM)) for file in old)
+    files: dict[str, list[str]] = {}
+    for name in tests.items:
+        files.setdefault(name.partition("::")[0], []).append(name)
+    kept = {file: folder / f"{file.replace('/', '.')}.json" for file in files}
+    known = {file: _still_true(there, file) for file, there in kept.items()}
+    old = [file for file, found in known.items() if found is None]
+    work = ((file, lambda file=file: Traced(tests).of(files[file])) for file in old)
     for file, found in in_children(work, jobs):
-        kept[file].write_text(json.dumps(found))
-        print(f"{len(found):5} tests of {file.relative_to(ROOT)}", file=sys.stderr, flush=True)
-    found = {}
-    for file in files:
-        found.update(json.loads(kept[file].read_text()))
-    return found
+        known[file] = found or {}
+        kept[file].write_text(json.dumps(known[file]))
+        print(f"{len(known[file]):5} tests of {file}", file=sys.stderr, flush=True)
+    return {name: test for found in known.values() for name, test in (found or {}).items()}
+
+
+def _still_true(there: Path, file: str) -> dict[str, Any] | None:
+    """Return what is kept of a file of tests, None if it or what it runs has changed since."""
+    if not there.exists():
+        return None
+    found: dict[str, Any] = json.loads(there.read_text())
+    run = {PROGRAM / module for test in found.values() for module in test["lines"]}
+    at = there.stat().st_mtime
+    return None if any(p.stat().st_mtime > at for p in (Path(file), *run) if p.exists()) else found
 
 
 def covering(known: dict[str, Any], place: Place) -> dict[str, float]:
-    """Return the tests that run a mutant, the quickest first, and the seconds of each."""
+    """Return the tests that run a mutant, the quickest first, and how long each may take."""
     mutant = place.mutant
     found = {}
     for name, test in known.items():
         lines = test["lines"].get(place.module)
         if lines and (not mutant.body or not set(mutant.near).isdisjoint(lines)):
-            found[name] = float(test["seconds"])
+            found[name] = PATIENCE + 10 * test["seconds"]
     return dict(sorted(found.items(), key=lambda pair: pair[1]))
 
 
 def attacked(
-    places: list[Place], known: dict[str, Any], files: list[str], seconds: float, jobs: int
-) -> Iterator[tuple[Place, dict[str, Any]]]:
-    """Yield each mutant, and what became of it: a killer, or how many tests did not notice."""
+    places: list[Place], tests: Suite, known: dict[str, Any], seconds: float, jobs: int
+) -> Iterator[tuple[Place, Found]]:
+    """Yield each mutant and what became of it, see ``judged``.
 
-    def work() -> Iterator[Any]:
-        for place in places:
-            changed = Changed(place.path, place.program.parent, place.mutant.of(place.source))
-            limits = {n: PATIENCE + 10 * spent for n, spent in covering(known, place).items()}
-            of = files or sorted({name.partition("::")[0] for name in limits})
-            if of:
-                own = None if files else limits
-                yield place, lambda c=changed, o=own, of=of: judged(c, of, o, seconds)
+    Of one that runs while the program loads, the limits of the tests that are to load it anew.
+    """
 
-    for place in places:
-        if not files and not covering(known, place):
-            yield place, {"killer": "", "taken": 0, "late": False}
-    for place, found in in_children(work(), jobs):
-        yield place, found or {"killer": "it hangs, or dies", "taken": 0, "late": False}
+    def work(place: Place) -> Found:
+        limits = covering(known, place)
+        try:
+            place.changed().put(tests)
+        except ValueError:
+            return {"limits": limits}
+        return judged(tests, limits, seconds)
+
+    every = ((place, lambda place=place: work(place)) for place in places)
+    for place, found in in_children(every, jobs):
+        yield place, found or DIED
 
 
 def main() -> int:
@@ -118,33 +133,59 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", type=Path, action="append", help="files or folders")
     parser.add_argument("--only", action="append", help="a mutant, by the name that is printed")
-    parser.add_argument("--against", action="append", default=[], help="run all of these tests")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for each mutant")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="of a processor, for each mutant"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--map", type=Path, default=Path(tempfile.gettempdir(), "attncli-mutants"))
     parser.add_argument("--killed", action="store_true", help="print those, too")
     asked = parser.parse_args()
-    os.chdir(ROOT)
     modules = _files(asked.module, "*.py")
+    files = _files(asked.tests or [ROOT / "tests" / room for room in TESTS], "test_*.py")
+    os.chdir(ROOT)
+    places = drawn(modules, asked.mutants, asked.seed)
     if asked.only:
         every = [Place(p, s, m) for p in modules for s in [p.read_text()] for m in mutants(s)]
         places = [place for place in every if place.name in asked.only]
-    else:
-        places = drawn(modules, asked.mutants, asked.seed)
     preload()
-    known: dict[str, Any] = {}
-    if not asked.against:
-        tests = _files(asked.tests or [ROOT / "tests" / room for room in TESTS], "test_*.py")
-        known = test_map(asked.map, tests, modules, asked.jobs)
     start, counts = time.monotonic(), Counter[tuple[str, bool]]()
-    for place, found in attacked(places, known, asked.against, asked.seconds, asked.jobs):
-        killed = bool(found["killer"])
-        counts[str(place.path.parent.relative_to(ROOT)), killed] += 1
-        if not killed or asked.killed:
-            _print(place, found)
+
+    def noted(results: Iterable[tuple[Place, Found]]) -> list[tuple[int, Found]]:
+        """Print results as they come."""
+        kept = []
+        for place, found in results:
+            if "killer" in found and (asked.killed or not found["killer"]):
+                _print(place, found)
+            kept.append((places.index(place), found))
+        return kept
+
+    def loaded(tests: Suite) -> list[tuple[int, Found]]:
+        known = mapped(tests, asked.map, asked.jobs)
+        return noted(attacked(places, tests, known, asked.seconds, asked.jobs))
+
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
+        host = Suite(PROGRAM, loaded)
+        [(_, done)] = in_children([("", lambda: host.collect(map(str, files)))], 1, loud=True)
+        if done is None:
+            return 2
+        late = [
+            (
+                places[n],
+                lambda p=places[n], f=found: anew(
+                    p.changed(), p.program, f["limits"], asked.seconds
+                ),
+            )
+            for n, found in done
+            if "killer" not in found
+        ]
+        done += noted((place, found or DIED) for place, found in in_children(late, asked.jobs))
+    for n, found in done:
+        if "killer" in found:
+            counts[str(Path(places[n].module).parent), bool(found["killer"])] += 1
     for room in sorted({room for room, _ in counts}):
         dead, alive = counts[room, True], counts[room, False]
-        print(f"{room:30} {dead + alive:5} mutants, {dead} killed, {alive} survived")
+        print(f"{room:20} {dead + alive:5} mutants, {dead} killed, {alive} survived")
     print(f"{time.monotonic() - start:.0f} s")
     return 1 if any(not killed for _, killed in counts) else 0
 

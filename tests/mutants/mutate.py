@@ -61,9 +61,9 @@ class Mutant(NamedTuple):
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Return every mutant of a module, in the order of its lines."""
+    """Return every mutant of a module; a few are no Python."""
     found = {(m.start, m.end, m.text): m for m in _Finder(source).found(ast.parse(source))}
-    return sorted(m for m in found.values() if _compiles(m.of(source)))
+    return list(found.values())
 
 
 def chosen(source: str, count: int, seed: int) -> list[Mutant]:
@@ -72,8 +72,9 @@ def chosen(source: str, count: int, seed: int) -> list[Mutant]:
     every = mutants(source)
     random.Random(seed).shuffle(every)
     for mutant in every:
-        drawn.setdefault(mutant.line, mutant)
-    return sorted(list(drawn.values())[:count], key=lambda m: m.line)
+        if len(drawn) < count and mutant.line not in drawn and _compiles(mutant.of(source)):
+            drawn[mutant.line] = mutant
+    return sorted(drawn.values(), key=lambda m: m.line)
 
 
 def _compiles(text: str) -> bool:

@@ -1,7 +1,8 @@
-"""Tests run in a forked process, on a module that is not the one in the tree.
+"""Suite run in forked processes, on a program of which one module has changed.
 
-The parent has loaded what is slow to load and nothing of the program; each child loads the program,
-one module of it from the text that it is given.
+One process loads the program and collects the tests; each child is a copy of it that puts a changed
+module's functions in place of the ones loaded, and runs tests. What is run when a module is loaded
+cannot be changed so: a child that has not loaded the program loads it with the changed module.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import _lru_cache_wrapper
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import _lru_cache_wrapper, partial
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
+from inspect import CO_NEWLOCALS
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, NoReturn
 
 import pytest
@@ -32,8 +35,10 @@ import pytest
 PRELOADED = ("numpy", "ml_dtypes", "orjson", "rich.console", "typer", "hypothesis", "torch")
 MEMORY = 12 << 30  # bytes of addresses, beyond which a mutant is killed
 # hypothesis is loaded before pytest can rewrite it
-QUIETLY = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-LONGEST = 60.0  # seconds that a test may take of which nothing is known
+QUIETLY = (
+    "-qq", "-s", "--no-header", "--no-summary", "-p", "no:cacheprovider",
+    "-W", "ignore::pytest.PytestAssertRewriteWarning",
+)  # fmt: skip
 
 
 def preload() -> None:
@@ -51,117 +56,236 @@ def preload() -> None:
     gc.freeze()
 
 
-class _Loader(SourceFileLoader):
-    """Loads a module from a text, under the path of its file."""
-
-    text: str
-
-    def get_code(self, fullname: str) -> CodeType:
-        return compile(self.text, self.path, "exec", dont_inherit=True)
+# -- a changed module -------------------------------------------------------------------------
 
 
-class Changed(MetaPathFinder):
-    """Finds one module of the program: the changed one."""
+class Changed:
+    """A module of a program, the folder ``program``, with another text."""
 
-    def __init__(self, path: Path, root: Path, text: str) -> None:
-        parts = path.resolve().relative_to(root.resolve()).with_suffix("").parts
+    def __init__(self, path: Path, program: Path, text: str) -> None:
+        parts = path.relative_to(program.parent).with_suffix("").parts
         self.package = parts[-1] == "__init__"
         self.name = ".".join(parts[:-1] if self.package else parts)
-        self.path, self.text = path.resolve(), text
+        self.path, self.text = str(path), text
+
+    def code(self) -> CodeType:
+        """Return the module's code."""
+        return compile(self.text, self.path, "exec", dont_inherit=True)
+
+    def put(self, tests: Suite) -> None:
+        """Put its functions in place of the loaded ones.
+
+        Raises ValueError where what has changed was run while the program was loaded.
+        """
+        with tests.loads():
+            import_module(self.name)
+        old = compile(Path(self.path).read_text(), self.path, "exec", dont_inherit=True)
+        pairs = list(zip(_codes(old), _codes(self.code()), strict=True))
+        for one, other in pairs:
+            if _own(one) != _own(other) and (_is_body(one) or _called(one) in tests.loading):
+                raise ValueError(f"{one.co_qualname} was run")
+        new = {one: other for one, other in pairs if one != other}
+        for known in gc.get_objects():
+            if type(known) is FunctionType and known.__code__.co_filename == self.path:
+                known.__code__ = new.get(known.__code__, known.__code__)
+        for cached in caches():
+            cached.cache_clear()
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code and every one below it."""
+    yield code
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _codes(const)
+
+
+def _own(code: CodeType) -> tuple[Any, ...]:
+    """Return what a code does itself, wherever it stands."""
+    numbers = [repr(const) for const in code.co_consts if not isinstance(const, CodeType)]
+    return code.co_code, numbers, code.co_names, code.co_varnames, code.co_freevars
+
+
+def _is_body(code: CodeType) -> bool:
+    """Whether it is a module's, or a class's own."""
+    return not code.co_flags & CO_NEWLOCALS
+
+
+def _called(code: CodeType) -> tuple[str, str, int]:
+    return code.co_filename, code.co_qualname, code.co_firstlineno
+
+
+class _Loader(SourceFileLoader):
+    changed: Changed
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.changed.code()
+
+
+class Finder(MetaPathFinder):
+    """Finds one module of the program: the changed one."""
+
+    def __init__(self, changed: Changed) -> None:
+        self.changed = changed
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if fullname != self.name:
+        own = self.changed
+        if fullname != own.name:
             return None
-        loader = _Loader(fullname, str(self.path))
-        loader.text = self.text
-        inside = [str(self.path.parent)] if self.package else None
+        loader = _Loader(fullname, own.path)
+        loader.changed = own
+        inside = [str(Path(own.path).parent)] if own.package else None
         return spec_from_file_location(
-            fullname, self.path, loader=loader, submodule_search_locations=inside
+            fullname, own.path, loader=loader, submodule_search_locations=inside
         )
 
 
-class Chosen:
-    """A plugin of pytest: runs some tests in an order, each for so many seconds at most."""
+def caches() -> list[Any]:
+    """Return the cached functions of the program and of its tests."""
+    known = (one for one in gc.get_objects() if type(one) is _lru_cache_wrapper)
+    mine = ("attncli", "tests", "toys")
+    return [c for c in known if str(getattr(c, "__module__", "")).partition(".")[0] in mine]
 
-    def __init__(self, limits: Mapping[str, float] | None, seconds: float) -> None:
-        self.limits, self.end = limits, time.monotonic() + seconds
-        self.taken, self.killer, self.late = 0, "", False
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if _in_process(item)]
-        if self.limits is not None:
-            known = {item.nodeid: item for item in items}
-            items[:] = [known[name] for name in self.limits if name in known]
+# -- tests ------------------------------------------------------------------------------------
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        signal.setitimer(signal.ITIMER_REAL, (self.limits or {}).get(item.nodeid, LONGEST))
-        done = yield
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        self.taken += 1
-        if time.monotonic() > self.end:
-            self.late, item.session.shouldstop = True, "no time is left"
-        return done
+
+class Suite:
+    """A plugin of pytest: collects tests, and leaves to ``work`` how they are run.
+
+    ``loading`` are the functions of the program that were called until then, by file, name and
+    line: to change these would be too late. ``shares``, if there is one, is called after a test's
+    fixtures were made.
+    """
+
+    def __init__(self, program: Path, work: Callable[[Suite], Any]) -> None:
+        self.prefix, self.work = f"{program}{os.sep}", work
+        self.items: dict[str, pytest.Item] = {}
+        self.loading: set[tuple[str, str, int]] = set()
+        self.failed, self.made = "", None
+        self.shares: Callable[[], None] | None = None
+
+    def collect(self, files: Iterable[str]) -> Any:
+        """Collect the tests of files; return what the work makes, None where they do not load."""
+        with self.loads():
+            pytest.main([*QUIETLY, *files], [self])
+        return self.made
+
+    @contextlib.contextmanager
+    def loads(self) -> Iterator[None]:
+        """Note what is called meanwhile, and before a test runs."""
+        sys.settrace(self._note)
+        yield
+        sys.settrace(None)
+
+    def run(self, names: Iterable[str]) -> Iterator[tuple[str, Callable[[], bool]]]:
+        """Yield the name of each test that was collected, and what runs it: whether it passes."""
+        items = [self.items[name] for name in names if name in self.items]
+        for item, following in itertools.zip_longest(items, items[1:]):
+            yield item.nodeid, partial(self._passes, item, following)
+
+    def _passes(self, item: pytest.Item, following: pytest.Item | None) -> bool:
+        self.failed = ""
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        return not self.failed
+
+    def _note(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(self.prefix):
+            self.loading.add(_called(frame.f_code))
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        sys.settrace(None)
+        self.items = {item.nodeid: item for item in session.items if _in_process(item)}
+        if not session.testsfailed:
+            self.made = self.work(self)
+        return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self.killer = report.nodeid
-
-
-class Traced:
-    """A plugin of pytest: which lines below ``root`` each test runs, and how long it takes.
-
-    What a fixture runs counts for the whole file, and what is cached is computed anew by each test.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.prefix, self.root = f"{root.resolve()}{os.sep}", root
-        self.seen: dict[CodeType, set[int]] = {}
-        self.full: dict[CodeType, set[int]] = {}
-        self.shared: dict[str, set[int]] = {}
-        self.tests: dict[str, tuple[float, dict[str, set[int]]]] = {}
-        self.failed: set[str] = set()
-        self.modules, self.caches = 0, list[Any]()
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if _in_process(item)]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if not report.passed:
-            self.failed.add(report.nodeid)
+            self.failed = report.nodeid
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Iterator[None]:
         yield
-        for path, lines in self._take().items():
-            self.shared.setdefault(path, set()).update(lines)
+        if self.shares:
+            self.shares()
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        if len(sys.modules) != self.modules:
-            self.modules, known = len(sys.modules), gc.get_objects()
-            self.caches = [c for c in known if type(c) is _lru_cache_wrapper and _ours(c)]
-        for kept in self.caches:
-            kept.cache_clear()
-        self._take()
-        start = time.perf_counter()
-        threading.settrace(self._enter)
-        sys.settrace(self._enter)
-        done = yield
-        sys.settrace(None)
-        self.tests[item.nodeid] = time.perf_counter() - start, self._take()
-        return done
+
+def _in_process(item: pytest.Item) -> bool:
+    """Whether a test runs the program in its own process, and is quick."""
+    mark, fixtures = item.get_closest_marker("slow"), getattr(item, "fixturenames", ())
+    return mark is None and "attncli" not in fixtures
+
+
+def judged(tests: Suite, limits: Mapping[str, float], seconds: float) -> dict[str, Any]:
+    """Run tests, each for its seconds at most and together for about ``seconds`` of a processor.
+
+    Return which failed, "" if none did, how many were run and whether there was no time for more.
+    """
+    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(1))
+    end, taken = time.process_time() + seconds, 0
+    for name, passes in tests.run(limits):
+        if time.process_time() > end:
+            return {"killer": "", "taken": taken, "late": True}
+        signal.setitimer(signal.ITIMER_REAL, limits[name])
+        if not passes():
+            return {"killer": name, "taken": taken, "late": False}
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        taken += 1
+    return {"killer": "", "taken": taken, "late": False}
+
+
+def anew(
+    changed: Changed, program: Path, limits: Mapping[str, float], seconds: float
+) -> dict[str, Any]:
+    """Load the program with a changed module, and return what its tests say as ``judged`` does."""
+    sys.meta_path.insert(0, Finder(changed))
+    tests = Suite(program, lambda tests: judged(tests, limits, seconds))
+    found = tests.collect(sorted({name.partition("::")[0] for name in limits}))
+    return found or {"killer": "it does not load", "taken": 0, "late": False}
+
+
+class Traced:
+    """Which lines of a program each test runs, and for how long.
+
+    What a fixture runs counts for the whole file, and what is cached is computed anew by each test.
+    """
+
+    def __init__(self, tests: Suite) -> None:
+        self.prefix, self.tests = tests.prefix, tests
+        self.seen: dict[CodeType, set[int]] = {}
+        self.full: dict[CodeType, set[int]] = {}
+        self.shared: dict[str, set[int]] = {}
+        tests.shares = self._share
+
+    def of(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return the seconds of each test that passes, and its lines by module."""
+        found: dict[str, Any] = {}
+        for name, passes in self.tests.run(names):
+            for cached in caches():
+                cached.cache_clear()
+            self.seen.clear()
+            start = time.perf_counter()
+            threading.settrace(self._enter)
+            sys.settrace(self._enter)
+            passed = passes()
+            sys.settrace(None)
+            if passed:
+                found[name] = {"seconds": time.perf_counter() - start, "lines": self._lines()}
+        for test in found.values():
+            for path, lines in self.shared.items():
+                test["lines"].setdefault(path, set()).update(lines)
+            test["lines"] = {path: sorted(lines) for path, lines in test["lines"].items()}
+        return found
 
     def _enter(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
         if not code.co_filename.startswith(self.prefix):
             return None
         seen = self.seen.setdefault(code, set())
-        full = self.full.get(code)
-        if full is None:
-            full = self.full[code] = {line for _, _, line in code.co_lines() if line}
-        if len(seen) == len(full):
+        if code not in self.full:
+            self.full[code] = {line for _, _, line in code.co_lines() if line}
+        if len(seen) == len(self.full[code]):
             return None
 
         def line(frame: FrameType, event: str, arg: Any) -> Any:
@@ -170,104 +294,61 @@ class Traced:
 
         return line(frame, event, arg)
 
-    def _take(self) -> dict[str, set[int]]:
-        """Return the lines that were run since it was asked last."""
+    def _share(self) -> None:
+        for path, lines in self._lines().items():
+            self.shared.setdefault(path, set()).update(lines)
+
+    def _lines(self) -> dict[str, set[int]]:
         found: dict[str, set[int]] = {}
-        for code, lines in self.seen.items():
-            path = code.co_filename.removeprefix(self.prefix)
-            found.setdefault(path, set()).update(lines)
-        self.seen.clear()
-        return found
-
-    def passed(self) -> dict[str, Any]:
-        """Return of each test that passes its seconds and its lines."""
-        found = {}
-        for name, (seconds, lines) in self.tests.items():
-            if name not in self.failed:
-                for path, more in self.shared.items():
-                    lines.setdefault(path, set()).update(more)
-                every = {path: sorted(own) for path, own in lines.items()}
-                found[name] = {"seconds": seconds, "lines": every}
+        for code, lines in list(self.seen.items()):
+            found.setdefault(code.co_filename.removeprefix(self.prefix), set()).update(lines)
         return found
 
 
-def _ours(cached: Any) -> bool:
-    """Whether a function that is cached is the program's, or the tests'."""
-    return str(getattr(cached, "__module__", "")).partition(".")[0] in ("attncli", "tests")
+# -- processes --------------------------------------------------------------------------------
+
+Work = tuple[Any, Callable[[], Any]]  # a name, and what is to be done
 
 
-def _in_process(item: pytest.Item) -> bool:
-    """Whether a test runs the program in its own process, and is quick."""
-    return not item.get_closest_marker("slow") and "attncli" not in getattr(
-        item, "fixturenames", ()
-    )
-
-
-def traced(file: Path, root: Path) -> dict[str, Any]:
-    """Return what each test of a file runs, see ``Traced.passed``."""
-    plugin = Traced(root)
-    _pytest([str(file)], plugin)
-    return plugin.passed()
-
-
-def judged(
-    changed: Changed, files: Sequence[str], limits: Mapping[str, float] | None, seconds: float
-) -> dict[str, Any]:
-    """Run tests on a changed module; return which failed, "" if none did, and what was run.
-
-    ``limits`` are the tests in order, each with the seconds that it may take; all those of the
-    files without it.
-    """
-    sys.meta_path.insert(0, changed)
-    plugin = Chosen(limits, seconds)
-    signal.signal(signal.SIGALRM, lambda number, frame: os._exit(1))
-    code = _pytest(["-x", *files], plugin)
-    loads = plugin.late or code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
-    killer = plugin.killer or ("" if loads else "it does not load")
-    return {"killer": killer, "taken": plugin.taken, "late": plugin.late}
-
-
-def _pytest(arguments: Sequence[str], plugin: Any) -> int:
-    return int(pytest.main([*QUIETLY, *arguments], [plugin]))
-
-
-Work = tuple[Any, Callable[[], dict[str, Any]]]  # a name, and what is to be done
-
-
-def in_children(every: Iterable[Work], jobs: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+def in_children(every: Iterable[Work], jobs: int, loud: bool = False) -> Iterator[tuple[Any, Any]]:
     """Do each work in a forked child, ``jobs`` at once; yield its name and what it returned.
 
-    Nothing is returned by a child that died, or that was ended for being late.
+    That is None of a child that died, or was ended for being late.
     """
     running: dict[int, tuple[Any, int]] = {}
     waiting = iter(every)
     while True:
         for name, work in itertools.islice(waiting, jobs - len(running)):
             source, sink = os.pipe()
+            sys.stdout.flush()
             pid = os.fork()
             if not pid:
-                _be_child(work, sink)
+                _be_child(work, sink, loud)
             os.close(sink)
             running[source] = name, pid
         if not running:
             return
-        for source in select.select(running, [], [])[0]:  # what is written is small, or the end
+        for source in select.select(running, [], [])[0]:
             name, pid = running.pop(source)
             with os.fdopen(source) as read:
                 text = read.read()
             os.waitpid(pid, 0)
-            yield name, json.loads(text) if text else {}
+            yield name, json.loads(text) if text else None
 
 
-def _be_child(work: Callable[[], dict[str, Any]], sink: int) -> NoReturn:
-    """Do a work in silence and within limits, write what it returns, and end."""
+def _be_child(work: Callable[[], Any], sink: int, loud: bool) -> NoReturn:
+    """Do a work within limits, write what it returns, and end."""
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
+        for stream in (0,) if loud else (0, 1, 2):
             os.dup2(nothing, stream)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         text = json.dumps(work()).encode()
         with os.fdopen(sink, "wb") as out:
             out.write(text)
+    except BaseException:
+        if loud:
+            traceback.print_exc()
     finally:
+        sys.stdout.flush()
         os._exit(0)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.mutants.__main__ import Place, attacked
 from tests.mutants.mutate import chosen, mutants
-from tests.mutants.running import in_children, traced
+from tests.mutants.running import Suite, Traced, anew, in_children
 
 TOY = '''"""A toy."""
 
@@ -51,33 +51,35 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
+#: Lines of mutants, and what becomes of each; None: it must be loaded anew.
+BECAME = {
+    "def clipped(x: int, low: int = 0, high: int = (9 + 1)) -> int:": None,
+    "if x <= low:": "test_toy.py::test_ends",
+    "pass": "",
+    "return max(x, high)": "test_toy.py::test_ends",
+    "while (not (x < 9)):": "test_toy.py::test_upward",
+    "x = x - 1": "it hangs, or dies",
+    "return x - 1": "",
+}
+
+
 def test_what_no_test_holds_survives(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.mutants.__main__.PATIENCE", 1.0)
-    [(_, known)] = in_children([(0, lambda: traced(Path("test_toy.py"), toy.parent))], 1)
-    assert list(known) == ["test_toy.py::test_ends", "test_toy.py::test_upward"]
-    kinds = {
-        "x <= low",
-        "max(x, high)",
-        "x - 1",
-        "while (not (x < 9))",
-        "pass",
-        "high: int = (9 + 1)",
-    }
-    every = [(Place(toy, TOY, m, toy.parent), m.lines(TOY)[1]) for m in mutants(TOY)]
-    places = [place for place, line in every if any(kind in line for kind in kinds)]
-    became = {
-        place.mutant.lines(TOY)[1]: found["killer"]
-        for place, found in attacked(places, known, [], 60.0, 2)
-    }
-    assert became == {
-        "def clipped(x: int, low: int = 0, high: int = (9 + 1)) -> int:": "test_toy.py::test_ends",
-        "if x <= low:": "test_toy.py::test_ends",
-        "pass": "",
-        "return max(x, high)": "test_toy.py::test_ends",
-        "while (not (x < 9)):": "test_toy.py::test_upward",
-        "x = x - 1": "it hangs, or dies",
-        "return x - 1": "",
-    }
+    every = [Place(toy, TOY, m, toy.parent) for m in mutants(TOY)]
+    places = [place for place in every if place.mutant.lines(TOY)[1] in BECAME]
+
+    def work(tests: Suite) -> list[tuple[int, str | None, list[str]]]:
+        known = Traced(tests).of(tests.items)
+        done = attacked(places, tests, known, 60.0, 2)
+        return [(places.index(p), f.get("killer"), list(f.get("limits", ()))) for p, f in done]
+
+    host = Suite(toy.parent, work)
+    [(_, done)] = in_children([("", lambda: host.collect(["test_toy.py"]))], 1)
+    assert {places[n].mutant.lines(TOY)[1]: killer for n, killer, _ in done} == BECAME
+    [(changed, limits)] = [(places[n].changed(), limits) for n, _, limits in done if limits]
+    limited = dict.fromkeys(limits, 9.0)
+    [(_, found)] = in_children([("", lambda: anew(changed, toy.parent, limited, 60.0))], 1)
+    assert found["killer"] == "test_toy.py::test_ends"
     assert toy.read_text() == TOY
 
 
