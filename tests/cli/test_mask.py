@@ -103,6 +103,19 @@ def test_heads_of_a_bias_and_positions_after_a_past(door: Door) -> None:
     assert lengths.data["kept"] == 6
 
 
+def test_a_file_of_something_else_is_no_mask_unless_it_is_named(
+    door: Door, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("q.json").write_text('{"query": [[1, 0], [1, 1]]}')
+    done = door("mask", "q.json")
+    assert done.code == 2 and "q.json holds no mask; it holds query" in done.err
+    assert "q.json::query" in done.err
+    assert door("mask", "q.json::query").out.startswith("2 × 2, 3 of 4 kept")
+    Path("other.json").write_text('{"my_own": [[1, 0], [1, 1]]}')
+    assert door("mask", "other.json").out.startswith("2 × 2, 3 of 4 kept")
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [

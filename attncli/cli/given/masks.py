@@ -22,8 +22,10 @@ from attncli.cli.given.expressions import TENSORS, files_in, reading
 from attncli.cli.given.reader import Reader, is_word
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.cli.groups.mask import Described
-from attncli.errors import FileError, InputError, counted
+from attncli.errors import FileError, InputError, counted, listed
+from attncli.files.bundle import Bundle
 from attncli.files.formats import SUFFIXES
+from attncli.files.vocabulary import PLAYED
 from attncli.measures.masks import check_size
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -171,11 +173,23 @@ def _source(text: str, polarity: str | None) -> _Source:
         polarity = reader.pick("mask_polarity", is_word)
         reader.warn_of_unread()
         parts = [_tensor(found[0], role, name, polarity) for role, name, found in tensors if found]
-        parts = parts or [_tensor(files.read_tensor(text), "attn_mask", text, polarity)]
+        if not parts:
+            _refuse_others(bundle, text)
+            parts = [_tensor(files.read_tensor(text), "attn_mask", text, polarity)]
         return replace(_joined(parts), warnings=tuple(reader.warnings))
     if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
     return _expression(text)
+
+
+def _refuse_others(bundle: Bundle, text: str) -> None:
+    """Raise InputError for a file whose one tensor says that it is something else."""
+    names = [name for name in bundle.tensors if PLAYED.get(name.lower())]
+    if names and "::" not in text:
+        raise InputError(
+            f"{bundle.source} holds no mask; it holds {listed(bundle.tensors)}",
+            f"a mask is called mask or attn_mask; any other is named: {bundle.ref(names[0])}",
+        )
 
 
 def _joined(parts: Sequence[_Source]) -> _Source:

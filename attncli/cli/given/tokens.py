@@ -19,9 +19,21 @@ Tokens = tuple[tuple[str, ...], ...]
 
 
 def tokens_of(reader: Reader) -> dict[str, Tokens]:
-    """Return the tokens that command line or file give, by the names of the options."""
+    """Return the tokens that command line or file give, by the names of the options.
+
+    ``--tokens`` wins over names of the file that would leave nothing for it to label.
+    """
     found = {name: _tokens(reader, name) for name in groups.Labels.members}
-    return {name: tokens for name, tokens in found.items() if tokens is not None}
+    found = {name: tokens for name, tokens in found.items() if tokens is not None}
+    if reader.flag("tokens") is not None and len(found) == len(groups.Labels.members):
+        of_file = [name for name in found if reader.flag(name) is None]
+        if not of_file:
+            raise InputError(
+                "--tokens, --query-tokens and --key-tokens are all given",
+                "leave --tokens out: the others name every position",
+            )
+        found = {name: tokens for name, tokens in found.items() if name not in of_file}
+    return found
 
 
 def labels_of(tokens: Mapping[str, Tokens], problem: Problem | Extent) -> Labels:

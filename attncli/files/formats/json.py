@@ -142,13 +142,16 @@ def _json_errors(source: str, data: bytes = b"") -> Iterator[None]:
     except ValueError as error:
         import json
 
-        where = str(error)
+        from attncli.files.formats.broken import advice
+
+        where, hint = str(error), None
         if isinstance(error, UnicodeDecodeError):
             where = f"not UTF-8 at byte {error.start}"
         elif isinstance(error, json.JSONDecodeError):
             line = f"line {error.lineno} " if b"\n" in data.strip() else ""
             where = f"{error.msg} at {line}column {error.colno}"
-        raise FileError(f"{source} is no valid JSON: {where}") from None
+            hint = advice(error.doc, error.pos, error.msg)
+        raise FileError(f"{source} is no valid JSON: {where}", hint) from None
 
 
 class Plain(dict[str, Any]):

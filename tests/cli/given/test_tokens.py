@@ -33,6 +33,20 @@ def test_tokens_for_more_keys_than_queries() -> None:
     assert labels(given) == ((("a", "b"),), (("c", "d", "e", "f"),))
 
 
+def test_tokens_of_the_command_line_win_over_names_of_the_file() -> None:
+    x = np.ones((2, 2)).tolist()
+    named = {"query_tokens": ["a", "b"], "key_tokens": ["c", "d"]}
+    both = (("e", "f"),)
+    assert labels(gather(bundle(x=x, **named), Flags(tokens="e f"))) == (both, both)
+    given = gather(bundle(x=x, **named), Flags(tokens="e f", query_tokens="g h"))
+    assert labels(given) == ((("g", "h"),), both)
+    with pytest.raises(InputError, match="2 queries and 4 keys"):
+        wide = {**QKV, "query_tokens": ["a", "b"], "key_tokens": list("cdef")}
+        labels(gather(bundle(**wide), Flags(tokens="e f")))
+    with pytest.raises(InputError, match="are all given"):
+        gather(bundle(x=x), Flags(tokens="e f", query_tokens="g h", key_tokens="i j"))
+
+
 @pytest.mark.parametrize("flag", ["a", "a b c"])
 def test_wrong_number_of_tokens_says_both_numbers(flag: str) -> None:
     with pytest.raises(InputError, match=f"{len(flag.split())} tokens?.*length 2"):
