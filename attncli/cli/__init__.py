@@ -83,8 +83,11 @@ def attncli(
 
     \b
     Walkthroughs lie in the folder samples/ of the source; a wheel has none:
-      is_my_kernel_right.md  from one result of a kernel to a test set
-      heads_of_my_model.md   from a model and a sentence to every head
+      learning_attention.md      number by number, to a layer with heads
+      is_my_kernel_right.md      from one result of a kernel to a test set
+      heads_of_my_model.md       from a model and a sentence to every head
+      layers_of_a_checkpoint.md  from its headers to a layer, computed
+      masks.md                   from causal to what other libraries take
     """
 
 

@@ -269,6 +269,10 @@ def _call(context: Any, values: Mapping[str, Any]) -> Call:
 class Command(TyperCommand):
     """A command whose help lists its options group by group, and that drops none said twice."""
 
+    def get_short_help_str(self, limit: int = 0) -> str:
+        """Return its first sentence, whole: a list of commands wraps it."""
+        return (self.help or "").split("\n\n")[0].replace("\n", " ")
+
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """Raise InputError for an option of which only the last value would be read."""
         parser: Any = self.make_parser(ctx)
