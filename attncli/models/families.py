@@ -207,7 +207,7 @@ FAMILIES: Mapping[str, Family] = {
             "granitemoeshared", "olmoe", "minimax_m2", "internlm3", "solar_open",
             "hy_v3", "cwm", "csm", "csm_depth_decoder_model", "aria_text", "emu3_text_model",
             "granite_swa", "granitemoe_swa", "granite4_vision_text", "granite_docling_text",
-            "qwen3_vl_text", "iquestcoder",
+            "qwen3_vl_text", "iquestcoder", "hyperclovax",
         ),
         LLAMA,
     ),
@@ -296,7 +296,7 @@ COMPOSITES = frozenset(
         "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
         "blip_2", "llama4", "encoder_decoder", "exaone4_5", "kimi_k25", "qwen3_5", "qwen3_5_moe",
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "fuyu", "granite_docling",
-        "tipsv2",
+        "tipsv2", "musicflamingo", "qwen3_asr",
     }
 )  # fmt: skip
 
@@ -321,7 +321,7 @@ _GRANITE = {
 _GEMMA = {"gemma2", "gemma3", "gemma3_text", "vaultgemma"}
 #: Members of config.json by the families whose code reads them; the code of others does not.
 READ_BY: Mapping[str, Collection[str]] = {
-    "attention_multiplier": _GRANITE,
+    "attention_multiplier": {*_GRANITE, "hyperclovax"},
     "query_pre_attn_scalar": _GEMMA,
     "attn_logit_softcapping": {*_GEMMA, "transformerlens"},
     "no_rope_layers": {"llama4_text", "smollm3"},
