@@ -106,6 +106,7 @@ FAMILIES: Mapping[str, Family] = {
             "git_vision_model", "idefics2_vision", "idefics3_vision", "smolvlm_vision",
             "kosmos_2_vision_model", "dinov2_with_registers", "dpt", "flava_image_model",
             "flava_text_model", "granite_docling_vision", "pixio", "qwen2_audio_encoder",
+            "tipsv2_text_model", "tipsv2_vision_model",
             "voxtral_encoder", "roberta_prelayernorm", "xlm_roberta_xl", "megatron_bert",
         ),
         PRE_ENCODER,
@@ -126,7 +127,7 @@ FAMILIES: Mapping[str, Family] = {
         ),
         PRE_SEQ2SEQ,
     ),
-    **dict.fromkeys(("t5", "mt5", "umt5"), T5),
+    **dict.fromkeys(("t5", "mt5", "umt5", "switch_transformers", "pop2piano"), T5),
     **dict.fromkeys(
         ("xlm", "flaubert"),
         Family(
@@ -206,7 +207,7 @@ FAMILIES: Mapping[str, Family] = {
             "granitemoeshared", "olmoe", "minimax_m2", "internlm3", "solar_open",
             "hy_v3", "cwm", "csm", "csm_depth_decoder_model", "aria_text", "emu3_text_model",
             "granite_swa", "granitemoe_swa", "granite4_vision_text", "granite_docling_text",
-            "qwen3_vl_text",
+            "qwen3_vl_text", "iquestcoder", "hyperclovax",
         ),
         LLAMA,
     ),
@@ -227,12 +228,17 @@ FAMILIES: Mapping[str, Family] = {
     "lfm2": replace(LLAMA, theta=1e6),
     "jais2": replace(LLAMA_LAYER_NORM, theta=500000.0),
     "nemotron_h": replace(PRE_DECODER, before="rms", window="never"),
-    "qwen3_vl_moe_text": replace(LLAMA, window="never"),
+    **dict.fromkeys(
+        ("qwen3_vl_moe_text", "qwen3_omni_moe_text"), replace(LLAMA, window="never")
+    ),
     "gemma": GEMMA,
     **dict.fromkeys(("gemma2", "vaultgemma"), replace(GEMMA, window="every 2")),
     "gemma3_text": GEMMA_3,
-    "gemma3": replace(
-        GEMMA_3, note="tokens are taken as text: those of an image see each other (--mask)"
+    **dict.fromkeys(
+        ("gemma3", "shieldgemma2"),
+        replace(
+            GEMMA_3, note="tokens are taken as text: those of an image see each other (--mask)"
+        ),
     ),
     "gpt_oss": replace(LLAMA, window="every 2", theta=150000.0),
     "olmo2": POST_LLAMA,
@@ -290,6 +296,7 @@ COMPOSITES = frozenset(
         "qwen2_audio", "audioflamingo3", "voxtral", "glmasr", "granite_speech", "lfm2_vl",
         "blip_2", "llama4", "encoder_decoder", "exaone4_5", "kimi_k25", "qwen3_5", "qwen3_5_moe",
         "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "fuyu", "granite_docling",
+        "tipsv2", "musicflamingo", "qwen3_asr",
     }
 )  # fmt: skip
 
@@ -314,7 +321,7 @@ _GRANITE = {
 _GEMMA = {"gemma2", "gemma3", "gemma3_text", "vaultgemma"}
 #: Members of config.json by the families whose code reads them; the code of others does not.
 READ_BY: Mapping[str, Collection[str]] = {
-    "attention_multiplier": _GRANITE,
+    "attention_multiplier": {*_GRANITE, "hyperclovax"},
     "query_pre_attn_scalar": _GEMMA,
     "attn_logit_softcapping": {*_GEMMA, "transformerlens"},
     "no_rope_layers": {"llama4_text", "smollm3"},

@@ -29,6 +29,7 @@ OUTPUT = (
     ("post_attention_layernorm", "pre_mlp_layernorm"),  # AFMoE
     ("feedforward_layer_norm", "post_feedforward_layernorm"),  # OLMo Hybrid, as it is saved
     ("post_attention_norm", "post_ffw_norm"),  # GGUF
+    ("post_norm1", "post_norm2"),  # HyperCLOVA X
 )
 #: What multiplies that output, a number a channel (LayerScale, Touvron et al. 2021): DINOv2, BEiT,
 #: timm's ViT, timm's BEiT.

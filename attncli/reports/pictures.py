@@ -186,7 +186,28 @@ def error_pictures(judged: Comparison, name: str) -> list[Picture]:
     name = name.rpartition("/")[2] or name  # a folder says nothing on paper
     stages = [one for one in judged.stages.values() if one.error.size]
     found = [picture for one in stages for picture in _errors(one, name)]
+    found += next((cells for one in stages if (cells := _cells(judged, one, name))), [])
     return sorted(found, key=lambda one: isinstance(one, Figure))  # maps side by side, then curves
+
+
+def _cells(judged: Comparison, one: Judged, name: str) -> list[Picture]:
+    """Return the errors of the head with the worst cell, in a stage that differs and has cells."""
+    from attncli.studies.compare.worst import worst_head
+
+    seen = None if one.passed else worst_head(judged, one, MAP_BLOCKS)
+    if seen is None or min(seen.values.shape) < 2:
+        return []
+    rows, columns = seen.row_edges, seen.column_edges
+    axis, across = seen.axes
+    size = " × ".join(str(max(np.diff(edges))) for edges in (columns, rows))
+    return [
+        Shaded(  # the other way round: rows stand below those of all heads
+            f"{one.name} error{where(judged.problem, seen.batch, seen.head)}", seen.values.T,
+            columns, rows, Names(None, 0, range(columns[-1])), Names(None, 0, range(rows[-1])),
+            "error", across, axis, log=True,
+            notes=[f"largest of {size} each"] if size != "1 × 1" else [],
+        )
+    ]  # fmt: skip
 
 
 def _errors(one: Judged, name: str) -> Iterable[Picture]:

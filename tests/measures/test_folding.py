@@ -68,6 +68,7 @@ def test_a_centred_norm_over_all_heads_takes_their_common_mean() -> None:
     [
         ("gemma2", ("post_attention_layernorm", "post_feedforward_layernorm"), 1),
         ("olmo2", ("post_attention_layernorm", "post_feedforward_layernorm"), 0),
+        ("hyperclovax", ("post_norm1", "post_norm2"), 0),
         ("glm4", ("post_self_attn_layernorm", "post_attention_layernorm"), 0),
         ("llama", ("post_attention_layernorm",), None),  # before the MLP
     ],

@@ -189,6 +189,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "gpt2!layers": dict(scale_attn_by_inverse_layer_idx=True),
     "gpt_bigcode!mha": dict(multi_query=False),
     "granitemoe!multiplier": dict(attention_multiplier=0.37),
+    "hyperclovax!multiplier": dict(attention_multiplier=0.37),
     "llama4_text!plain": dict(
         use_qk_norm=False, attn_temperature_tuning=False, no_rope_layers=[0, 1, 1, 0]
     ),

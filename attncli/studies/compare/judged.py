@@ -44,6 +44,28 @@ class Tolerance(NamedTuple):
         return cls(rtol or 0.0, atol or 0.0)
 
 
+def errors(
+    name: str, candidate: Array, right: Array, own: np.dtype[Any]
+) -> tuple[Array, Array, Array]:
+    """Return |candidate − right| of a stage, ``(n, c)``, where the truth is no number, and where
+    only one of both is.
+
+    Where the truth, rounded to the candidate's type, is NaN or infinite, so must the candidate be;
+    a NaN may stand for an infinity. Else the error is ∞.
+    """
+    with np.errstate(all="ignore"):
+        rounded = right.astype(own).astype(np.float64)
+        odd = ~np.isfinite(rounded)
+        wide = candidate.astype(np.float64)
+        error = np.abs(wide - right).astype(np.float64)
+        error[odd] = 0
+        wrong = np.isfinite(wide) == odd
+        if name == "lse":
+            wrong |= odd & (wide != rounded) & ~np.isnan(rounded)
+        error[wrong] = np.inf
+    return error, odd, wrong
+
+
 @dataclass
 class Judged:
     """One stage of a candidate. Arrays are ``(B, H, L)``, filled row by row.
@@ -99,21 +121,9 @@ class Judged:
         return cls(name, own, kept, np.zeros(shape[:3]), tolerance, whole, width=width)
 
     def fill(self, at: Any, candidate: Array, right: Array, allowed: Array) -> None:
-        """Judge the rows ``at`` an index of ``(B, H, L)``. The arrays: ``(n, c)``.
-
-        Where the truth, rounded to the candidate's type, is NaN or infinite, so must the candidate
-        be; a NaN may stand for an infinity.
-        """
+        """Judge the rows ``at`` an index of ``(B, H, L)``. The arrays: ``(n, c)``."""
+        error, odd, wrong = errors(self.name, candidate, right, self.own)
         with np.errstate(all="ignore"):
-            rounded = right.astype(self.own).astype(np.float64)
-            odd = ~np.isfinite(rounded)
-            wide = candidate.astype(np.float64)
-            error = np.abs(wide - right).astype(np.float64)
-            error[odd] = 0
-            wrong = np.isfinite(wide) == odd
-            if self.name == "lse":
-                wrong |= odd & (wide != rounded) & ~np.isnan(rounded)
-            error[wrong] = np.inf
             size = np.where(odd, 0, np.abs(right)).astype(np.float64)
             if self.tolerance is not None:
                 share = self.tolerance.rtol * size
