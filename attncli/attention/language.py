@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from attncli.attention.words import CORNERS, MASKS
 from attncli.errors import MaskError, nearest
 
 LONGEST, DEEPEST = 20_000, 100  # characters, levels of parentheses
+#: A text in quotes, or blanks outside of one.
+_BLANKS = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\s+""")
 
 
 def masker(mask: str | Mask | Masker) -> Masker:
@@ -37,7 +40,7 @@ def masker(mask: str | Mask | Masker) -> Masker:
         return lambda extent: _same_extent(mask, extent)
     if callable(mask):
         return mask
-    text = " ".join(mask.split())
+    text = _one_line(mask)
     tree = _parse(text)
 
     def bind(extent: Extent) -> Mask:
@@ -53,7 +56,7 @@ def told(text: str) -> dict[str, int]:
 
     Raises MaskError for an expression that cannot be read, FileError for a file that cannot.
     """
-    text = " ".join(text.split())
+    text = _one_line(text)
     tree = _parse(text)
     binder = _Binder(text, tree, Extent(1, 1, 1, 1))
     found: dict[str, int] = {}
@@ -85,6 +88,13 @@ def _same_extent(mask: Mask, extent: Extent) -> Mask:
     return replace(mask, extent=extent)
 
 
+def _one_line(text: str) -> str:
+    """Return an expression with single blanks in it; names of files keep their own."""
+    if len(text) > LONGEST:  # it is refused as it is
+        return text
+    return _BLANKS.sub(lambda found: found[1] or " ", text).strip()
+
+
 def _parse(text: str) -> ast.expr:
     if not text:
         raise MaskError("the mask expression is empty", "write one such as causal, or window(8, 0)")
@@ -103,7 +113,10 @@ def _parse(text: str) -> ast.expr:
     except (RecursionError, MemoryError):
         raise _too_deep() from None
     except ValueError as error:
-        raise MaskError(f"cannot read the mask: {error}") from None
+        raise MaskError(
+            f"cannot read the mask: {error}",
+            "expected text; a file whose name is none goes into --attn-mask",
+        ) from None
     if _depth(tree.body) > DEEPEST:
         raise _too_deep()
     return tree.body

@@ -40,7 +40,9 @@ def weights_in(folder: str) -> str:
     holds = (
         f"{folder} is a folder without model.safetensors or its index; it holds {numbered(names)}"
     )
-    readable = [n for n in names if n.lower().endswith(WEIGHTS)]
+    readable = [
+        n for n in names if n.lower().endswith(WEIGHTS) and os.path.isfile(os.path.join(folder, n))
+    ]
     for row in () if readable else UNREAD:
         some = [n for n in names if n.lower().endswith(row.suffixes)]
         if some:

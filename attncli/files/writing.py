@@ -63,7 +63,7 @@ def write(
 
 
 class _Pipe:
-    """A stream that can only be written: NumPy would ask a real file where it stands."""
+    """A stream that can only be written: NumPy would ask a file where it stands, or a device."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.write, self.flush = stream.write, stream.flush
@@ -88,7 +88,7 @@ def atomic(path: str) -> Iterator[BinaryIO]:
             raise PermissionError(errno.EACCES, "not writable")
         if old is not None and not stat.S_ISREG(old):
             with open(target, "wb") as stream:
-                yield stream
+                yield cast(BinaryIO, _Pipe(stream))
             return
         temporary = os.path.join(os.path.dirname(target), f".attncli-{secrets.token_hex(8)}.tmp")
         with _never_left(temporary):

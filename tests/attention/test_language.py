@@ -127,6 +127,16 @@ def test_masks_from_files(tmp_path: Path) -> None:
         masker(f"file('{here}/none.npy')")(EXTENT)
 
 
+def test_blanks_in_names_of_files_stay(tmp_path: Path) -> None:
+    np.save(tmp_path / "two  blanks.npy", np.tri(4, dtype=bool))
+    text = f"  file('{tmp_path}/two  blanks.npy')\n&\tcausal "
+    found = masker(text)(EXTENT)
+    assert found.text == f"file('{tmp_path}/two  blanks.npy') & causal"
+    assert (found.dense() == np.tri(4, dtype=bool)).all()
+    with pytest.raises(MaskError, match="goes into --attn-mask"):
+        masker("file('\udcff.npy')")
+
+
 @pytest.mark.parametrize(
     ("tensor", "fragment"),
     [

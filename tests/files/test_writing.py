@@ -87,6 +87,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/null"), reason="no devices here")
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors", ".json"])
+def test_a_device_takes_each_format(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"x{suffix}").symlink_to("/dev/null")
+    files.write(str(tmp_path / f"x{suffix}"), {"a": np.ones(3)})
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
 def test_killed_in_the_middle(tmp_path: Path) -> None:
     target = put(tmp_path / "x.txt", "old")
     program = textwrap.dedent("""
