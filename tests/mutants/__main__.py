@@ -79,7 +79,7 @@ def mapped(tests: Suite, folder: Path, jobs: int) -> dict[str, Any]:
     for file, found in in_children(work, jobs):
         known[file] = found or {}
         kept[file].write_text(json.dumps(known[file]))
-        print(f"{len(known[file]):5} tests of {file}", file=sys.stderr, flush=True)
+        print(f"{len(found or ()):5} tests of {file}", file=sys.stderr, flush=True)
     return {name: test for found in known.values() for name, test in (found or {}).items()}
 
 
