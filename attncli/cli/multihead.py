@@ -61,7 +61,7 @@ def multihead(
       attncli multihead x.npy --random-weights 0 --heads 2 --causal
       attncli multihead hidden.npy -w checkpoint/ --layer 0 --expect mine.npy
     """
-    _check_weights(weights, listing, random)
+    _check_weights(weights, listing, random, x)
     if listing.list_layers:
         return call.run(list_layers)
     page = output.page_of(printed, saved, own.SAVED, drawn)
@@ -108,25 +108,26 @@ def checkpoint(
     drawn: groups.Drawn,
     printed: groups.Printed,
 ) -> None:
-    """Project with the weights of a checkpoint, loaded once for all lines of NDJSON."""
+    """Project with the weights of a checkpoint, loaded once for all lines of NDJSON.
+
+    Without ``--weights`` they are those that stand beside X: each line has its own.
+    """
     loaded: list[Layer] = []
 
     def layer_for(given: "States") -> "Layer":
         from attncli.models import finding
+        from attncli.models.beside import config_beside
 
-        if not loaded:
-            assert where.weights is not None
-            sizes, of = given.sizes(), architecture
-            loaded.append(
-                finding.load(
-                    where.weights,
-                    config=of.config,
-                    layer=where.layer,
-                    arch=of.arch,
-                    base=of.base,
-                    **sizes,
-                )
-            )
+        of = architecture
+        beside = where.weights is None or (where.weights == x and config_beside(x) is None)
+        if beside or not loaded:
+            weights = given.own_weights(EXAMPLE) if beside else where.weights
+            assert weights is not None
+            layer = finding.load(
+                weights, config=of.config, layer=where.layer, arch=of.arch, base=of.base,
+                **given.sizes(),
+            )  # fmt: skip
+            loaded[:] = [layer]
         return loaded[0]
 
     how = Projecting(asked, layer_for, page, input_norm=input_norm)
@@ -258,14 +259,16 @@ def lines(
     output.stream_answers(records, answer, "multihead")
 
 
-def _check_weights(where: own.Weights, listing: own.Listing, random: own.Random) -> None:
-    """Raise InputError unless it is said, once, where the weights come from."""
+def _check_weights(
+    where: own.Weights, listing: own.Listing, random: own.Random, x: str | None
+) -> None:
+    """Raise InputError unless it is said, once, where the weights come from; X may hold them."""
     weights, seed = where.weights, random.random_weights
     if weights is not None and seed is not None:
         raise InputError("--weights and --random-weights are both given", "leave one of them out")
     if weights is None and listing.list_layers:
         raise InputError("--list needs --weights", "as in: attncli multihead -w FOLDER --list")
-    if weights is None and seed is None:
+    if weights is None and seed is None and x is None:
         raise InputError(
             "nothing says where the weights are: no --weights",
             f"-w FILE or FOLDER; or, without a checkpoint: {EXAMPLE}",

@@ -266,7 +266,9 @@ class Layer:
     @property
     def label(self) -> str:
         """What to call the layer in a sentence."""
-        return self.name or f"the layer ({self.layout})"
+        return self.name or (
+            "the layer" if self.layout == "arrays" else f"the layer ({self.layout})"
+        )
 
     @property
     def mask(self) -> str:

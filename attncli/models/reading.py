@@ -36,7 +36,7 @@ class Reading:
         flags: Said, names: Collection[str],
     ) -> None:  # fmt: skip
         self.found, self.bundle, self.flags, self.names = found, bundle, flags, names
-        self.label = found.parent or found.layout.name
+        self.label = found.parent or ("the layer" if found.layout.by_hand else found.layout.name)
         chain = configs.parts_of(config or {}, found.parent)
         self.config = chain[-1]
         self.tied = next((one["tie_word_embeddings"] for one in reversed(chain)
@@ -344,7 +344,7 @@ class Reading:
         if family and family.lacks and here:
             self.lacks.append(Lack(family.lacks))
         if layout.by_hand:
-            self.notes.append("weights are taken as (out, in), as torch's Linear has them")
+            self.notes.append("weights are taken as (out, in), as torch's Linear has them: X·Wᵀ")
         if "output" not in self.found.tensors:
             self.notes.append(
                 f"no output projection ({' or '.join(layout.output)}) beside it: the "

@@ -156,9 +156,10 @@ def _result_blocks(
     blocks: list[Block] = []
     part = view.head is not None or view.rows is not None or view.keys is not None
     if view.steps:
+        from attncli.reports.projected import Around
         from attncli.reports.steps import steps
 
-        blocks += steps(problem, labels, view, chosen)
+        blocks += steps(problem, labels, view, chosen, Around(made))
     elif part and view.top is None and not view.heatmap and chosen.cells:
         blocks += weights_tables(problem, labels, view, chosen)
     if view.heatmap:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,6 +13,15 @@ from attncli.attention.pose import turn
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels, View
 from attncli.errors import InputError, counted
+from attncli.reports.arithmetic import (
+    CHANNELS,
+    MINUS_INFINITY,
+    bracket,
+    given,
+    number,
+    summed,
+    weight,
+)
 from attncli.reports.blocks import Block, Column, Step, Table, Text
 from attncli.reports.labels import label, where
 from attncli.reports.matrices import not_shown
@@ -21,15 +30,26 @@ from attncli.reports.selection import Selection
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MOST = 12  # rows and keys that are written out
-TERMS = 4  # of a sum; the others are counted
-CHANNELS = 4  # of an output row
-MINUS_INFINITY = "−∞"
 
 
-def steps(problem: Problem, labels: Labels, view: View, chosen: Selection) -> list[Block]:
+class Frame(Protocol):
+    """What comes before the attention of a head, and after that of all."""
+
+    def before(self, lesson: Lesson) -> Iterable[Step]: ...
+    def after(self, lesson: Lesson) -> Step | None: ...
+
+
+def steps(
+    problem: Problem,
+    labels: Labels,
+    view: View,
+    chosen: Selection,
+    frame: Frame | None = None,
+) -> list[Block]:
     """Return the stages of the heads asked for, or of the first, and what is left out.
 
-    They are (turned,) scores, scaled, (softcapped,) masked, weights, output.
+    They are (turned,) scores, scaled, (softcapped,) masked, weights, output; those of a ``frame``
+    before and after.
     All selected rows stand in the tables; the arithmetic is of the rows asked for, or of the first
     that has a choice. Raises InputError when there are more than MOST rows or keys.
     """
@@ -47,16 +67,20 @@ def steps(problem: Problem, labels: Labels, view: View, chosen: Selection) -> li
     blocks: list[Block] = []
     for pair in chosen.shown:
         which = where(problem, *pair).removeprefix(" · ")
-        lesson = _Lesson(problem, labels, view, chosen, *pair)
-        *first, last = lesson.steps()
-        blocks += [*([Text("", [which])] if which else []), *first]
-        if pair == chosen.shown[-1]:
-            last = last._replace(lines=[*last.lines, *_left_out(problem, view, chosen, lesson)])
-        blocks.append(last)
+        lesson = Lesson(problem, labels, view, chosen, *pair)
+        before = list(frame.before(lesson)) if frame else []
+        made = [*before, *lesson.steps()]
+        if frame and pair == chosen.shown[-1]:
+            last = frame.after(lesson)
+            made += [last] if last else []
+        made = [step._replace(number=n) for n, step in enumerate(made, start=1)]
+        blocks += [*([Text("", [which])] if which else []), *made]
+    last = made[-1]
+    blocks[-1] = last._replace(lines=[*last.lines, *_left_out(problem, view, chosen, lesson)])
     return blocks
 
 
-def _left_out(problem: Problem, view: View, chosen: Selection, last: _Lesson) -> list[str]:
+def _left_out(problem: Problem, view: View, chosen: Selection, last: Lesson) -> list[str]:
     """Return which heads are not shown and which rows not worked out, and how to see them."""
     heads, flags = not_shown(problem, view, chosen)
     facts = [heads] if heads else []
@@ -67,7 +91,7 @@ def _left_out(problem: Problem, view: View, chosen: Selection, last: _Lesson) ->
     return [f"{'; '.join(facts)} ({', '.join(flags)})"] if facts else []
 
 
-class _Lesson:
+class Lesson:
     """The stages of some rows of one head and how to write them down."""
 
     def __init__(
@@ -98,11 +122,7 @@ class _Lesson:
         made += [self.scores(), self.scaled()]
         if self.problem.softcap is not None:
             made.append(self.softcapped())
-        made += [self.masked(), self.weights(), self.output()]
-        return [
-            Step(n, s.name, s.formula, s.meaning, s.table, s.lines)
-            for n, s in enumerate(made, start=1)
-        ]
+        return [*made, self.masked(), self.weights(), self.output()]
 
     def table(self, stage: Array, kind: Any = "number") -> Table:
         return Table(
@@ -155,11 +175,11 @@ class _Lesson:
             size = math.hypot(cos, sin) or 1.0
             x, y = after
             before = ((x * cos + y * sin) / size**2, (y * cos - x * sin) / size**2)
-            longer = "" if abs(size - 1) < 1e-6 else f" and made {_number(size)} times as long"
+            longer = "" if abs(size - 1) < 1e-6 else f" and made {number(size)} times as long"
             lines.append(
-                f"{name} [{first}, {second}]: ({_number(before[0])}, {_number(before[1])}) turned "
+                f"{name} [{first}, {second}]: ({number(before[0])}, {number(before[1])}) turned "
                 f"by {math.degrees(math.atan2(sin, cos)):.1f}°{longer}"
-                f" = ({_number(x)}, {_number(y)})"
+                f" = ({number(x)}, {number(y)})"
             )
         table = Table(
             title="", columns=[Column(str(d)) for d in range(p.width)],
@@ -176,11 +196,11 @@ class _Lesson:
         for r in self.worked:
             for k, j in enumerate(self.keys):
                 terms = [
-                    f"{_given(a)}×{_given(b)}"
+                    f"{given(a)}×{given(b)}"
                     for a, b in zip(self.query[r], self.key[j], strict=True)
                 ]
-                total = _number(self.products[r, j])
-                lines.append(f"{self.q_names[r]}·{self.k_names[k]} = {_sum(terms)} = {total}")
+                total = number(self.products[r, j])
+                lines.append(f"{self.q_names[r]}·{self.k_names[k]} = {summed(terms)} = {total}")
         return Step(
             0, "scores", "q·kᵀ",
             "how much the query resembles each key",
@@ -189,7 +209,7 @@ class _Lesson:
 
     def scaled(self) -> Step:
         problem = self.problem
-        source, factor = problem.scale_source, _given(problem.scale)
+        source, factor = problem.scale_source, given(problem.scale)
         formula, meaning = f"× {factor}", source
         if source.startswith("1/√"):
             formula = f"× {source} = {factor}"
@@ -197,8 +217,8 @@ class _Lesson:
         elif problem.scale == 1:
             meaning = f"leaves them as they are ({source})"
         lines = [
-            f"{self.q_names[r]}·{self.k_names[k]}: {_number(self.products[r, j])} × {factor}"
-            f" = {_number(self.stages['scores'][r, j])}{self.alike}"
+            f"{self.q_names[r]}·{self.k_names[k]}: {number(self.products[r, j])} × {factor}"
+            f" = {number(self.stages['scores'][r, j])}{self.alike}"
             for r in self.worked
             for k, j in [self.visible(r)]
             if problem.scale != 1
@@ -209,11 +229,11 @@ class _Lesson:
         )  # fmt: skip
 
     def softcapped(self) -> Step:
-        cap = _given(self.problem.softcap or math.nan)
+        cap = given(self.problem.softcap or math.nan)
         lines = [
             f"{self.q_names[r]}·{self.k_names[k]}: "
-            f"{cap}×tanh({_number(self.stages['scores'][r, j])} / {cap})"
-            f" = {_number(self.stages['softcapped'][r, j])}{self.alike}"
+            f"{cap}×tanh({number(self.stages['scores'][r, j])} / {cap})"
+            f" = {number(self.stages['softcapped'][r, j])}{self.alike}"
             for r in self.worked
             for k, j in [self.visible(r)]
         ]
@@ -258,21 +278,21 @@ class _Lesson:
             if np.isneginf(masked[j]):
                 lines.append(f"{self.k_names[k]}: hidden, 0")
             else:
-                power = _number(powers[j])
+                power = number(powers[j])
                 terms.append(power)
-                difference = f"{_number(masked[j])} − {_bracket(_number(top))}"
+                difference = f"{number(masked[j])} − {bracket(number(top))}"
                 lines.append(f"{self.k_names[k]}: exp({difference}) = {power}")
         rest = float(powers[self.others].sum())
         total = powers.sum()
         if len(self.others):
-            terms.append(f"{_number(rest)} of {len(self.others)} other keys")
+            terms.append(f"{number(rest)} of {len(self.others)} other keys")
         if sink is not None:
-            terms.append(f"{_number(math.exp(sink - top))} of the sink")
+            terms.append(f"{number(math.exp(sink - top))} of the sink")
             total += math.exp(sink - top)
-        lines.append(f"sum for {name}: {' + '.join(terms)} = {_number(total)}")
+        lines.append(f"sum for {name}: {' + '.join(terms)} = {number(total)}")
         lines += [
-            f"{name} → {self.k_names[k]}: {_number(powers[j])} / {_number(total)}"
-            f" = {_weight(self.stages['weights'][r, j])}"
+            f"{name} → {self.k_names[k]}: {number(powers[j])} / {number(total)}"
+            f" = {weight(self.stages['weights'][r, j])}"
             for k, j in enumerate(self.keys)
             if not np.isneginf(masked[j])
         ]
@@ -287,11 +307,11 @@ class _Lesson:
         lines = []
         for r in self.worked:
             for d in range(min(width, CHANNELS)):
-                terms = [f"{_weight(weights[r, j])}×{_given(self.value[j, d])}" for j in self.keys]
+                terms = [f"{weight(weights[r, j])}×{given(self.value[j, d])}" for j in self.keys]
                 if len(self.others):
                     rest = float(weights[r, self.others] @ visible[r, self.others, d])
-                    terms.append(f"{_bracket(_number(rest))} of {len(self.others)} other keys")
-                sums = f"{_sum(terms, len(terms))} = {_number(output[r, d])}"
+                    terms.append(f"{bracket(number(rest))} of {len(self.others)} other keys")
+                sums = f"{summed(terms, len(terms))} = {number(output[r, d])}"
                 several = len(self.q_names) > 1 or width > 1
                 lines.append(f"{self.q_names[r]} [{d}]: {sums}" if several else sums)
             if width > CHANNELS:
@@ -315,32 +335,3 @@ def _spoken(names: Sequence[str], letter: str, labelled: bool) -> list[str]:
         "␣" * start + n[start:stop] + "␣" * (len(n) - max(start, stop))
         for n, (start, stop) in zip(names, ends, strict=True)
     ]
-
-
-def _sum(terms: Sequence[str], most: int = TERMS) -> str:
-    if len(terms) <= most:
-        return " + ".join(terms)
-    head = " + ".join(terms[: most - 1])
-    return f"{head} + … + {terms[-1]} ({len(terms)} products)"
-
-
-def _bracket(text: str) -> str:
-    return f"({text})" if text.startswith(("-", "−")) else text
-
-
-def _given(value: float) -> str:
-    """Return a number as it came in, up to four digits; negative ones in parentheses."""
-    return _bracket(f"{value + 0.0:.4g}")
-
-
-def _number(value: float) -> str:
-    """Return a result: three decimals where they say enough."""
-    if value == -math.inf:
-        return MINUS_INFINITY
-    if value and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
-        return f"{value:.3g}"
-    return f"{value + 0.0:.3f}"
-
-
-def _weight(value: float) -> str:
-    return f"{value:.3f}"

@@ -16,13 +16,14 @@ from attncli.cli import groups
 from attncli.cli.given.attention import kv_lengths_of, scale_of, sink_of
 from attncli.cli.given.expected import Theirs, expected_of
 from attncli.cli.given.expressions import said_of
-from attncli.cli.given.names import of_weights, without_role
+from attncli.cli.given.names import is_known, of_weights, without_role
 from attncli.cli.given.reader import Reader, is_count, is_number, is_truth, is_word
 from attncli.cli.given.rope import PARTS, no_rope, rope_of
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.cli.groups import multihead as own
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
+from attncli.models.finding import holds_layers
 from attncli.models.layer import Layer
 from attncli.models.random import random_weights
 
@@ -72,6 +73,22 @@ class States:
     def sizes(self) -> dict[str, int | None]:
         """Return what flags and file say of heads, as ``layers.load`` takes it."""
         return self.reader.sizes()
+
+    def own_weights(self, example: str) -> Bundle:
+        """Return the weights that stand beside X in its file; InputError where there are none."""
+        bundle = self.reader.bundle
+        assert bundle
+        names = [name for name in bundle.tensors if not is_known(name)]
+        tensors = {name: bundle.tensors[name] for name in names}
+        own = replace(bundle, tensors=tensors, options={}) if names else None
+        if own is None or not holds_layers(own):
+            raise InputError(
+                f"nothing says where the weights are: no --weights, and no wq, wk, wv in "
+                f"{bundle.source}",
+                f"-w FILE or FOLDER; or, without a checkpoint: {example}",
+            )
+        self.reader.taken.update(names)
+        return own
 
     def random_layer(self, how: own.Random) -> Layer:
         """Return a layer with random weights that takes these hidden states."""

@@ -23,8 +23,8 @@ def tokens_of(reader: Reader) -> dict[str, Tokens]:
 
     ``--tokens`` wins over names of the file that would leave nothing for it to label.
     """
-    named = {name: _tokens(reader, name) for name in groups.Labels.members}
-    found = {name: tokens for name, tokens in named.items() if tokens is not None}
+    given = {name: _tokens(reader, name) for name in groups.Labels.members}
+    found = {name: tokens for name, tokens in given.items() if tokens is not None}
     if reader.flag("tokens") is not None and len(found) == len(groups.Labels.members):
         of_file = [name for name in found if reader.flag(name) is None]
         if not of_file:

@@ -76,7 +76,7 @@ class Weights(Group, panel=WEIGHTS):
         option(
             "-w", metavar="REF",
             help="A file, a checkpoint's folder, or its part: PATH::PREFIX. Also a bundle with "
-            "wq, wk, wv, wo (out, in) and bq … bo.",
+            "wq, wk, wv, wo (out, in) and bq … bo; without -w, those beside X in its file.",
         ),
     ] = None  # fmt: skip
     layer: Annotated[

@@ -21,6 +21,7 @@ from attncli.studies.compare.answers import (
     Explanation,
 )
 from attncli.studies.compare.backward import GRADIENTS
+from attncli.studies.compare.decimals import decimals
 from attncli.studies.compare.judged import Judged
 from attncli.studies.compare.patterns import (
     appearance,
@@ -63,6 +64,9 @@ def diagnose(
         return Answer(LOCATED, (), [_said_of(first, empty)])
     if np.isnan(candidate.stages[first.name].astype(np.float64)).all():
         return Answer(LOCATED, (), ["all of it is NaN"])
+    written = decimals(candidate.stages, forward)
+    if written:
+        return Answer(LOCATED, (), written)
     search = Search(problem, candidate, forward, threads)
     tried = search.run()
     answer = explained(tried)

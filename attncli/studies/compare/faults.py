@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from attncli.attention.problem import Problem
+from attncli.studies.compare.lessons import lesson_suspects
 from attncli.studies.compare.suspects import Suspect
 from attncli.studies.compare.theory import After, View
 
@@ -29,6 +30,7 @@ def fault_suspects(problem: Problem, stages: frozenset[str]) -> Iterator[Suspect
         yield from _lses(problem)
     if {"output", "weights"} & stages:
         yield from _sums(problem)
+        yield from lesson_suspects(problem)
         yield from _leaks(problem)
         yield from _dead(problem)
         if problem.value_width:

@@ -10,7 +10,8 @@ import numpy as np
 from attncli.errors import InputError, Misfit, counted, listed
 from attncli.resources import Progress, one_blas_thread
 from attncli.studies.compare import Comparison
-from attncli.studies.compare.answers import PASSED, UNEXPLAINED, Answer
+from attncli.studies.compare.answers import LOCATED, PASSED, UNEXPLAINED, Answer
+from attncli.studies.compare.decimals import decimals
 from attncli.studies.compare.diagnosis import explained, left_over
 from attncli.studies.compare.faults import fault_suspects
 from attncli.studies.compare.judged import Judged, Tolerance, first_bad, ordered
@@ -139,6 +140,9 @@ class LayerSearch(Search):
 def _diagnosed(
     theory: LayerTheory, candidate: Candidate, found: dict[str, Judged], threads: int | None
 ) -> Answer:
+    written = decimals(candidate.stages, found)
+    if written:
+        return Answer(LOCATED, (), written)
     search = LayerSearch(theory.problem, candidate, found, threads, base=theory)
     tried = search.run()
     answer = explained(tried)

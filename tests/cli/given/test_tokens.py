@@ -40,9 +40,9 @@ def test_tokens_of_the_command_line_win_over_names_of_the_file() -> None:
     assert labels(gather(bundle(x=x, **named), Flags(tokens="e f"))) == (both, both)
     given = gather(bundle(x=x, **named), Flags(tokens="e f", query_tokens="g h"))
     assert labels(given) == ((("g", "h"),), both)
-    wide = {**QKV, "query_tokens": ["a", "b"], "key_tokens": list("cdef")}
+    wide = gather(bundle(**QKV, query_tokens=["a", "b"], key_tokens=[*"cdef"]), Flags(tokens="e f"))
     with pytest.raises(InputError, match="2 queries and 4 keys"):
-        labels(gather(bundle(**wide), Flags(tokens="e f")))
+        labels(wide)
     with pytest.raises(InputError, match="are all given"):
         gather(bundle(x=x), Flags(tokens="e f", query_tokens="g h", key_tokens="i j"))
 
