@@ -92,12 +92,13 @@ def test_a_candidate_is_off_by_head_and_row() -> None:
     mine[0, 1, 3] += 0.5
     judged = compare(asked, {"output": mine}, explain=False)
     report = compute_report(result, Labels(), View(), None, judged=judged, name="a/mine.npy")
-    errors, curve, *rest = drawn(report)
+    errors, cells, curve, *rest = drawn(report)
     assert (
         isinstance(errors, Shaded) and errors.log and errors.title == "output: |mine.npy − right|"
     )
     assert errors.values.shape == (2, 5) and errors.values[1, 3] == pytest.approx(0.5)
     assert errors.values[0].max() < 1e-6
+    assert isinstance(cells, Shaded) and cells.values[:, 3] == pytest.approx(0.5)
     assert isinstance(curve, Figure) and [c.name for c in curve.curves] == ["mine.npy", "budget"]
     assert curve.curves[0].y[3] > curve.curves[1].y[3] > 0
     assert any(isinstance(one, Heatmap) for one in rest)
