@@ -163,7 +163,8 @@ def wrong(arguments: list[str], code: int, said: str, told: str) -> Iterator[str
     machine = "--json" in arguments
     if not machine and code in (2, 3):
         errors = [line for line in told.splitlines() if line.startswith("error: ")]
-        if len(errors) != 1:
+        unread = " cannot be read: " in told  # of some tensors in a table of all
+        if len(errors) != 1 and not unread:
             yield f"exit code {code}, and {len(errors)} errors are said: {told[-300:]!r}"
     typed = pairwise(arguments)
     elsewhere = any(option in WRITTEN[:2] and value.startswith("-") for option, value in typed)
