@@ -119,3 +119,48 @@ def test_positions_of_queries() -> None:
     past = pose(square, square, past_key=np.ones((2, 2)), past_value=np.ones((2, 2)))
     assert past.mask.positions() == (2,)
     assert pose(square, wide, kv_lengths=[6]).mask.positions() == (2,)
+
+
+@pytest.mark.parametrize(
+    ("text", "varies"),
+    [
+        ("padding(4, 4)", (False, False, False)), ("padding(4, 2)", (True, False, False)),
+        ("alibi(0.5, 0.25)", (False, True, True)), ("causal", (False, False, True)),
+        ("padding(4, 2) & window(1) + alibi(1)", (True, False, True)),
+    ],
+)  # fmt: skip
+def test_compact_broadcasts_to_the_whole_mask(text: str, varies: tuple[bool, ...]) -> None:
+    mask = masker(text)(Extent(2, 2, 4, 4))
+    for rows in (False, True):
+        small = mask.compact(rows=rows).tensor()
+        np.testing.assert_array_equal(np.broadcast_to(small, (2, 2, 4, 4)), mask.tensor())
+        most = [size for size, own in zip((2, 2, 4), varies, strict=True)]
+        alike = (1, 1, 1 if rows else 4)
+        for size, whole, one, own in zip(small.shape, most, alike, varies, strict=False):
+            assert size == whole if own else size in (one, whole)
+
+
+@pytest.mark.parametrize("text", ["window({})", "causal | prefix({})", "padding({}, 1)"])
+def test_places_are_whole_numbers_that_a_float_can_hold(text: str) -> None:
+    extent = Extent(2, 1, 4, 4)
+    most = masker(text.format(2**53))(extent) if "window" in text else None
+    assert most is None or most.dense().all()
+    with pytest.raises(MaskError, match="9007199254740992"):
+        masker(text.format(2**53 + 1))(extent)
+
+
+def test_placed_says_where_query_0_stands() -> None:
+    wide = Mask(Extent(2, 1, 2, 5))
+    assert wide.positions() is None
+    for start in range(4):
+        assert wide.placed(start).positions() == (start, start)
+    with pytest.raises(MaskError, match="the last place that query 0 can have is 3"):
+        wide.placed(4)
+    for extent in (Extent(2, 1, 2, 5, past=3), Extent(2, 1, 2, 5, lengths=(5, 5))):
+        assert Mask(extent).placed(3).positions() == (3, 3)
+        with pytest.raises(MaskError, match="stands at key 3, not at 2: the cache"):
+            Mask(extent).placed(2)
+    corner = masker("causal(bottom_right)")(wide.extent)
+    assert corner.placed(3).positions() == (3, 3)
+    with pytest.raises(MaskError, match="causal"):
+        corner.placed(0)

@@ -118,6 +118,9 @@ class _Finder:
             return
         for name in ("annotation", "returns", "msg"):
             skipped.add(id(getattr(node, name, None)))
+        for word in getattr(node, "keywords", ()):
+            if word.arg == "strict":  # says what holds anyway
+                skipped.add(id(word))
         for decorator in getattr(node, "decorator_list", ()):
             called = decorator.func if isinstance(decorator, ast.Call) else decorator
             if getattr(called, "id", getattr(called, "attr", "")) in INERT:

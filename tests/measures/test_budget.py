@@ -1,0 +1,108 @@
+"""The bands of the error budget: in the units of what they bound, wide enough, and no wider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attncli.attention.language import masker
+from attncli.attention.pose import pose
+from attncli.attention.problem import Problem
+from attncli.measures.budget import Way, eps, plain, truth
+from attncli.measures.gradient_budget import slopes
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SINGLE, HALF = np.dtype(np.float32), np.dtype(np.float16)
+STAGES = ("scores", "softcapped", "masked", "weights")
+GRADIENTS = ("query", "key", "value", "sink", "biases")
+
+
+def posed(q: float = 1.0, k: float = 1.0, v: float = 1.0, softcap: float | None = None) -> Problem:
+    """The same problem, its tensors times these powers of two."""
+    rng = np.random.default_rng(5)
+    tensors = [rng.normal(size=(1, 2, 9, 8)).astype(np.float32) * by for by in (q, k, v)]
+    return pose(*tensors, mask=masker("causal"), softcap=softcap, sink=[0.5, -1.0])
+
+
+def bands_of(problem: Problem, own: np.dtype[Any]) -> dict[str, Array]:
+    return truth(problem, 0, 0, own=own).bands
+
+
+def gradients_of(problem: Problem, own: np.dtype[Any], do: float = 1.0) -> Any:
+    grad = np.random.default_rng(6).normal(size=(1, 2, 9, 8)) * do
+    return slopes(problem, grad, np.float64, own=own, cells=True)
+
+
+@pytest.mark.parametrize("own", [SINGLE, HALF])
+def test_bands_are_in_the_units_of_results(own: np.dtype[Any]) -> None:
+    one, small = bands_of(posed(), own), bands_of(posed(v=1 / 64), own)
+    moved = bands_of(posed(q=8, k=1 / 8), own)
+    for name in ("lse", *STAGES):
+        np.testing.assert_allclose(small[name], one[name], rtol=1e-6)
+        np.testing.assert_allclose(moved[name], one[name], rtol=1e-6)
+    floor = 2.0**-24 if own == HALF else 0  # the smallest step of a half has its own unit
+    np.testing.assert_allclose(small["output"] - floor, (one["output"] - floor) / 64, rtol=1e-5)
+    np.testing.assert_allclose(moved["output"], one["output"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_bands_are_in_the_units_of_gradients(softcap: float | None) -> None:
+    one = gradients_of(posed(softcap=softcap), SINGLE).bands
+    units = {
+        "query": (1 / 64, 1 / 8, 16), "key": (1 / 64, 8, 16), "value": (1, 1, 16),
+        "sink": (1 / 64, 1, 16), "biases": (1 / 64, 1, 16),
+    }  # fmt: skip
+    small = gradients_of(posed(v=1 / 64, softcap=softcap), SINGLE).bands
+    moved = gradients_of(posed(q=8, k=1 / 8, softcap=softcap), SINGLE).bands
+    steep = gradients_of(posed(softcap=softcap), SINGLE, do=16).bands
+    for name, by in units.items():
+        for found, unit in zip((small, moved, steep), by, strict=True):
+            np.testing.assert_allclose(found[name], one[name] * unit, 1e-6, 1e-30, err_msg=name)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_bands_hold_what_float32_does_and_little_more(softcap: float | None) -> None:
+    problem, step = posed(softcap=softcap), eps(np.float32)
+    right = truth(problem, 0, 0, own=SINGLE)
+    found = plain(problem, 0, 0, None, Way())
+    scores, weights = right.arrays["scores"], right.arrays["weights"]
+    for name in ("output", "lse", *STAGES):
+        seen = np.isfinite(right.arrays[name])
+        error = np.abs(found[name][seen].astype(np.float64) - right.arrays[name][seen])
+        assert (error <= right.bands[name][seen]).all(), name
+    size = np.abs(scores).max() + np.abs(problem.query).max() * np.abs(problem.key).max() * 8
+    assert (right.bands["weights"] <= 8 * step * weights * (1 + size) + 1e-30).all()
+    assert (right.bands["lse"] <= 8 * step * (1 + size)).all()
+    assert (right.bands["output"] <= 16 * step * (1 + size) * np.abs(problem.value).max()).all()
+    # a weight that moves by ε(1 + reach) of itself moves the output by what v is away from it
+    q, k, v = (a[0, 0].astype(np.float64) for a in (problem.query, problem.key, problem.value))
+    reach = (np.abs(q) @ np.abs(k).T) * problem.scale
+    away = np.abs(v[None] - right.arrays["output"][:, None])  # (n, Lk, Dv)
+    least = step * ((weights * (1 + reach))[..., None] * away).sum(1)
+    assert (right.bands["output"] >= least * (1 - 1e-5)).all()
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_bands_of_gradients_hold_what_float32_does_and_little_more(softcap: float | None) -> None:
+    problem, step = posed(softcap=softcap), eps(np.float32)
+    right = gradients_of(problem, SINGLE)
+    grad = np.random.default_rng(6).normal(size=(1, 2, 9, 8))
+    found = slopes(problem, grad, np.float32, cells=True)
+    # what each is summed of, without its signs
+    q, k, v = (np.abs(a).astype(np.float64) for a in (problem.query, problem.key, problem.value))
+    weights = np.stack([truth(problem, 0, h).arrays["weights"] for h in range(2)])[None]
+    swing = np.abs(grad) @ v.swapaxes(2, 3)
+    ds = weights * (swing + (weights * swing).sum(-1, keepdims=True))
+    terms = {
+        "query": problem.scale * ds @ k, "key": problem.scale * ds.swapaxes(2, 3) @ q,
+        "value": weights.swapaxes(2, 3) @ np.abs(grad), "biases": ds,
+    }  # fmt: skip
+    size = 1 + float((q.max() * k.max() * 8) * problem.scale)
+    for name in GRADIENTS:
+        error = np.abs(found.arrays[name] - right.arrays[name])
+        assert (error <= right.bands[name]).all(), name
+        if name in terms:
+            assert (right.bands[name] <= 16 * step * size * terms[name] + 1e-30).all(), name
