@@ -102,7 +102,7 @@ def test_no_nonsense_is_offered(typed: str, door: Door) -> None:
         ("x.npy", "attncli compute x.npy?"), ("compute sub/x.npy", "did you mean x.npy?"),
         ("compute '{\"query\": [[1, 0]]}'", "| attncli compute -"),
         ("compute -q '[[1, 0]]'", "| attncli compute -"),
-        ("multihead h.npy --random-weights --heads 2", "--random-weights has no value: --heads follows"),
+        ("multihead h.npy --random-weights --heads 2", "--random-weights has no value"),
         ("compute x.npy --top --causal", "--top has no value: --causal follows"),
     ],
 )  # fmt: skip
