@@ -9,6 +9,7 @@ from __future__ import annotations
 from attncli.cli import cycles as cycles, interrupt  # isort: skip  (first: the rest loads long)
 import errno
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,6 +30,14 @@ SURE = 0.75  # how alike a name must be: --quiet is not --query
 BUG = 70  # EX_SOFTWARE of sysexits.h
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
 
+#: What other tools call an option, and how it is said here.
+OTHERWISE = {
+    "--csv": "--format csv", "--markdown": "--format markdown", "--md": "--format markdown",
+    "--html": "--report FILE.html", "--png": "--plot FILE.png", "--svg": "--plot FILE.svg",
+    "--padding": "--mask 'padding(3)'", "--window": "--mask 'window(2)'",
+    "--temperature": "--scale", "--size": "--length", "-n": "--length",
+    "--num-heads": "--heads", "--labels": "--tokens", "--words": "--tokens",
+}  # fmt: skip
 #: Each is a function of a module of that name.
 COMMANDS = ("compute", "mask", "multihead", "inspect")
 
@@ -199,13 +208,21 @@ def _known(error: BaseException) -> AttnError | None:
 def _usage(error: Any, command: str | None) -> Misuse:
     """A usage error in our own words, with the nearest thing that exists."""
     path = error.ctx.command_path if error.ctx else f"attncli {command or ''}".strip()
+    names = [n for p in error.ctx.command.params for n in p.opts] if error.ctx else []
     if type(error).__name__ == "NoSuchOption":
         text = f"no such option: {error.option_name}"
-        names = [n for p in error.ctx.command.params for n in p.opts] if error.ctx else []
-        near = "".join(closest(error.option_name, names, SURE))
+        other = OTHERWISE.get(error.option_name, "")
+        near = other if other.partition(" ")[0] in names else ""
+        near = near or "".join(closest(error.option_name, names, SURE))
     else:
         text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
         near = near.partition("?")[0]
+        file = re.fullmatch("No such command '(.*)'", text)
+        if file and os.path.isfile(file[1]):
+            near = f"attncli compute {file[1]}"
+        lost = re.fullmatch("Invalid value for '(--[^ ']+).*': '(--?[^']+)' is not .*", text)
+        if lost and lost[2].partition("=")[0] in names:
+            text = f"{lost[1]} has no value: {lost[2]} follows it"
     return Misuse(
         text[:1].lower() + text[1:],
         (f"did you mean {near}? " if near else "") + f"(all options: {path} --help)",

@@ -38,7 +38,11 @@ from attncli.studies.layer import MultiheadResult
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SCHEMA = "attncli.multihead/1"
-OWN = ("output", "query", "key", "value", "present_key", "present_value", "heads", "concat")
+#: The projections by the names that `multihead` reads them by, (out, in).
+WEIGHTS = {"wq": "query", "wk": "key", "wv": "value", "wo": "output"}
+OWN = (
+    "output", "query", "key", "value", "present_key", "present_value", "heads", "concat", *WEIGHTS
+)  # fmt: skip
 HEAD = (Shown("entropy"), Shown("max_weight"), Shown("output_share", sub="norm share"))
 MAPPED = 64  # heads that a map of likeness has room for
 
@@ -312,8 +316,16 @@ def _array(made: MultiheadResult, chosen: Selection, view: View, name: str) -> A
 
 
 def _own(made: MultiheadResult, name: str) -> Array:
-    array: Array = getattr(made, name.removeprefix("present_"))  # both hold the past
-    return array
+    if name not in WEIGHTS:
+        array: Array = getattr(made, name.removeprefix("present_"))  # both hold the past
+        return array
+    weights: Array | None = getattr(made.projections, WEIGHTS[name])
+    if weights is None:
+        raise InputError(
+            f"--include: {made.layer.label} has no {name}",
+            "the heads side by side are its output",
+        )
+    return weights
 
 
 def _saved(made: MultiheadResult, names: Sequence[str]) -> dict[str, Array]:

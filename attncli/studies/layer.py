@@ -17,7 +17,7 @@ from attncli.attention.tensors import tensor_masker
 from attncli.engines import DEFAULT
 from attncli.errors import InputError, listed
 from attncli.files.bundle import Bundle
-from attncli.files.vocabulary import BYSTANDERS, PLAYED
+from attncli.files.vocabulary import BYSTANDERS, PLAYED, RESULTS
 from attncli.models.finding import load
 from attncli.models.layer import Layer, Projections
 from attncli.models.limits import beyond, maskers
@@ -29,6 +29,8 @@ from attncli.studies.attend import Result, solve
 Array = np.ndarray[Any, np.dtype[Any]]
 AnyMask = str | Mask | Masker
 INPUT_NORMS = ("auto", "none")
+#: What may stand beside weights, as in what `multihead -o` writes, and says nothing of the layer.
+_IDLE = RESULTS | {"hidden_states", "tokens", "query_tokens", "key_tokens"}
 
 
 class Posed(NamedTuple):
@@ -313,7 +315,7 @@ def _unread(layer: Layer) -> list[str]:
         for name in (*bundle.tensors, *bundle.options)
         if name not in used
         and name.lower() not in BYSTANDERS
-        and "hidden_states" not in PLAYED.get(name.lower(), ())
+        and not _IDLE.issuperset(PLAYED.get(name.lower(), ("unknown",)))
     ]
     are = "are" if len(left) > 1 else "is"
     said = "say as options what the layer needs of them: --heads, --mask, --scale …"

@@ -76,6 +76,23 @@ def test_what_nothing_reads_beside_them_is_said_once(door: Door) -> None:
     assert ran.code == 0 and ran.err.count("'bias' is not read") == 1
 
 
+def test_random_weights_are_written_and_read_again(door: Door) -> None:
+    told = ("multihead", "x.json", "--random-weights", "0", "--heads", "2")
+    first = door(*told, "-o", "r.json", "--include", "output,wq,wk,wv,wo")
+    assert first.code == 0
+    again = door("multihead", "x.json", "-w", "r.json", "--heads", "2", "--json")
+    assert again.err == "" and json.loads(again.out)["warnings"] == []
+    written = json.loads(Path("r.json").read_text())
+    assert np.allclose(array(again, "output"), written["output"], rtol=1e-6)
+
+
+def test_weights_that_are_not_there_are_not_written(door: Door) -> None:
+    write("no.json", **{name: w for name, w in WEIGHTS.items() if name != "wo"})
+    ran = door("multihead", "x.json", "-w", "no.json", "--heads", "2", "-o", "r.npz",
+               "--include", "wo")  # fmt: skip
+    assert ran.code == 2 and "the layer has no wo" in ran.err and not Path("r.npz").exists()
+
+
 def test_without_weights_anywhere_it_says_where_they_may_be(door: Door) -> None:
     ran = door("multihead", "x.json", "--heads", "2")
     assert ran.code == 2

@@ -94,6 +94,28 @@ def test_no_nonsense_is_offered(typed: str, door: Door) -> None:
 
 
 @pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("compute x.npy --csv", "--format csv?"), ("compute x.npy --html a", "--report FILE.html?"),
+        ("compute x.npy --temperature 2", "--scale?"), ("mask causal --size 4", "--length?"),
+        ("compute x.npy --padding 2", "--mask 'padding(3)'?"),
+        ("x.npy", "attncli compute x.npy?"), ("compute sub/x.npy", "did you mean x.npy?"),
+        ("compute '{\"query\": [[1, 0]]}'", "| attncli compute -"),
+        ("compute -q '[[1, 0]]'", "| attncli compute -"),
+        ("multihead h.npy --random-weights --heads 2", "--random-weights has no value"),
+        ("compute x.npy --top --causal", "--top has no value: --causal follows"),
+    ],
+)  # fmt: skip
+def test_what_a_newcomer_types_is_understood(typed: str, offered: str, door: Door) -> None:
+    ran = door(*shlex.split(typed))
+    assert ran.code == 2 and offered in ran.err, ran.err
+
+
+def test_what_a_command_has_not_is_not_offered(door: Door) -> None:
+    assert "--length" not in door("compute", "x.npy", "--size", "4").err
+
+
+@pytest.mark.parametrize(
     "call", ["compute x.npy", LAYER, "mask causal -l 3", "inspect -q x.npy"], ids=str.split
 )
 def test_quiet_leaves_out_the_table_and_nothing_else(call: str, door: Door) -> None:
@@ -180,7 +202,7 @@ def test_steps_work_out_a_row_with_a_choice_and_say_what_they_leave_out(door: Do
 
 def test_multihead_has_steps_and_shows_its_weights(door: Door) -> None:
     ran = door(*LAYER.split(), "--causal", "--steps")
-    assert "4  weights" in ran.out and "sum for q1:" in ran.out and "Projected output" in ran.out
+    assert "7  weights" in ran.out and "sum for q1:" in ran.out and "Projected output" in ran.out
     assert "1 of 2 heads not shown" in ran.out
     assert "Weights · head" not in door(*LAYER.split()).out
     shown = door(*LAYER.split(), "--head", 1, "--json", "--include", "weights").data["weights"]

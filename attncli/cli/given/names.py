@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection
 
 from attncli import files
+from attncli.cli import groups
 from attncli.errors import InputError, listed, numbered
 from attncli.files.attentions import weights_in
 from attncli.files.bundle import Bundle, path_of, prefixes
@@ -16,6 +17,12 @@ DTYPES = ("dtype", "softmax_dtype")
 READ = (
     "key", "value", "attn_mask", "past_key", "past_value", "kv_lengths", "sink"
 )  # fmt: skip
+#: What other people call a member, and what it is called here.
+OTHERWISE = {
+    "padding_mask": "key_padding_mask", "pad_mask": "key_padding_mask", "temperature": "scale",
+    "labels": "tokens", "words": "tokens", "query_labels": "query_tokens",
+    "key_labels": "key_tokens",
+}  # fmt: skip
 
 
 def is_known(name: str) -> bool:
@@ -82,8 +89,12 @@ def unread(bundle: Bundle, taken: Collection[str], said: Callable[[str], object]
         elif not any(role in RESULTS or said(role) for role in roles) and _says(bundle, name):
             idle.append(name)
     there = {role for name in bundle.options for role in PLAYED.get(name.lower(), ())}
-    options = [r for r, row in ROLES.items() if row.kinds and TENSOR not in row.kinds]
+    options = [
+        r for r, row in ROLES.items()
+        if row.kinds and (TENSOR not in row.kinds or r in groups.Labels.members)
+    ]  # fmt: skip
     near = _near([role for role in options if role not in there]) if unknown else {}
+    near |= {name: role for name, role in OTHERWISE.items() if role not in there}
     slipped = [name for name in unknown if name.lower() in near]
     left = [repr(name) for name in (*idle, *unknown) if name.lower() not in near]
     are = "are" if len(left) > 1 else "is"

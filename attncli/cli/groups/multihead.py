@@ -41,7 +41,10 @@ from attncli.cli.options import (
 )
 from attncli.reports.words import INCLUDABLE
 
-SAVED = ("output", "heads", "concat", *(name for name in INCLUDABLE if name != "output"))
+SAVED = (
+    "output", "heads", "concat", *(name for name in INCLUDABLE if name != "output"),
+    "wq", "wk", "wv", "wo",
+)  # fmt: skip
 
 X = Annotated[
     Text,
@@ -216,6 +219,7 @@ DIFFERING = LINES_TOO | {
     "include": said(
         autocompletion=lambda: list(SAVED),
         help=f"What to save and to put into JSON: {', '.join(SAVED)} (default: output). With "
-        "query,key,value compute and inspect read it. In JSON, heads are each head's output.",
+        "query,key,value compute and inspect read it. In JSON, heads are each head's output; wq, "
+        "wk, wv, wo are the weights (out, in), which -w reads.",
     ),
 }

@@ -138,7 +138,15 @@ def reading(source: str, what: str = "unreadable") -> Iterator[None]:
 def os_error(error: OSError, path: str, verb: str) -> FileError:
     """What an operating system's error means for the file, and what to do about it."""
     folder, name = os.path.split(path)
+    if verb == "read" and path.lstrip()[:1] in ("{", "["):
+        shown = path if len(path) <= 30 else f"{path[:29]}…"
+        return FileError(
+            f"no such file: {shown}",
+            "what is no file is piped in: echo '{\"query\": [[1, 0]]}' | attncli compute -",
+        )
     if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if verb == "read" and not os.path.isdir(folder or ".") and os.path.isfile(name):
+            return FileError(f"no such folder: {folder}", f"did you mean {name}?")
         if not os.path.isdir(folder or "."):
             return FileError(f"no such folder: {folder}", f"to {verb} {name}, make it or fix it")
         if verb == "write":

@@ -55,10 +55,22 @@ def test_no_slip_where_the_role_is_played_otherwise() -> None:
     assert gather(bundle(querys=Q.tolist(), key=K.tolist()), Flags()).warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("token", "tokens"), ("words", "tokens"), ("query_labels", "query_tokens"),
+        ("padding_mask", "key_padding_mask"), ("temperature", "scale"),
+    ],
+)  # fmt: skip
+def test_another_word_for_it_is_understood_and_said(name: str, meant: str) -> None:
+    given = gather(bundle(query=X, **{name: [1]}), Flags())
+    assert given.warnings == (f"b.json: '{name}' is not read; did you mean '{meant}'?",)
+
+
 def test_what_nothing_reads_is_warned_about_in_one_line() -> None:
-    given = gather(bundle(query=X, labels=[1], extra=[2], sclae=3, note="b"), Flags())
+    given = gather(bundle(query=X, more=[1], extra=[2], sclae=3, note="b"), Flags())
     assert given.warnings == (
-        "b.json: 'labels', 'extra', 'note' are not read",
+        "b.json: 'more', 'extra', 'note' are not read",
         "b.json: 'sclae' is not read; did you mean 'scale'?",
     )
     assert given.pose().warnings == given.warnings
