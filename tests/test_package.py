@@ -7,6 +7,7 @@ import tomllib
 
 import attncli as package
 from attncli.engines.fused import VARIABLE
+from attncli.models.families import COMPOSITES, FAMILIES
 from tests.support.program import ROOT, Door
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -48,3 +49,8 @@ def test_the_manual_page_names_the_variables_that_are_read() -> None:
     by_torchrun = {name for name in read if name.endswith(("RANK", "WORLD_SIZE"))}
     told = {name for heading in headings("ENVIRONMENT") for name in re.findall(r"\w+", heading)}
     assert told == read - by_torchrun
+
+
+def test_the_readme_counts_model_types_truly() -> None:
+    (told,) = re.findall(r"more than (\d+) model types", README)
+    assert 0 < len(FAMILIES.keys() | COMPOSITES) - int(told) < 40
