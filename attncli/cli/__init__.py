@@ -193,8 +193,9 @@ def _known(error: BaseException) -> AttnError | None:
         )
     if isinstance(error, OSError):
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "no space left to write" if full else "cannot write"
         where = error.filename or "standard output"
+        how = "read or write" if error.filename else "write"
+        what = "no space left to write" if full else f"cannot {how}"
         return FileError(f"{what} {where}" + ("" if full else f": {error.strerror or error}"))
     if isinstance(error, ImportError) and not (error.name or "").startswith("attncli"):
         *_, last = str(error).strip().splitlines() or [type(error).__name__]

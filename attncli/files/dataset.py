@@ -44,7 +44,9 @@ def definition(source: str, name: str) -> tuple[str, str, Any]:
         )
     file = f"{name}.json"
     if os.path.basename(file) == file and "\0" not in file:
-        for kind in sorted(os.listdir(at)):
+        with reading(at):
+            kinds = sorted(os.listdir(at))
+        for kind in kinds:
             path = os.path.join(at, kind, file)
             if os.path.lexists(path):
                 with reading(path), open(kept(folder, path), "rb") as stream:

@@ -184,7 +184,7 @@ def terms(config: Config) -> tuple[str, ...]:
     """Return DeBERTa's terms of content and position; InputError for others than c2p and p2c."""
     said = config.get("pos_att_type") or []
     some = said.split("|") if isinstance(said, str) else said
-    if not isinstance(some, list) or not {*some} <= {"c2p", "p2c"}:
+    if not isinstance(some, list) or any(one not in ("c2p", "p2c") for one in some):
         raise wrong("pos_att_type", said, "a list of c2p and p2c")
     return tuple(some)
 
@@ -209,24 +209,45 @@ def layer_type(config: Config, family: Family, index: int) -> str:
             number(config, "max_window_layers") or 0
         )
     elif rule.startswith("every"):
-        pattern = config.get("sliding_window_pattern", config.get("_sliding_window_pattern"))
-        if isinstance(pattern, str):
-            slides = pattern[index % len(pattern)].upper() == "L"
+        names = ("sliding_window_pattern", "_sliding_window_pattern")
+        said = first(config, names)
+        if said and isinstance(said[1], str) and said[1]:
+            slides = said[1][index % len(said[1])].upper() == "L"
         else:
-            slides = (index + 1) % int(pattern or rule.split()[1]) != 0
+            slides = (index + 1) % _whole(config, int(rule.split()[1]), *names) != 0
     elif rule == "no_rope":
         slides = bool(config.get("use_sliding_window")) and not turns(config, family, index, "")
     elif rule == "modernbert":
-        slides = index % int(number(config, "global_attn_every_n_layers") or 3) != 0
+        slides = index % _whole(config, 3, "global_attn_every_n_layers") != 0
     elif rule == "gpt_neo":
-        layers = config.get("attention_layers")
-        if not layers:
-            types = config.get("attention_types") or []
-            layers = [kind for kinds, times in types for _ in range(times) for kind in kinds]
-        slides = index < len(layers) and layers[index] == "local"
+        slides = _neo_type(config, index) == "local"
     elif rule == "longformer":
         slides = True
     return "sliding_attention" if slides else "full_attention"
+
+
+def _whole(config: Config, usual: int, *names: str) -> int:
+    """Return a positive whole number under one of the names, else the usual one."""
+    found = count(config, names)
+    return usual if found is None else found[1]
+
+
+def _neo_type(config: Config, index: int) -> Any:
+    """Return which attention a layer of GPT-Neo has; None where nothing says it."""
+    layers = config.get("attention_layers")
+    if layers:
+        if not isinstance(layers, list):
+            raise wrong("attention_layers", layers, "a list with the name of each layer's type")
+        return layers[index] if index < len(layers) else None
+    types = config.get("attention_types") or []
+    try:
+        for kinds, times in types:  # as [["global", "local"], 6]
+            if index < times * len(kinds):
+                return kinds[index % len(kinds)]
+            index -= times * len(kinds)
+    except (TypeError, ValueError):
+        raise wrong("attention_types", types, "a list of types and how often they come") from None
+    return None
 
 
 def chunk(config: Config, kind: str) -> int | None:
@@ -260,7 +281,7 @@ def window(config: Config, family: Family, index: int, kind: str) -> tuple[int, 
     if kind != "sliding_attention":
         return None
     if family.window == "modernbert":
-        size = int(number(config, "local_attention") or 128) // 2
+        size = _whole(config, 128, "local_attention") // 2
         return size, size, f"local_attention {2 * size}"
     if family.window == "longformer":
         found = count(config, ("attention_window",), index)
@@ -283,7 +304,7 @@ def turns(config: Config, family: Family, index: int, kind: str) -> bool:
     if layers is not None and not isinstance(layers, list):
         raise wrong("no_rope_layers", layers, "a list with 1 or 0 for each layer")
     if family.rope_on == "no_rope_layers" and not layers:
-        return (index + 1) % int(number(config, "no_rope_layer_interval") or 4) != 0
+        return (index + 1) % _whole(config, 4, "no_rope_layer_interval") != 0
     if isinstance(layers, list) and index < len(layers):
         return bool(layers[index])  # 1 says that RoPE is used there
     return not (family.bias.startswith("alibi") and config.get("alibi"))

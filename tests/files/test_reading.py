@@ -11,6 +11,7 @@ import pytest
 
 from attncli import files
 from attncli.errors import FileError
+from attncli.studies.cases.candidates import Folder
 from tests.support.files import npy, put, refused, same, sample
 
 
@@ -66,6 +67,20 @@ def test_permission_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = put(tmp_path / "x.npy", npy(sample("int8")))
     monkeypatch.setattr("builtins.open", denied)
     refused(path, "no permission to read")
+
+
+def test_a_folder_whose_names_nobody_may_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is not there has no neighbours then; answers cannot be found."""
+
+    def denied(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", denied)
+    refused(str(tmp_path / "x.npy"), "no such file")
+    with pytest.raises(FileError, match="no permission to read"):
+        Folder(str(tmp_path))
 
 
 def test_a_name_for_an_unnamed_tensor(tmp_path: Path) -> None:

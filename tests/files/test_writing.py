@@ -87,6 +87,23 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors", ".json"])
+def test_a_file_that_may_not_grow(tmp_path: Path, suffix: str) -> None:
+    import resource
+
+    target, before = tmp_path / f"x{suffix}", resource.getrlimit(resource.RLIMIT_FSIZE)
+    target.write_bytes(b"old")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(FileError, match="cannot be written: File too large"):
+            files.write(str(target), {"a": np.ones(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [f"x{suffix}"]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/null"), reason="no devices here")
 @pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors", ".json"])
 def test_a_device_takes_each_format(tmp_path: Path, suffix: str) -> None:

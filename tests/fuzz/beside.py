@@ -15,6 +15,7 @@ from attncli import files
 from attncli.errors import AttnError
 from attncli.files.formats.json import dumps
 from attncli.measures.policy import LIMITS, POLICY, read_policy
+from attncli.models.families import FAMILIES
 from tests.fuzz import words
 from tests.fuzz.broken import EDGES, odd_document, spoilt, text_of
 from tests.fuzz.calls import Random, demand_words, run
@@ -24,6 +25,8 @@ TOML = [
     "0.5", "-1", "false", "true", "'x'", "inf", "nan", "[1]", "{}", "1979-05-27", "0x" + "f" * 6000,
     "9" * 5000, "1e400", "[" * 3000, '"""', "1_0", "", "\n", "# x", "{ a = 1, a = 2 }", "\x00", "é",
 ]  # fmt: skip
+
+LIKELY = [0, 1, 2, 0.5, True, "LG", [2, 1]]  # what a member of config.json may be
 
 
 def policy(rng: Random) -> None:
@@ -59,12 +62,15 @@ def checkpoint(rng: Random) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     config: Any = {
-        "model_type": words.one(rng, ["llama", "gpt2", "bert", "gemma2", "t5", "mistral", "x", ""]),
+        "model_type": words.one(rng, [*FAMILIES, "x", ""]),
         "num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 2, "rope_theta": 100.0,
         "rope_scaling": {"rope_type": "llama3", "factor": 2.0}, "layer_types": ["full_attention"],
         "text_config": {"num_key_value_heads": 1},
     }  # fmt: skip
-    config = odd_document(rng, config, _members())
+    for _ in range(int(rng.integers(0, 4))):
+        config[words.one(rng, _members())] = LIKELY[int(rng.integers(len(LIKELY)))]
+    if rng.random() < 0.8:
+        config = odd_document(rng, config, _members())
     (folder / "config.json").write_bytes(text_of(config))
     names = [f"model.layers.{n}.self_attn.{p}_proj.weight" for n in range(2) for p in "qkvo"]
     arrays = {name: rng.normal(size=(8, 8)).astype("f4") for name in names}

@@ -64,4 +64,8 @@ def every() -> dict[str, bytes]:
     lines = [json.dumps({n: a.tolist() for n, a in bundle(rng).items()}) for _ in range(3)]
     found[".ndjson"] = "\n".join(lines).encode()
     found[".csv"] = b"0.5,0.5,0\n1,0,0\n0.25,0.25,0.5\n"
+    view = {"name": None, "attn": np.full((2, 2, 3, 3), 0.5).tolist(),
+            "left_text": ["a", "b", "c"], "right_text": ["a", "b", "c"]}  # fmt: skip
+    params = json.dumps({"attention": [view], "default_filter": "0", "include_layers": [0, 1]})
+    found[".html"] = f"<script>const params = {params}; draw(params)</script>".encode()
     return found

@@ -101,16 +101,23 @@ def lines(rng: Random) -> None:
 
 
 def page(rng: Random) -> None:
-    """Tokens of any text stay text in a page."""
+    """Words of a file stay text in a page: tokens, names of tensors, its own name, a mask's."""
     nasty = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "&lt;", "\u2028",
              "'\"`", "${x}", "\x00", "]]>", "<!--", "\ud7ff", "a\nb", "{{x}}"]  # fmt: skip
     tokens = [words.one(rng, nasty) + str(n) for n in range(3)]
     one = {"query": rng.normal(size=(3, 2)).tolist(), "tokens": tokens}
-    Path("page.json").write_bytes(text_of(one))
-    code, _, _ = run(["compute", "page.json", "--report", "page.html"])
+    stem = words.one(rng, ["page", *nasty]).replace("/", "\u2215").replace("\0", "")
+    layers = {f"{words.one(rng, nasty)}.{n}.{name}": value for n in range(2) for name, value in
+              one.items()}  # fmt: skip
+    many = rng.random() < 0.5
+    Path(f"{stem}.json").write_bytes(text_of(layers if many else one))
+    np.save(f"{stem}.npy", np.tri(3, dtype=bool))
+    name = ascii(f"{stem}.npy") if rng.random() < 0.3 else ""
+    code, _, _ = run(["inspect" if many else "compute", f"./{stem}.json", "--report", "page.html",
+                      *(["--mask", f"file({name})"] if name else [])])  # fmt: skip
     text = Path("page.html").read_text("utf-8") if code == 0 else ""
     if "<script>alert" in text or "<img src=x" in text:
-        raise Broken(f"a token became markup: {tokens}")
+        raise Broken(f"a word became markup: {stem!r}, {layers if many else tokens}")
 
 
 TARGETS: dict[str, Callable[[Random], None]] = {

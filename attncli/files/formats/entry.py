@@ -12,7 +12,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,7 +151,9 @@ def os_error(error: OSError, path: str, verb: str) -> FileError:
             return FileError(f"no such folder: {folder}", f"to {verb} {name}, make it or fix it")
         if verb == "write":
             return FileError(f"{path} cannot be written: {folder or 'the folder'} takes no files")
-        near = closest(name, os.listdir(folder or "."))
+        near: list[str] = []
+        with suppress(OSError):  # a folder whose names nobody may see
+            near = closest(name, os.listdir(folder or "."))
         return FileError(
             f"no such file: {path}",
             f"did you mean {os.path.join(folder, near[0])}?" if near else None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from types import SimpleNamespace
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -83,4 +84,6 @@ def write(stream: BinaryIO, arrays: Mapping[str, Array], extra: Mapping[str, Any
             raise FileError(
                 f"NumPy's files cannot hold {array.dtype.name}", "write .safetensors instead"
             )
-        np.lib.format.write_array(stream, array, allow_pickle=False)
+        # to a real file NumPy would write by itself, and not say why that failed
+        told = cast(Any, SimpleNamespace(write=stream.write))
+        np.lib.format.write_array(told, array, allow_pickle=False)

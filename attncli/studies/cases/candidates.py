@@ -17,7 +17,7 @@ from attncli.attention.problem import Problem
 from attncli.errors import FileError, InputError, NoAnswer, listed, numbered
 from attncli.files.bundle import Bundle
 from attncli.files.formats import SUFFIXES
-from attncli.files.formats.entry import demand_regular
+from attncli.files.formats.entry import demand_regular, reading
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -67,7 +67,9 @@ class Folder:
             )
         self.path = path
         self.files: dict[str, list[str]] = {}
-        for name in sorted(os.listdir(path)):
+        with reading(path):
+            names = sorted(os.listdir(path))
+        for name in names:
             stem, suffix = os.path.splitext(name)
             if suffix.lower() in SUFFIXES:
                 self.files.setdefault(stem, []).append(name)
