@@ -10,7 +10,7 @@ import pytest
 from attncli.attention.language import masker
 from attncli.attention.pose import pose
 from attncli.attention.problem import Problem
-from attncli.measures.budget import Way, eps, plain, truth
+from attncli.measures.budget import Way, eps, most, plain, truth, ways
 from attncli.measures.gradient_budget import slopes
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,19 +48,22 @@ def test_bands_are_in_the_units_of_results(own: np.dtype[Any]) -> None:
     np.testing.assert_allclose(moved["output"], one["output"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("own", [SINGLE, HALF])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_bands_are_in_the_units_of_gradients(softcap: float | None) -> None:
-    one = gradients_of(posed(softcap=softcap), SINGLE).bands
+def test_bands_are_in_the_units_of_gradients(softcap: float | None, own: np.dtype[Any]) -> None:
+    floor = 2.0**-24 if own == HALF else 0.0
+    one = gradients_of(posed(softcap=softcap), own).bands
     units = {
         "query": (1 / 64, 1 / 8, 16), "key": (1 / 64, 8, 16), "value": (1, 1, 16),
         "sink": (1 / 64, 1, 16), "biases": (1 / 64, 1, 16),
     }  # fmt: skip
-    small = gradients_of(posed(v=1 / 64, softcap=softcap), SINGLE).bands
-    moved = gradients_of(posed(q=8, k=1 / 8, softcap=softcap), SINGLE).bands
-    steep = gradients_of(posed(softcap=softcap), SINGLE, do=16).bands
+    small = gradients_of(posed(v=1 / 64, softcap=softcap), own).bands
+    moved = gradients_of(posed(q=8, k=1 / 8, softcap=softcap), own).bands
+    steep = gradients_of(posed(softcap=softcap), own, do=16).bands
     for name, by in units.items():
         for found, unit in zip((small, moved, steep), by, strict=True):
-            np.testing.assert_allclose(found[name], one[name] * unit, 1e-6, 1e-30, err_msg=name)
+            right = (one[name] - floor) * unit + floor
+            np.testing.assert_allclose(found[name], right, 1e-6, 1e-30, err_msg=name)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -73,16 +76,26 @@ def test_bands_hold_what_float32_does_and_little_more(softcap: float | None) -> 
         seen = np.isfinite(right.arrays[name])
         error = np.abs(found[name][seen].astype(np.float64) - right.arrays[name][seen])
         assert (error <= right.bands[name][seen]).all(), name
-    size = np.abs(scores).max() + np.abs(problem.query).max() * np.abs(problem.key).max() * 8
-    assert (right.bands["weights"] <= 8 * step * weights * (1 + size) + 1e-30).all()
-    assert (right.bands["lse"] <= 8 * step * (1 + size)).all()
-    assert (right.bands["output"] <= 16 * step * (1 + size) * np.abs(problem.value).max()).all()
-    # a weight that moves by ε(1 + reach) of itself moves the output by what v is away from it
+    # a score moves by ε of its terms, the argument of exp by ε of itself, too
     q, k, v = (a[0, 0].astype(np.float64) for a in (problem.query, problem.key, problem.value))
     reach = (np.abs(q) @ np.abs(k).T) * problem.scale
+    capped, masked = (np.abs(right.arrays[name]) for name in ("softcapped", "masked"))
+    top = np.maximum(right.arrays["masked"].max(-1), 0.5)  # the sink
+    seen = weights > 0
+    gap = np.abs(np.where(seen, right.arrays["masked"] - top[:, None], 0))
+    move = 1 + reach + capped + gap
+    mean = (weights * move).sum(-1)
     away = np.abs(v[None] - right.arrays["output"][:, None])  # (n, Lk, Dv)
-    least = step * ((weights * (1 + reach))[..., None] * away).sum(1)
-    assert (right.bands["output"] >= least * (1 - 1e-5)).all()
+    blended = ((weights * move)[..., None] * (away + np.abs(v))).sum(1)
+    first_order = {
+        "scores": reach + np.abs(scores), "softcapped": reach + 2 * capped,
+        "masked": np.where(seen, move + masked, 0), "weights": weights * (2 + move + mean[:, None]),
+        "lse": 1 + mean + np.abs(right.arrays["lse"]),
+        "output": np.fmin(blended, 2 * np.abs(v).max(0) / step) + np.abs(right.arrays["output"]),
+    }  # fmt: skip
+    for name, moved in first_order.items():
+        assert (right.bands[name] >= step * moved * (1 - 1e-5)).all(), name
+        assert (right.bands[name] <= 1.5 * step * moved + 1e-30).all(), name
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
@@ -105,4 +118,35 @@ def test_bands_of_gradients_hold_what_float32_does_and_little_more(softcap: floa
         error = np.abs(found.arrays[name] - right.arrays[name])
         assert (error <= right.bands[name]).all(), name
         if name in terms:
-            assert (right.bands[name] <= 16 * step * size * terms[name] + 1e-30).all(), name
+            assert (right.bands[name] >= step * terms[name] / 2).all(), name
+            assert (right.bands[name] <= 8 * step * size * terms[name] + 1e-30).all(), name
+
+
+def test_plain_implementations_are_three_and_of_halves_six() -> None:
+    assert [(w.low, w.tile) for w in ways(posed(), SINGLE)] == [(None, None)] * 3
+    assert [w.tile for w in ways(posed(), HALF) if w.low == HALF] == [None, 9, 64]
+    assert len(ways(posed(), HALF)) == 6
+    assert [w.low for w in ways(posed(), HALF, low=False)] == [None] * 3
+
+
+@pytest.mark.parametrize("tile", [None, 1, 2, 4, 9, 64])
+def test_weights_rounded_in_tiles_move_the_output_by_a_rounding(tile: int | None) -> None:
+    problem = posed()
+    right = truth(problem, 0, 1, own=SINGLE).arrays
+    single = plain(problem, 0, 1, None, Way(low=SINGLE, tile=tile))
+    half = plain(problem, 0, 1, None, Way(low=HALF, tile=tile))
+    size = np.abs(problem.value).max()
+    for name in ("output", "weights"):
+        np.testing.assert_allclose(single[name], right[name], atol=1e-6 * size)
+        error = np.abs(half[name] - right[name])
+        assert 1e-5 < error.max() < 8 * eps(HALF) * size
+
+
+def test_the_yardstick_is_the_largest_error_of_each_row() -> None:
+    right = np.array([[1.0, 2.0, 3.0], [0.0, np.nan, -1.0]])
+    one = np.array([[1.5, 2.0, 3.0], [0.0, 5.0, np.inf]])
+    two = np.array([[1.0, 2.0, 2.75], [0.0, 1.0, -1.0]])
+    assert most(right, [one, two]).tolist() == [[0.5], [0.0]]
+    assert most(right, [two]).tolist() == [[0.25], [0.0]]
+    assert most(right[:, 0], [one[:, 0], two[:, 0]]).tolist() == [0.5, 0.0]
+    assert most(right, []).tolist() == [[0.0], [0.0]]
