@@ -41,7 +41,10 @@ def _e1(rows: Rows) -> Array:
 
 @of_rows(unit="nats", source="Zhai et al. 2023", keep=9)
 def entropy(rows: Rows) -> Array:
-    """−Σ p ln p = ln(1 + rest) − es/(1 + rest), in nats: no term is negative."""
+    """−Σ p ln p, in nats: 0 where one key has all the weight, ln n where n share it alike.
+
+    Computed as ln(1 + rest) − es/(1 + rest): no term is negative.
+    """
     return np.log1p(rows.rest) - rows.es / _e1(rows)
 
 

@@ -144,6 +144,11 @@ _ROWS = (
         "arrays", {"query": "wq", "key": "wk", "value": "wv"}, ("wo",), bare=True, by_hand=True,
         biases={"query": "bq", "key": "bk", "value": "bv", "output": "bo"},
     ),
+    Layout(
+        "arrays", {"query": "wquery", "key": "wkey", "value": "wvalue"},
+        ("wo", "wout", "woutput"), bare=True, by_hand=True,
+        biases={"query": "bquery", "key": "bkey", "value": "bvalue", "output": "bo"},
+    ),
 )  # fmt: skip
 
 _KERNELS = {"end": "kernel", "form": EINSUM}

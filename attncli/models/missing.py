@@ -100,7 +100,7 @@ def nothing_found(names: Iterable[str], source: str) -> InputError:
     return InputError(
         f"{source} holds no attention layer that is known; it holds "
         f"{counted(len(known), 'tensor')} ({some})",
-        f"a layer is recognised by its query or fused weight: {first}",
+        f"by hand wq, wk, wv, wo; else it is recognised by its query or fused weight: {first}",
     )
 
 

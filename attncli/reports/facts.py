@@ -28,7 +28,7 @@ def headline(result: Result) -> list[str]:
         facts.append(f"sink {sinks[0]:.4g}" if len(sinks) == 1 else "a sink per head")
     if not problem.mask.trivial and (problem.scored or problem.mask.text):
         lengths = problem.mask.extent.lengths
-        said = [f"mask {problem.mask.text}"] if problem.mask.text else []
+        said = [f"mask {problem.mask.text.removeprefix('mask ')}"] if problem.mask.text else []
         said += [f"kv lengths {', '.join(map(str, lengths))}"] if lengths else []
         for text in said or ["mask given"]:
             if len(text) > LONGEST_MASK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,25 @@ def test_a_file_of_something_else_is_no_mask_unless_it_is_named(
     assert door("mask", "q.json::query").out.startswith("2 × 2, 3 of 4 kept")
     Path("other.json").write_text('{"my_own": [[1, 0], [1, 1]]}')
     assert door("mask", "other.json").out.startswith("2 × 2, 3 of 4 kept")
+
+
+@pytest.mark.parametrize("said", ['"mask": "causal"', '"causal": true', '"mask": [[1, 0], [1, 1]]'])
+def test_the_mask_of_a_problem_has_its_size_and_its_tokens(
+    said: str, door: Door, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    x = "[[1, 0], [0, 1]]"
+    Path("p.json").write_text(f'{{"tokens": ["a", "b"], "query": {x}, "value": {x}, {said}}}')
+    done = door("mask", "p.json")
+    assert (done.code, done.err) == (0, "")
+    assert re.findall(r"\w+ +[■·] +[■·]", done.out) == ["a    ■     ·", "b    ■     ■"]
+    both = door("mask", "p.json", "prefix(1)")
+    assert both.code == 0 and "a    ■     ·" in both.out and "b    ■     ·" in both.out
+    if "[[1, 0], [1" not in said:
+        assert "3 × 3" in door("mask", "p.json", "-l", "3").out
+    Path("wide.json").write_text(f'{{"query": {x}, "key": [[1, 0], [0, 1], [1, 1]], {said}}}')
+    wide = door("mask", "wide.json")
+    assert "causal(bottom_right)" in wide.err if "causal" in said else wide.out.startswith("2 × 2")
 
 
 @pytest.mark.parametrize(

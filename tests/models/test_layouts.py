@@ -132,6 +132,13 @@ def test_arrays_by_hand() -> None:
     assert "weights are taken as (out, in)" in layer.notes[0]
 
 
+def test_arrays_by_hand_with_whole_words() -> None:
+    names = ("W_query", "W_key", "W_value", "W_out")
+    layer = one(*((name, (8, 8)) for name in names), ("b_query", (8,)), heads=2)
+    assert layer.layout == "arrays" and layer.tensors["output"] == "W_out"
+    assert layer.projections().query_bias is not None
+
+
 def test_timm_biases_beside_a_fused_weight() -> None:
     layer = one(
         ("blocks.0.attn.qkv.weight", (24, 8)),

@@ -314,3 +314,12 @@ def test_a_real_report(tmp_path: Path) -> None:
     found = texts(made(reported(asked, View(), labels=Labels(tokens, tokens)), ".svg"))
     assert found.count("<BOS>") >= 2 and {"head 0", "head 1", "head 2"} <= {*found}
     assert "entropy (nats)" in found and "hidden by the mask" in found
+
+
+def test_ticks_of_a_narrow_range_are_told_apart_and_stand_at_even_steps() -> None:
+    curve = Curve("head 0", (0.0, 1.0, 2.0, 3.0), (1.36672, 1.37145, 1.37199, 1.36984))
+    said = texts(plotted([Figure("entropy", "query", "nats", [curve])]))
+    told = [float(text) for text in said if re.fullmatch(r"1\.\d+", text)]
+    assert len(told) >= 3
+    steps = np.diff(sorted(told))
+    assert np.allclose(steps, steps[0], rtol=0.05) and steps[0] > 0

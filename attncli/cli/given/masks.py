@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -19,7 +19,7 @@ from attncli.attention.view import Labels
 from attncli.attention.words import MASKS
 from attncli.cli import groups
 from attncli.cli.given.expressions import TENSORS, files_in, reading
-from attncli.cli.given.reader import Reader, is_word
+from attncli.cli.given.reader import Reader, is_truth, is_word
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.cli.groups.mask import Described
 from attncli.errors import FileError, InputError, counted, listed
@@ -31,6 +31,7 @@ from attncli.measures.masks import check_size
 Array = np.ndarray[Any, np.dtype[Any]]
 
 SIZES = ("batch", "heads", "queries", "keys")
+PROBLEM = ("query", "hidden_states", "key", "value")  # of a file in which a mask stands
 MOST_PLANES = 1 << 20  # batch elements times heads: each is looked at
 
 
@@ -56,16 +57,18 @@ class _Source:
     queries: int | None = None
     keys: int | None = None
     warnings: tuple[str, ...] = ()
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
 
 
 def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
     """Bind mask expressions and files to one size.
 
     The size comes from the lengths given, else from the tokens, else from a tensor or a list in
-    the expressions. Raises InputError when nothing says it, AttnError for what does not fit.
+    the expressions, or from the problem in whose file one stands. Raises InputError when nothing
+    says it, AttnError for what does not fit.
     """
     reader = Reader(None, flags)
-    tokens = tokens_of(reader)
+    tokens: Mapping[str, Tokens] = tokens_of(reader)
     sources = [_source(text, flags.mask_polarity) for text in expressions]
     padding = flags.key_padding_mask
     if padding is not None:
@@ -77,6 +80,8 @@ def gather_mask(expressions: Sequence[str], flags: Described) -> GivenMask:
             "name its file in place of an expression, or as --key-padding-mask; in file('…') ~ "
             "turns it round",
         )
+    if not tokens and flags.length is flags.query_length is flags.key_length is None:
+        tokens = next((source.tokens for source in sources if source.tokens), tokens)
     extent = _extent(flags, tokens, [*sources, other] if other else sources)
     check_size(extent)
     mask = Mask(extent)
@@ -164,10 +169,18 @@ def _source(text: str, polarity: str | None) -> _Source:
         bundle = reader.bundle
         assert bundle
         expression = reader.checked("mask", is_word)
+        if expression is None and reader.checked("causal", is_truth):
+            expression = "causal"
         roles = [role for role in TENSORS if role in bundle.by_role]
+        named, lengths = tokens_of(reader), _lengths_in(reader, bundle)
         if expression is not None and not roles:
             reader.warn_of_unread()
-            return replace(_expression(expression), warnings=tuple(reader.warnings))
+            made = _expression(expression)
+            queries, keys = lengths
+            return replace(
+                made, warnings=tuple(reader.warnings), tokens=named,
+                queries=_first(made.queries, queries), keys=_first(made.keys, keys),
+            )  # fmt: skip
         tensors = [(role, reader.spelt[role], reader.tensor(role)) for role in roles]
         reader.taken |= {*bundle.tensors} if len(bundle.tensors) == 1 else set()
         polarity = reader.pick("mask_polarity", is_word)
@@ -176,10 +189,24 @@ def _source(text: str, polarity: str | None) -> _Source:
         if not parts:
             _refuse_others(bundle, text)
             parts = [_tensor(files.read_tensor(text), "attn_mask", text, polarity)]
-        return replace(_joined(parts), warnings=tuple(reader.warnings))
+        return replace(_joined(parts), warnings=tuple(reader.warnings), tokens=named)
     if text.endswith(SUFFIXES):
         raise FileError(f"no such file: {text}", "expected a mask expression or a mask file")
     return _expression(text)
+
+
+def _lengths_in(reader: Reader, bundle: Bundle) -> tuple[int | None, int | None]:
+    """Return how many queries and keys the problem has in whose file a mask stands."""
+    reader.taken |= {name for role in PROBLEM for name in bundle.by_role.get(role, ())}
+    if "layout" in reader.options or "past_key" in bundle.by_role:
+        return None, None
+    shapes = [
+        bundle.header(names[0]).shape for role in PROBLEM[:3]
+        if len(names := bundle.by_role.get(role, ())) == 1
+    ]  # fmt: skip
+    if not shapes or any(len(shape) < 2 for shape in shapes):
+        return None, None
+    return shapes[0][-2], shapes[-1][-2]
 
 
 def _refuse_others(bundle: Bundle, text: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 
 from attncli import files
 from attncli.cli import groups
-from attncli.errors import InputError, listed, numbered
+from attncli.errors import InputError, listed, numbered, series
 from attncli.files.attentions import weights_in
 from attncli.files.bundle import Bundle, path_of, prefixes
 from attncli.files.vocabulary import BYSTANDERS, PLAYED, RESULTS, ROLES, TENSOR, slips
@@ -46,12 +46,15 @@ def refuse_slips(bundle: Bundle, given: Collection[str]) -> None:
     unknown = [name for name in bundle.tensors if not is_known(name)]
     open_roles = [role for role in READ if role not in given and role not in bundle.by_role]
     near = _near(open_roles) if unknown else {}
-    for name in unknown:
-        if name.lower() in near:
-            raise InputError(
-                f"{bundle.source}: '{name}' is not read; did you mean '{near[name.lower()]}'?",
-                "rename it, or leave it out",
-            )
+    slipped = [name for name in unknown if name.lower() in near]
+    if slipped:
+        said = series([f"'{name}'" for name in slipped])
+        meant = series([f"'{near[name.lower()]}'" for name in slipped])
+        are, them = ("is", "it") if len(slipped) == 1 else ("are", "them")
+        raise InputError(
+            f"{bundle.source}: {said} {are} not read; did you mean {meant}?",
+            f"rename {them}, or leave {them} out",
+        )
 
 
 def refuse_groups(bundle: Bundle) -> None:

@@ -200,7 +200,9 @@ class StateReader(Reader):
             weights = None if rest == [""] else of_weights(self.bundle)
             if len(rest) != 1 or weights:
                 names = listed(self.bundle.tensors) or "no tensors"
-                which = f"say which it is: {self.bundle.source}::{rest[0]}" if rest else None
+                which = (
+                    f"name it x, or say which it is: {self.bundle.ref(rest[0])}" if rest else None
+                )
                 raise InputError(
                     f"{self.bundle.source} has no tensor named hidden_states or x; it holds "
                     f"{names}",

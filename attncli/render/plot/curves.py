@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, Formatter, FuncFormatter, MaxNLocator, NullLocator
 
 from attncli.render.plot.paper import LINE, MARGIN, Paper, broken
 from attncli.render.plot.shades import decades
-from attncli.render.plot.text import NORMAL, SMALL, Letters, plain
+from attncli.render.plot.text import NORMAL, SMALL, Letters, plain, plains
 from attncli.reports.blocks import Curve, Figure
 
 #: Okabe and Ito 2008: told apart by the colour-blind, too.
@@ -21,6 +21,16 @@ GUTTER, BETWEEN = 0.4, 0.12  # inches: numbers beside the axes, axes
 HIGH, OVER, UNDER = 1.15, 0.17, 0.32  # the axes, their title, what stands below
 MARKED = 24  # points of a curve that are shown each
 ACROSS = {False: 2, True: 4}  # figures side by side, in a column and on a page
+
+
+class Told(Formatter):
+    """Numbers at ticks, no two of them alike."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return plain(round(x, 12))
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        return plains([round(float(x), 12) for x in values])
 
 
 class CurveBand:
@@ -154,7 +164,7 @@ class CurveBand:
         above = every[np.isfinite(every) & (every > 0)]
         if not (one.log_y and len(above)):
             axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: plain(round(y, 12))))
+            axes.yaxis.set_major_formatter(Told())
             return
         low, top = float(above.min()), float(above.max())
         axes.set_yscale("log")

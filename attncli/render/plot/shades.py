@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize, PowerNorm
 from matplotlib.ticker import MaxNLocator
 
-from attncli.render.plot.text import plain, power
+from attncli.render.plot.text import plain, plains, power
 from attncli.render.shades import NAME
 from attncli.reports.blocks import Heatmap, Shaded
 
@@ -95,7 +95,8 @@ def of_numbers(one: Shaded) -> Shades:
     if low == top:
         low, top = min(low, 0.0), max(top, 1.0)  # as `render.shades.Scale`
     steps = [float(x) for x in MaxNLocator(4).tick_values(low, top) if low <= x <= top]
-    ticks = [(x, plain(0.0 if abs(x) < 1e-12 * (top - low) else x)) for x in steps]
+    steps = [0.0 if abs(x) < 1e-12 * (top - low) else x for x in steps]
+    ticks = list(zip(steps, plains(steps), strict=True))
     return Shades(one.name, Normalize(low, top), colormaps[NUMBERS], ticks)
 
 

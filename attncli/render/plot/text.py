@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 from attncli.render.cells import cut, legible
@@ -15,6 +17,7 @@ OTHERS = (
     "Microsoft YaHei", "Malgun Gothic",
 )  # fmt: skip
 LONGEST = 16  # signs of a label
+MOST = 10  # digits of a number
 POINTS = 72  # an inch
 SMALL, NORMAL, TITLE = 6.0, 6.5, 7.5  # points
 
@@ -66,11 +69,26 @@ def _measured(text: str) -> float:
     return float(found[0])
 
 
-def plain(value: float) -> str:
+def plain(value: float, digits: int = 3) -> str:
     """Return a number as it stands at a tick: short, with a true minus."""
-    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace(
-        "-", "−"
-    )  # fmt: skip
+    text = f"{value:.{digits}g}"
+    for before, after in (("e-0", "e-"), ("e+0", "e"), ("e+", "e"), ("-", "−")):
+        text = text.replace(before, after)
+    return text
+
+
+def plains(values: Sequence[float]) -> list[str]:
+    """Return the numbers at the ticks of one scale, with digits enough for the steps of it."""
+    step = min((b - a for a, b in pairwise(sorted(values))), default=0.0)
+    digits = next(
+        (
+            n
+            for n in range(3, MOST)
+            if all(abs(float(f"{x:.{n}g}") - x) <= step / 20 for x in values)
+        ),
+        MOST,
+    )
+    return [plain(value, digits) for value in values]
 
 
 def power(exponent: int) -> str:

@@ -28,7 +28,7 @@ def test_no_query_lists_what_is_there() -> None:
 @pytest.mark.parametrize(
     ("members", "name", "meant"),
     [
-        ({"query": X, "keys": X, "values": X}, "keys", "key"),
+        ({"query": X, "keys": X, "values": X}, "keys' and 'values", "key' and 'value"),
         ({"query": X, "key": X, "vlaue": X}, "vlaue", "value"),
         ({"keys": X}, "keys", "key"),
         ({"x": X, "attn_msk": X}, "attn_msk", "attn_mask"),
@@ -44,7 +44,7 @@ def test_a_misspelt_role_is_refused(
         Path(path).write_text(json.dumps(members))
     else:
         np.savez(path, **members)
-    with pytest.raises(InputError, match=f"'{name}' is not read; did you mean '{meant}'?"):
+    with pytest.raises(InputError, match=f"'{name}' (is|are) not read; did you mean '{meant}'?"):
         gather(files.read(path), Flags())
 
 
