@@ -51,6 +51,26 @@ def masker(mask: str | Mask | Masker) -> Masker:
     return bind
 
 
+def maskers(mask: Any) -> list[Masker]:
+    """Return what ``masker`` makes of a mask, or of several; none of None.
+
+    Raises MaskError for a tensor, which is no expression, and for what is no mask.
+    """
+    if mask is None:
+        return []
+    alone = isinstance(mask, str | Mask) or callable(mask)
+    several = [mask] if alone else mask
+    if not isinstance(several, Sequence) or not all(
+        isinstance(one, str | Mask) or callable(one) for one in several
+    ):
+        what = "an array" if hasattr(mask, "shape") else f"a {type(mask).__name__}"
+        raise MaskError(
+            f"mask is {what}, not an expression such as 'causal & window(8)'",
+            "a mask tensor is given as attn_mask: bool, True = keep, or float, added to the scores",
+        )
+    return [masker(one) for one in several]
+
+
 def told(text: str) -> dict[str, int]:
     """Return the sizes that lists and files in an expression speak of: batch, heads, queries, keys.
 

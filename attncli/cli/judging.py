@@ -100,7 +100,9 @@ def judge(
             tally.add(case.kind, dtype, failure)
             if total:
                 progress(min(line / total, 1.0))
-    report = tally_report(tally, WHICH[explained.which], _warn_of_unclaimed(answers))
+    report = tally_report(
+        tally, WHICH[explained.which], _warn_of_unclaimed(answers), every=explained.which == "all"
+    )
     output.finish(report, output.Page(shown), printed)
 
 

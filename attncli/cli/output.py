@@ -212,6 +212,9 @@ def finish(report: "Report", page: Page, printed: Printed) -> None:
     carried = target is not None and target.replaces_report
     if not (carried or page.quiet or (written and sys.stdout is None)):
         render.show(report, page.shown, color=printed.when)
+    else:
+        for line in report.asides:
+            say(line)
     if target and not target.replaces_report:
         say_wrote(target.path, target.names)
     for path in page.pictures.values():

@@ -200,7 +200,8 @@ class Report(NamedTuple):
     table of ``--format csv``, when they are asked for; both may raise AttnError. ``arrays`` are the
     results to be saved, by name, in the shape family that came in; ``options`` go along into files
     that hold options. ``pictures`` makes what --plot and --report draw, of everything selected;
-    it takes a Progress, or nothing.
+    it takes a Progress, or nothing. ``asides`` are said on standard error where the report is not
+    printed: what was asked for, and is in no file.
     """
 
     command: str
@@ -214,3 +215,4 @@ class Report(NamedTuple):
     warnings: Sequence[str] = ()
     notes: Sequence[str] = ()
     exit_code: int = 0
+    asides: Sequence[str] = ()

@@ -48,8 +48,10 @@ def judged_report(expect: Mapping[str, Any], kind: str, unanswered: Sequence[str
     return Report("compute", [], [], lambda: {**HEAD, **about, "expect": expect})
 
 
-def tally_report(tally: Tally, explained: str, unclaimed: int = 0) -> Report:
-    """Return the sums of all cases, a row a kind, with what failed first in words.
+def tally_report(
+    tally: Tally, explained: str, unclaimed: int = 0, *, every: bool = False
+) -> Report:
+    """Return the sums of all cases, a row a kind, with what failed first, or all that did.
 
     ``explained`` says which failures were explained, where any could be.
     """
@@ -61,10 +63,10 @@ def tally_report(tally: Tally, explained: str, unclaimed: int = 0) -> Report:
     labels = [name or "cases" for name in tally.kinds]
     whole = [f"{name} ({number})" for name, number in tally.patterns().items()]
     words = [f"All cases fail of {series(whole) if len(whole) > 1 else whole[0]}."] if whole else []
+    firsts = [count.first for count in tally.kinds.values() if count.first]
     words += [
-        f"{first.name} (line {first.line}): {first.words}"
-        for count in tally.kinds.values()
-        if (first := count.first)
+        f"{one.name} (line {one.line}): {one.words}"
+        for one in (tally.failures if every else firsts)
     ]
     columns = [Column(name, "count") for name in ("cases", "passed", "failed")]
     blocks = [Table("Kind", columns, rows, labels)] if rows else [Text("", ["no cases"])]

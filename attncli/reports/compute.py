@@ -64,11 +64,12 @@ def compute_report(
     if ours and not machine:
         blocks += _result_blocks(result, labels, view, chosen, progress)
     along = carried(problem, include or (), past_apart=True)
-    timing = None
+    timing, asides = None, []
     if view.time:
-        from attncli.reports.timing import timing_of, timing_table
+        from attncli.reports.timing import timing_line, timing_of, timing_table
 
         timing = timing_of(result)
+        asides = [timing_line(result, timing)]
         blocks += [] if machine else [timing_table(result, timing)]
 
     def records() -> Records:
@@ -100,6 +101,7 @@ def compute_report(
         warnings=result.warnings,
         notes=notes,
         exit_code=0 if judged is None or judged.passed else 1,
+        asides=asides,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def stages_table(one: Comparison) -> Table:
     ]
     rows = [
         [
-            "right" if j.passed else "differs", j.max_error, j.budget, enough(j.smallest_atol, 2),
+            "right" if j.passed else "differs", *j.telling, enough(j.smallest_atol, 2),
             float(j.ulps.max(initial=0)), j.snr, int(j.bad.sum()),
         ]
         for j in one.stages.values()

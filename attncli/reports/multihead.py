@@ -27,7 +27,7 @@ from attncli.reports.matrices import rows_table, top_tables, weights_tables
 from attncli.reports.records import records_of
 from attncli.reports.selection import Selection, excerpt, is_whole, select, selection_of
 from attncli.reports.stability import EDGE_HEADS
-from attncli.reports.timing import timing_of, timing_table
+from attncli.reports.timing import timing_line, timing_of, timing_table
 from attncli.reports.words import SMALL
 from attncli.resources import Progress
 from attncli.studies.bundle import carried
@@ -144,6 +144,7 @@ def multihead_report(
         warnings=warnings,
         notes=[" · ".join(headline(made.attention)), *made.notes, *notes, *_sampled(facts)],
         exit_code=0 if judged is None or judged.passed else 1,
+        asides=[timing_line(made.attention, timing)] if timing else [],
     )
 
 

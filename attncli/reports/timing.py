@@ -28,3 +28,12 @@ def timing_table(result: Result, timing: Mapping[str, Any]) -> Table:
     columns = [Column("seconds"), Column("GFLOP/s"), Column("peak memory", sub="MiB")]
     cells = [timing["seconds"], timing["gflops"], None if peak is None else peak / 2**20]
     return Table("Time", columns, [cells], [result.engine.kernel or result.engine.backend])
+
+
+def timing_line(result: Result, timing: Mapping[str, Any]) -> str:
+    """Return the same as a line, for those who see no table."""
+    peak = timing["peak_memory_bytes"]
+    memory = "" if peak is None else f", peak memory {peak / 2**20:.1f} MiB"
+    engine = result.engine
+    ran = ", ".join(filter(None, (engine.backend, engine.kernel)))
+    return f"{ran}: {timing['seconds']:.3g} s, {timing['gflops']:.4g} GFLOP/s{memory}"

@@ -248,11 +248,10 @@ def posed(
 
     Raises AttnError for anything that does not fit.
     """
-    from attncli.attention.language import masker
+    from attncli.attention.language import maskers as said
     from attncli.attention.tensors import padding_masker, tensor_masker
 
-    masks = [mask] if isinstance(mask, str | Mask) or callable(mask) else list(mask or ())
-    maskers = [masker(m) for m in masks]
+    maskers = said(mask)
     if attn_mask is not None:
         maskers.append(tensor_masker(array_of(attn_mask), mask_polarity))
     if key_padding_mask is not None:

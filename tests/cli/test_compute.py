@@ -73,6 +73,18 @@ def test_top_and_heatmap_are_both_shown(door: Door, fruit: Path) -> None:
     assert "Top 2 keys" in ran.out
 
 
+@pytest.mark.parametrize("to", ["out.npz", "-"])
+def test_time_is_said_where_no_report_is_printed(
+    door: Door, fruit: Path, tmp_path: Path, to: str
+) -> None:
+    target = tmp_path / to if to != "-" else to
+    quiet = ["--quiet"] if to != "-" else []
+    ran = door("compute", fruit, "--time", "--backend", "reference", "-o", target, *quiet)
+    assert ran.code == 0
+    line = next(line for line in ran.err.splitlines() if line.startswith("reference"))
+    assert " s, " in line and "GFLOP/s" in line
+
+
 def test_time_says_what_ran(door: Door, fruit: Path) -> None:
     ran = door("compute", fruit, "--time", "--backend", "reference", "--threads", 1)
     assert ran.code == 0

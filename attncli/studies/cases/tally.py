@@ -32,10 +32,11 @@ class Count:
 class Tally:
     """The counts so far; a case without a kind has the kind ``""``.
 
-    ``differing``: cases whose answers were judged, and are wrong. ``unanswered``: cases that expect
+    ``failures``: all of them, in order. ``differing``: cases whose answers were judged, and are wrong. ``unanswered``: cases that expect
     gradients which their answers do not hold; that is no failure.
     """
 
+    failures: list[Failure] = field(default_factory=list)
     kinds: dict[str, Count] = field(default_factory=dict)
     dtypes: dict[str, Count] = field(default_factory=dict)
     differing: int = 0
@@ -43,6 +44,8 @@ class Tally:
 
     def add(self, kind: str, dtype: str | None, failure: Failure | None) -> None:
         """Count a case; ``dtype`` is None where it never became a problem."""
+        if failure is not None:
+            self.failures.append(failure)
         for table, name in ((self.kinds, kind), (self.dtypes, dtype)):
             if name is None:
                 continue

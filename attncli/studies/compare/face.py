@@ -8,7 +8,7 @@ from typing import Any
 from attncli.attention.arrays import array_of
 from attncli.attention.gradients import upstream
 from attncli.attention.problem import Problem
-from attncli.errors import InputError
+from attncli.errors import InputError, counted
 from attncli.files.vocabulary import PLAYED
 from attncli.studies.attend import Result, posed
 from attncli.studies.compare import Comparison, Tolerance
@@ -95,6 +95,11 @@ def assert_close(
 
 def _stages(candidate: Any) -> dict[str, Any]:
     """Return a candidate's arrays by stage, whatever name a file could give them."""
+    if isinstance(candidate, list | tuple) and any(hasattr(one, "shape") for one in candidate):
+        raise InputError(
+            f"the candidate is a {type(candidate).__name__} of {counted(len(candidate), 'array')}",
+            'name them: {"output": output, "lse": lse}',
+        )
     given = candidate if isinstance(candidate, Mapping) else {"output": candidate}
     stages: dict[str, Any] = {}
     spelt: dict[str, str] = {}

@@ -33,9 +33,10 @@ def fault_suspects(problem: Problem, stages: frozenset[str]) -> Iterator[Suspect
         yield from lesson_suspects(problem)
         yield from _leaks(problem)
         yield from _dead(problem)
-        if problem.value_width:
-            yield from _rescales(problem)
-    yield from _layouts(problem)
+    if {"output", "weights", "lse"} & stages:
+        yield from _lost(problem)
+        yield from _rescales(problem, stages)
+    yield from _layouts(problem, stages)
 
 
 # -- lse --------------------------------------------------------------------------------------
@@ -67,7 +68,8 @@ def _lses(p: Problem) -> Iterator[Suspect]:
         yield Suspect("lse", "the lse leaves out the sink", after=_lse(partial(_sum_of, 1.0)))
     if p.mask.has_bias or not p.mask.predicate.everything():
         for value, words in (
-            (0.0, "0"), (np.inf, "+∞"), (-1e4, "−10000"), (LOWEST, "finite"),
+            (0.0, "0"), (np.inf, "+∞"), (np.nan, "NaN"), (-1e4, "−10000"), (-1e9, "−1e9"),
+            (-1e30, "−1e30"), (LOWEST, "finite"),
         ):  # fmt: skip
             yield Suspect(
                 "dead lse", f"the lse of rows that see nothing is {words}, not −∞",
@@ -194,6 +196,28 @@ def _dead(p: Problem) -> Iterator[Suspect]:
         )
 
 
+def _lost(p: Problem) -> Iterator[Suspect]:
+    """The online softmax whose running maximum is −∞ after the first tile."""
+    if p.mask.predicate.everything() and not p.mask.has_bias:
+        return
+    for tile in TILES:
+        if tile < p.keys:
+            yield Suspect(
+                "dead", "rows that see no key of the first tile are NaN: exp(−∞ − −∞)",
+                after=partial(_lost_rows, tile), pair=False, also=("lost",),
+            )  # fmt: skip
+
+
+def _lost_rows(tile: int, p: Problem, b: int, h: int, rows: Array, a: Arrays) -> Arrays:
+    sunk = p.sink is not None and bool(np.isfinite(p.sink[h]))
+    seen = np.asarray(np.isfinite(a["masked"][:, :tile]).any(1)) | sunk
+    return {
+        "output": np.where(seen[:, None], a["output"], np.nan),
+        "weights": np.where(seen[:, None], a["weights"], np.nan),
+        "lse": np.where(seen, a["lse"], np.nan),
+    }
+
+
 def _dead_rows(row: Any, p: Problem, b: int, h: int, rows: Array, a: Arrays) -> Arrays:
     dead = np.isneginf(a["masked"].max(-1, initial=-np.inf))
     if not dead.any() or not p.keys:
@@ -206,20 +230,29 @@ def _dead_rows(row: Any, p: Problem, b: int, h: int, rows: Array, a: Arrays) -> 
     }
 
 
-def _rescales(p: Problem) -> Iterator[Suspect]:
-    """The online softmax: what was summed so far is to be rescaled when the maximum grows."""
-    for tile in TILES:
+def _rescales(p: Problem, stages: frozenset[str]) -> Iterator[Suspect]:
+    """The online softmax: what was summed so far is to be rescaled when the maximum grows.
+
+    The lse is made of the denominator, or by itself.
+    """
+    sums = ["denominator"]
+    if {"output", "weights"} & stages:
+        sums += ["accumulator", "accumulator and denominator"]
+    for tile in TILES if p.value_width or "lse" in stages else ():
         if tile < p.keys:
-            for what in ("accumulator", "denominator", "accumulator and denominator"):
-                yield Suspect(
-                    "sum",
-                    f"missing rescale: the {what} is not multiplied by exp(m_old − m_new) when a "
-                    f"tile of {tile} keys has a new maximum",
-                    after=partial(_unscaled, tile, what), pair=False,
-                )  # fmt: skip
+            for what in sums:
+                for lse in (False, True) if "lse" in stages and "denominator" in what else (False,):
+                    yield Suspect(
+                        "sum",
+                        f"missing rescale: the {what} is not multiplied by exp(m_old − m_new) when "
+                        f"a tile of {tile} keys has a new maximum",
+                        after=partial(_unscaled, tile, what, lse), pair=False,
+                    )  # fmt: skip
 
 
-def _unscaled(tile: int, what: str, p: Problem, b: int, h: int, rows: Array, a: Arrays) -> Arrays:
+def _unscaled(
+    tile: int, what: str, lse: bool, p: Problem, b: int, h: int, rows: Array, a: Arrays
+) -> Arrays:
     z = a["masked"]
     top = _top(a)
     last = np.where(np.isneginf(top), 0, top)[:, None]
@@ -234,13 +267,15 @@ def _unscaled(tile: int, what: str, p: Problem, b: int, h: int, rows: Array, a: 
     above = wrong if "accumulator" in what else e
     below = (wrong if "denominator" in what else e).sum(-1, keepdims=True) + sink
     weights = above / np.where(below == 0, 1, below)
-    return {"output": weights @ _values(p, b, h, z.dtype), "weights": weights}
+    made = {"output": weights @ _values(p, b, h, z.dtype), "weights": weights}
+    return made | ({"lse": top + np.log(below[:, 0])} if lse else {})
 
 
 # -- how the result lies ----------------------------------------------------------------------
 
 
-def _layouts(p: Problem) -> Iterator[Suspect]:
+def _layouts(p: Problem, stages: frozenset[str]) -> Iterator[Suspect]:
+    """All stages lie otherwise, or where there are several, one alone."""
     views: dict[str, View] = {}
     if p.heads > 1:
         views["heads and rows are transposed: (B, L, H, D) lies where (B, H, L, D) is expected"] = (
@@ -264,6 +299,15 @@ def _layouts(p: Problem) -> Iterator[Suspect]:
         )
     for words, view in views.items():
         yield Suspect("layout", words, view=view, pair=False)
+        for stage in sorted(stages) if len(stages) > 1 else ():
+            yield Suspect(
+                "layout", f"{words} (the {stage} alone)", view=_of(stage, view), pair=False
+            )
+
+
+def _of(stage: str, view: View) -> View:
+    """Return the view of one stage; the others lie right."""
+    return lambda name, array: view(name, array) if name == stage else array
 
 
 def _as_blhd(name: str, array: Array) -> Array:

@@ -200,6 +200,15 @@ class Judged:
         return float(self.room.flat[int(self.error.argmax())]) if self.error.size else 0.0
 
     @property
+    def telling(self) -> tuple[float, float]:
+        """An error, and what is allowed there: the largest, or the worst where that may be."""
+        if self.passed or not self.max_error <= self.budget:
+            return self.max_error, self.budget
+        at = int(self.excess.argmax())
+        room, excess = float(self.allowed.flat[at]), float(self.excess.flat[at])
+        return (room * excess if np.isfinite(excess) else float(self.error.flat[at])), room
+
+    @property
     def snr(self) -> float:
         """Signal to noise, 10·log10(Σ truth² / Σ error²) in dB; ∞ without any error."""
         signal, noise = (float(part.sum()) for part in self.squares)

@@ -18,7 +18,7 @@ from attncli.attention.masks import Extent, Mask
 from attncli.attention.patterns import KeysBelow
 from attncli.attention.predicates import Not
 from attncli.attention.problem import Problem
-from attncli.attention.words import CORNERS, SIDES
+from attncli.attention.words import CORNERS, MASKS, SIDES
 from attncli.errors import AttnError
 from attncli.studies.compare.cells import Added01, HiddenAt, Times, Transposed
 from attncli.studies.compare.suspects import Change, Suspect
@@ -65,13 +65,39 @@ class Said:
 
 
 def conjuncts(text: str) -> list[str]:
-    """Return the expressions that ``&`` and ``+`` join at the top of one."""
+    """Return the expressions that ``&`` and ``+`` join at the top of one, each with its corner.
+
+    A corner that is written once holds for the whole expression, and so does it for each part.
+    """
     tree = ast.parse(text, mode="eval").body
+    named = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id in CORNERS}
+    if len(named) == 1:
+        tree = _Cornered(named.pop()).visit(tree)
     parts = [tree]
     while isinstance(parts[0], ast.BinOp) and isinstance(parts[0].op, ast.BitAnd | ast.Add):
         first = parts[0]
         parts = [first.left, first.right, *parts[1:]]
     return [ast.unparse(part) for part in parts]
+
+
+class _Cornered(ast.NodeTransformer):
+    """Writes a corner into each mask that has one and leaves it out."""
+
+    def __init__(self, corner: str) -> None:
+        self.corner = ast.Name(corner)
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        said = any(isinstance(a, ast.Name) and a.id in CORNERS for a in node.args)
+        args = node.args if said or not _has_corner(node.func) else [*node.args, self.corner]
+        return ast.Call(node.func, args, [])
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Call(node, [self.corner], []) if _has_corner(node) else node
+
+
+def _has_corner(name: ast.expr) -> bool:
+    word = MASKS.get(name.id) if isinstance(name, ast.Name) else None
+    return word is not None and word.last == CORNERS
 
 
 def joined(texts: Sequence[str]) -> str:

@@ -42,7 +42,8 @@ class Question(Protocol):
 class Suspect(NamedTuple):
     """One answer to the question ``kind``: options, or words where no option says it.
 
-    ``pair``: worth trying along with others.
+    ``pair``: worth trying along with others. ``also``: further questions that it answers; what
+    explains as much and answers fewer stands for it.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Suspect(NamedTuple):
     after: After | None = None
     view: View | None = None
     pair: bool = True
+    also: tuple[str, ...] = ()
 
     def applied(self, theory: Theory) -> Theory | None:
         """Return a theory that holds this, too; None where it does not go with it."""
@@ -64,7 +66,7 @@ class Suspect(NamedTuple):
             made,
             said={**theory.said, **self.said},
             words=theory.words if self.said else (*theory.words, self.words),
-            kinds=theory.kinds | {self.kind},
+            kinds=theory.kinds | {self.kind, *self.also},
             after=(*theory.after, self.after) if self.after else theory.after,
             view=self.view or theory.view,
         )

@@ -108,6 +108,10 @@ def verdict(one: Comparison, name: str = "it") -> str:
     error = f"largest error {number(judged.max_error)}" if not odd else (
         f"{counted(odd, 'number')} that {'is' if odd == 1 else 'are'} NaN or infinite"
     )  # fmt: skip
+    worst, room = judged.telling
+    if not odd and worst != judged.max_error:  # the largest of all is where more is allowed
+        error += f", {number(worst)} where {number(room)} is allowed"
+        return f"{name} differs{stage}: {rows}, {error} ({judged.own.name})"
     return f"{name} differs{stage}: {rows}, {error} ({allowed(judged)})"
 
 
