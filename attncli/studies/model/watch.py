@@ -179,9 +179,13 @@ class Watch:
             return
         if not self._sums:
             self.remove()
+            own = import_module("torch").nn.MultiheadAttention
             raise InputError(
                 f"{type(model).__name__} ran, and none of its attention was seen",
-                "it computes attention by itself: watch sees scaled_dot_product_attention and "
+                "nn.MultiheadAttention is seen where it is called with need_weights=False, which "
+                "is faster and gives the same output"
+                if any(isinstance(module, own) for module in self.names)
+                else "it computes attention by itself: watch sees scaled_dot_product_attention and "
                 "transformers' AttentionInterface",
             )
         step, record = self.passes - 1, {n: _told(one) for n, one in self._sums.items()}
