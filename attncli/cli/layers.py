@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @mode(
     "one report on many layers",
     heatmap="--map STATISTIC shades all heads; one layer: attncli compute FILE --layer N --heatmap",
+    what_if="one layer can be asked: attncli inspect FILE::NAME --what-if …, a NAME as "
+    "--format csv has it",
 )
 def many(
     found: "Iterable[Source]",

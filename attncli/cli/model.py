@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     f"a model that reads ({', '.join(f'--{name}' for name in own.Reads.members)})",
     heatmap="--map STATISTIC shades all heads; one layer: "
     "attncli compute FOLDER --text … --layer N --heatmap",
+    what_if="one layer can be asked: -o capture.safetensors --quiet, then "
+    "attncli inspect capture.safetensors::NAME --what-if …, a NAME as --format csv has it",
 )
 def reading(
     source: str,

@@ -81,10 +81,13 @@ def selection(name: str, text: str | None, size: int) -> tuple[int, ...] | None:
             if len(pieces) > 3 or pieces == [""] or numbers[2:] == [0]:
                 raise ValueError
         except ValueError:
+            layer, dot, head = part.strip().partition(".")
+            both = name == "--head" and dot and layer.isdecimal() and head.isdecimal()
             raise InputError(
                 f"{name}: '{part.strip()}' is no selection",
-                "write an index (3, -1), a range (0:16), or several (1,4)",
-            ) from None
+                f"head {head} of layer {layer}: --layer {layer} --head {head}" if both
+                else "write an index (3, -1), a range (0:16), or several (1,4)",
+            ) from None  # fmt: skip
         index = numbers[0]
         if len(numbers) > 1:
             hits = range(size)[slice(*numbers)]

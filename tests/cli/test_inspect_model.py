@@ -132,8 +132,21 @@ def test_nothing_is_downloaded(door: Door) -> None:
     ran = door("inspect", "somebody/no-such-model", "--text", "a")
     assert ran.code == 2
     assert "nothing is downloaded" in " ".join(ran.err.split())
+    ran = door("inspect", "some-model", "--text", "a")
+    assert ran.code == 2 and "OWNER/some-model" in ran.err and "hf download" not in ran.err
     ran = door("inspect", "./missing/folder", "--text", "a")
     assert ran.code == 2 and "there is no folder" in ran.err and "hf download" not in ran.err
+
+
+def test_the_hint_of_what_if_works(door: Door, folder: Path) -> None:
+    ran = door("inspect", folder, "--text", "the cat sat", "--what-if", "scale=none")
+    assert ran.code == 2 and "inspect capture.safetensors::NAME --what-if" in ran.err
+    door("inspect", folder, "--text", "the cat sat", "-o", "capture.safetensors", "--quiet")
+    ran = door("inspect", "capture.safetensors", "--what-if", "scale=none")
+    assert ran.code == 2 and "FILE::NAME --what-if" in ran.err
+    name = door("inspect", "capture.safetensors", "--format", "csv").out.splitlines()[1]
+    ran = door("inspect", f"capture.safetensors::{name.split(',')[0]}", "--what-if", "scale=none")
+    assert ran.code == 0 and "scale=none" in ran.out, ran.err
 
 
 def test_a_model_that_does_not_ask_is_refused(door: Door, tmp_path: Path) -> None:
