@@ -59,8 +59,8 @@ def read(loaded: Loaded, given: Given) -> Read:
         found.append(media.read_audio(loaded, given.audio))
     words = {}
     if given.ids is not None:
-        listed = numbers(given.ids)
-        ids = files.read_tensor(given.ids) if listed is None else np.array(listed)
+        typed = numbers(given.ids)
+        ids = files.read_tensor(given.ids) if typed is None else np.array(typed)
         words = loading.read_ids(loaded, ids)
     elif given.text is not None:
         words = loading.read_texts(loaded, [loading.text_of(one) for one in given.text])
