@@ -334,3 +334,16 @@ def test_the_hint_for_multihead_attention_works() -> None:
     with attncli.watch(model, every=1, log=quiet) as seen:
         model(x)
     assert [*seen.records[-1][1]] == ["attention"]
+
+
+def test_a_model_that_was_never_in_training_mode(capsys: Any) -> None:
+    """As from_pretrained leaves it."""
+    model = Attending(need_weights=False).eval()
+    with attncli.watch(model, every=1) as seen:
+        for _ in range(2):
+            model(torch.randn(1, 5, 16)).sum().backward()
+    said = capsys.readouterr().err
+    assert "of 2 passes forward none was in training mode" in said and not seen.records
+    with attncli.watch(model, every=1), torch.no_grad():
+        model(torch.randn(1, 5, 16))
+    assert not capsys.readouterr().err  # it was not trained
