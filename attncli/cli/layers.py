@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @mode(
     "one report on many layers",
     heatmap="--map STATISTIC shades all heads; one layer: attncli compute FILE --layer N --heatmap",
+    what_if="one layer can be asked: attncli inspect FILE::NAME --what-if …, a NAME as "
+    "--format csv has it",
 )
 def many(
     found: "Iterable[Source]",
@@ -124,16 +126,18 @@ def _keep_inputs(page: output.Page, sources: Sequence[str]) -> None:
 
 
 def _chosen(known: "Sequence[Source]", layer: str) -> "list[Source]":
-    """Return the problems that --layer means, by the numbers in their names or their places."""
+    """Return the problems that --layer means, by numbers or words of their names, or places."""
     from attncli.reports.selection import with_numbers
-    from attncli.studies.many import indices_of
+    from attncli.studies.many import indices_of, labels_of
 
     if not known:
         raise InputError(
             "--layer has no use in NDJSON: its problems come one after the other",
             "choose lines: sed -n 3,5p FILE | attncli …, or --filter 'layer==3'",
         )
-    return with_numbers("layer", known, indices_of([one.name for one in known]), layer)
+    paths = [one.name for one in known]
+    names = [*zip(labels_of(paths), paths, strict=True)]
+    return with_numbers("layer", known, indices_of(paths), layer, names)
 
 
 def _examined(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     f"a model that reads ({', '.join(f'--{name}' for name in own.Reads.members)})",
     heatmap="--map STATISTIC shades all heads; one layer: "
     "attncli compute FOLDER --text … --layer N --heatmap",
+    what_if="one layer can be asked: -o capture.safetensors --quiet, then "
+    "attncli inspect capture.safetensors::NAME --what-if …, a NAME as --format csv has it",
 )
 def reading(
     source: str,
@@ -136,13 +138,14 @@ def reading(
 
 
 def chosen(paths: Sequence[str], layer: str | None) -> set[str] | None:
-    """Return the modules that --layer means, by the numbers in their paths or their places."""
+    """Return the modules that --layer means, by numbers or words of their paths, or places."""
     if layer is None or not paths:
         return None
     from attncli.reports.selection import with_numbers
-    from attncli.studies.many import indices_of
+    from attncli.studies.many import indices_of, labels_of
 
-    return {*with_numbers("layer", paths, indices_of(paths), layer)}
+    names = [*zip(labels_of(paths), paths, strict=True)]
+    return {*with_numbers("layer", paths, indices_of(paths), layer, names)}
 
 
 def batch_of(loaded: "Loaded", given: own.Reads, seed: int) -> "Read":
@@ -160,7 +163,11 @@ def batch_of(loaded: "Loaded", given: own.Reads, seed: int) -> "Read":
 
 def _facts(loaded: "Loaded", it_reads: "Read") -> list[str]:
     """Return what the first line says besides the sizes: what ran, and on what."""
+    from attncli.studies.model.loading import DECODED
+
     batch, facts = it_reads.batch, [type(loaded.model).__name__, *it_reads.notes]
+    if {"input_ids", DECODED} <= batch.keys():
+        facts.append("its decoder reads the same tokens")
     real = batch.get("attention_mask")
     if "input_ids" in batch and real is not None and not real.all():
         facts.append(f"{int(real.sum())} tokens without padding")

@@ -7,6 +7,7 @@ a tuple in a PyTorch file, one tensor ``(layers, batch, heads, queries, keys)``;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -25,6 +26,8 @@ WORD = "weights"  # the one of their names that other tensors have, too
 LAYERS = 5  # dimensions of the weights of all layers
 CLOSE = 4e-3  # of a sum to 1: half a unit in the last place of bfloat16
 LARGEST = 1 << 22  # numbers that are looked at
+#: Tensors that are numbered and no more: numpy's of savez(FILE, *attentions), layer_0, a tuple's.
+COUNTED = re.compile(r"(?:(?:arr|layers?)[_.]?(?=\d))?(\d+(?:\.\d+)*)?")
 #: Of a tensor that is read as a query, and of one that is not.
 NO_QUERY = (
     "its rows are ≥ 0 and sum to 1: these look like attention weights, not like queries; attncli "
@@ -56,7 +59,8 @@ def weights_in(bundle: Bundle, said: bool = False) -> dict[str, Bundle]:
     if said and not bundle.tensors:
         raise FileError(f"{bundle.source} holds no tensor", NO_ATTENTIONS)
     if not named:
-        nameless = all(part.isdecimal() for name in bundle.tensors for part in _parts(name))
+        counted = {name: COUNTED.fullmatch(name) for name in bundle.tensors}
+        nameless = all(counted.values())
         looks = nameless and bundle.tensors and all(_likely(bundle))
         if not (said or looks):
             return {}
@@ -65,7 +69,7 @@ def weights_in(bundle: Bundle, said: bool = False) -> dict[str, Bundle]:
                 f"{bundle.source} holds {numbered(bundle.tensors)}: which are the weights?",
                 f"name them: {path_of(bundle)}::{next(iter(bundle.tensors))}",
             )
-        named = {name: name if nameless else "" for name in bundle.tensors}
+        named = {name: found[1] or "" if found else "" for name, found in counted.items()}
         notes = notes if said else (*notes, NOTE)
     others = [name for name in (*bundle.tensors, *bundle.options) if name not in named]
     found: dict[str, Bundle] = {}
@@ -94,7 +98,7 @@ def looks_like_weights(array: Array, square: bool = True) -> bool:
 
 
 def _likely(bundle: Bundle) -> Iterator[bool]:
-    square = list(bundle.tensors) == [""]  # a table of numbers is no more than that
+    square = [*bundle.tensors] in ([""], ["arr_0"])  # a table of numbers is no more than that
     for name in bundle.tensors:
         yield looks_like_weights(bundle.tensors[name], square)
 

@@ -179,6 +179,8 @@ def judge(found: Mapping[str, Any], placed: float, policy: Sequence[Rule] = POLI
         ) and rule.statistic not in COUNTED
         if statistical and level != "hint" and found.get("rows_with_choice", FEW) < FEW:
             level, reason = "hint", f"{reason} (few rows: a hint only)"
+        elif rule.number == "%" and statistical and level != "hint" and _one_row(found, value):
+            level, reason = "hint", f"{reason} (one row: a hint only)"
         limit = getattr(rule, level)
         findings.append(
             Finding(rule.name, level, value, math.nan if limit is None else limit, reason)
@@ -186,6 +188,11 @@ def judge(found: Mapping[str, Any], placed: float, policy: Sequence[Rule] = POLI
     findings.sort(key=lambda finding: -LIMITS.index(finding.level))
     worst = findings[0].level if findings else "hint"
     return Verdict("ok" if worst == "hint" else worst, tuple(findings))
+
+
+def _one_row(found: Mapping[str, Any], share: float) -> bool:
+    """Whether a share of the rows with a choice is one of them: no verdict hangs on that."""
+    return share * float(found.get("rows_with_choice", math.inf)) < 1.5
 
 
 def _value(found: Mapping[str, Any], name: str, quantile: str = "") -> float:

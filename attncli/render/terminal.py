@@ -26,7 +26,7 @@ def lines(report: Report, *, width: int, height: int, colors: int) -> Iterator[s
         yield from flow(line, width)
     for note in report.notes:
         yield from map(paint.dim, flow(visible(note), width))
-    own = [_label_width(b) for b in report.blocks if isinstance(b, Table)]
+    own = [_label_width(b, width) for b in report.blocks if isinstance(b, Table)]
     aligned = max((w for w in own if w <= SHORT_LABEL), default=0)
     for n, blocks in enumerate(gathered(report.blocks)):
         if n or report.headline:
@@ -61,15 +61,24 @@ def block_lines(
 # rich's Table squeezes and wraps its columns; here the least telling go and a line says so.
 
 
-def _label_width(table: Table) -> int:
-    labels = [min(wide(visible(text)), LONGEST_LABEL) for text in table.labels]
+def _label_width(table: Table, width: int) -> int:
     alone = not any(column.title for column in table.columns)  # in its line
-    return max([0 if alone else wide(table.title), *labels])
+    return max([0 if alone else wide(table.title), *map(wide, _labels(table, width))])
+
+
+def _labels(table: Table, width: int) -> list[str]:
+    """Return the labels, cut, but not so short that two of them become one."""
+    whole = [visible(text) for text in table.labels]
+    for room in range(LONGEST_LABEL, max(LONGEST_LABEL, width // 2) + 1, 4):
+        found = [cut(text, room) for text in whole]
+        if len({*found}) == len({*whole}):
+            break
+    return found
 
 
 def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Iterator[str]:
     """Return a table as lines: a header, the rows, and what is not shown."""
-    label_width = max(_label_width(table), aligned)
+    label_width = max(_label_width(table, width), aligned)
     if table.fold:
         table = _folded(table, width - label_width)
     body = columns_of(table)
@@ -88,7 +97,7 @@ def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Ite
             for n in shown
         ]
         yield paint.dim(_line(" " * label_width, subs).rstrip())
-    for r, label in enumerate(table.labels):
+    for r, label in enumerate(_labels(table, width)):
         if table.row_gap and r == table.row_gap.after:
             yield ELLIPSIS
         cells = []
@@ -104,7 +113,7 @@ def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Ite
                 share = table.shades[r][n] if table.shades else value
                 cell = paint.shade(cell, share, least=0 if table.span else 1)
             cells.append(" " * gap + cell)
-        yield _line(pad(cut(visible(label), LONGEST_LABEL), label_width, left=True), cells)
+        yield _line(pad(label, label_width, left=True), cells)
     yield from map(paint.dim, _footer(table, shown, width))
     if table.span and paint.colors:
         yield from legend_lines(Scale("linear", *table.span), paint, width)

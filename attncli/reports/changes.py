@@ -128,7 +128,8 @@ def _is_unknown(head: Change) -> bool:
 
 def _selected(every: Sequence[Change], layer: str | None, head: str | None) -> list[Change]:
     """Return the heads of the layers with these numbers; InputError where there are none."""
-    some = with_numbers("layer", every, [one.index for one in every], layer)
+    names = [(one.label.rpartition(".")[0], one.layer) for one in every]
+    some = with_numbers("layer", every, [one.index for one in every], layer, names)
     return with_numbers("head", some, [one.head for one in some], head)
 
 

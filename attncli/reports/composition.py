@@ -101,7 +101,8 @@ def composition_report(
         raise _nothing(bundle.source, layers)
     asked, names = asked or Picking(PAIRS), labels(layers)
     known = [(n, h) for n, one in enumerate(layers) for h in range(one.heads)]
-    chosen = with_numbers("layer", known, [layers[n].index for n, _ in known], layer)
+    called = [(names[n], layers[n].name) for n, _ in known]
+    chosen = with_numbers("layer", known, [layers[n].index for n, _ in known], layer, called)
     chosen = with_numbers("head", chosen, [h for _, h in chosen], head)
     among = {*chosen}
     only = None if layer is None else {layers[n].index for n, _ in chosen}

@@ -165,7 +165,8 @@ def facts_of(head: Head) -> dict[str, Any]:
 
 def _selected(every: Sequence[Head], layer: str | None, head: str | None) -> list[Head]:
     """Return the heads of the layers with these numbers; InputError where there are none."""
-    some = with_numbers("layer", every, [one.index for one in every], layer)
+    names = [(one.label, one.layer.name) for one in every]
+    some = with_numbers("layer", every, [one.index for one in every], layer, names)
     return with_numbers("head", some, [one.head for one in some], head)
 
 

@@ -173,7 +173,9 @@ class _Reading:
                 tree = ast.parse(SIGNS.sub(sign, text).strip(), mode="eval")
             return self._part(tree.body, text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            raise InputError(f"--filter '{text}' cannot be read", self.example) from None
+            single = re.search(r"(?<![<>=!])=(?!=)", text)
+            equal = f"equal is ==, {self.example}" if single else self.example
+            raise InputError(f"--filter '{text}' cannot be read", equal) from None
 
     def _fail(self, text: str, what: str) -> NoReturn:
         raise InputError(f"--filter '{text}': {what}", self.example)

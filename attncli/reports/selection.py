@@ -81,10 +81,13 @@ def selection(name: str, text: str | None, size: int) -> tuple[int, ...] | None:
             if len(pieces) > 3 or pieces == [""] or numbers[2:] == [0]:
                 raise ValueError
         except ValueError:
+            layer, dot, head = part.strip().partition(".")
+            both = name == "--head" and dot and layer.isdecimal() and head.isdecimal()
             raise InputError(
                 f"{name}: '{part.strip()}' is no selection",
-                "write an index (3, -1), a range (0:16), or several (1,4)",
-            ) from None
+                f"head {head} of layer {layer}: --layer {layer} --head {head}" if both
+                else "write an index (3, -1), a range (0:16), or several (1,4)",
+            ) from None  # fmt: skip
         index = numbers[0]
         if len(numbers) > 1:
             hits = range(size)[slice(*numbers)]
@@ -116,12 +119,19 @@ def is_whole(view: View) -> bool:
 
 
 def with_numbers(
-    what: str, every: Sequence[One], numbers: Sequence[int], text: str | None
+    what: str,
+    every: Sequence[One],
+    numbers: Sequence[int],
+    text: str | None,
+    names: Sequence[Sequence[str]] = (),
 ) -> list[One]:
     """Return those whose number ``--layer``, ``--head``, … selects; ``what`` is its name.
 
-    Raises InputError where there is none among some.
+    Where they have ``names``, whole parts of one of these select, too: ``decoder``,
+    ``decoder.0``. Raises InputError where there is none among some.
     """
+    if every and names and text is not None and any(c.isalpha() for c in text):
+        return _called(what, every, text, names)
     wanted = selection(f"--{what}", text, 1 + max(numbers, default=-1))
     pairs = zip(every, numbers, strict=True)
     some = [one for one, number in pairs if wanted is None or number in wanted]
@@ -131,6 +141,22 @@ def with_numbers(
             f"there are {listed(map(str, sorted({*numbers})), 20)}",
         )
     return some
+
+
+def _called(
+    what: str, every: Sequence[One], text: str, names: Sequence[Sequence[str]]
+) -> list[One]:
+    paths = [[f".{name}." for name in own] for own in names]
+    chosen: set[int] = set()
+    for part in text.split(","):
+        sought = f".{part.strip().strip('.')}."
+        hits = {n for n, own in enumerate(paths) if any(sought in path for path in own)}
+        if not hits:
+            known = dict.fromkeys(own[0] for own in names)
+            raise InputError(f"--{what}: no {what} is called '{part.strip()}'",
+                             f"there are {listed(known, 20)}")  # fmt: skip
+        chosen |= hits
+    return [one for n, one in enumerate(every) if n in chosen]
 
 
 def selection_of(view: View) -> dict[str, Any]:

@@ -168,7 +168,9 @@ def _facts(head: _Head) -> dict[str, Any]:
 
 def _selected(every: Sequence[_Head], layer: str | None, head: str | None) -> list[_Head]:
     """Return the heads of the layers with these numbers; InputError where there are none."""
-    some = with_numbers("layer", every, [one.facts.layer.index for one in every], layer)
+    numbers = [one.facts.layer.index for one in every]
+    names = [(one.layer, one.facts.layer.name) for one in every]
+    some = with_numbers("layer", every, numbers, layer, names)
     return with_numbers("head", some, [one.head for one in some], head)
 
 

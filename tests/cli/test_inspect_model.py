@@ -132,8 +132,39 @@ def test_nothing_is_downloaded(door: Door) -> None:
     ran = door("inspect", "somebody/no-such-model", "--text", "a")
     assert ran.code == 2
     assert "nothing is downloaded" in " ".join(ran.err.split())
+    ran = door("inspect", "some-model", "--text", "a")
+    assert ran.code == 2 and "OWNER/some-model" in ran.err and "hf download" not in ran.err
     ran = door("inspect", "./missing/folder", "--text", "a")
     assert ran.code == 2 and "there is no folder" in ran.err and "hf download" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "way", [("--text", "the cat sat"), ("--ids", "5,6,7"), ("--probe", "repeat:4")]
+)
+def test_what_a_decoder_reads_is_said(door: Door, tmp_path: Path, way: Any) -> None:
+    config = transformers.BartConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=20,
+        max_position_embeddings=32,
+    )  # fmt: skip
+    transformers.BartModel(config).save_pretrained(tmp_path / "bart")
+    tokenizer().save_pretrained(tmp_path / "bart")
+    ran = door("inspect", tmp_path / "bart", *way)
+    assert ran.code == 0, ran.err
+    assert "its decoder reads the same tokens" in " ".join(ran.out.split())
+    ran = door("inspect", tmp_path / "bart", *way, "--layer", "encoder_attn")
+    assert ran.code == 0 and "1 layer × 2 heads" in ran.out, ran.err
+
+
+def test_the_hint_of_what_if_works(door: Door, folder: Path) -> None:
+    ran = door("inspect", folder, "--text", "the cat sat", "--what-if", "scale=none")
+    assert ran.code == 2 and "inspect capture.safetensors::NAME --what-if" in ran.err
+    door("inspect", folder, "--text", "the cat sat", "-o", "capture.safetensors", "--quiet")
+    ran = door("inspect", "capture.safetensors", "--what-if", "scale=none")
+    assert ran.code == 2 and "FILE::NAME --what-if" in ran.err
+    name = door("inspect", "capture.safetensors", "--format", "csv").out.splitlines()[1]
+    ran = door("inspect", f"capture.safetensors::{name.split(',')[0]}", "--what-if", "scale=none")
+    assert ran.code == 0 and "scale=none" in ran.out, ran.err
 
 
 def test_a_model_that_does_not_ask_is_refused(door: Door, tmp_path: Path) -> None:

@@ -137,6 +137,16 @@ def test_without_a_tokenizer_the_configuration_says_what_is_special(folder: Path
     assert not {config.bos_token_id, config.eos_token_id, config.pad_token_id} & {*ids[:, 1:].flat}
 
 
+def test_a_token_of_the_beginning_that_the_model_has_not(folder: Path) -> None:
+    """As GPT2Config(vocab_size=100) leaves it."""
+    for path in folder.glob("token*"):
+        path.unlink()
+    loaded = loading.load(str(folder))
+    loaded.model.config.bos_token_id = 50256
+    ids = probe.read_probe(loaded, probe.parse("repeat:6"))["input_ids"].numpy()
+    assert ids.shape[1] == 12 and (ids[:, :6] == ids[:, 6:]).all()
+
+
 def test_tokens_that_read_alike_are_told_apart(folder: Path) -> None:
     """Decoded, 'Ġcat' and 'cat' are one word."""
     loaded = loading.load(str(folder))

@@ -59,6 +59,18 @@ def test_a_tensor_of_all_layers(tmp_path: Path) -> None:
     assert layers_of(tmp_path / "x.npy") == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("name", ["arr_{}", "layer{}", "layer_{}", "layers.{}", "{}"])
+def test_numbered_and_no_more(tmp_path: Path, name: str) -> None:
+    """As ``np.savez(FILE, *outputs.attentions)`` calls them."""
+    path = tmp_path / "x.npz"
+    np.savez(path, **{name.format(n): W for n in (0, 1)})
+    assert layers_of(path) == layers_of(path, said=True) == ["0", "1"]
+    np.savez(path, **{name.format(0): W, name.format(1): RNG.normal(size=(5, 5))})
+    assert layers_of(path) == []
+    np.savez(path, weights(4, 6))  # a table whose rows sum to 1
+    assert layers_of(path) == []
+
+
 def test_what_is_no_weights(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     for tensors in (

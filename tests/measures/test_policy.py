@@ -150,6 +150,16 @@ def test_no_scale_is_vanishing() -> None:
     assert found(pose(q, k, v)) == [{}]
 
 
+def test_no_verdict_hangs_on_one_row() -> None:
+    """In a short text the gradient of one row in eight may vanish, of a healthy head."""
+    one = policy.judge({"vanishing_share": 1 / 8, "rows_with_choice": 8}, 0.0)
+    assert one.level == "ok" and one.reasons[0].endswith("(one row: a hint only)")
+    two = policy.judge({"vanishing_share": 2 / 16, "rows_with_choice": 16}, 0.0)
+    assert two.level == "watch"
+    lost = policy.judge({"nonfinite_share": 1 / 8, "rows_with_choice": 8}, 0.0)
+    assert lost.level == "critical"
+
+
 def test_large_logits_alone_are_a_hint() -> None:
     """A healthy DINOv2 reaches 282."""
     rule = next(rule for rule in policy.POLICY if rule.name == "large_logits")

@@ -215,6 +215,17 @@ def test_short_label_columns_stand_in_line_and_long_ones_do_not_push() -> None:
     assert lines[9].index("1.000") == 19
 
 
+def test_a_cut_label_is_not_another_label() -> None:
+    kinds = ("0.SelfAttention", "1.EncDecAttention")
+    names = [f"decoder.{n}.{kind}.{head}" for n in (0, 1) for kind in kinds for head in (0, 1)]
+    found = printed(report_of(matrix([[float(n)] for n in range(8)], names))).splitlines()
+    labels = [line.split()[0] for line in found if line.startswith("decoder")]
+    assert len({*labels}) == 8
+    assert all(label.startswith(name[:11]) for label, name in zip(labels, names, strict=True))
+    twice = matrix([[1.0], [2.0]], [2 * "the same long label "] * 2)  # words of a text are
+    assert "the same l…ng label" in printed(report_of(twice))
+
+
 def test_one_huge_column_leaves_the_others_alone() -> None:
     columns = [Column("0"), Column("1")]
     table = Table("Output", columns, [[1e30, 0.25], [-2e30, 1.5]], ["a", "b"], matrix=True)

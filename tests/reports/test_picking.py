@@ -68,6 +68,7 @@ def test_expressions(text: str, found: list[int]) -> None:
         ("entropy", "compares nothing"),
         ("entropy & layer>1", "'entropy' compares nothing"),
         ("entropy<", "cannot be read"),
+        ("layer=1", "equal is =="),
         ("(" * 500 + "entropy<1", "cannot be read"),
         ("__import__('os').system('x')>1", "is no number and no name"),
         ("(lambda: 1)()>0", "is no number and no name"),

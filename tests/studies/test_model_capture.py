@@ -76,6 +76,13 @@ def test_dropout_is_refused() -> None:
         model(**inputs("bert", model))
 
 
+def test_what_was_seen_is_a_line(llama: Any) -> None:
+    with attncli.capture(llama) as seen:
+        assert repr(seen) == "<Seen: 0 layers>"
+        llama(torch.tensor([[1, 2, 3]]))
+    assert repr(seen).startswith(f"<Seen: {len(seen.layers)} layer") and len(repr(seen)) < 80
+
+
 def test_what_heads_look_at_has_the_words_of_the_text(llama: Any) -> None:
     with torch.no_grad(), attncli.capture(llama, words=lambda ids: [f"w{i}" for i in ids]) as seen:
         llama(input_ids=torch.arange(5, 17).reshape(1, 12))

@@ -136,9 +136,10 @@ def test_without_transformers_and_without_a_tokenizer(
     for path in folder.glob("token*"):
         path.unlink()
     ran = door(*command, folder, "--text", "a")
-    assert ran.code == 2 and "--ids ids.npy" in ran.err
+    assert ran.code == 2 and "--ids 5,9,2" in ran.err
+    assert door(*command, folder, "--ids", "5,9,2").code == 0  # as the hint says
     np.save(tmp_path / "ids.npy", [1, 3, 4])
-    assert door(*command, folder, "--ids", "ids.npy").code == 0  # as the hint says
+    assert door(*command, folder, "--ids", "ids.npy").code == 0
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     ran = door(*command, folder, "--ids", "ids.npy")
     assert ran.code == 3 and "pip install 'attncli[hf]'" in " ".join(ran.err.split())

@@ -310,3 +310,40 @@ def test_a_model_of_whose_attention_nothing_is_seen_is_refused_at_its_first_pass
         model(torch.randn(1, 5, 16))
     assert not WATCHED
     model(torch.randn(1, 5, 16))
+
+
+class Attending(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """A module of PyTorch's own, called as ``how`` says."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+        self.how = how
+
+    def forward(self, x: Any) -> Any:
+        return self.attention(x, x, x, **self.how)[0]
+
+
+def test_the_hint_for_multihead_attention_works() -> None:
+    x = torch.randn(1, 5, 16)
+    model = Attending()
+    with attncli.watch(model, every=1, log=quiet), pytest.raises(InputError) as caught:
+        model(x)
+    assert "need_weights=False" in str(caught.value)
+    model = Attending(need_weights=False)
+    with attncli.watch(model, every=1, log=quiet) as seen:
+        model(x)
+    assert [*seen.records[-1][1]] == ["attention"]
+
+
+def test_a_model_that_was_never_in_training_mode(capsys: Any) -> None:
+    """As from_pretrained leaves it."""
+    model = Attending(need_weights=False).eval()
+    with attncli.watch(model, every=1) as seen:
+        for _ in range(2):
+            model(torch.randn(1, 5, 16)).sum().backward()
+    said = capsys.readouterr().err
+    assert "of 2 passes forward none was in training mode" in said and not seen.records
+    with attncli.watch(model, every=1), torch.no_grad():
+        model(torch.randn(1, 5, 16))
+    assert not capsys.readouterr().err  # it was not trained

@@ -15,7 +15,7 @@ from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
 from attncli.cli.given.expected import Theirs, expected_of
 from attncli.cli.given.many import named
-from attncli.cli.given.reader import Array, Reader
+from attncli.cli.given.reader import Array, Reader, numbers
 from attncli.cli.given.tokens import Tokens, labels_of, tokens_of
 from attncli.errors import InputError, counted, listed
 from attncli.studies import many
@@ -32,7 +32,8 @@ def sources(source: str, given: Given) -> list[str]:
     """Return the files that are read: those of the model, and those that options name."""
     inside = [entry.path for entry in os.scandir(source)] if os.path.isdir(source) else []
     texts = [text[1:] for text in given.text or () if text.startswith("@")]
-    named = [*(given.image or ()), *(given.audio or ()), *([given.ids] if given.ids else [])]
+    ids = [given.ids] if given.ids and numbers(given.ids) is None else []
+    named = [*(given.image or ()), *(given.audio or ()), *ids]
     return [*inside, *texts, *named]
 
 
@@ -58,7 +59,9 @@ def read(loaded: Loaded, given: Given) -> Read:
         found.append(media.read_audio(loaded, given.audio))
     words = {}
     if given.ids is not None:
-        words = loading.read_ids(loaded, files.read_tensor(given.ids))
+        typed = numbers(given.ids)
+        ids = files.read_tensor(given.ids) if typed is None else np.array(typed)
+        words = loading.read_ids(loaded, ids)
     elif given.text is not None:
         words = loading.read_texts(loaded, [loading.text_of(one) for one in given.text])
     batch = media.together(loaded, words, *found)

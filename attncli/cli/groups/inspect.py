@@ -226,7 +226,10 @@ class Map(Group, panel=SHOW):
 class Layers(Group, panel=SHOW):
     """Which layers of many."""
 
-    layer: Annotated[Text, option(metavar="SELECTION", help="Layers by their numbers.")] = None
+    layer: Annotated[
+        Text,
+        option(metavar="SELECTION", help="Layers by their numbers, or by a part of their names."),
+    ] = None
 
 
 class Placed(Group, panel=HEALTH):

@@ -20,7 +20,11 @@ class Given(Group, panel=MODEL):
         ),
     ] = None
     ids: Annotated[
-        Text, option(metavar="REF", help="Token ids, (L) or (B, L), in place of --text.")
+        Text,
+        option(
+            metavar="LIST|REF",
+            help="Token ids in place of --text: as in 5,9,2, or a tensor (L) or (B, L).",
+        ),
     ] = None
 
     image: Annotated[

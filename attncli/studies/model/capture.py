@@ -16,7 +16,7 @@ import numpy as np
 from attncli.attention.problem import Problem
 from attncli.attention.view import Labels
 from attncli.engines import DEFAULT
-from attncli.errors import InputError, Unavailable
+from attncli.errors import InputError, Unavailable, counted, listed
 from attncli.measures.evidence import words_of
 from attncli.measures.policy import POLICY
 from attncli.measures.statistic import STATISTICS, Summaries
@@ -91,6 +91,10 @@ class Seen:
     read: list[Array] = field(default_factory=list)  # ids of parts that have run
     apart: set[Any] = field(default_factory=set)
     ran: bool = False
+
+    def __repr__(self) -> str:
+        names = listed([layer.name for layer in self.layers], 6)
+        return f"<Seen: {counted(len(self.layers), 'layer')}{names and f' ({names})'}>"
 
     # -- a Listener -------------------------------------------------------------------------------
 

@@ -30,7 +30,10 @@ def find_folder(source: str) -> str:
     if os.path.exists(source):
         raise FileError(f"{source} is no folder", "expected the folder that holds config.json")
     if source.count("/") != 1 or source[0] in "./~":
-        raise FileError(f"there is no folder {source}", "expected a folder of transformers")
+        cached = f", or OWNER/{source} of Hugging Face's local cache" * ("/" not in source)
+        raise FileError(
+            f"there is no folder {source}", f"expected a folder of transformers{cached}"
+        )
     hub = import_module("transformers.utils")
     try:
         found = hub.cached_file(source, "config.json", **FOUND)

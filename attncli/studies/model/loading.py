@@ -252,7 +252,7 @@ def read_texts(loaded: Loaded, texts: Sequence[str]) -> dict[str, Any]:
         why = f": {_first(loaded.unread)}" if loaded.unread else ""
         raise (Unavailable if isinstance(loaded.unread, ImportError) else InputError)(
             f"{loaded.source} has no tokenizer that can be read{why}",
-            "give token ids in place of --text: --ids ids.npy, integers (L) or (B, L)",
+            "give token ids in place of --text: --ids 5,9,2, or a file of them, (L) or (B, L)",
         )
     empty = next((n for n, text in enumerate(texts) if not text.strip()), None)
     if empty is not None:

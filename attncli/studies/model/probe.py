@@ -118,7 +118,9 @@ def _around(loaded: Loaded) -> tuple[list[int], list[int]]:
     tokenizer = loaded.tokenizer
     if tokenizer is None:
         first = getattr(loaded.model.config.get_text_config(), "bos_token_id", None)
-        return ([] if first is None else [int(first)]), []
+        known = getattr(loaded.model.get_input_embeddings(), "num_embeddings", 0)
+        # a small vocabulary, and a configuration that kept its family's token
+        return ([int(first)] if first is not None and first < known else []), []
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     starts = range(len(whole) - len(bare) + 1)

@@ -54,9 +54,10 @@ def watch(model: Any, every: int = 100, log: Log | None = None) -> Watch:
     where a score is); of rows that see two keys or more, before dropout, the mean entropy in nats,
     the share of rows with max weight > 0.99, and the share of the mass on few places: keys, as a
     sink, and offsets, as the previous token. A layer is called by the path of its module;
-    ``.call2`` is its second call in a pass. Without ``log``, a line on standard error for each
-    layer beyond the limits of ``measures.policy``, which excuse heads on fixed places, or one for
-    all. ``records`` has the newest 1000.
+    ``.call2`` is its second call in a pass. Models of ``from_pretrained`` are not in training mode
+    before ``model.train()``; a watch that ends without such a pass says so. Without ``log``, a line
+    on standard error for each layer beyond the limits of ``measures.policy``, which excuse heads on
+    fixed places, or one for all. ``records`` has the newest 1000.
 
     The model computes what it always does, by the implementation it has: nothing is replaced, no
     graph is kept, and the step is the same to the last bit. Scores are computed again beside it, on
@@ -99,6 +100,7 @@ class Watch:
         self.model, self.every, self.log = model, every, log
         self.records: deque[tuple[int, Record]] = deque(maxlen=KEPT)
         self.passes = 0  # in training mode
+        self.asleep = 0  # with gradients and not in training mode
         self.names = {
             module: name.replace("._orig_mod", "").replace("_orig_mod.", "") or "model"
             for name, module in model.named_modules()
@@ -125,6 +127,12 @@ class Watch:
         """Stop watching; the model is as before."""
         self._stop()
         self._tell(False)
+        if self.asleep and not self.passes:
+            sys.stderr.write(
+                f"attncli: nothing was watched: of {counted(self.asleep, 'pass', 'passes')} "
+                "forward none was in training mode, which model.train() turns on\n"
+            )
+        self.asleep = 0
         for hook in self._root:
             hook.remove()
         watched = [module for module in self.names if WATCHED.get(module) is self]
@@ -153,6 +161,7 @@ class Watch:
     def _begin(self, model: Any, args: Any, kwargs: Any) -> None:
         self._stop()  # a pass that was interrupted
         if not model.training:
+            self.asleep += import_module("torch").is_grad_enabled()
             return
         self.passes += 1
         if (self.passes - 1) % self.every:
@@ -179,9 +188,13 @@ class Watch:
             return
         if not self._sums:
             self.remove()
+            own = import_module("torch").nn.MultiheadAttention
             raise InputError(
                 f"{type(model).__name__} ran, and none of its attention was seen",
-                "it computes attention by itself: watch sees scaled_dot_product_attention and "
+                "nn.MultiheadAttention is seen where it is called with need_weights=False, which "
+                "is faster and gives the same output"
+                if any(isinstance(module, own) for module in self.names)
+                else "it computes attention by itself: watch sees scaled_dot_product_attention and "
                 "transformers' AttentionInterface",
             )
         step, record = self.passes - 1, {n: _told(one) for n, one in self._sums.items()}

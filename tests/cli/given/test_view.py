@@ -39,6 +39,13 @@ def test_no_selection(text: str) -> None:
         selection("--rows", text, 10)
 
 
+def test_a_head_by_the_name_of_the_tables() -> None:
+    with pytest.raises(InputError, match="--layer 1 --head 2"):
+        selection("--head", "1.2", 10)
+    with pytest.raises(InputError, match="write an index"):
+        selection("--rows", "1.2", 10)
+
+
 @pytest.mark.parametrize("text", ["10", "-11", "1,10", "10:", "5:5", "4:2"])
 def test_selection_out_of_range(text: str) -> None:
     with pytest.raises(InputError, match="--rows") as caught:
