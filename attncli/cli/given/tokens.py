@@ -21,7 +21,12 @@ Tokens = tuple[tuple[str, ...], ...]
 def tokens_of(reader: Reader) -> dict[str, Tokens]:
     """Return the tokens that command line or file give, by the names of the options."""
     found = {name: _tokens(reader, name) for name in groups.Labels.members}
-    return {name: tokens for name, tokens in found.items() if tokens is not None}
+    typed = reader.flag("tokens") is not None  # and wins over labels of the file
+    return {
+        name: tokens
+        for name, tokens in found.items()
+        if tokens is not None and not (typed and reader.flag(name) is None)
+    }
 
 
 def labels_of(tokens: Mapping[str, Tokens], problem: Problem | Extent) -> Labels:
@@ -31,6 +36,10 @@ def labels_of(tokens: Mapping[str, Tokens], problem: Problem | Extent) -> Labels
     both = tokens.get("tokens")
     if both is not None:
         unlabelled = [role for role in roles if f"{role}_tokens" not in tokens]
+        if not unlabelled:
+            raise InputError(
+                "tokens labels nothing: query_tokens and key_tokens are given", "leave it out"
+            )
         if len({roles[role] for role in unlabelled}) > 1:
             raise InputError(
                 "tokens labels queries and keys alike, but there are "

@@ -33,6 +33,25 @@ def test_tokens_for_more_keys_than_queries() -> None:
     assert labels(given) == ((("a", "b"),), (("c", "d", "e", "f"),))
 
 
+def test_typed_tokens_win_over_labels_of_the_file() -> None:
+    x = np.ones((2, 2)).tolist()
+    own = bundle(x=x, query_tokens=["a", "b"], key_tokens=["c", "d"])
+    assert labels(gather(own, Flags(tokens="e f"))) == ((("e", "f"),), (("e", "f"),))
+    assert labels(gather(own, Flags(tokens="e f", key_tokens="g h"))) == (
+        (("e", "f"),), (("g", "h"),)
+    )  # fmt: skip
+
+
+def test_tokens_that_label_nothing_are_refused() -> None:
+    x, both = np.ones((2, 2)).tolist(), {"query_tokens": "a b", "key_tokens": "c d"}
+    for given in (
+        gather(bundle(x=x), Flags(tokens="e f", **both)),
+        gather(bundle(x=x, tokens="e f", **both), Flags()),
+    ):
+        with pytest.raises(InputError, match="tokens labels nothing"):
+            labels(given)
+
+
 @pytest.mark.parametrize("flag", ["a", "a b c"])
 def test_wrong_number_of_tokens_says_both_numbers(flag: str) -> None:
     with pytest.raises(InputError, match=f"{len(flag.split())} tokens?.*length 2"):
