@@ -19,21 +19,14 @@ Tokens = tuple[tuple[str, ...], ...]
 
 
 def tokens_of(reader: Reader) -> dict[str, Tokens]:
-    """Return the tokens that command line or file give, by the names of the options.
-
-    ``--tokens`` wins over names of the file that would leave nothing for it to label.
-    """
-    given = {name: _tokens(reader, name) for name in groups.Labels.members}
-    found = {name: tokens for name, tokens in given.items() if tokens is not None}
-    if reader.flag("tokens") is not None and len(found) == len(groups.Labels.members):
-        of_file = [name for name in found if reader.flag(name) is None]
-        if not of_file:
-            raise InputError(
-                "--tokens, --query-tokens and --key-tokens are all given",
-                "leave --tokens out: the others name every position",
-            )
-        found = {name: tokens for name, tokens in found.items() if name not in of_file}
-    return found
+    """Return the tokens that command line or file give, by the names of the options."""
+    found = {name: _tokens(reader, name) for name in groups.Labels.members}
+    typed = reader.flag("tokens") is not None  # and wins over labels of the file
+    return {
+        name: tokens
+        for name, tokens in found.items()
+        if tokens is not None and not (typed and reader.flag(name) is None)
+    }
 
 
 def labels_of(tokens: Mapping[str, Tokens], problem: Problem | Extent) -> Labels:
@@ -43,6 +36,10 @@ def labels_of(tokens: Mapping[str, Tokens], problem: Problem | Extent) -> Labels
     both = tokens.get("tokens")
     if both is not None:
         unlabelled = [role for role in roles if f"{role}_tokens" not in tokens]
+        if not unlabelled:
+            raise InputError(
+                "tokens labels nothing: query_tokens and key_tokens are given", "leave it out"
+            )
         if len({roles[role] for role in unlabelled}) > 1:
             raise InputError(
                 "tokens labels queries and keys alike, but there are "

@@ -33,18 +33,23 @@ def test_tokens_for_more_keys_than_queries() -> None:
     assert labels(given) == ((("a", "b"),), (("c", "d", "e", "f"),))
 
 
-def test_tokens_of_the_command_line_win_over_names_of_the_file() -> None:
+def test_typed_tokens_win_over_labels_of_the_file() -> None:
     x = np.ones((2, 2)).tolist()
-    named = {"query_tokens": ["a", "b"], "key_tokens": ["c", "d"]}
-    both = (("e", "f"),)
-    assert labels(gather(bundle(x=x, **named), Flags(tokens="e f"))) == (both, both)
-    given = gather(bundle(x=x, **named), Flags(tokens="e f", query_tokens="g h"))
-    assert labels(given) == ((("g", "h"),), both)
-    wide = gather(bundle(**QKV, query_tokens=["a", "b"], key_tokens=[*"cdef"]), Flags(tokens="e f"))
-    with pytest.raises(InputError, match="2 queries and 4 keys"):
-        labels(wide)
-    with pytest.raises(InputError, match="are all given"):
-        gather(bundle(x=x), Flags(tokens="e f", query_tokens="g h", key_tokens="i j"))
+    own = bundle(x=x, query_tokens=["a", "b"], key_tokens=["c", "d"])
+    assert labels(gather(own, Flags(tokens="e f"))) == ((("e", "f"),), (("e", "f"),))
+    assert labels(gather(own, Flags(tokens="e f", key_tokens="g h"))) == (
+        (("e", "f"),), (("g", "h"),)
+    )  # fmt: skip
+
+
+def test_tokens_that_label_nothing_are_refused() -> None:
+    x, both = np.ones((2, 2)).tolist(), {"query_tokens": "a b", "key_tokens": "c d"}
+    for given in (
+        gather(bundle(x=x), Flags(tokens="e f", **both)),
+        gather(bundle(x=x, tokens="e f", **both), Flags()),
+    ):
+        with pytest.raises(InputError, match="tokens labels nothing"):
+            labels(given)
 
 
 @pytest.mark.parametrize("flag", ["a", "a b c"])
