@@ -131,8 +131,10 @@ def test_which_engine_made_the_gradients_is_said(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(ENGINES, "fused", ENGINES["fused"]._replace(backward=None))
     engine = solve(posed(), want=("output", "gradients")).engine
     assert (engine.backend, engine.note) == ("fused", "gradients by numpy")
-    with pytest.raises(Unavailable, match="'fused' has no gradients"):
+    with pytest.raises(Unavailable, match="'fused' has no gradients") as caught:
         solve(posed(), want=("output", "gradients"), backend="fused")
+    others = str(caught.value.hint).partition(": ")[2].split(", ")
+    assert all(ENGINES[name].backward for name in others)  # what the hint says works
 
 
 @needs_fused

@@ -157,7 +157,10 @@ def test_large_arrays(name: str) -> None:
 
 def test_a_mean_far_from_zero_costs_no_digits() -> None:
     drift = np.repeat([1e9, 1e9 + 1, -4e3], 200_000) + np.random.default_rng(2).random(600_000)
-    for array in (drift, drift[:200_000], np.full(300_000, 0.1), np.r_[1e12, np.ones(200_000)]):
+    near = 1e4 + np.random.default_rng(3).normal(size=200_000)
+    for array in (
+        drift, drift[:200_000], near, np.full(300_000, 0.1), np.r_[1e12, np.ones(200_000)]
+    ):  # fmt: skip
         wide = array.astype(np.longdouble)
         found = statistics_of(array, chunk=70_000)
         condition = abs(float(wide.mean())) * 1e-15  # merging parts costs no more than this
