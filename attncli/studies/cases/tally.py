@@ -32,8 +32,9 @@ class Count:
 class Tally:
     """The counts so far; a case without a kind has the kind ``""``.
 
-    ``failures``: all of them, in order. ``differing``: cases whose answers were judged, and are wrong. ``unanswered``: cases that expect
-    gradients which their answers do not hold; that is no failure.
+    ``failures``: all of them, in order. ``differing``: cases whose answers were judged, and are
+    wrong. ``unanswered``: cases that expect gradients which their answers do not hold; that is no
+    failure.
     """
 
     failures: list[Failure] = field(default_factory=list)
