@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -64,10 +65,20 @@ def _mha(mask: Mask) -> Spoken:
             array = array.reshape(-1, *array.shape[2:])  # (B·H, Lq, Lk)
         tensors["attn_mask"] = array
         call.insert(0, "attn_mask=attn_mask")
-    note = "bool: True = NOT allowed, the opposite of scaled_dot_product_attention"
+    notes = ["bool: True = NOT allowed, the opposite of scaled_dot_product_attention"]
     if rest.has_bias:
-        note = "float: added to the scores, −inf = not allowed"
-    return Spoken("mha", f"mha(q, k, v, {', '.join(call)})", tensors, notes=(note,))
+        notes = ["float: added to the scores, −inf = not allowed"]
+    if _hides_rows(rest, None if rest is mask else real):
+        notes.append("rows that see nothing become NaN in it; here they would be 0")
+    return Spoken("mha", f"mha(q, k, v, {', '.join(call)})", tensors, notes=tuple(notes))
+
+
+def _hides_rows(mask: Mask, real: np.ndarray[Any, np.dtype[Any]] | None) -> bool:
+    """Whether a row sees no key; ``real``: which keys are real besides, ``(B, Lk)``."""
+    keep = np.ones((1, 1, 1, mask.extent.keys), bool) if mask.trivial else keep_tensor(mask)
+    if real is None:
+        return not keep.any(-1).all()
+    return not all((keep[b % len(keep)] & one).any(-1).all() for b, one in enumerate(real))
 
 
 def _onnx(mask: Mask) -> Spoken:

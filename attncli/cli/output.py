@@ -277,9 +277,11 @@ def target_of(output: str | None, names: Sequence[str], shown: str) -> Target | 
         suffix = output[1:] or (".json" if shown in ("json", LINES) else ".npz")
     row = WRITABLE.get(suffix)
     if row is None:
+        hint = f"the suffix says the format: {', '.join(WRITABLE)}"
+        if suffix in (".jsonl", ".ndjson"):
+            hint += f"\nanswers to NDJSON stand on standard output: > {output}"
         raise FileError(
-            f"{output} ends in '{suffix}'" if suffix else f"{output} has no suffix",
-            f"the suffix says the format: {', '.join(WRITABLE)}",
+            f"{output} ends in '{suffix}'" if suffix else f"{output} has no suffix", hint
         )
     if not row.many and (len(names) > 1 or "row_statistics" in names):
         raise FileError(

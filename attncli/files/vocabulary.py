@@ -5,7 +5,7 @@ It holds the names of other libraries, too. Case does not matter. Nothing here l
 
 # No `from __future__ import annotations` here: NamedTuple would compile each text.
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 TENSOR, NUMBER, TEXT, TRUTH = "tensor", "number", "text", "truth"
@@ -117,7 +117,7 @@ ROLES: Mapping[str, Role] = {
         ("weights", "attn_weights", "attentions", "attention_weights", "attention_probs",
          "encoder_attentions", "decoder_attentions", "cross_attentions", "hook_pattern")
     ),
-    "output": Role(("output", "out", "o")),
+    "output": Role(("output", "out", "o", "attn_output", "attn_out")),
     "lse": Role(("lse", "softmax_lse", "logsumexp")),
     "grad_output": Role(("grad_output", "dout", "do")),
     "grad_query": Role(("grad_query", "dq")),
@@ -204,3 +204,13 @@ def slips(words: Iterable[str]) -> dict[str, str]:
             for letter in letters:
                 found[head + letter + tail] = found[head + letter + tail[1:]] = word
     return {slip: word for slip, word in found.items() if slip not in PLAYED}
+
+
+def only_other(shapes: Mapping[str, tuple[int, ...]], taken: Collection[str]) -> str | None:
+    """Return the one matrix, by name and shape, that is not taken and whose name plays no role.
+
+    Beside an lse it is the output, whatever it is called. None where there is none, or several.
+    """
+    known = PLAYED.keys() | BYSTANDERS
+    others = [name for name in shapes if name not in taken and name.lower() not in known]
+    return others[0] if len(others) == 1 and len(shapes[others[0]]) > 1 else None

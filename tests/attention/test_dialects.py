@@ -124,3 +124,14 @@ def test_every_dialect_says_no_mask_and_unknown_ones_are_refused() -> None:
         assert not said.arguments
     with pytest.raises(MaskError, match="it must be one of sdpa"):
         speak(Mask(EXTENT), "jax")
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [("causal", False), ("~causal", True), ("padding(4, 6)", False), ("padding(0, 6)", True),
+     ("causal & padding(4, 6)", False), ("causal & padding(4, 6, left)", True),
+     ("causal & padding(4, 6, left) + alibi", True), ("causal + alibi", False)],
+)  # fmt: skip
+def test_mha_is_said_to_make_nan_of_rows_that_see_nothing(text: str, hidden: bool) -> None:
+    mask = masker(text)(Extent(2, 1, 6, 6))
+    assert any("NaN" in note for note in speak(mask, "mha").notes) == hidden

@@ -89,6 +89,9 @@ def test_which_failures_are_explained(door: Door, folder: Path, which: str, coun
     *lines, last = judging(door, "--explain", which, "--json").lines
     assert sum(bool(x["expect"].get("explanations")) for x in lines) == count
     assert last["summary"]["explained"]
+    out = judging(door, "--explain", which).out
+    assert "windows.1 (line 3): " in out
+    assert ("windows.2 (line 4): " in out) == (which == "all")
 
 
 def test_a_missing_answer_fails_its_case_and_a_file_too_many_is_said(

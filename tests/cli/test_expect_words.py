@@ -82,9 +82,9 @@ def test_standard_input_is_called_so(attncli: Door) -> None:
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("mixed.npz", "mixed.npz::weights: the expected weights are (2, 20, 8), but weights are (2, "),
+    [("mixed.npz", "mixed.npz::weights: the weights to be judged are (2, 20, 8), but (2, "),
      ("mixed.npz", "(2, 20, 8) is how the output is: give the weights, (2, 20, 20)"),
-     ("head.npy", "head.npy: the expected output is (20, 8), but output is (2, 20, 8)"),
+     ("head.npy", "head.npy: the output to be judged is (20, 8), but (2, 20, 8) is "),
      ("head.npy", "(20, 8) is one head of (2, 20, 8): give all of them")],
 )  # fmt: skip
 def test_what_does_not_fit_is_named_with_its_file(door: Door, path: str, said: str) -> None:
@@ -206,3 +206,57 @@ def test_which_failures_are_explained_is_said_where_one_could_be(door: Door) -> 
     np.savez("answers/forward.npz", output=np.zeros_like(Q))
     ran = door("compute", "t.jsonl", "--candidate", "answers")
     assert "explained: the first failure of each kind" in ran.out
+
+
+@pytest.mark.parametrize("name", ["attn_out", "attn_output", "result"])
+def test_beside_an_lse_the_only_other_matrix_is_the_output(door: Door, name: str) -> None:
+    good = right()
+    for wrong in (0, 1):
+        np.savez("theirs.npz", lse=good["lse"], **{name: good["output"] + wrong})
+        ran = door("compute", "qkv.npz", "--expect", "theirs.npz", "--json")
+        assert ran.code == wrong
+        assert ran.lines[0]["expect"]["output"]["passed"] is not bool(wrong)
+    ran = door("compute", "qkv.npz", "--expect", "theirs.npz", "--explain", "none")
+    assert ("'result' is judged as the output" in ran.err + ran.out) is (name == "result")
+
+
+def test_of_several_unknown_matrices_none_is_judged_and_that_is_said(door: Door) -> None:
+    good = right()
+    np.savez("theirs.npz", lse=good["lse"], a=good["output"], b=good["output"])
+    ran = door("compute", "qkv.npz", "--expect", "theirs.npz")
+    assert ran.code == 0
+    assert "'a', 'b' are not judged" in ran.err
+
+
+def test_in_an_answer_to_a_case_it_is_the_output_too(door: Door) -> None:
+    good = right()
+    Path("theirs").mkdir()
+    Path("own.jsonl").write_text(
+        json.dumps({"id": "x", **{n: f"qkv.npz::{n}" for n in PROBLEM}}) + "\n"
+    )
+    for wrong in (0, 1):
+        np.savez("theirs/x.npz", lse=good["lse"], result=good["output"] + wrong)
+        assert door("compute", "own.jsonl", "--candidate", "theirs").code == wrong
+
+
+def test_an_error_is_said_beside_what_is_allowed_there() -> None:
+    """The largest error may lie where more is allowed: then that is no reason."""
+    value = np.array([[1.0], [100.0]], np.float32)
+    problem = {"query": value, "key": value, "value": value, "mask": "window(0, 0)"}
+    output = value + np.array([[0.01], [0.05]], np.float32)
+    found = attncli.compare(output, problem, rtol=1e-3, explain=False)
+    judged = found.stages["output"]
+    assert not found.passed and judged.max_error <= judged.budget
+    assert judged.telling == (pytest.approx(0.01, rel=1e-4), pytest.approx(1e-3))
+    assert "largest error 0.05, 0.01 where 0.001 is allowed (rtol 0.001" in found.sentence
+
+
+def test_python_refuses_what_is_no_stage_and_no_mask_in_words() -> None:
+    good = right()
+    with pytest.raises(attncli.AttnError) as error:
+        attncli.compare((good["output"], good["lse"]), PROBLEM)
+    assert error.value.message == "the candidate is a tuple of 2 arrays"
+    for mask in (np.ones((20, 20), bool), [np.ones((20, 20), bool)], True):
+        with pytest.raises(attncli.AttnError) as error:
+            attncli.attend(**PROBLEM, mask=mask)
+        assert "attn_mask" in str(error.value.hint)

@@ -156,6 +156,6 @@ def test_what_does_not_fit(door: Door) -> None:
     np.save("heads.npy", np.zeros((2, 4, 37, 16)))
     assert_bad(door, *CALL, "--expect", "heads.npy", expected="after the output projection")
     np.save("short.npy", np.load("good.npy")[:, :5])
-    assert_bad(door, *CALL, "--expect", "short.npy", expected="but output is (2, 37, 64)")
+    assert_bad(door, *CALL, "--expect", "short.npy", expected="but (2, 37, 64) is needed")
     np.savez("grads.npz", x=states(), expected_grad_query=np.zeros((2, 4, 37, 16)))
     assert_bad(door, "multihead", "grads.npz", *CALL[2:], expected="'grad_query' is not judged")

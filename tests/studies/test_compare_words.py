@@ -170,7 +170,7 @@ def test_the_hint_is_of_the_stage_that_does_not_fit(
     error = refused({stage: np.zeros(shape)}, problem, grad_output="ones")
     assert error.hint.startswith(hint)
     be = "are" if stage == "weights" else "is"
-    assert error.message.startswith(f"the expected {stage} {be} {shape}, but {stage} {be} (3, 2, ")
+    assert error.message.startswith(f"the {stage} to be judged {be} {shape}, but (3, 2, ")
 
 
 def test_one_head_of_an_unbatched_problem() -> None:

@@ -14,7 +14,7 @@ from attncli.cli.given.reader import Array, Reader
 from attncli.cli.options import Group
 from attncli.errors import InputError, Misfit, listed
 from attncli.files.bundle import STDIN, Bundle
-from attncli.files.vocabulary import PLAYED
+from attncli.files.vocabulary import PLAYED, only_other
 
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
@@ -112,6 +112,12 @@ def _whole(reader: Reader, ref: str) -> dict[str, Theirs]:
             f"{bundle.source} holds {listed(bundle.tensors)}: which of them is the output?",
             f"name it: --expect {bundle.ref(next(iter(bundle.tensors)))}",
         )
+    shapes = {n: np.shape(array) for n, array in bundle.tensors.items()}
+    other = only_other(shapes, taken) if "output" not in found else None
+    if other is not None:
+        found["output"] = Theirs(bundle.tensors[other], _called(ref), other)
+        reader.notes.append(f"{bundle.source}: '{other}' is judged as the output")
+        taken.add(other)
     left = [repr(n) for n in bundle.tensors if n not in taken and not _is_input(n)]
     if left and not files.is_result(bundle):  # our own holds more than results
         reader.warnings.append(

@@ -125,7 +125,9 @@ class Mask(Group, panel=MASK):
             "allow.",
         ),
     ] = None  # fmt: skip
-    causal: Annotated[bool, option("--causal", help="The same as --mask causal.")] = False
+    causal: Annotated[
+        bool, option("--causal", help="--mask causal; of fewer queries: -m 'causal(bottom_right)'.")
+    ] = False
     attn_mask: Annotated[
         Text,
         option(metavar="REF", help="A mask tensor: bool True = keep, float = added to the scores."),

@@ -18,6 +18,7 @@ from attncli.errors import FileError, InputError, NoAnswer, listed, numbered
 from attncli.files.bundle import Bundle
 from attncli.files.formats import SUFFIXES
 from attncli.files.formats.entry import demand_regular, reading
+from attncli.files.vocabulary import only_other
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -31,7 +32,12 @@ def stages_of(bundle: Bundle, problem: Problem) -> dict[str, Array]:
 
     Raises NoAnswer where none is there; FileError for two of one stage, or damaged ones.
     """
-    found = {stage: some[1] for stage in STAGES if (some := files.find(bundle, stage))}
+    named = {stage: some for stage in STAGES if (some := files.find(bundle, stage))}
+    found = {stage: array for stage, (_, array) in named.items()}
+    if found and "output" not in found:
+        shapes = {name: np.shape(array) for name, array in bundle.tensors.items()}
+        other = only_other(shapes, [name for name, _ in named.values()])
+        found |= {} if other is None else {"output": bundle.tensors[other]}
     if not found and len(bundle.tensors) == 1:
         found = {"output": next(iter(bundle.tensors.values()))}
     if not found:

@@ -115,7 +115,7 @@ def _output(made: MultiheadResult, array: Array, notes: list[str]) -> Array:
         hint = "it is as wide as the heads side by side: give it after the output projection"
     elif array.ndim == 4 and array.shape[1] == heads:
         hint = "it has a dimension for heads: give it after the output projection"
-    raise Misfit("output", f"the expected output is {array.shape}, but output is {own}", hint)
+    raise Misfit("output", f"the output to be judged is {array.shape}, but {own} is needed", hint)
 
 
 # -- why not ----------------------------------------------------------------------------------

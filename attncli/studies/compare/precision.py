@@ -35,14 +35,23 @@ def _same(array: Array) -> Array:
     return array
 
 
+#: What is rounded in an online softmax: of z − max, of its exp, of exp on its way to the values, of
+#: the accumulator.
+ROUNDED = {
+    "shifted": {"softmax"},
+    "summed": {"softmax", "exp of the scores"},
+    "read": {"exp that the values are multiplied by"},
+    "kept": {"accumulator"},
+}
 Rounding = Callable[[Array, Array, Array, float, Low], Array]
 
 
 def _online(tile: int, what: str) -> Rounding:
-    """The online softmax over tiles of so many keys, its exp or its accumulator rounded."""
+    """The online softmax over tiles of so many keys, one of ``ROUNDED`` in it rounded."""
+    shifted, summed, read, kept = (what in names for names in ROUNDED.values())
 
     def made(z: Array, w: Array, v: Array, sink: float, low: Low) -> Array:
-        exp, kept = (low, _same) if what == "softmax" else (_same, low)
+        at, exp, p, sum_of = (low if on else _same for on in (shifted, summed, read, kept))
         top = np.full((len(z), 1), sink)
         total = np.full_like(top, 0.0 if np.isneginf(sink) else 1.0)
         sums = np.zeros((len(z), v.shape[1]))
@@ -51,9 +60,9 @@ def _online(tile: int, what: str) -> Rounding:
             new = np.maximum(top, part.max(-1, keepdims=True))
             base = np.where(np.isneginf(new), 0, new)
             moved = np.where(np.isneginf(top), 0, np.exp(top - base))
-            e = exp(np.exp(exp(part - base)))
+            e = exp(np.exp(at(part - base)))
             total = total * moved + e.sum(-1, keepdims=True)
-            sums = kept(sums * moved + e @ v[j : j + tile])
+            sums = sum_of(sums * moved + p(e) @ v[j : j + tile])
             top = new
         return sums / np.where(total == 0, 1, total)
 
@@ -63,6 +72,7 @@ def _online(tile: int, what: str) -> Rounding:
 #: What is rounded, and the output ``(n, Dv)`` of masked scores z, weights w, values v and a sink.
 ROUNDINGS: Mapping[str, Rounding] = {
     "the scores are": lambda z, w, v, sink, low: _weights(z, sink, _same) @ v,
+    "each logit is": lambda z, w, v, sink, low: _weights(low(z), sink, _same) @ v,
     "the weights are": lambda z, w, v, sink, low: low(w) @ v,
     "scores and weights are": lambda z, w, v, sink, low: low(_weights(z, sink, _same)) @ v,
     "the whole softmax is": lambda z, w, v, sink, low: low(_weights(low(z), sink, low)) @ v,
@@ -70,7 +80,7 @@ ROUNDINGS: Mapping[str, Rounding] = {
     "the output is": lambda z, w, v, sink, low: low(w @ v),
     **{
         f"the {what}, in tiles of {tile} keys, is": _online(tile, what)
-        for what in ("softmax", "accumulator")
+        for what in sorted(set().union(*ROUNDED.values()))
         for tile in (16, 32, 64, 128)
     },
     "the accumulator, key by key, is": _online(1, "accumulator"),
@@ -145,6 +155,7 @@ def precision(theory: Theory, candidate: Candidate, units: Sequence[Unit]) -> It
 
 
 INPUTS = "query, key and value are"
+OF_SCORES = ("the scores are", "scores and weights are")
 
 
 def _rounded(
@@ -166,7 +177,7 @@ def _rounded(
     with np.errstate(all="ignore"):
         if what != INPUTS:
             masked, weights = arrays["masked"], arrays["weights"]
-            if "scores" in what and p.scale:  # of q·k, and once more of its multiple
+            if what in OF_SCORES and p.scale:  # of q·k, and once more of its multiple
                 scores = arrays["scores"]
                 once = low(low(scores / p.scale) * p.scale)
                 masked = np.where(np.isneginf(masked), -np.inf, masked + (once - scores))

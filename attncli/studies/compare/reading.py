@@ -79,12 +79,12 @@ def numbers(name: str, array: Any) -> Array:
     if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         have = "have" if be(name) == "are" else "has"
         raise Misfit(
-            name, f"the expected {name} {have} dtype {array.dtype}",
+            name, f"the {name} to be judged {have} dtype {array.dtype}",
             f"expected numbers: {listed(FLOATS)}",
         )  # fmt: skip
     if not array.size:
         raise Misfit(
-            name, f"the expected {name} {be(name)} empty, {array.shape}", "expected numbers"
+            name, f"the {name} to be judged {be(name)} empty, {array.shape}", "expected numbers"
         )
     return np.asarray(array)
 
@@ -180,7 +180,7 @@ def _misfit(problem: Problem, name: str, array: Array, own: tuple[int, ...]) -> 
     else:
         hint = f"give a number for each {' and '.join(AXES[name])} of each head, {own}"
     return Misfit(
-        name, f"the expected {name} {be(name)} {array.shape}, but {name} {be(name)} {own}", hint
+        name, f"the {name} to be judged {be(name)} {array.shape}, but {own} is needed", hint
     )
 
 

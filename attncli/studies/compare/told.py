@@ -111,7 +111,8 @@ def verdict(one: Comparison, name: str = "it") -> str:
     worst, room = judged.telling
     if not odd and worst != judged.max_error:  # the largest of all is where more is allowed
         error += f", {number(worst)} where {number(room)} is allowed"
-        return f"{name} differs{stage}: {rows}, {error} ({judged.own.name})"
+        rule = judged.own.name if judged.tolerance is None else allowed(judged)
+        return f"{name} differs{stage}: {rows}, {error} ({rule})"
     return f"{name} differs{stage}: {rows}, {error} ({allowed(judged)})"
 
 
