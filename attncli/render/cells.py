@@ -111,6 +111,15 @@ def cut(text: str, width: int) -> str:
     return head + ELLIPSIS + tail
 
 
+def cut_apart(texts: Sequence[str], width: int, most: int) -> list[str]:
+    """Return texts of at most ``width`` cells, or up to ``most`` where two would become one."""
+    for room in range(width, max(width, most) + 1, 4):
+        found = [cut(text, room) for text in texts]
+        if len({*found}) == len({*texts}):
+            break
+    return found
+
+
 def _prefix(text: str, width: int) -> str:
     end = 0
     while end < len(text) and wide(text[: end + 1]) <= width:

@@ -6,7 +6,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from attncli.errors import counted
-from attncli.render.cells import ELLIPSIS, columns_of, cut, escaped, flow, pad, visible, wide, wrap
+from attncli.render.cells import (
+    ELLIPSIS,
+    columns_of,
+    cut,
+    cut_apart,
+    escaped,
+    flow,
+    pad,
+    visible,
+    wide,
+    wrap,
+)
 from attncli.render.legend import legend_lines
 from attncli.render.maps import gathered, grid_lines, heatmap_lines
 from attncli.render.paint import Paint
@@ -68,12 +79,7 @@ def _label_width(table: Table, width: int) -> int:
 
 def _labels(table: Table, width: int) -> list[str]:
     """Return the labels, cut, but not so short that two of them become one."""
-    whole = [visible(text) for text in table.labels]
-    for room in range(LONGEST_LABEL, max(LONGEST_LABEL, width // 2) + 1, 4):
-        found = [cut(text, room) for text in whole]
-        if len({*found}) == len({*whole}):
-            break
-    return found
+    return cut_apart([visible(text) for text in table.labels], LONGEST_LABEL, width // 2)
 
 
 def table_lines(table: Table, paint: Paint, width: int, aligned: int = 0) -> Iterator[str]:

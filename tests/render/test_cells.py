@@ -10,7 +10,17 @@ from rich.cells import cell_len
 
 from attncli.attention.pose import pose
 from attncli.attention.view import Labels
-from attncli.render.cells import cut, in_encoding, numbers, pad, texts, visible, wide, wrap
+from attncli.render.cells import (
+    cut,
+    cut_apart,
+    in_encoding,
+    numbers,
+    pad,
+    texts,
+    visible,
+    wide,
+    wrap,
+)
 from attncli.reports.blocks import Column
 from tests.support.reports import page
 from tests.support.screen import ESCAPE
@@ -101,3 +111,12 @@ def test_an_encoding_keeps_marks_apart_and_columns_in_line() -> None:
     assert in_encoding("× 語 \udc80", "latin-1") == "× ? ?"
     assert in_encoding("語 ×", "utf-8") == "語 ×"
     assert in_encoding("×", "no such encoding") == "x"
+
+
+def test_a_cut_text_is_not_another_one() -> None:
+    long = ["decoder.0.0.SelfAttention", "decoder.0.1.SelfAttention"]
+    assert cut_apart(long, 20, 40) == ["decoder.0.0.…lfAttention", "decoder.0.1.…lfAttention"]
+    assert cut_apart(long, 20, 20) == 2 * ["decoder.0.…Attention"]  # there is no room
+    assert cut_apart([*long, "a"][1:], 20, 40) == ["decoder.0.…Attention", "a"]
+    assert cut_apart(2 * long[:1], 20, 40) == 2 * ["decoder.0.…Attention"]
+    assert cut_apart([], 20, 40) == []

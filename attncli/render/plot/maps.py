@@ -137,7 +137,7 @@ class MapBand:
         if len(labels) > MANY and not isinstance(one, Shaded):
             return self.letters.width(str(len(labels)))  # positions are shown in their place
         step = max(1, len(labels) // MANY)
-        texts = (self.letters.shown(labels[i]) for i in range(0, len(labels), step))
+        texts = self.letters.labels([labels[i] for i in range(0, len(labels), step)])
         return max(map(self.letters.width, texts), default=0.0)
 
     def _ticks(
@@ -147,7 +147,7 @@ class MapBand:
         """Return indices and their labels: all, or at round steps their positions."""
         pitch = size * POINTS / count
         if pitch >= PITCH and count <= MANY:
-            every = [(i, self.letters.shown(labels[i])) for i in range(count)]
+            every = [*enumerate(self.letters.labels([labels[i] for i in range(count)]))]
             widest = max(self.letters.width(text) for _, text in every) * POINTS
             if not all(text.isdecimal() for _, text in every) or pitch >= (
                 widest + 2 if across else 1.1 * PITCH

@@ -7,7 +7,7 @@ from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
-from attncli.render.cells import cut, legible
+from attncli.render.cells import cut, cut_apart, legible
 
 FAMILY = "DejaVu Sans"  # comes with matplotlib
 #: Families for the signs that it lacks, where they are installed.
@@ -38,10 +38,17 @@ class Letters:
 
     def shown(self, text: str, most: int = LONGEST) -> str:
         """Return text in one line, cut in its middle, without signs that cannot be drawn."""
+        return cut(self._whole(text), most)
+
+    def labels(self, texts: Sequence[str]) -> list[str]:
+        """Return what is shown of some labels: longer where two of them would be one."""
+        return cut_apart([self._whole(text) for text in texts], LONGEST, 2 * LONGEST)
+
+    def _whole(self, text: str) -> str:
         text = legible(text)
         if not self.written and not text.isascii():
             text = "".join(map(self._drawn, text))
-        return cut(text, most)
+        return text
 
     def _drawn(self, sign: str) -> str:
         if any(ord(sign) in known for known in self._known):
