@@ -127,13 +127,22 @@ POLICY = (
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that a head's statistics pass: ``level`` is hint, watch or critical."""
+    """A rule that a head's statistics pass: ``level`` is hint, watch or critical.
+
+    ``words`` have ``{}`` in place of ``number``, which is the value as it is told.
+    """
 
     name: str
     level: str
     value: float
     limit: float
-    reason: str
+    words: str
+    number: str
+
+    @property
+    def reason(self) -> str:
+        """What is found, in words."""
+        return self.words.replace("{}", self.number)
 
 
 @dataclass(frozen=True)
@@ -168,22 +177,22 @@ def judge(found: Mapping[str, Any], placed: float, policy: Sequence[Rule] = POLI
             continue
         if rule.unless and not math.isnan(_value(found, rule.unless)):
             continue
-        reason = rule.words.format(
-            _number(value, rule.number), other=found.get("similar_head"),
-            reach=_number(65504 / value if value else math.inf, "g"),
-        )  # fmt: skip
+        number = _number(value, rule.number)
+        if "{reach}" in rule.words:
+            number = _number(65504 / value if value else math.inf, "g")
+        words = rule.words.format("{}", other=found.get("similar_head"), reach="{}")
         if rule.placed and placed >= PLACED and calm and level != "hint":
-            level, reason = "hint", f"{reason} (normal on a fixed place)"
+            level, words = "hint", f"{words} (normal on a fixed place)"
         statistical = (
             rule.placed or rule.quantile != "" or rule.number == "%"
         ) and rule.statistic not in COUNTED
         if statistical and level != "hint" and found.get("rows_with_choice", FEW) < FEW:
-            level, reason = "hint", f"{reason} (few rows: a hint only)"
+            level, words = "hint", f"{words} (few rows: a hint only)"
         elif rule.number == "%" and statistical and level != "hint" and _one_row(found, value):
-            level, reason = "hint", f"{reason} (one row: a hint only)"
+            level, words = "hint", f"{words} (one row: a hint only)"
         limit = getattr(rule, level)
         findings.append(
-            Finding(rule.name, level, value, math.nan if limit is None else limit, reason)
+            Finding(rule.name, level, value, math.nan if limit is None else limit, words, number)
         )
     findings.sort(key=lambda finding: -LIMITS.index(finding.level))
     worst = findings[0].level if findings else "hint"

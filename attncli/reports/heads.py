@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from attncli.attention.problem import Problem
+from attncli.errors import counted, listed
 from attncli.measures.statistic import STATISTICS, Statistic
 from attncli.reports.blocks import Block, Column, Gap, sentences
 from attncli.reports.selection import excerpt
@@ -153,14 +154,28 @@ def first(heads: Sequence[Head], what: str, full: bool) -> tuple[list[Head], str
 def reasons(
     heads: Sequence[Head], name: Callable[[Head], str], gravity: Gravity[Head], limit: int
 ) -> list[Block]:
-    """Return a line for each head with findings, at most ``limit``, the worst first."""
-    told = sorted((head for head in heads if head.verdict.findings), key=gravity)
-    if not told:
+    """Return a line for heads of the same findings, at most ``limit`` lines, the worst first."""
+    alike: dict[Any, list[Head]] = {}
+    for head in heads:
+        same = head.verdict.level, *(found.words for found in head.verdict.findings)
+        alike.setdefault(same, []).append(head)
+    groups = [group for group in alike.values() if group[0].verdict.findings]
+    if not groups:
         return []
-    lines = []
-    for head in told[:limit]:
-        level = "" if head.verdict.level == "ok" else f" {head.verdict.level}"
-        lines.append(f"head {name(head)}{level}: {'; '.join(head.verdict.reasons)}")
-    if len(told) > limit:
-        lines.append(f"… and {len(told) - limit} more heads (--format csv, --json)")
+    groups.sort(key=lambda group: min(map(gravity, group)))
+    lines = [_told_of(group, name) for group in groups[:limit]]
+    if rest := sum(map(len, groups[limit:])):
+        lines.append(f"… and {counted(rest, 'more head')} (--format csv, --json)")
     return [sentences(*lines, indent="  ")]
+
+
+def _told_of(heads: Sequence[Head], name: Callable[[Head], str]) -> str:
+    """Return what is said of heads whose findings differ in their numbers alone."""
+    level = heads[0].verdict.level
+    who = f"{'head' if len(heads) == 1 else 'heads'} {listed(map(name, heads), 12)}"
+    who += ", each" * (len(heads) > 1) + f" {level}" * (level != "ok")
+    said = []
+    for found in zip(*(head.verdict.findings for head in heads), strict=True):
+        least, most = (of(found, key=lambda one: one.value).number for of in (min, max))
+        said.append(found[0].words.replace("{}", least if least == most else f"{least}–{most}"))
+    return f"{who}: {'; '.join(said)}"

@@ -187,7 +187,7 @@ def _sizes(layers: Sequence[LayerHealth], heads: Sequence[Head], total: int) -> 
     if batches:
         parts.append(f"batch of {max(batches)}")
     if len(heads) < total:
-        parts.append(f"{len(heads)} heads of {total}")
+        parts.append(f"{counted(len(heads), 'head')} of {total:,}")
     return ", ".join(parts)
 
 

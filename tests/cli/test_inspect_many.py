@@ -173,7 +173,7 @@ def test_fail_on_and_errors_name_the_layer(door: Door, layers: Path) -> None:
     assert door("inspect", layers, "--fail-on", "watch").code == 0
     np.savez(layers.parent / "sick.npz", query=0 * qkv(0)["query"], key=qkv(0)["key"])
     ran = door("inspect", "layer_0.npz", "sick.npz", "--fail-on", "critical")
-    assert ran.code == 1 and "head sick.0 critical" in ran.out
+    assert ran.code == 1 and "heads sick.0, sick.1, sick.2, each critical: " in ran.out
     np.savez(layers.parent / "bad.npz", query=qkv(0)["query"], key=np.ones((3, 6, 9)))
     ran = door("inspect", "layer_0.npz", "bad.npz")
     assert ran.code == 2 and "error: bad: key " in ran.err

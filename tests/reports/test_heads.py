@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from attncli.measures.policy import Verdict
+from attncli.measures.policy import Finding, Verdict
 from attncli.reports.blocks import Gap
-from attncli.reports.heads import EDGE, WHOLE, Shown, cells, columns, telling
+from attncli.reports.heads import EDGE, WHOLE, Shown, cells, columns, reasons, telling
 
 SHOWN = (
     Shown("entropy"), Shown("entropy", "p05", "p95", keep=7), Shown("saturated_share"),
@@ -43,6 +43,26 @@ def test_cells_are_numbers_ranges_or_empty() -> None:
 class Head:
     at: int
     verdict: Verdict
+
+
+def frozen(at: int, sigma: float, level: str = "ok", *more: Finding) -> Head:
+    found = Finding("frozen", "hint", sigma, 2.0, "σ is {} × √(2 ln n)", f"{sigma:g}")
+    return Head(at, Verdict(level, (*more, found)))
+
+
+def test_heads_of_the_same_findings_are_told_together() -> None:
+    dead = Finding("dead", "watch", 0.2, 0.0, "{} of its rows see no key", "20 %")
+    heads = [frozen(0, 2.5), frozen(1, 3, "watch", dead), frozen(2, 2.25), frozen(3, 4)]
+    heads += [Head(4, Verdict("ok", ()))]
+
+    def told(limit: int) -> list[str]:
+        (text,) = reasons(heads, lambda one: f"1.{one.at}", lambda one: one.verdict.level, limit)
+        return list(text.lines)
+
+    alike = "heads 1.0, 1.2, 1.3, each: σ is 2.25–4 × √(2 ln n)"
+    assert told(2) == [alike, "head 1.1 watch: 20 % of its rows see no key; σ is 3 × √(2 ln n)"]
+    assert told(1) == [alike, "… and 1 more head (--format csv, --json)"]
+    assert reasons(heads[-1:], str, str, 9) == []
 
 
 def test_of_many_heads_the_worst_or_both_ends_are_shown() -> None:
