@@ -164,3 +164,21 @@ def test_placed_says_where_query_0_stands() -> None:
     assert corner.placed(3).positions() == (3, 3)
     with pytest.raises(MaskError, match="causal"):
         corner.placed(0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "sentinel"),
+    [
+        ([0, -np.inf], None), ([0, -1e4, -np.inf], -1e4), ([0, -9999.0], None), ([-3e38, 0], -3e38),
+        ([-1e4, -1e9, 2], -1e9), ([-np.inf, -np.inf], None), ([np.inf, -1e5], -1e5),
+        ([np.nan, -1e5], -1e5),
+    ],
+)  # fmt: skip
+def test_a_sentinel_is_the_lowest_finite_number_far_below_0(
+    numbers: list[float], sentinel: float | None
+) -> None:
+    tensor = np.array([numbers])
+    mask = tensor_masker(tensor)(Extent(1, 1, 1, len(numbers)))
+    assert mask.sentinel() == sentinel
+    assert not mask.zero_one()
+    assert masker("causal")(Extent(1, 1, 3, 3)).sentinel() is None

@@ -219,6 +219,29 @@ def test_gradients_without_an_upstream_one_are_told_in_python() -> None:
     assert attncli.compare({"grad_query": gradients.query}, problem, grad_output="ones").passed
 
 
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_gradients_before_rope_pass_and_wrong_ones_do_not(style: str) -> None:
+    q, k, v = drawn(2, 9, 8)
+    problem = {"query": q, "key": k, "value": v, "rope": attncli.Rope(style=style)}
+    found = attncli.attend(**problem, want=("gradients",), grad_output="ones").gradients
+    assert found is not None
+    right = {"grad_query": found.query, "grad_key": found.key, "grad_value": found.value}
+    assert attncli.compare(right, problem, grad_output="ones").passed
+    for name, array in right.items():
+        wrong = array.copy()
+        wrong[1, 4] *= 1 + 1e-3
+        judged = attncli.compare(right | {name: wrong}, problem, grad_output="ones", explain=False)
+        assert [n for n, stage in judged.stages.items() if not stage.passed] == [name]
+
+
+def test_the_verdict_without_explanations() -> None:
+    q, k, v = drawn(2, 5, 8)
+    problem = {"query": q, "key": k, "value": v}
+    output = attncli.attend(**problem).output
+    assert attncli.compare(output, problem, explain=False).verdict == "passed"
+    assert attncli.compare(output + 1, problem, explain=False).verdict == "unexplained"
+
+
 def test_none_is_no_candidate() -> None:
     q = drawn(2, 5, 8)[0]
     assert refused(None, {"query": q}).message == "the candidate is None"
