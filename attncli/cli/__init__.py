@@ -27,6 +27,8 @@ from attncli.render import LINES
 
 SURE = 0.75  # how alike a name must be: --quiet is not --query
 BUG = 70  # EX_SOFTWARE of sysexits.h
+#: What is said where ``compute`` is given more than one thing.
+SEVERAL_GIVEN = "tensors in several files: -q, -k and -v; a command to be judged: behind --"
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
 
 #: Each is a function of a module of that name.
@@ -192,10 +194,10 @@ def _usage(error: Any, command: str | None) -> Misuse:
     else:
         text, _, near = error.format_message().rstrip(".").partition(". Did you mean ")
         near = near.partition("?")[0]
-    return Misuse(
-        text[:1].lower() + text[1:],
-        (f"did you mean {near}? " if near else "") + f"(all options: {path} --help)",
-    )
+    hint = (f"did you mean {near}? " if near else "") + f"(all options: {path} --help)"
+    if command == "compute" and "extra argument" in text:
+        hint = SEVERAL_GIVEN
+    return Misuse(text[:1].lower() + text[1:], hint)
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:
