@@ -28,6 +28,8 @@ from attncli.render import LINES
 
 SURE = 0.75  # how alike a name must be: --quiet is not --query
 BUG = 70  # EX_SOFTWARE of sysexits.h
+#: What is said where ``compute`` is given more than one thing.
+SEVERAL_GIVEN = "tensors in several files: -q, -k and -v; a command to be judged: behind --"
 UsageError: Any = typer.BadParameter.__base__  # of click, or of the click inside newer typers
 
 #: What other tools call an option, and how it is said here.
@@ -224,10 +226,10 @@ def _usage(error: Any, command: str | None) -> Misuse:
         lost = re.fullmatch("Invalid value for '(--[^ ']+).*': '(--?[^']+)' is not .*", text)
         if lost and lost[2].partition("=")[0] in names:
             text = f"{lost[1]} has no value: {lost[2]} follows it"
-    return Misuse(
-        text[:1].lower() + text[1:],
-        (f"did you mean {near}? " if near else "") + f"(all options: {path} --help)",
-    )
+    hint = (f"did you mean {near}? " if near else "") + f"(all options: {path} --help)"
+    if command == "compute" and "extra argument" in text:
+        hint = SEVERAL_GIVEN
+    return Misuse(text[:1].lower() + text[1:], hint)
 
 
 def _wants_json(arguments: Sequence[str]) -> bool:

@@ -237,6 +237,7 @@ def test_ctrl_c_ends_the_command_too(problems: Path) -> None:
      (["--", "cat"], "there is no BUNDLE before --"),
      (["--", "cat", "x"], "there is no BUNDLE before --"),
      (["t.jsonl", "u.jsonl"], "unexpected extra argument (u.jsonl)"),
+     (["t.jsonl", "./kernel"], "a command to be judged: behind --"),
      (["t.jsonl", "u.jsonl", "--", "cat"], "unexpected extra argument (u.jsonl)"),
      (["t.jsonl", "--timeout", "0", "--", "cat"], "--timeout is 0"),
      (["t.jsonl", "--candidate", ".", "--", "cat"], "--candidate has no use in"),
