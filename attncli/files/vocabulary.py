@@ -206,11 +206,10 @@ def slips(words: Iterable[str]) -> dict[str, str]:
     return {slip: word for slip, word in found.items() if slip not in PLAYED}
 
 
-def only_other(shapes: Mapping[str, tuple[int, ...]], taken: Collection[str]) -> str | None:
-    """Return the one matrix, by name and shape, that is not taken and whose name plays no role.
+def strangers(shapes: Mapping[str, tuple[int, ...]], taken: Collection[str]) -> list[str]:
+    """Return the matrices, by name and shape, that are not taken and whose name plays no role.
 
-    Beside an lse it is the output, whatever it is called. None where there is none, or several.
+    A single one beside an lse is the output, whatever it is called.
     """
-    known = PLAYED.keys() | BYSTANDERS
-    others = [name for name in shapes if name not in taken and name.lower() not in known]
-    return others[0] if len(others) == 1 and len(shapes[others[0]]) > 1 else None
+    known = PLAYED.keys() | BYSTANDERS | set(taken)
+    return [n for n, shape in shapes.items() if len(shape) > 1 and not known & {n, n.lower()}]

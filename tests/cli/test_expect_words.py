@@ -220,12 +220,21 @@ def test_beside_an_lse_the_only_other_matrix_is_the_output(door: Door, name: str
     assert ("'result' is judged as the output" in ran.err + ran.out) is (name == "result")
 
 
-def test_of_several_unknown_matrices_none_is_judged_and_that_is_said(door: Door) -> None:
+def test_of_several_unknown_matrices_it_is_asked_which_is_the_output(door: Door) -> None:
     good = right()
-    np.savez("theirs.npz", lse=good["lse"], a=good["output"], b=good["output"])
+    Path("theirs").mkdir()
+    for path in ("theirs.npz", "theirs/x.npz"):
+        np.savez(path, lse=good["lse"], a=good["output"], b=good["output"] + 1)
     ran = door("compute", "qkv.npz", "--expect", "theirs.npz")
+    assert ran.code == 2 and "holds a, b: which of them is the output?" in ran.err
+    assert "name it: --expect theirs.npz::a" in ran.err
+    ran = door("compute", "qkv.npz", "--expect", "theirs.npz::a", "--expect-lse", "theirs.npz")
     assert ran.code == 0
-    assert "'a', 'b' are not judged" in ran.err
+    Path("own.jsonl").write_text(
+        json.dumps({"id": "x", **{n: f"qkv.npz::{n}" for n in PROBLEM}}) + "\n"
+    )
+    ran = door("compute", "own.jsonl", "--candidate", "theirs")
+    assert ran.code == 1 and "which of them is the output?" in ran.err
 
 
 def test_in_an_answer_to_a_case_it_is_the_output_too(door: Door) -> None:

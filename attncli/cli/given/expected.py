@@ -14,7 +14,7 @@ from attncli.cli.given.reader import Array, Reader
 from attncli.cli.options import Group
 from attncli.errors import InputError, Misfit, listed
 from attncli.files.bundle import STDIN, Bundle
-from attncli.files.vocabulary import PLAYED, only_other
+from attncli.files.vocabulary import PLAYED, strangers
 
 if TYPE_CHECKING:
     from attncli.attention.problem import Problem
@@ -107,14 +107,16 @@ def _whole(reader: Reader, ref: str) -> dict[str, Theirs]:
         raise InputError(
             f"{bundle.source} holds no numbers", "expected an output, or several by name"
         )
-    if not found:
-        raise InputError(
-            f"{bundle.source} holds {listed(bundle.tensors)}: which of them is the output?",
-            f"name it: --expect {bundle.ref(next(iter(bundle.tensors)))}",
-        )
     shapes = {n: np.shape(array) for n, array in bundle.tensors.items()}
-    other = only_other(shapes, taken) if "output" not in found else None
-    if other is not None:
+    others = strangers(shapes, taken) if "output" not in found else []
+    if not found or len(others) > 1:
+        asked = others or list(bundle.tensors)
+        raise InputError(
+            f"{bundle.source} holds {listed(asked)}: which of them is the output?",
+            f"name it: --expect {bundle.ref(asked[0])}",
+        )
+    if others:
+        (other,) = others
         found["output"] = Theirs(bundle.tensors[other], _called(ref), other)
         reader.notes.append(f"{bundle.source}: '{other}' is judged as the output")
         taken.add(other)

@@ -18,7 +18,7 @@ from attncli.errors import FileError, InputError, NoAnswer, listed, numbered
 from attncli.files.bundle import Bundle
 from attncli.files.formats import SUFFIXES
 from attncli.files.formats.entry import demand_regular, reading
-from attncli.files.vocabulary import only_other
+from attncli.files.vocabulary import strangers
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,14 +30,21 @@ BFLOAT16, UNTYPED = ("safetensors", "torch", "onnx"), ("json", "csv")
 def stages_of(bundle: Bundle, problem: Problem) -> dict[str, Array]:
     """Return the arrays of an answer by stage, in the type that they stand for.
 
-    Raises NoAnswer where none is there; FileError for two of one stage, or damaged ones.
+    Raises NoAnswer where none is there, or which is the output is not clear; FileError for two of
+    one stage, or damaged ones.
     """
     named = {stage: some for stage in STAGES if (some := files.find(bundle, stage))}
     found = {stage: array for stage, (_, array) in named.items()}
     if found and "output" not in found:
         shapes = {name: np.shape(array) for name, array in bundle.tensors.items()}
-        other = only_other(shapes, [name for name, _ in named.values()])
-        found |= {} if other is None else {"output": bundle.tensors[other]}
+        others = strangers(shapes, [name for name, _ in named.values()])
+        if len(others) > 1:
+            raise NoAnswer(
+                f"{bundle.source} holds {listed(map(repr, others))}: which of them is the output?",
+                f"names that are judged: {', '.join(STAGES)}",
+            )
+        if others:
+            found["output"] = bundle.tensors[others[0]]
     if not found and len(bundle.tensors) == 1:
         found = {"output": next(iter(bundle.tensors.values()))}
     if not found:
