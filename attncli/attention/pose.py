@@ -71,7 +71,6 @@ def pose(
         q, k, v = (canonical(name, a, family, counts[name]) for name, a in arrays.items())
     else:
         q, k, v = arrays.values()
-    past = 0
     if (past_key is None) != (past_value is None):
         have, miss = ("key", "value") if past_value is None else ("value", "key")
         raise InputError(f"past_{have} is given without past_{miss}", f"give past_{miss} as well")

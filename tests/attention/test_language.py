@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from attncli.attention.language import BUILDERS, masker, tensor_masker
+from attncli.attention.language import BUILDERS, DEEPEST, masker, tensor_masker
 from attncli.attention.masks import Extent
 from attncli.attention.words import MASKS
 from attncli.errors import AttnError, MaskError
@@ -170,3 +170,15 @@ def test_a_short_last_dimension_masks_the_rest() -> None:
     dense = tensor_masker(np.ones((1, 3), bool))(EXTENT).dense()
     assert dense[0, 0, 0].tolist() == [True, True, True, False]
     assert not tensor_masker(np.ones((4, 0), bool))(EXTENT).dense().any()
+
+
+def test_levels_are_counted_and_a_chain_is_one() -> None:
+    extent = Extent(1, 1, 3, 3)
+    most = DEEPEST - 2  # the name is a level, and what it is read for
+    assert most % 2 == 0
+    causal = masker("causal")(extent).dense()
+    np.testing.assert_array_equal(masker("~" * most + "causal")(extent).dense(), causal)
+    with pytest.raises(MaskError, match=f"nested more than {DEEPEST} levels"):
+        masker("~" * (most + 1) + "causal")(extent)
+    chain = " & ".join(["causal"] * 3 * DEEPEST)
+    np.testing.assert_array_equal(masker(chain)(extent).dense(), causal)
