@@ -126,7 +126,7 @@ class Mask(Group, panel=MASK):
         ),
     ] = None  # fmt: skip
     causal: Annotated[
-        bool, option("--causal", help="--mask causal; of fewer queries: -m 'causal(bottom_right)'.")
+        bool, option("--causal", help="--mask causal (fewer queries: -m 'causal(bottom_right)').")
     ] = False
     attn_mask: Annotated[
         Text,
