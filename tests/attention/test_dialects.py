@@ -60,6 +60,7 @@ def test_torch_takes_what_is_said_for_mha() -> None:
         ("causal", {"causal": True}),
         ("window(2, 0)", {"window_size": (2, 0)}),
         ("window(2)", {"window_size": (2, -1)}),
+        ("window(inf, 1)", {"window_size": (-1, 1)}),
         ("causal & window(3)", {"window_size": (3, 0)}),
         ("causal & padding(4, 4)", {"causal": True}),
         ("causal & alibi", {"causal": True}),

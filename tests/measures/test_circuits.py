@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
 from attncli.files.bundle import Bundle
-from attncli.measures.circuits import JUDGED, judged, layer_facts
+from attncli.measures.circuits import JUDGED, OF_LAYERS, judged, layer_facts, weight_facts
 from attncli.measures.policy import POLICY
 from attncli.models.finding import find_layers
 from attncli.models.random import random_weights
 from tests.support.layers import GPT2, LLAMA, saved
+from tests.support.ranks import Exchange, Threads
 
 RNG = np.random.default_rng(11)
 
@@ -109,3 +111,16 @@ def test_every_rule_on_weights_reads_what_is_judged() -> None:
     rules = [rule for rule in POLICY if rule.statistic in JUDGED]
     assert {rule.statistic for rule in rules} == set(JUDGED)
     assert all(rule.source for rule in rules)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_that_take_layers_in_turn_know_all(ranks: int) -> None:
+    layers = [random_weights(n, 8, heads) for n, heads in enumerate((2, 4, 1, 8, 2, 4, 2))]
+    alone, group = weight_facts(layers), Threads(ranks)
+    with ThreadPoolExecutor(ranks) as pool:
+        own = [Exchange(group, rank, ranks) for rank in range(ranks)]
+        found = list(pool.map(lambda one: weight_facts(layers, threads=1, exchange=one), own))
+    for facts in found:
+        for one, right in zip(facts, alone, strict=True):
+            for name in OF_LAYERS:
+                np.testing.assert_array_equal(one[name], right[name], err_msg=name)
