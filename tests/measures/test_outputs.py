@@ -9,7 +9,7 @@ import pytest
 
 from attncli.attention import definition
 from attncli.attention.pose import pose
-from attncli.measures.outputs import effective_rank, output_norm, rank_residual
+from attncli.measures.outputs import effective_rank, output_norm, rank_residual, vanishing_share
 from attncli.studies.health import examine
 from tests.support.problems import DTYPES
 
@@ -62,3 +62,11 @@ def test_outputs_of_nothing() -> None:
 
 def _one(formula: Any, output: Array) -> float:
     return float(formula(output))
+
+
+def test_a_gradient_vanishes_below_the_floor_alone() -> None:
+    norms = np.array([[[0.5, 1.0, 0.25, np.nan, 3.0]]])
+    chosen = np.array([[[True, True, False, True, True]]])
+    share = vanishing_share(norms, chosen, np.array([[1.0]]))
+    np.testing.assert_array_equal(share, [[1 / 3]])  # 1.0 is the floor itself, NaN no gradient
+    np.testing.assert_array_equal(vanishing_share(norms, chosen, np.array([[np.nan]])), [[np.nan]])

@@ -235,3 +235,23 @@ def test_heads_that_share_a_fixed_place_alone_are_no_duplicates() -> None:
     key[1], query[1] = key[0], query[0]
     done = health.examine(pose(query, key, value))
     assert all("duplicate" in {f.name for f in h.verdict.findings} for h in done.heads)
+
+
+def test_tokens_are_known_of_queries_and_keys_or_not_at_all() -> None:
+    some = [["a", "b", "a"]]
+    assert words_of(None, some, 1) is words_of(some, None, 1) is words_of([], some, 1) is None
+    words = words_of(some, [["b", "c"]], 2)
+    assert words is not None
+    query, key = words
+    assert query.tolist() == [[0, 1, 0]] * 2 and key.tolist() == [[1, 2]] * 2
+
+
+def test_the_keys_that_receive_most_are_the_places() -> None:
+    """Most of what a head of no order receives, in the order of how much."""
+    length, most = 24, [17, 5, 9]
+    key = np.zeros((length, 3))
+    key[most] = np.eye(3)
+    query = np.log([60.0, 30.0, 15.0])[None].repeat(length, 0)  # of 126
+    (head,) = health.examine(pose(query, key, key, scale=1.0)).heads
+    assert [role.name for role in head.roles] == ["key 17", "key 5"]
+    np.testing.assert_allclose([role.share for role in head.roles], [60 / 126, 30 / 126])

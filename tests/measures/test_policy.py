@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -221,3 +222,21 @@ def test_every_rule_reads_a_statistic_and_has_a_source() -> None:
     for change in ({"statistic": "entropi"}, {"quantile": ""}, {"quantile": "cv"}, {"unless": "x"}):
         with pytest.raises(AssertionError, match="flat"):
             policy.check([replace(flat, **change)])
+
+
+def test_limits_are_passed_not_touched() -> None:
+    """What is said to be above or below a limit is; a fixed place excuses from its share on."""
+    sharp = {"saturated_share": 0.95, "rows_with_choice": 50}
+    for logit, placed, level in (
+        (100.0, policy.PLACED, "ok"), (100.1, policy.PLACED, "critical"),
+        (100.0, policy.PLACED - 1e-9, "critical"), (math.nan, 1.0, "ok"),
+    ):  # fmt: skip
+        assert policy.judge({**sharp, "logit_max": logit}, placed).level == level
+    assert policy.judge({"logit_max": 1000.0}, 0.0).level == "ok"
+    assert policy.judge({"logit_max": 1000.5}, 0.0).level == "watch"
+    close = policy.APART * math.sqrt(1 - 0.99)
+    for apart, level in ((close, "watch"), (close * 1.01, "ok")):
+        found = {"head_similarity": apart, "similar_head": 1, "logit_max": 1.0}
+        assert policy.judge(found, 0.99).level == level
+    for rows, level in ((policy.FEW, "watch"), (policy.FEW - 1, "ok")):
+        assert policy.judge({"saturated_share": 0.8, "rows_with_choice": rows}, 0.0).level == level
