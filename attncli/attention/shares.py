@@ -104,7 +104,8 @@ class Share:
     def bounds(self, problem: Problem) -> Array:
         """Return where the range of each process begins, and the end: ``(ranks + 1,)``.
 
-        Ranges of keys see about as many cells each: of a causal mask the first is the shortest.
+        Ranges of keys see about as many cells each, by blocks of STEP rows: of a long causal mask
+        the first is the shortest.
         Query heads of a key head stay together where there are enough of them.
         """
         p = problem
