@@ -45,6 +45,8 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
      ["multihead", "x.json", "-w", "x.json", "--config", "/dev/zero"]],
 )  # fmt: skip
 def test_a_device_has_no_end(door: Door, tmp_path: Path, typed: list[str]) -> None:
-    (tmp_path / "x.json").write_text('{"query": [[1, 0]], "wq": [[1]]}')
+    (tmp_path / "x.json").write_text(
+        '{"query": [[1]], "wq": [[1]], "wk": [[1]], "wv": [[1]], "x": [[1]]}'
+    )
     ran = door(*typed)
     assert (ran.code, "/dev/zero is a device" in ran.err) == (2, True), ran.err

@@ -37,7 +37,7 @@ def test_odd_numbers_and_empty_arrays() -> None:
 
 
 def test_only_what_is_known_is_said_and_made() -> None:
-    verdict = Verdict("ok", (Finding("x", "hint", 1.0, 2.0, "because"),))
+    verdict = Verdict("ok", (Finding("x", "hint", 1.0, 2.0, "it is {}", "1"),))
     with pytest.raises(TypeError, match="Verdict"):
         text_of(verdict, ())
     text = text_of(verdict, (Verdict, Finding))

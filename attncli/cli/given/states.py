@@ -83,8 +83,7 @@ class States:
         own = replace(bundle, tensors=tensors, options={}) if names else None
         if own is None or not holds_layers(own):
             raise InputError(
-                f"nothing says where the weights are: no --weights, and no wq, wk, wv in "
-                f"{bundle.source}",
+                f"nothing says where the weights are: {bundle.source} has no wq, wk and wv",
                 f"-w FILE or FOLDER; or, without a checkpoint: {example}",
             )
         self.reader.taken.update(names)
