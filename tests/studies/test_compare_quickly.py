@@ -67,7 +67,11 @@ def without_a_row() -> dict[str, Array]:
     return answer
 
 
-ANSWERS["a row never written"] = {"mask": "causal"}, without_a_row(), "batch element 1, row 3: 2 rows all zero"
+ANSWERS["a row never written"] = (
+    {"mask": "causal"},
+    without_a_row(),
+    "batch element 1, row 3: 2 rows all zero",
+)
 
 
 @pytest.mark.parametrize("name", ANSWERS)
