@@ -121,8 +121,9 @@ def checkpoint(
         of = architecture
         beside = where.weights is None or (where.weights == x and config_beside(x) is None)
         if beside or not loaded:
-            weights = given.own_weights(EXAMPLE) if beside else where.weights
-            assert weights is not None
+            weights: Any = where.weights
+            if beside:
+                weights = given.own_weights(EXAMPLE, weights is not None)
             layer = finding.load(
                 weights, config=of.config, layer=where.layer, arch=of.arch, base=of.base,
                 **given.sizes(),

@@ -74,8 +74,11 @@ class States:
         """Return what flags and file say of heads, as ``layers.load`` takes it."""
         return self.reader.sizes()
 
-    def own_weights(self, example: str) -> Bundle:
-        """Return the weights that stand beside X in its file; InputError where there are none."""
+    def own_weights(self, example: str, asked: bool) -> Bundle:
+        """Return the weights that stand beside X in its file, as ``--weights`` ``asked`` or not.
+
+        InputError where there are none.
+        """
         bundle = self.reader.bundle
         assert bundle
         names = [name for name in bundle.tensors if not is_known(name)]
@@ -83,7 +86,8 @@ class States:
         own = replace(bundle, tensors=tensors, options={}) if names else None
         if own is None or not holds_layers(own):
             raise InputError(
-                f"nothing says where the weights are: {bundle.source} has no wq, wk and wv",
+                "nothing says where the weights are: "
+                f"{'no --weights, and ' * (not asked)}no wq, wk, wv in {bundle.source}",
                 f"-w FILE or FOLDER; or, without a checkpoint: {example}",
             )
         self.reader.taken.update(names)
